@@ -1,0 +1,71 @@
+"""AsyncIO version of the standard multiprocessing module.
+
+The public names, nothing else. They are imported at first use (PEP 562), because every worker
+imports this package before anything of its own and needs next to nothing of what is named here.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .__version__ import __version__
+
+if TYPE_CHECKING:
+    from . import core, pool, scheduler, types
+    from .core import Process, Worker, set_context, set_start_method
+    from .pool import Pool, PoolResult
+    from .scheduler import RoundRobin, Scheduler
+    from .types import PoolTerminatedError, ProxyException, QueueID, TaskID, WorkerLostError
+
+__author__ = "Amethyst Reese and aiomultiprocess contributors"
+
+__all__ = [
+    "Pool",
+    "PoolResult",
+    "PoolTerminatedError",
+    "Process",
+    "ProxyException",
+    "QueueID",
+    "RoundRobin",
+    "Scheduler",
+    "TaskID",
+    "Worker",
+    "WorkerLostError",
+    "__author__",
+    "__version__",
+    "set_context",
+    "set_start_method",
+]
+
+_HOMES = {
+    "Pool": "pool",
+    "PoolResult": "pool",
+    "PoolTerminatedError": "types",
+    "Process": "core",
+    "ProxyException": "types",
+    "QueueID": "types",
+    "RoundRobin": "scheduler",
+    "Scheduler": "scheduler",
+    "TaskID": "types",
+    "Worker": "core",
+    "WorkerLostError": "types",
+    "set_context": "core",
+    "set_start_method": "core",
+}
+
+# 0.9.1 imported these eagerly, so programs write `aiomultiprocess.core.…` after one plain import.
+_SUBMODULES = frozenset({"core", "pool", "scheduler", "types"})
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f".{name}", __name__)
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
