@@ -1,0 +1,70 @@
+# On a machine with Python >= 3.11 and a C compiler, and nothing else prepared:
+#
+#   make demo      the library at work on real input
+#   make test      build the extension, require it, run the suite over both backends
+#
+# PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
+
+PYTHON ?= python3
+ARGS ?=
+
+# One environment for each interpreter, so that `make test PYTHON=python3.12` never reuses another's.
+KEY := $(shell $(PYTHON) -c 'import sys, zlib; sys.version_info >= (3, 11) and \
+  print("%s-%08x" % (sys.implementation.cache_tag, zlib.crc32(sys.base_prefix.encode())))')
+ifeq ($(KEY),)
+$(error $(PYTHON) is not a Python >= 3.11; say which one by `make PYTHON=python3.12 ...`)
+endif
+
+VENV := .venv/$(KEY)
+BIN := $(VENV)/bin
+# Folders are listed too: their time changes when a file comes or goes.
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
+  $(shell find src amp_ext -not -name '*.pyc' -not -name __pycache__ -not -name '*.so')
+# setuptools reads this file beside pyproject.toml. Each interpreter has its build tree in its own
+# environment: a checkout stays clean, and two builds at a time do not meet.
+BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
+
+.PHONY: demo test stress lint typecheck format bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed
+	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
+
+stress:
+	amp_ext/stress/run.sh $(ARGS)
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.installed
+	$(BIN)/mypy
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist wheelhouse *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.made:
+	$(PYTHON) -m venv --clear $(VENV)
+	mkdir $(VENV)/build
+	printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
+	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.made $(SOURCES)
+	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
+	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.made pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.11'
+	touch $@
