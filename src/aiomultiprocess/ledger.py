@@ -1,0 +1,85 @@
+"""One shared counter that outlives its writer: how many items a worker has started.
+
+The pipe transport keeps it (the ring transport has one in its mapping). The worker stores the
+total before it runs user code; the parent reads it, also after the worker was killed by a signal
+that left it no time to say anything. So it is memory, not a message.
+
+L1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
+    fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
+    not do: it writes byte by byte, and a reader could see half of it.
+L2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
+    a SIGBUS at the first store.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+SIZE = mmap.PAGESIZE
+
+
+def _reserve(fd: int) -> None:
+    os.ftruncate(fd, SIZE)
+    if hasattr(os, "posix_fallocate"):  # L2; macOS has none
+        os.posix_fallocate(fd, 0, SIZE)
+
+
+def _memory_fd() -> int:
+    """A new descriptor of one page of memory that has no name."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("aiomultiprocess-ledger", os.MFD_CLOEXEC)
+    else:
+        import tempfile  # not on Linux, where a worker would load it for nothing
+
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        _reserve(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Ledger:
+    """A page with one counter, `started`."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the page behind `fd` and keep the descriptor until `close_fd`."""
+        self.fd = fd
+        try:
+            self._map = mmap.mmap(fd, SIZE)
+        except (OSError, ValueError):
+            self.close_fd()
+            raise
+        self._counter = memoryview(self._map).cast("Q")
+
+    @classmethod
+    def create(cls) -> Ledger:
+        """A new ledger that counts from 0; OSError if there is no memory for it."""
+        return cls(_memory_fd())
+
+    @property
+    def started(self) -> int:
+        """The last total that was marked."""
+        return self._counter[0]
+
+    def mark_started(self, n: int) -> None:
+        """Store the total `n` where the parent will find it, whatever happens next (L1)."""
+        self._counter[0] = n
+
+    def close_fd(self) -> None:
+        """Give up the descriptor; the page stays mapped."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Give up the descriptor and the page; the last total stays readable. Idempotent."""
+        self.close_fd()
+        if not self._map.closed:
+            shared, self._counter = self._counter, memoryview(bytearray(8)).cast("Q")
+            self._counter[0] = shared[0]
+            shared.release()
+            self._map.close()

@@ -1,0 +1,372 @@
+"""The pipe transport: frames over a non-blocking socket pair for each worker. Pure Python.
+
+Not a ring in shared memory: Python cannot express acquire and release. Chosen where the extension
+is missing or memory is refused (see `backend`). The contract is `transport`'s; what is particular:
+
+Sending: small segments are copied together into a *tail*, so that a batch of small frames is one
+system call; large ones queue in the outbox as they are. What the socket does not take waits for
+`add_writer`. Receiving: one `recv_into` a callback, into a buffer that frames are handed over from
+in place; a payload that is larger than the buffer is received into a bytearray of its own.
+
+PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
+     never moves: payloads are views of it.
+PP2  A large payload's bytearray grows with what has arrived, not with what the header claims: a
+     damaged length costs no memory.
+PP3  EOF, EPIPE and ECONNRESET mean that the peer has gone (T9): stop listening, drop what is sent.
+
+Descriptors: in the parent two for a worker (socket, ledger), two more until `ChildEnd.release`; in
+the worker two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Final
+
+from .frames import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_PAYLOAD,
+    Handler,
+    Segment,
+    check_header,
+    refuse_payload,
+)
+from .ledger import Ledger
+from .transport import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    Callback,
+    Counter,
+    Endpoint,
+    Handover,
+    Links,
+    watch,
+)
+
+#: Received at once, and the most that a payload may take to be handed over from the buffer.
+BUFFER_SIZE: Final = 1 << 17
+#: Segments from this size on are sent from where they are instead of being copied together.
+LARGE_SEGMENT: Final = 1 << 14
+#: A batch that has grown so large is sent without waiting for `flush`.
+EAGER: Final = 1 << 16
+#: Asked of the kernel for each direction; it may grant less.
+SOCKET_BUFFER: Final = 1 << 20
+#: Handed to one `sendmsg`; POSIX promises 16, every kernel of interest takes 1024.
+MAX_SEGMENTS: Final = 64
+#: A large payload's bytearray grows by so much at a time (PP2).
+GROWTH: Final = 1 << 22
+
+
+class Outbox:
+    """What waits to be written, in order: whole segments, and a tail of small ones."""
+
+    def __init__(self) -> None:
+        self.queue: deque[Segment] = deque()
+        self.tail = bytearray()
+
+    def __bool__(self) -> bool:
+        return bool(self.tail or self.queue)
+
+    def add(self, segment: Segment) -> None:
+        """Append one segment, by reference if it is large."""
+        if len(segment) < LARGE_SEGMENT:
+            self.tail += segment
+        else:
+            self._seal()
+            self.queue.append(segment)
+
+    def _seal(self) -> None:
+        if self.tail:
+            self.queue.append(self.tail)
+            self.tail = bytearray()
+
+    def next(self) -> list[Segment]:
+        """The segments to write next, a few of them."""
+        self._seal()
+        return list(islice(self.queue, MAX_SEGMENTS))
+
+    def written(self, n: int) -> None:
+        """Drop the first `n` bytes."""
+        while n:
+            first = self.queue.popleft()
+            if n < len(first):
+                self.queue.appendleft(memoryview(first)[n:])
+                return
+            n -= len(first)
+
+    def clear(self) -> None:
+        """Drop all."""
+        self.queue.clear()
+        self.tail = bytearray()
+
+
+class Inbox:
+    """What has arrived and is not handed over yet."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._view = memoryview(self._buffer)
+        self._begin = 0
+        self._end = 0
+        self._large: bytearray | None = None
+        self._length = 0
+        self._filled = 0
+        self._header: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+
+    def receive(self, sock: socket.socket) -> int:
+        """Receive once; the number of bytes, 0 at EOF. BlockingIOError if there is nothing."""
+        if self._large is not None:
+            with memoryview(self._large) as view:
+                n = sock.recv_into(view[self._filled : self._length])
+            self._filled += n
+            return n
+        if self._begin:
+            self._compact()
+        n = sock.recv_into(self._view[self._end :])
+        self._end += n
+        return n
+
+    def _compact(self) -> None:
+        size = self._end - self._begin
+        self._view[:size] = self._view[self._begin : self._end]
+        self._begin, self._end = 0, size
+
+    def deliver(self, handler: Handler) -> bool:
+        """Hand over the next frame; False if it has not arrived whole."""
+        if self._large is not None:
+            return self._deliver_large(handler)
+        begin = self._begin + HEADER_SIZE
+        if begin > self._end:
+            return False
+        header = HEADER.unpack_from(self._buffer, self._begin)
+        kind, flags, reserved, count, ident, offset, function, length = header
+        check_header(reserved, length)
+        end = begin + length
+        if end > self._end:
+            if HEADER_SIZE + length > BUFFER_SIZE:
+                self._header = (kind, flags, count, ident, offset, function)
+                self._begin_large(begin, length)
+            return False
+        self._begin = end  # before the call: a handler that raises does not see its frame again
+        with self._view[begin:end] as payload:
+            handler(kind, flags, count, ident, offset, function, payload)
+        return True
+
+    def _begin_large(self, begin: int, length: int) -> None:
+        self._large = bytearray(self._view[begin : self._end])
+        self._length = length
+        self._filled = len(self._large)
+        self._begin = self._end = 0
+        self._grow()
+
+    def _grow(self) -> None:
+        large = self._large
+        assert large is not None
+        if self._filled == len(large) < self._length:
+            large.extend(bytes(min(GROWTH, self._length - self._filled)))
+
+    def _deliver_large(self, handler: Handler) -> bool:
+        large = self._large
+        assert large is not None
+        if self._filled < self._length:
+            self._grow()
+            return False
+        self._large = None
+        with memoryview(large) as payload:
+            handler(*self._header, payload)
+        return True
+
+
+class PipeLink(Endpoint):
+    """One end of a socket pair, see `transport.Link`."""
+
+    def __init__(self, sock: socket.socket, ledger: Ledger) -> None:
+        super().__init__()
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._ledger = ledger
+        self._outbox = Outbox()
+        self._inbox = Inbox()
+        self._gone = False
+
+    @property
+    def started(self) -> int:
+        return self._ledger.started
+
+    @property
+    def counter(self) -> Counter:
+        return self._ledger
+
+    def mark_started(self, n: int) -> None:
+        self._ledger.mark_started(n)
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler,
+        on_room: Callback,
+        on_broken: Callable[[BaseException], None],
+        on_drained: Callback | None = None,
+    ) -> None:
+        self._bind(loop, handler, on_room, on_broken, on_drained)
+        watch(loop, self._fd, self._turn, self._drain)
+
+    # Sending
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        count: int = 0,
+        ident: int = 0,
+        offset: int = 0,
+        function: int = 0,
+        payload: Sequence[Segment] = (),
+    ) -> None:
+        size = sum(map(len, payload))
+        if size > MAX_PAYLOAD:
+            refuse_payload(size)
+        if self._closed or self._broken or self._gone:
+            return
+        outbox = self._outbox
+        outbox.tail += HEADER.pack(kind, flags, 0, count, ident, offset, function, size)
+        for segment in payload:
+            outbox.add(segment)
+        if size + len(outbox.tail) >= EAGER:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._outbox or self.congested or self._closed or self._broken or self._gone:
+            return
+        self._write()
+        if self._outbox and self._loop is not None:
+            self.congested = True
+            self._loop.add_writer(self._fd, self._turn, self._pump)
+
+    def _write(self) -> None:
+        """Write until all is written, the socket is full, or a turn's worth has gone (T2, T4)."""
+        room = BATCH_BYTES
+        try:
+            while self._outbox and room > 0:
+                n = self._sock.sendmsg(self._outbox.next())
+                self._outbox.written(n)
+                room -= n
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):  # PP3
+            self._gone = True
+            self._outbox.clear()
+
+    def _pump(self) -> bool:
+        """The socket takes more."""
+        self._write()
+        if not self._outbox and self._loop is not None:
+            self._loop.remove_writer(self._fd)
+            self.congested = False
+            if not self._gone:
+                self._on_room()
+        return False  # add_writer goes on calling
+
+    # Receiving
+
+    def _drain(self) -> bool:
+        """The socket has something; True if frames are left when the batch is full (T4)."""
+        frames = self._hand_over(BATCH_FRAMES)
+        room = BATCH_BYTES
+        while room > 0 and frames < BATCH_FRAMES and not self._closed:
+            n = self._receive()
+            room -= n
+            frames += self._hand_over(BATCH_FRAMES - frames)
+            if n < BUFFER_SIZE:  # add_reader calls again if there is more
+                break
+        if frames and self._on_drained is not None and not self._closed:
+            self._on_drained()
+        return frames >= BATCH_FRAMES
+
+    def _hand_over(self, limit: int) -> int:
+        frames = 0
+        while frames < limit and not self._closed and self._inbox.deliver(self._handler):
+            frames += 1
+        return frames
+
+    def _receive(self) -> int:
+        try:
+            n = self._inbox.receive(self._sock)
+        except BlockingIOError:
+            return 0
+        except ConnectionResetError:  # PP3
+            n = 0
+        if not n:
+            self._gone = True
+            self._hush()
+        return n
+
+    def _drain_all(self) -> None:
+        while not self._closed:
+            if not self._hand_over(BATCH_FRAMES) and not self._receive():
+                break
+
+    # Closing
+
+    def _hush(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._fd)
+            loop.remove_writer(self._fd)
+
+    def _dispose(self) -> None:
+        self._sock.close()
+        self._ledger.close()
+        self._outbox.clear()
+
+
+class PipeChildEnd:
+    """The worker's side of a socket pair, see `transport.ChildEnd`."""
+
+    def __init__(self, sock: socket.socket, ledger: Ledger, forget: Callback) -> None:
+        self._sock = sock
+        self._ledger = ledger
+        self._handover = Handover((sock.fileno(), ledger.fd), forget)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_handover": self._handover}
+
+    def open(self) -> PipeLink:
+        sock_fd, ledger_fd = self._handover.take()
+        ledger = Ledger(ledger_fd)
+        ledger.close_fd()
+        return PipeLink(socket.socket(fileno=sock_fd), ledger)
+
+    def release(self) -> None:
+        self._sock.close()
+        self._ledger.close_fd()
+
+
+class PipeBackend:
+    """Makes socket pairs, see `transport.Backend`."""
+
+    name: Final = "pipe"
+
+    def __init__(self) -> None:
+        self._links: Links[PipeLink] = Links()
+
+    def create(self) -> tuple[PipeLink, PipeChildEnd]:
+        ledger = Ledger.create()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            ledger.close()
+            raise
+        link = self._links.register(PipeLink(ours, ledger))
+        return link, PipeChildEnd(theirs, ledger, self._links.abandon)
+
+    def close(self) -> None:
+        self._links.close()
