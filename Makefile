@@ -24,7 +24,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress lint typecheck format bench clean
+.PHONY: demo test stress lint typecheck workflows format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -41,6 +41,14 @@ lint: $(VENV)/.tools
 
 typecheck: $(VENV)/.installed
 	$(BIN)/mypy
+
+# The workflows against their schema and against zizmor's audits, and cibuildwheel's settings.
+workflows: $(VENV)/.tools
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --no-progress .github
+	for platform in linux macos; do \
+	  $(BIN)/cibuildwheel --print-build-identifiers --platform $$platform || exit 1; done
 
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
@@ -65,6 +73,6 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
 	touch $@
 
-$(VENV)/.tools: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.11'
+$(VENV)/.tools: pyproject.toml | $(VENV)/.installed
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
 	touch $@
