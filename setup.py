@@ -10,8 +10,9 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+UNWANTED = os.environ.get("AIOMULTIPROCESS_NO_EXTENSIONS", "") not in ("", "0")
 # Windows has neither memfd nor eventfd nor pthreads: it always gets the pure wheel.
-PURE = sys.platform == "win32" or os.environ.get("AIOMULTIPROCESS_NO_EXTENSIONS", "") not in ("", "0")
+PURE = UNWANTED or sys.platform == "win32"
 
 # Headers and .pxd reach a rebuild through `depends` and the sdist through it and MANIFEST.in.
 SHARED = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in Path("amp_ext").glob(pattern))

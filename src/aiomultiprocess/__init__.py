@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from .__version__ import __version__
 
 if TYPE_CHECKING:
-    from . import core, pool, scheduler, types
+    from . import core as core
+    from . import pool as pool
+    from . import scheduler as scheduler
+    from . import types as types
     from .core import Process, Worker, set_context, set_start_method
     from .pool import Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler

@@ -1,0 +1,175 @@
+"""aiomultiprocess at work on real input: `make demo`, or `python examples/demo.py --help`.
+
+Three jobs: fetch pages from a web server, parse the standard library, and map a trivial coroutine
+over a million ints, the last beside multiprocessing.Pool.map.
+"""
+
+import argparse
+import ast
+import asyncio
+import multiprocessing
+import socket
+import sysconfig
+import warnings
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import aiohttp
+from aiohttp import web
+from tqdm import tqdm
+
+from aiomultiprocess import Pool, Process
+
+# ---- (a) fetch pages: waiting for sockets, many at a time in each worker
+
+
+async def page(request: web.Request) -> web.Response:
+    """One page of the demo's own web server, about a kilobyte."""
+    number = request.match_info["number"]
+    return web.Response(text=f"<h1>page {number}</h1>" + "<p>lorem ipsum</p>" * 60)
+
+
+async def serve(listener: socket.socket) -> None:
+    """Serve pages until terminated; runs in a process of its own."""
+    app = web.Application()
+    app.add_routes([web.get("/{number}", page)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listener).start()
+    await asyncio.Event().wait()
+
+
+session: aiohttp.ClientSession | None = None  # every worker has its own: globals are per process
+
+
+async def fetch(url: str) -> int:
+    """Fetch one page and return its length; all items of a worker share a session."""
+    global session
+    if session is None:
+        session = aiohttp.ClientSession()
+    async with session.get(url) as response:
+        response.raise_for_status()
+        return len(await response.text())
+
+
+async def fetch_pages(count: int, workers: int | None) -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listener.getsockname()[1]
+    server = Process(target=serve, args=(listener,), daemon=True)
+    server.start()
+    listener.close()  # the server has its own copy
+    urls = [f"http://127.0.0.1:{port}/{number}" for number in range(count)]
+    begin, characters = perf_counter(), 0
+    async with Pool(workers) as pool:
+        with tqdm(total=count, desc="fetch", unit="page") as bar:
+            async for length in pool.map(fetch, urls):
+                characters += length
+                bar.update()
+    say("fetched", count, "pages", perf_counter() - begin, f"{characters:,} characters")
+    server.terminate()
+    await server.join()
+
+
+# ---- (b) parse the standard library: computing, one file at a time in each worker
+
+
+class Contents(NamedTuple):
+    """What a Python file holds; all zero and `parsed` false where it is no valid Python."""
+
+    parsed: bool
+    lines: int = 0
+    functions: int = 0
+    classes: int = 0
+
+
+def quiet() -> None:
+    """The initializer of a worker: other people's old code is full of warnings."""
+    warnings.simplefilter("ignore")
+
+
+def parse(path: Path) -> Contents:
+    """Count what one file defines. A plain function: there is nothing in it to await."""
+    source = path.read_bytes()
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # Python's own tests hold some that must not parse
+        return Contents(False)
+    nodes = list(ast.walk(tree))
+    functions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) for node in nodes)
+    classes = sum(isinstance(node, ast.ClassDef) for node in nodes)
+    return Contents(True, source.count(b"\n"), functions, classes)
+
+
+def library() -> list[Path]:
+    """Every .py file of the running Python's standard library."""
+    files = Path(sysconfig.get_path("stdlib")).rglob("*.py")
+    return sorted(path for path in files if "site-packages" not in path.parts)
+
+
+async def parse_library(limit: int | None, workers: int | None) -> None:
+    paths = library()[:limit]
+    begin, found = perf_counter(), []
+    async with Pool(workers, initializer=quiet, childconcurrency=1) as pool:
+        with tqdm(total=len(paths), desc="parse", unit="file") as bar:
+            async for contents in pool.map(parse, paths):
+                found.append(contents)
+                bar.update()
+    _, lines, functions, classes = map(sum, zip(*found, strict=True))
+    unparsed = sum(not contents.parsed for contents in found)
+    totals = f"{lines:,} lines, {functions:,} functions, {classes:,} classes, {unparsed} not Python"
+    say("parsed", len(paths), "files", perf_counter() - begin, totals)
+
+
+# ---- (c) a million ints: nothing but the way there and back
+
+
+async def increment(number: int) -> int:
+    return number + 1
+
+
+def increment_sync(number: int) -> int:
+    return number + 1
+
+
+async def map_numbers(count: int, workers: int | None) -> None:
+    async with Pool(workers) as pool:
+        await pool.map(increment, range(pool.process_count))  # its workers have started
+        begin = perf_counter()
+        results = await pool.map(increment, range(count))
+        seconds = perf_counter() - begin
+        processes = pool.process_count
+    assert results == list(range(1, count + 1))
+    say("mapped", count, "ints", seconds, f"a coroutine each, backend {pool.backend}")
+
+    with multiprocessing.get_context("spawn").Pool(processes) as other:
+        other.map(increment_sync, range(processes))
+        begin = perf_counter()
+        other.map(increment_sync, range(count))
+        theirs = perf_counter() - begin
+    say("mapped", count, "ints", theirs, "a plain function each, multiprocessing.Pool.map")
+    print(f"{'':8} that is {theirs / seconds:.2f} times the speed of multiprocessing.Pool.map")
+
+
+def say(did: str, count: int, what: str, seconds: float, more: str) -> None:
+    rate = count / seconds
+    print(f"{did:8} {count:,} {what} in {seconds:.2f} s, {rate:,.0f} a second: {more}", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="aiomultiprocess at work on real input")
+    parser.add_argument("--urls", type=int, default=5_000, help="pages to fetch")
+    parser.add_argument("--files", type=int, help="files to parse (default: all)")
+    parser.add_argument("--numbers", type=int, default=1_000_000, help="ints to map")
+    parser.add_argument("--workers", type=int, help="worker processes (default: one a CPU)")
+    return parser.parse_args()
+
+
+async def main(options: argparse.Namespace) -> None:
+    await fetch_pages(options.urls, options.workers)
+    await parse_library(options.files, options.workers)
+    await map_numbers(options.numbers, options.workers)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(arguments()))

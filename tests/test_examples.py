@@ -1,0 +1,55 @@
+"""Every example runs, and what the README shows is what runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(example: str, folder: Path, *arguments: str) -> tuple[str, str]:
+    """Run an example as a user does, outside the checkout; what it printed, on both streams."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / example), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def test_the_quickstart_prints_its_sum_and_nothing_else(tmp_path: Path) -> None:
+    total = sum(n * n for number in range(1000) for n in range(number))
+    assert run("quickstart.py", tmp_path) == (f"the sum of it all is {total:,}\n", "")
+
+
+def test_the_demo_does_its_three_jobs_and_leaves_nothing_on_stderr_but_its_bars(
+    tmp_path: Path,
+) -> None:
+    sizes = ("--urls", "60", "--files", "40", "--numbers", "5000", "--workers", "2")
+    out, err = run("demo.py", tmp_path, *sizes)
+    assert re.search(r"^fetched +60 pages in .* a second: [\d,]+ characters$", out, re.MULTILINE)
+    assert re.search(r"^parsed +40 files in .* a second: [\d,]+ lines, ", out, re.MULTILINE)
+    assert len(re.findall(r"^mapped +5,000 ints in .* a second: ", out, re.MULTILINE)) == 2
+    bars = [line for line in re.split(r"[\r\n]+", err) if line]
+    assert [line for line in bars if not line.startswith(("fetch: ", "parse: "))] == []
+
+
+def test_the_readme_shows_the_quickstart_word_for_word() -> None:
+    source = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8")
+    body = source.partition('"""\n\n')[2]
+    assert f"```python\n{body}```" in README
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_every_python_block_of_the_readme_stands_in_an_example(block: str) -> None:
+    assert any(block in path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py"))

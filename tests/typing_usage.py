@@ -1,0 +1,112 @@
+"""What typical user code is inferred to be. mypy --strict reads this; nobody runs it."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, assert_type
+
+from aiomultiprocess import (
+    Pool,
+    PoolResult,
+    PoolTerminatedError,
+    Process,
+    ProxyException,
+    QueueID,
+    RoundRobin,
+    Scheduler,
+    TaskID,
+    Worker,
+    WorkerLostError,
+    set_context,
+    set_start_method,
+)
+
+
+async def spell(number: int) -> str:
+    return str(number)
+
+
+async def power(base: int, exponent: float) -> float:
+    return base**exponent
+
+
+def halve(number: int) -> float:
+    return number / 2
+
+
+async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+def prepare(level: int) -> None:
+    set_start_method("spawn")
+    set_context(None)
+
+
+def report(error: BaseException) -> None:
+    print(error)
+
+
+class First(Scheduler):
+    """A user's scheduler, written against 0.9.1."""
+
+    def register_queue(self, tx: Any) -> QueueID:
+        return QueueID(0)
+
+    def register_process(self, qid: QueueID) -> None:
+        pass
+
+    def schedule_task(
+        self,
+        task_id: TaskID,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> QueueID:
+        return QueueID(0)
+
+    def complete_task(self, task_id: TaskID) -> None:
+        pass
+
+
+async def maps() -> None:
+    async with Pool() as pool:
+        assert_type(pool, Pool)
+        assert_type(pool.map(spell, [1, 2]), PoolResult[str])
+        assert_type(await pool.map(spell, range(3)), list[str])
+        assert_type(await pool.map(spell, numbers()), list[str])
+        assert_type(await pool.map(halve, (1, 2)), list[float])
+        assert_type(await pool.map(math.sqrt, [1.0, 2.0]), list[float])
+        assert_type(await pool.starmap(power, [(2, 0.5), (3, 1.5)]), list[float])
+        assert_type(await pool.starmap(power, zip([1], [2.0], strict=True)), list[float])
+        async for word in pool.map(spell, [1, 2]):
+            assert_type(word, str)
+        gathered = await asyncio.gather(pool.apply(spell, (1,)), pool.apply(halve, (2,)))
+        assert_type(gathered, tuple[str, float])
+
+
+async def applies() -> None:
+    pool = Pool(2, prepare, (1,), 100, 8, 2, RoundRobin(), exception_handler=report, backend="pipe")
+    try:
+        assert_type(await pool.apply(spell, (1,)), str)
+        assert_type(await pool.apply(power, args=[2], kwds={"exponent": 2.0}), float)
+        assert_type(await pool.apply(halve, (1,)), float)
+    except WorkerLostError as lost:
+        assert_type(lost, WorkerLostError)
+    except (PoolTerminatedError, ProxyException) as error:
+        print(error)
+    finally:
+        pool.close()
+        assert_type(await pool.join(), None)
+    assert_type(pool.backend, str)
+    Pool(scheduler=First(), queuecount=1).terminate()
+
+
+async def processes() -> None:
+    process = Process(target=spell, args=(1,), name="one")
+    process.start()
+    await process.join(timeout=1)
+    assert_type(process.exitcode, int | None)
+    worker = Worker(target=spell, args=(1,))
+    word: str = await worker
+    print(word)
