@@ -24,7 +24,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress lint typecheck workflows format bench clean
+.PHONY: demo test stress lint typecheck workflows wheels format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -49,6 +49,10 @@ workflows: $(VENV)/.tools
 	$(BIN)/zizmor --offline --no-progress .github
 	for platform in linux macos; do \
 	  $(BIN)/cibuildwheel --print-build-identifiers --platform $$platform || exit 1; done
+
+# What would be released: sdist, pure wheel, repaired wheel, each tested in an empty environment.
+wheels: $(VENV)/.tools
+	$(BUILD) .ci/wheels $(BIN)
 
 format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
