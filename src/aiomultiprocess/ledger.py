@@ -4,10 +4,10 @@ The pipe transport keeps it (the ring transport has one in its mapping). The wor
 total before it runs user code; the parent reads it, also after the worker was killed by a signal
 that left it no time to say anything. So it is memory, not a message.
 
-L1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
+G1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
     fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
     not do: it writes byte by byte, and a reader could see half of it.
-L2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
+G2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
     a SIGBUS at the first store.
 """
 
@@ -21,7 +21,7 @@ SIZE = mmap.PAGESIZE
 
 def _reserve(fd: int) -> None:
     os.ftruncate(fd, SIZE)
-    if hasattr(os, "posix_fallocate"):  # L2; macOS has none
+    if hasattr(os, "posix_fallocate"):  # G2; macOS has none
         os.posix_fallocate(fd, 0, SIZE)
 
 
@@ -66,7 +66,7 @@ class Ledger:
         return self._counter[0]
 
     def mark_started(self, n: int) -> None:
-        """Store the total `n` where the parent will find it, whatever happens next (L1)."""
+        """Store the total `n` where the parent will find it, whatever happens next (G1)."""
         self._counter[0] = n
 
     def close_fd(self) -> None:

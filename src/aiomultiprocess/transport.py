@@ -213,8 +213,9 @@ class Endpoint:
 
     def _continue(self, work: Callable[[], bool]) -> None:
         assert self._loop is not None
-        self._continued = True
-        self._loop.call_soon(self._continuation, work)
+        if not self._continued:
+            self._continued = True
+            self._loop.call_soon(self._continuation, work)
 
     def _continuation(self, work: Callable[[], bool]) -> None:
         self._continued = False

@@ -1,0 +1,164 @@
+"""The one place that knows whether the accelerator is there, and the one place that imports it.
+
+`amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
+of items and the watchdog thread. Without it their Python counterparts do the same, byte for byte
+on the wire, so that a parent and a worker of different builds still understand each other.
+
+`select` chooses the transport of a pool: what the caller asks for, else what the environment
+variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
+does not choose: it opens the child end that it was started with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .transport import Backend
+
+if TYPE_CHECKING:
+    # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import ring as ring
+
+    from .codec import decode_items, dumps, encode_items, loads
+    from .stepper import DONE, RAISED, SUSPENDED, Starter
+
+    EXTENSION_ERROR: ImportError | None
+    _watchdog: Any
+else:
+    try:
+        from amp_ext import ring
+        from amp_ext import watchdog as _watchdog
+        from amp_ext.codec import decode_items, dumps, encode_items, loads
+        from amp_ext.step import DONE, RAISED, SUSPENDED, Starter
+
+        EXTENSION_ERROR = None
+    except ImportError as error:  # not built, or built for another Python: `select` tells which
+        from .codec import decode_items, dumps, encode_items, loads
+        from .stepper import DONE, RAISED, SUSPENDED, Starter
+
+        ring = _watchdog = None
+        EXTENSION_ERROR = error.with_traceback(None)
+
+__all__ = [
+    "DONE",
+    "EXTENSION_ERROR",
+    "RAISED",
+    "SUSPENDED",
+    "Selection",
+    "Starter",
+    "decode_items",
+    "dumps",
+    "encode_items",
+    "loads",
+    "native_watchdog",
+    "select",
+]
+
+#: Asks for a backend, for a whole program.
+VARIABLE: Final = "AIOMULTIPROCESS_BACKEND"
+#: The backends there are, the best first.
+NAMES: Final = ("shm", "pipe")
+
+
+class Selection(NamedTuple):
+    """A backend that can be had."""
+
+    name: str
+    #: One sentence on how it came to be this one.
+    why: str
+    #: Makes the backend of one pool.
+    make: Callable[[], Backend]
+
+
+def native_watchdog() -> Callable[[int, int, float], None] | None:
+    """`amp_ext.watchdog.start`, if the accelerator is there."""
+    return None if _watchdog is None else _watchdog.start
+
+
+def select(requested: str | None = None) -> Selection:
+    """Choose the backend of a pool.
+
+    Raises ValueError for a name that does not exist, and RuntimeError, which lists every attempt
+    with its reason, if what was asked for (or anything at all) cannot be had.
+    """
+    name, asked_by = _request(requested)
+    attempts: list[str] = []
+    for candidate in NAMES if name is None else (name,):
+        reason = _PROBES[candidate]()
+        if reason is None:
+            return Selection(candidate, _why(asked_by, attempts), _MAKERS[candidate])
+        attempts.append(f"{candidate}: {reason}")
+    listed = "; ".join(attempts)
+    if name is None:
+        raise RuntimeError(f"no backend can be had here: {listed}")
+    others = ", ".join(repr(other) for other in NAMES if other != name)
+    raise RuntimeError(
+        f"the backend {name!r}, asked for by {asked_by}, cannot be had: {listed}. "
+        f"Ask for {others}, or leave the choice open"
+    )
+
+
+def _request(requested: str | None) -> tuple[str | None, str]:
+    """What was asked for, and by whom."""
+    if requested is not None:
+        name, asked_by = requested, "the argument"
+    else:
+        name, asked_by = os.environ.get(VARIABLE, ""), VARIABLE
+        if not name:
+            return None, ""
+    if name not in NAMES:
+        known = " and ".join(repr(other) for other in NAMES)
+        raise ValueError(f"unknown backend {name!r}, asked for by {asked_by}: there are {known}")
+    return name, asked_by
+
+
+def _why(asked_by: str, attempts: list[str]) -> str:
+    if asked_by:
+        return f"asked for by {asked_by}"
+    return "; ".join(attempts) if attempts else "the best there is"
+
+
+def _probe_shm() -> str | None:
+    """Why there is no shared memory, or None."""
+    if EXTENSION_ERROR is not None:
+        return f"amp_ext cannot be imported ({EXTENSION_ERROR})"
+    from .shm import CAPACITY
+
+    try:
+        ring.Mapping.create(CAPACITY).close()
+    except OSError as error:
+        return f"shared memory for a ring of {CAPACITY} bytes was refused ({error})"
+    return None
+
+
+def _probe_pipe() -> str | None:
+    """Why there is no socket pair with a ledger, or None."""
+    import socket
+
+    if not hasattr(socket.socket, "sendmsg"):
+        return "this platform has no sockets that take several buffers (sendmsg)"
+    from .ledger import Ledger
+
+    try:
+        Ledger.create().close()
+    except OSError as error:
+        return f"one page of shared memory was refused ({error})"
+    return None
+
+
+def _make_shm() -> Backend:
+    from .shm import ShmBackend
+
+    return ShmBackend()
+
+
+def _make_pipe() -> Backend:
+    from .pipe import PipeBackend
+
+    return PipeBackend()
+
+
+_PROBES: Final = {"shm": _probe_shm, "pipe": _probe_pipe}
+_MAKERS: Final = {"shm": _make_shm, "pipe": _make_pipe}

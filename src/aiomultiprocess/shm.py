@@ -1,0 +1,438 @@
+"""The shared-memory transport: frames over the two rings of `amp_ext.ring`, one mapping a worker.
+
+The contract is `transport`'s, the ring's theory of operation is in `amp_ext/ring.h`; this module is
+what stands between them: who writes and reads when, and who rings whom.
+
+A small frame is one record (WHOLE) and is handed over in place, as a view of the ring. A large one
+is a stream of records: header and first fragment (BEGIN), further fragments, the last (END). Each
+is published at once, so that both sides copy at the same time; the receiver puts them together in
+a bytearray.
+
+S1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the other
+    side begins before all is written, and nothing waits for half the ring to be free.
+S2  A payload view of the ring is released before the head moves past it, and the head moves when a
+    quarter of the ring has been read, or at the end of the batch.
+S3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
+    `sleeping` by that, and without setting it again the next frame would ring nobody.
+S4  The bell is cleared before the rings are read, else it could swallow a ring in between.
+S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
+    scheduled: somebody will come back for the rest.
+S6  A partly received payload costs as much memory as has arrived, whatever its header claims.
+
+Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
+and one of each worker. Both carry both messages, "there is data" and "there is room".
+Descriptors: in the parent one for the pool and one for a worker (its bell), one more until
+`ChildEnd.release` (the memory); in the worker two (both bells).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from .backend import ring
+from .frames import (
+    HEADER,
+    HEADER_SIZE,
+    MAX_PAYLOAD,
+    CorruptHeaderError,
+    Handler,
+    Segment,
+    check_header,
+    refuse_payload,
+)
+from .transport import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    Callback,
+    Counter,
+    Endpoint,
+    Handover,
+    Links,
+    watch,
+)
+
+if TYPE_CHECKING:
+    from .backend import ring as ring
+
+#: Bytes of each of a worker's two rings. Large enough that a stream is not stopped by a wake-up of
+#: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
+CAPACITY: Final = 1 << 20
+
+
+class Parcel:
+    """A frame in the outbox, and how much of it is written."""
+
+    __slots__ = ("offset", "segments", "size")
+
+    def __init__(self, segments: Sequence[Segment], size: int) -> None:
+        """A frame of `size` bytes in all, header included."""
+        self.segments = segments
+        self.size = size
+        self.offset = 0
+
+
+class Assembly:
+    """A fragmented frame on its way in."""
+
+    def __init__(self, record: memoryview) -> None:
+        """Begin with the first record."""
+        if len(record) < HEADER_SIZE:
+            raise CorruptHeaderError(f"a first fragment of {len(record)} bytes has no header")
+        header = HEADER.unpack_from(record)
+        kind, flags, reserved, count, ident, offset, function, self._length = header
+        check_header(reserved, self._length)
+        self._fields = (kind, flags, count, ident, offset, function)
+        self._data = bytearray()
+        with record[HEADER_SIZE:] as fragment:
+            self.add(fragment)
+
+    def add(self, fragment: memoryview) -> None:
+        """Append a fragment (S6)."""
+        if len(self._data) + len(fragment) > self._length:
+            raise CorruptHeaderError(f"fragments of more than the {self._length} bytes announced")
+        self._data += fragment
+
+    def deliver(self, handler: Handler) -> None:
+        """Hand the frame over."""
+        if len(self._data) != self._length:
+            raise CorruptHeaderError(
+                f"fragments of {len(self._data)} bytes, but {self._length} were announced"
+            )
+        with memoryview(self._data) as payload:
+            handler(*self._fields, payload)
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+class Porch:
+    """A doorbell, and the links that listen for it in one loop."""
+
+    def __init__(self, bell: ring.Doorbell) -> None:
+        self.bell = bell
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._links: tuple[ShmLink, ...] = ()
+
+    def add(self, loop: asyncio.AbstractEventLoop, link: ShmLink) -> None:
+        """Let `link.rung` be called in `loop` when the bell is rung."""
+        if self._loop is None:
+            watch(loop, self.bell.fileno(), self._rung)
+            self._loop = loop
+        elif loop is not self._loop:
+            raise RuntimeError("the links of one backend belong to one event loop")
+        self._links += (link,)
+
+    def remove(self, link: ShmLink) -> None:
+        """Forget `link`."""
+        self._links = tuple(other for other in self._links if other is not link)
+
+    def close(self) -> None:
+        """Stop listening and close the bell. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self.bell.fileno())
+        self.bell.close()
+
+    def abandon(self) -> None:
+        """Close the bell in a forked copy, see `Endpoint.abandon`."""
+        self._loop = None
+        self.bell.close()
+
+    def _rung(self) -> None:
+        self.bell.clear()  # S4
+        for link in self._links:
+            link.rung()
+
+
+class ShmLink(Endpoint):
+    """One end of a mapping's two rings, see `transport.Link`."""
+
+    def __init__(
+        self,
+        mapping: ring.Mapping,
+        producer: ring.Producer,
+        consumer: ring.Consumer,
+        bell: ring.Doorbell,
+        porch: Porch,
+        owned: Sequence[Closeable],
+    ) -> None:
+        """Ring the peer by `bell`, hear it at `porch`; close `mapping` and `owned` at the end."""
+        super().__init__()
+        self._mapping = mapping
+        self._producer = producer
+        self._consumer = consumer
+        self._bell = bell
+        self._porch = porch
+        self._owned = owned
+        self._most = mapping.capacity // 8  # S1
+        self._quarter = mapping.capacity // 4  # S2
+        self._outbox: deque[Parcel] = deque()
+        self._assembly: Assembly | None = None
+        self._final_started: int | None = None
+
+    @property
+    def started(self) -> int:
+        final = self._final_started
+        return self._mapping.started if final is None else final
+
+    @property
+    def counter(self) -> Counter:
+        return self._mapping
+
+    def mark_started(self, n: int) -> None:
+        if self._final_started is None:
+            self._mapping.mark_started(n)
+
+    @property
+    def bells(self) -> int:
+        """How often this end has rung the other."""
+        return self._producer.bells
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler,
+        on_room: Callback,
+        on_broken: Callable[[BaseException], None],
+        on_drained: Callback | None = None,
+    ) -> None:
+        self._bind(loop, handler, on_room, on_broken, on_drained)
+        self._porch.add(loop, self)
+        self._continue(self._service)  # S3: goes to sleep for the first time
+
+    def rung(self) -> None:
+        """The bell that this link listens for was rung, for it or for another."""
+        self._turn(self._service)
+
+    # Sending
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        count: int = 0,
+        ident: int = 0,
+        offset: int = 0,
+        function: int = 0,
+        payload: Sequence[Segment] = (),
+    ) -> None:
+        size = sum(map(len, payload))
+        if size > MAX_PAYLOAD:
+            refuse_payload(size)
+        if self._closed or self._broken:
+            return
+        frame = (HEADER.pack(kind, flags, 0, count, ident, offset, function, size), *payload)
+        size += HEADER_SIZE
+        try:
+            if self._outbox or size > self._most or not self._producer.write(frame):
+                self._defer(frame, size)
+        except ring.RingCorruptError as error:
+            self._break_soon(error)
+
+    def _defer(self, frame: Sequence[Segment], size: int) -> None:
+        self._outbox.append(Parcel(frame, size))
+        if self.congested:
+            return
+        if self._write():
+            self._continue(self._service)
+        self.congested = bool(self._outbox)
+
+    def flush(self) -> None:
+        if self._closed or self._broken:
+            return
+        try:
+            self._publish()
+        except ring.RingCorruptError as error:
+            self._break_soon(error)
+
+    def _publish(self) -> None:
+        if self._producer.publish():
+            self._bell.ring()
+
+    def _write(self) -> bool:
+        """Write from the outbox what fits; True if there is more than a turn may do (T4)."""
+        outbox, producer = self._outbox, self._producer
+        budget = BATCH_BYTES
+        while outbox and budget > 0:
+            parcel = outbox[0]
+            written = producer.write_some(parcel.segments, parcel.offset)
+            parcel.offset += written
+            budget -= written
+            if parcel.offset == parcel.size:
+                outbox.popleft()
+            if not written or written != parcel.size:  # a fragment: the other side copies too
+                self._publish()
+            if not written and producer.want_room():
+                return False  # S5: the consumer rings
+        return bool(outbox)
+
+    def _pump(self) -> bool:
+        again = self._write()
+        self._publish()
+        if self.congested and not self._outbox:
+            self.congested = False
+            self._on_room()
+        return again
+
+    def _break_soon(self, error: BaseException) -> None:
+        """Break, but not from inside `send` or `flush` (T6)."""
+        assert self._loop is not None
+        self._loop.call_soon(self._break, error)
+
+    # Receiving
+
+    def _service(self) -> bool:
+        """One turn: what waits for room, then what has arrived."""
+        again = self._pump() if self._outbox else False
+        return not self._closed and (self._drain() or again)
+
+    def _drain(self) -> bool:
+        """Hand over a batch; True if there is more. S3."""
+        consumer = self._consumer
+        record = consumer.read()
+        if record is None:
+            return not consumer.sleep()
+        consumer.awake()
+        more = self._hand_over(record)
+        if not self._closed:
+            self._release()
+            if self._on_drained is not None:
+                self._on_drained()
+        return not self._closed and (more or not consumer.sleep())
+
+    def _hand_over(self, record: tuple[int, memoryview]) -> bool:
+        """Hand over `record` and what follows; True if that filled the batch (T4)."""
+        read = self._consumer.read
+        frames, size, unreleased = 0, 0, 0
+        next_record: tuple[int, memoryview] | None = record
+        while next_record is not None:
+            frames += 1
+            n = self._take(*next_record)
+            if self._closed:
+                return False
+            size += n
+            unreleased += n
+            if frames >= BATCH_FRAMES or size >= BATCH_BYTES:
+                return True
+            if unreleased >= self._quarter:  # S2
+                self._release()
+                unreleased = 0
+            next_record = read()
+        return False
+
+    def _take(self, flags: int, record: memoryview) -> int:
+        """One record: a frame, or a fragment of one; its size."""
+        with record:
+            size = len(record)
+            if flags != ring.WHOLE:
+                self._take_fragment(flags, record)
+                return size
+            if size < HEADER_SIZE:
+                raise CorruptHeaderError(f"a frame of {size} bytes has no header")
+            header = HEADER.unpack_from(record)
+            kind, flags, reserved, count, ident, offset, function, length = header
+            if reserved or length != size - HEADER_SIZE:
+                raise CorruptHeaderError(f"a header {header} in front of a frame of {size} bytes")
+            with record[HEADER_SIZE:] as payload:
+                self._handler(kind, flags, count, ident, offset, function, payload)
+        return size
+
+    def _take_fragment(self, flags: int, record: memoryview) -> None:
+        """Which flags may follow which, the ring has checked."""
+        if flags & ring.BEGIN:
+            self._assembly = Assembly(record)
+            return
+        assembly = self._assembly
+        assert assembly is not None
+        assembly.add(record)
+        if flags & ring.END:
+            self._assembly = None
+            assembly.deliver(self._handler)
+
+    def _release(self) -> None:
+        if self._consumer.release():
+            self._bell.ring()
+
+    def _drain_all(self) -> None:
+        """No release: nobody is left to write."""
+        while not self._closed and (record := self._consumer.read()) is not None:
+            self._take(*record)
+
+    # Closing
+
+    def _hush(self) -> None:
+        self._porch.remove(self)
+
+    def _dispose(self) -> None:
+        self._final_started = self._mapping.started
+        self._outbox.clear()
+        self._assembly = None
+        for thing in (self._mapping, *self._owned):
+            thing.close()
+
+
+class ShmChildEnd:
+    """The worker's side of a mapping, see `transport.ChildEnd`."""
+
+    def __init__(
+        self,
+        mapping: ring.Mapping,
+        bell: ring.Doorbell,
+        pool_bell: ring.Doorbell,
+        forget: Callback,
+    ) -> None:
+        self._mapping = mapping
+        self._per_bell = len(bell.fds)
+        self._handover = Handover((mapping.fd, *bell.fds, *pool_bell.fds), forget)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_handover": self._handover, "_per_bell": self._per_bell}
+
+    def open(self) -> ShmLink:
+        memory_fd, *bell_fds = self._handover.take()
+        bell = ring.Doorbell.attach(bell_fds[: self._per_bell])
+        pool_bell = ring.Doorbell.attach(bell_fds[self._per_bell :])
+        mapping = ring.Mapping.attach(memory_fd)
+        porch = Porch(bell)
+        producer, consumer = mapping.up_producer(), mapping.down_consumer()
+        return ShmLink(mapping, producer, consumer, pool_bell, porch, (pool_bell, porch))
+
+    def release(self) -> None:
+        self._mapping.close_fd()
+
+
+class ShmBackend:
+    """Makes mappings, see `transport.Backend`."""
+
+    name: Final = "shm"
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        """Each direction of each link has `capacity` bytes, a power of two."""
+        self._capacity = capacity
+        self._porch = Porch(ring.Doorbell())
+        self._links: Links[ShmLink] = Links()
+
+    def create(self) -> tuple[ShmLink, ShmChildEnd]:
+        mapping = ring.Mapping.create(self._capacity)
+        try:
+            bell = ring.Doorbell()
+        except OSError:
+            mapping.close()
+            raise
+        producer, consumer = mapping.down_producer(), mapping.up_consumer()
+        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell,))
+        self._links.register(link)
+        return link, ShmChildEnd(mapping, bell, self._porch.bell, self._abandon)
+
+    def close(self) -> None:
+        self._links.close()
+        self._porch.close()
+
+    def _abandon(self) -> None:
+        self._links.abandon()
+        self._porch.abandon()
