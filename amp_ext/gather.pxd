@@ -1,0 +1,71 @@
+"""Several buffers written as one record: held, measured and copied without joining them first."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    object PySequence_Fast(object sequence, const char *message)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
+    PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t i)
+
+cdef enum:
+    FEW = 8
+
+cdef struct Gather:
+    Py_buffer few[FEW]
+    Py_buffer *views
+    Py_ssize_t count
+    Py_ssize_t total
+
+
+cdef inline int gather_take(Gather *gather, object parts) except -1:
+    """Holds the buffer of each part. The caller owes a gather_drop, also when this raises."""
+    cdef Py_ssize_t i, count
+    gather.views = gather.few
+    gather.count = gather.total = 0
+    parts = PySequence_Fast(parts, b"parts must be a sequence of bytes-like objects")
+    count = PySequence_Fast_GET_SIZE(parts)
+    if count > FEW:
+        gather.views = <Py_buffer *>PyMem_Malloc(count * sizeof(Py_buffer))
+        if gather.views == NULL:
+            raise MemoryError
+    for i in range(count):
+        # Taking a buffer may run Python code, and that code may shorten a list.
+        if i >= PySequence_Fast_GET_SIZE(parts):
+            break
+        part = <object>PySequence_Fast_GET_ITEM(parts, i)
+        PyObject_GetBuffer(part, &gather.views[i], PyBUF_SIMPLE)
+        gather.count += 1
+        gather.total += gather.views[i].len
+    return 0
+
+
+cdef inline void gather_drop(Gather *gather) noexcept:
+    cdef Py_ssize_t i
+    for i in range(gather.count):
+        PyBuffer_Release(&gather.views[i])
+    if gather.views != gather.few:
+        PyMem_Free(gather.views)
+
+
+cdef inline void gather_copy(
+    const Gather *gather, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
+) noexcept nogil:
+    """Copies bytes offset .. offset+length of all parts together."""
+    cdef Py_ssize_t i, size
+    for i in range(gather.count):
+        size = gather.views[i].len - offset
+        if size <= 0:
+            offset -= gather.views[i].len
+            continue
+        if size > length:
+            size = length
+        memcpy(to, <const uint8_t *>gather.views[i].buf + offset, size)
+        to += size
+        length -= size
+        offset = 0
+        if length == 0:
+            return

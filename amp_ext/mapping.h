@@ -1,0 +1,198 @@
+/* What ring.h asks of the operating system: shared memory without a name, and doorbells.
+ *
+ * Memory is reserved when it is made. A page of shared memory that cannot be had when it is first
+ * touched is SIGBUS, and that kills the process; here it is an errno. Every function returns -1 or
+ * NULL with errno set, and leaves nothing open when it fails.
+ *
+ * Linux has memfd and eventfd. Elsewhere in POSIX: shm_open, unlinked at once, and a pipe.
+ */
+#ifndef AMP_MAPPING_H
+#define AMP_MAPPING_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* memfd_create, F_ADD_SEALS */
+#endif
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/eventfd.h>
+#endif
+
+static inline int amp_close_failed(int fd)
+{
+    int error = errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+/* Growing a file past RLIMIT_FSIZE sends SIGXFSZ too, and whoever embeds us may not ignore it. */
+static inline int amp_size_allowed(uint64_t size)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY
+        && limit.rlim_cur < size) {
+        errno = EFBIG;
+        return -1;
+    }
+    return 0;
+}
+
+#if defined(__linux__)
+
+#define AMP_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+
+static inline int amp_reserve_pages(int fd, uint64_t size)
+{
+    int error;
+    do
+        error = posix_fallocate(fd, 0, (off_t)size);
+    while (error == EINTR);
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+/* A descriptor of `size` zeroed, reserved bytes that nobody can shrink under a reader. */
+static inline int amp_memory_create(uint64_t size)
+{
+    if (amp_size_allowed(size) < 0)
+        return -1;
+    int fd = memfd_create("aiomultiprocess", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -1;
+    if (ftruncate(fd, (off_t)size) < 0 || amp_reserve_pages(fd, size) < 0
+        || fcntl(fd, F_ADD_SEALS, AMP_SEALS) < 0)
+        return amp_close_failed(fd);
+    return fd;
+}
+
+static inline int amp_memory_sealed(int fd)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+    return seals >= 0 && (seals & AMP_SEALS) == AMP_SEALS;
+}
+
+#else
+
+/* The name lives for two system calls; O_EXCL and the next number deal with whoever had it before. */
+static inline int amp_memory_create(uint64_t size)
+{
+    char name[32];
+    int fd = -1;
+    if (amp_size_allowed(size) < 0)
+        return -1;
+    for (unsigned number = 0; fd < 0; number++) {
+        snprintf(name, sizeof name, "/amp-%ld-%u", (long)getpid(), number);
+        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+        if (fd < 0 && (errno != EEXIST || number == 1000))
+            return -1;
+    }
+    if (shm_unlink(name) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || ftruncate(fd, (off_t)size) < 0)
+        return amp_close_failed(fd);
+    return fd;
+}
+
+/* No seals here: the size is checked when a side attaches, and a peer that shrinks it is malice. */
+static inline int amp_memory_sealed(int fd)
+{
+    (void)fd;
+    return 1;
+}
+
+#endif
+
+/* Maps all of `fd` and tells its size, or NULL. Unsealed memory is refused (EPERM). */
+static inline void *amp_memory_map(int fd, uint64_t *size)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return NULL;
+    if (!amp_memory_sealed(fd)) {
+        errno = EPERM;
+        return NULL;
+    }
+    *size = (uint64_t)status.st_size;
+    void *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+/* ---- doorbells ----------------------------------------------------------------------------- */
+
+/* A doorbell is readable once it was rung, until it is cleared. Ringing never blocks: one that is
+ * saturated is readable already, so nothing is lost by not adding to it. */
+struct amp_bell {
+    int reader, writer; /* the same descriptor where that exists */
+};
+
+#if defined(__linux__)
+
+static inline int amp_bell_create(struct amp_bell *bell)
+{
+    bell->reader = bell->writer = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return bell->reader < 0 ? -1 : 0;
+}
+
+#else
+
+static inline int amp_bell_prepare(int fd)
+{
+    return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -1 : 0;
+}
+
+static inline int amp_bell_create(struct amp_bell *bell)
+{
+    int ends[2];
+    if (pipe(ends) < 0)
+        return -1;
+    if (amp_bell_prepare(ends[0]) < 0 || amp_bell_prepare(ends[1]) < 0) {
+        amp_close_failed(ends[0]);
+        return amp_close_failed(ends[1]);
+    }
+    *bell = (struct amp_bell){ends[0], ends[1]};
+    return 0;
+}
+
+#endif
+
+/* Eight bytes: an eventfd takes no less, and a pipe takes them at once or not at all. */
+static inline int amp_bell_ring(const struct amp_bell *bell)
+{
+    uint64_t one = 1;
+    ssize_t done;
+    do
+        done = write(bell->writer, &one, sizeof one);
+    while (done < 0 && errno == EINTR);
+    /* EPIPE: a pipe's reader is gone, and its process exit is news that comes another way. */
+    return done >= 0 || errno == EAGAIN || errno == EPIPE ? 0 : -1;
+}
+
+static inline int amp_bell_clear(const struct amp_bell *bell)
+{
+    uint64_t rings[64];
+    ssize_t done;
+    do /* one read empties an eventfd; a pipe may hold more */
+        done = read(bell->reader, rings, sizeof rings);
+    while (done == (ssize_t)sizeof rings || (done < 0 && errno == EINTR));
+    return done >= 0 || errno == EAGAIN ? 0 : -1;
+}
+
+static inline void amp_bell_close(struct amp_bell *bell)
+{
+    if (bell->reader >= 0)
+        close(bell->reader);
+    if (bell->writer >= 0 && bell->writer != bell->reader)
+        close(bell->writer);
+    *bell = (struct amp_bell){-1, -1};
+}
+
+#endif /* AMP_MAPPING_H */

@@ -1,0 +1,164 @@
+"""amp_ext.ring: a Mapping of two rings for each worker, and Doorbells. How it works: ring.h.
+
+The parent calls create(), down_producer() and up_consumer(); the worker attach(), down_consumer()
+and up_producer(). Each end can be taken once.
+
+Writing:  write() or write_some() any number of times, then publish(), and ring the peer if it says so.
+          When a write was refused: publish(), then want_room(); True means "wait for your bell".
+Reading:  clear the bell, awake(), read() until None, release(), and ring the peer if it says so;
+          then sleep(); False means "read again".
+
+A record carries at most `max_payload` bytes (capacity / 2 - 8). A frame is one record (WHOLE), or
+several: the first has BEGIN, the last END, those between neither. What a killed writer had not
+published is not there; a frame whose END was not published is the reader's to drop.
+
+RingCorruptError, from any call, means that the memory holds what no sound peer writes. The end that
+raised it is poisoned: every later call raises it again. After Mapping.close() every call that needs
+the memory raises ValueError.
+"""
+
+from collections.abc import Sequence
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+BEGIN: Final = 1
+END: Final = 2
+WHOLE: Final = 3
+MIN_CAPACITY: Final[int]
+MAX_CAPACITY: Final[int]
+
+class RingError(Exception): ...
+class RingCorruptError(RingError): ...
+
+@final
+class Mapping:
+    @staticmethod
+    def create(capacity: int, generation: int = 0) -> Mapping:
+        """New memory of 4096 + 2 * capacity bytes, reserved, sealed against any change of size.
+
+        `capacity` of each ring: bytes, a power of two. ValueError if it is not; OSError if there is
+        no memory or no descriptor.
+        """
+
+    @staticmethod
+    def attach(fd: int) -> Mapping:
+        """The memory behind `fd`, which is taken over and closed, whatever the outcome.
+
+        OSError (EPERM if it is not sealed), RingCorruptError if it is not a mapping of ours.
+        """
+
+    @property
+    def fd(self) -> int:
+        """The memory's descriptor (close-on-exec); -1 after close_fd() and attach()."""
+
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def started(self) -> int:
+        """What the worker marked last."""
+
+    def mark_started(self, n: int) -> None:
+        """Worker: make `n` the number of items begun; it survives SIGKILL as the next instruction."""
+
+    def close_fd(self) -> None:
+        """Close the descriptor; the memory stays. Idempotent."""
+
+    def close(self) -> None:
+        """Refuse all further use, unmap as soon as no view of a record is left. Idempotent."""
+
+    def down_producer(self) -> Producer: ...
+    def down_consumer(self) -> Consumer: ...
+    def up_producer(self) -> Producer: ...
+    def up_consumer(self) -> Consumer: ...
+
+@final
+class Producer:
+    @property
+    def max_payload(self) -> int: ...
+    @property
+    def published(self) -> int:
+        """Records made visible, in all."""
+
+    @property
+    def bells(self) -> int:
+        """How often publish() said that the consumer must be rung."""
+
+    def free(self) -> int:
+        """Bytes of payload that one record can carry now; 0 if none."""
+
+    def write(self, parts: Sequence[Buffer], flags: int = 3) -> bool:
+        """Write the joined parts as one record; False, and nothing written, if there is no room now.
+
+        ValueError if it is more than max_payload, or if the flags do not follow those before.
+        The GIL is released while a large record is copied.
+        """
+
+    def write_some(self, parts: Sequence[Buffer], offset: int = 0) -> int:
+        """Of the frame that the joined parts make, write from byte `offset` on what fits one record.
+
+        Returns the number of bytes written, 0 if there is no room: less than an eighth of the
+        capacity is not worth a fragment. BEGIN is set at offset 0, END when the frame's end is reached.
+        """
+
+    def publish(self) -> bool:
+        """Make all that was written visible; True if the consumer sleeps: ring it."""
+
+    def want_room(self) -> bool:
+        """After a refused write and publish(): True if it still does not fit and the bell will come.
+
+        RingError if something written is not published: nobody would read it and make room.
+        """
+
+@final
+class Consumer:
+    def read(self) -> tuple[int, memoryview] | None:
+        """The next record: its flags and a read-only view of the ring, good until release().
+
+        A view that is kept longer shows later records' bytes, but never faults.
+        """
+
+    def release(self) -> bool:
+        """Give back all that was read; True if the producer waits and has room now: ring it."""
+
+    def sleep(self) -> bool:
+        """Ask to be rung; False if there is data already (and no bell was asked for).
+
+        RingError if something read is not released: the producer may wait for that room.
+        """
+
+    def awake(self) -> None:
+        """No bell is needed until the next sleep()."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, view: memoryview, /) -> None: ...
+
+@final
+class Doorbell:
+    def __init__(self) -> None:
+        """An eventfd, or elsewhere than on Linux a non-blocking pipe; close-on-exec."""
+
+    @staticmethod
+    def attach(fds: Sequence[int]) -> Doorbell:
+        """The doorbell behind `fds` of another process's doorbell, which are taken over."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """One descriptor, or two: those to hand to the other process."""
+
+    @property
+    def closed(self) -> bool: ...
+    def fileno(self) -> int:
+        """Readable from ring() to clear()."""
+
+    def ring(self) -> None:
+        """Make it readable. Never blocks."""
+
+    def clear(self) -> None:
+        """Make it unreadable. Clear it before reading the ring, not after."""
+
+    def close(self) -> None: ...

@@ -1,0 +1,445 @@
+# cython: language_level=3, nonecheck=True
+"""The ring of ring.h for Python: a Mapping, its Producers and Consumers, and Doorbells.
+
+aiomultiprocess.backend hands these classes to the shm transport; ring.pyi is their contract. Here are
+only buffers, errors and lifetimes. What a ring does, and why that is right, is in ring.h.
+
+L1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at once,
+    and the last view that goes unmaps.
+L2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
+    copied: `busy` then turns other callers away.
+L3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
+from cpython.exc cimport PyErr_SetFromErrno
+from cpython.memoryview cimport PyMemoryView_FromObject
+from posix.mman cimport munmap
+from posix.unistd cimport close as close_descriptor
+
+from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+
+BEGIN = AMP_BEGIN
+END = AMP_END
+WHOLE = AMP_FLAGS
+MIN_CAPACITY = AMP_MIN_CAPACITY
+MAX_CAPACITY = AMP_MAX_CAPACITY
+
+cdef char *BYTES = b"B"
+
+# Below this a copy is over before another thread could have made use of the GIL.
+cdef enum:
+    LARGE_COPY = 256 * 1024
+
+
+class RingError(Exception):
+    """A ring cannot be used the way it was asked to be."""
+
+
+class RingCorruptError(RingError):
+    """The memory holds what no sound peer writes; the ring is poisoned and refuses all further use."""
+
+
+cdef int corrupt(amp_fault fault) except -1:
+    raise RingCorruptError(f"ring: {amp_fault_text(fault).decode()}")
+
+
+# ---- the mapping --------------------------------------------------------------------------------
+
+cdef enum:
+    DOWN_PRODUCER = 1
+    DOWN_CONSUMER = 2
+    UP_PRODUCER = 4
+    UP_CONSUMER = 8
+
+
+@cython.final
+cdef class Mapping:
+    """The memory between the parent and one worker: a control page and a ring each way."""
+
+    def __cinit__(self):
+        self.fd = -1
+        self.closed = True
+
+    def __init__(self):
+        raise TypeError("use Mapping.create() or Mapping.attach()")
+
+    def __dealloc__(self):
+        # Views hold a consumer and that holds this mapping: there are none left.
+        if self.base != NULL:
+            munmap(self.base, self.size)
+        if self.fd >= 0:
+            close_descriptor(self.fd)
+
+    @staticmethod
+    def create(uint64_t capacity, uint64_t generation=0):
+        cdef Mapping self = Mapping.__new__(Mapping)
+        if not amp_capacity_ok(capacity):
+            raise ValueError(
+                f"capacity must be a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, not {capacity}"
+            )
+        self.fd = amp_memory_create(amp_map_size(capacity))
+        if self.fd < 0:
+            PyErr_SetFromErrno(OSError)
+        map_descriptor(self)
+        amp_map_format(self.base, capacity, generation)
+        open_map(self)
+        return self
+
+    @staticmethod
+    def attach(int fd):
+        cdef Mapping self = Mapping.__new__(Mapping)
+        self.fd = fd
+        map_descriptor(self)
+        open_map(self)
+        self.close_fd()
+        return self
+
+    cdef int usable(self) except -1:
+        if self.closed:
+            raise ValueError("the mapping is closed")
+        return 0
+
+    cdef int drop_export(self) except -1:
+        self.exports -= 1
+        return self.unmap() if self.closed else 0
+
+    cdef int unmap(self) except -1:  # L1
+        cdef void *base = self.base
+        if self.exports == 0 and base != NULL:
+            self.base = NULL
+            if munmap(base, self.size) < 0:
+                PyErr_SetFromErrno(OSError)
+        return 0
+
+    @property
+    def capacity(self):
+        return self.map.capacity
+
+    @property
+    def max_payload(self):
+        return amp_max_payload(self.map.capacity)
+
+    @property
+    def generation(self):
+        self.usable()
+        return self.map.control.generation
+
+    @property
+    def started(self):
+        self.usable()
+        return amp_started(&self.map)
+
+    cpdef int mark_started(self, uint64_t n) except -1:
+        self.usable()
+        amp_mark_started(&self.map, n)
+        return 0
+
+    def close_fd(self):
+        cdef int fd = self.fd
+        self.fd = -1
+        if fd >= 0:
+            close_descriptor(fd)
+
+    def close(self):
+        self.close_fd()
+        self.closed = True
+        self.unmap()
+
+    def down_producer(self):
+        take(self, DOWN_PRODUCER)
+        return new_producer(self, &self.map.control.down, amp_down_data(&self.map))
+
+    def down_consumer(self):
+        take(self, DOWN_CONSUMER)
+        return new_consumer(self, &self.map.control.down, amp_down_data(&self.map))
+
+    def up_producer(self):
+        take(self, UP_PRODUCER)
+        return new_producer(self, &self.map.control.up, amp_up_data(&self.map))
+
+    def up_consumer(self):
+        take(self, UP_CONSUMER)
+        return new_consumer(self, &self.map.control.up, amp_up_data(&self.map))
+
+
+cdef int map_descriptor(Mapping mapping) except -1:
+    mapping.base = amp_memory_map(mapping.fd, &mapping.size)
+    if mapping.base == NULL:
+        PyErr_SetFromErrno(OSError)
+    return 0
+
+
+cdef int open_map(Mapping mapping) except -1:
+    cdef amp_fault fault = amp_map_open(&mapping.map, mapping.base, mapping.size)
+    if fault != AMP_SOUND:
+        return corrupt(fault)
+    mapping.closed = False
+    return 0
+
+
+cdef int take(Mapping mapping, unsigned int end) except -1:
+    """A second producer or consumer would have cursors of its own: single means single."""
+    mapping.usable()
+    if mapping.taken & end:
+        raise RingError("this end of the ring is in use")
+    mapping.taken |= end
+    return 0
+
+
+cdef Producer new_producer(Mapping mapping, amp_cursors *shared, uint8_t *data):
+    cdef Producer producer = Producer.__new__(Producer)
+    producer.mapping = mapping
+    amp_producer_open(&producer.ring, shared, data, mapping.map.capacity)
+    producer.sound()
+    return producer
+
+
+cdef Consumer new_consumer(Mapping mapping, amp_cursors *shared, const uint8_t *data):
+    cdef Consumer consumer = Consumer.__new__(Consumer)
+    consumer.mapping = mapping
+    amp_consumer_open(&consumer.ring, shared, data, mapping.map.capacity)
+    consumer.sound()
+    return consumer
+
+
+# ---- the two ends -------------------------------------------------------------------------------
+
+@cython.final
+cdef class Producer:
+    """The writing end of one ring."""
+
+    def __init__(self):
+        raise TypeError("a Producer comes from a Mapping")
+
+    cdef int usable(self) except -1:
+        self.mapping.usable()
+        if self.busy:
+            raise RingError("another thread is writing to this ring")  # L2
+        return self.sound()
+
+    cdef int sound(self) except -1:  # L3
+        return corrupt(self.ring.fault) if self.ring.fault != AMP_SOUND else 0
+
+    @property
+    def max_payload(self):
+        return amp_max_payload(self.ring.capacity)
+
+    cpdef Py_ssize_t free(self) except -1:
+        cdef uint64_t room
+        self.usable()
+        room = amp_free(&self.ring)
+        self.sound()
+        return <Py_ssize_t>room
+
+    def write(self, parts, uint32_t flags=AMP_FLAGS):
+        cdef Gather gather
+        try:
+            gather_take(&gather, parts)
+            self.usable()
+            if gather.total > <Py_ssize_t>amp_max_payload(self.ring.capacity):
+                raise ValueError(
+                    f"a record carries at most {self.max_payload} bytes, not {gather.total}: "
+                    "use write_some()"
+                )
+            return put(self, &gather, 0, <uint32_t>gather.total, flags)
+        finally:
+            gather_drop(&gather)
+
+    def write_some(self, parts, Py_ssize_t offset=0):
+        cdef Gather gather
+        try:
+            gather_take(&gather, parts)
+            self.usable()
+            if not 0 <= offset < gather.total:
+                raise ValueError(f"offset {offset} is outside a frame of {gather.total} bytes")
+            return put_some(self, &gather, offset)
+        finally:
+            gather_drop(&gather)
+
+    cpdef bint publish(self) except -1:
+        cdef bint asleep
+        self.usable()
+        asleep = amp_publish(&self.ring)
+        self.published = self.ring.records
+        self.bells += asleep
+        return asleep
+
+    cpdef bint want_room(self) except -1:
+        cdef bint full
+        self.usable()
+        if self.ring.tail != self.ring.published:
+            raise RingError("publish() before want_room(): nobody reads what is not published")  # R10
+        full = amp_want_room(&self.ring, self.wanted)
+        self.sound()
+        return full
+
+
+cdef bint put(
+    Producer producer, Gather *gather, Py_ssize_t offset, uint32_t length, uint32_t flags
+) except -1:
+    """One record of `length` bytes from `offset` on; False and `wanted` set when there is no room."""
+    cdef uint8_t *to
+    if flags & ~AMP_FLAGS or not amp_follows(producer.ring.within, flags):
+        raise ValueError(f"flags {flags} do not follow the record written before")  # R8
+    to = amp_reserve(&producer.ring, length)
+    if to == NULL:
+        producer.sound()
+        producer.wanted = length
+        return False
+    producer.mapping.exports += 1  # L1: until the header is written too
+    if length < LARGE_COPY:
+        gather_copy(gather, to, offset, length)
+    else:
+        copy_large(producer, gather, to, offset, length)
+    amp_commit(&producer.ring, length, flags)
+    producer.mapping.drop_export()
+    return True
+
+
+cdef void copy_large(
+    Producer producer, Gather *gather, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
+) noexcept:
+    producer.busy = True
+    with nogil:
+        gather_copy(gather, to, offset, length)
+    producer.busy = False
+
+
+cdef Py_ssize_t put_some(Producer producer, Gather *gather, Py_ssize_t offset) except -1:
+    """The rest of a frame if it fits, or a fragment worth the trouble, or nothing."""
+    cdef Py_ssize_t rest = gather.total - offset
+    cdef Py_ssize_t least = producer.ring.capacity // 8
+    cdef Py_ssize_t room = <Py_ssize_t>amp_free(&producer.ring)
+    cdef Py_ssize_t length = min(rest, room)
+    cdef uint32_t flags = (AMP_BEGIN if offset == 0 else 0) | (AMP_END if length == rest else 0)
+    producer.sound()
+    if length < min(rest, least):
+        producer.wanted = <uint32_t>min(rest, least)
+        return 0
+    put(producer, gather, offset, <uint32_t>length, flags)
+    return length
+
+
+@cython.final
+cdef class Consumer:
+    """The reading end of one ring; as a buffer, the record that was read last."""
+
+    def __init__(self):
+        raise TypeError("a Consumer comes from a Mapping")
+
+    cdef int usable(self) except -1:
+        self.mapping.usable()
+        return self.sound()
+
+    cdef int sound(self) except -1:  # L3
+        return corrupt(self.ring.fault) if self.ring.fault != AMP_SOUND else 0
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        self.mapping.usable()
+        if self.record.payload == NULL:
+            raise BufferError("nothing was read yet")
+        if flags & PyBUF_WRITABLE:
+            raise BufferError("a record is read-only")
+        # By hand: PyBuffer_FillInfo would leak the None that Cython put in view.obj.
+        view.obj = self
+        view.buf = <void *>self.record.payload
+        view.len = self.record.length
+        view.readonly = True
+        view.itemsize = view.ndim = 1
+        view.format = BYTES if flags & PyBUF_FORMAT else NULL
+        view.shape = &view.len
+        view.strides = &view.itemsize
+        view.suboffsets = NULL
+        view.internal = NULL
+        self.mapping.exports += 1  # L1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.mapping.drop_export()
+
+    def read(self):
+        self.usable()
+        if amp_read(&self.ring, &self.record):
+            return self.record.flags, PyMemoryView_FromObject(self)
+        self.sound()
+        return None
+
+    cpdef bint release(self) except -1:
+        self.usable()
+        return amp_release(&self.ring)
+
+    cpdef bint sleep(self) except -1:
+        cdef bint may
+        self.usable()
+        if self.ring.head != self.ring.released:
+            raise RingError("release() before sleep(): the producer may wait for that room")  # R10
+        may = amp_sleep(&self.ring)
+        self.sound()
+        return may
+
+    cpdef int awake(self) except -1:
+        self.usable()
+        amp_awake(&self.ring)
+        return 0
+
+
+# ---- doorbells ----------------------------------------------------------------------------------
+
+@cython.final
+cdef class Doorbell:
+    """Wakes an event loop in another process: readable from ring() to clear()."""
+
+    def __cinit__(self):
+        self.bell.reader = self.bell.writer = -1
+
+    def __init__(self):
+        if self.bell.reader < 0 and amp_bell_create(&self.bell) < 0:
+            self.bell.reader = self.bell.writer = -1
+            PyErr_SetFromErrno(OSError)
+
+    def __dealloc__(self):
+        amp_bell_close(&self.bell)
+
+    @staticmethod
+    def attach(fds):
+        cdef Doorbell self = Doorbell.__new__(Doorbell)
+        reader, *writer = fds
+        self.bell.reader = reader
+        self.bell.writer = writer[0] if writer else reader
+        return self
+
+    @property
+    def fds(self):
+        self.usable()
+        if self.bell.reader == self.bell.writer:
+            return (self.bell.reader,)
+        return (self.bell.reader, self.bell.writer)
+
+    @property
+    def closed(self):
+        return self.bell.reader < 0
+
+    cdef int usable(self) except -1:
+        if self.bell.reader < 0:
+            raise ValueError("the doorbell is closed")
+        return 0
+
+    def fileno(self):
+        self.usable()
+        return self.bell.reader
+
+    cpdef int ring(self) except -1:
+        self.usable()
+        if amp_bell_ring(&self.bell) < 0:
+            PyErr_SetFromErrno(OSError)
+        return 0
+
+    cpdef int clear(self) except -1:
+        self.usable()
+        if amp_bell_clear(&self.bell) < 0:
+            PyErr_SetFromErrno(OSError)
+        return 0
+
+    def close(self):
+        amp_bell_close(&self.bell)
