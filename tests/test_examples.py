@@ -32,6 +32,10 @@ def test_the_quickstart_prints_its_sum_and_nothing_else(tmp_path: Path) -> None:
     assert run("quickstart.py", tmp_path) == (f"the sum of it all is {total:,}\n", "")
 
 
+def test_the_tour_holds_what_it_asserts_and_prints_nothing(tmp_path: Path) -> None:
+    assert run("tour.py", tmp_path) == ("", "")
+
+
 def test_the_demo_does_its_three_jobs_and_leaves_nothing_on_stderr_but_its_bars(
     tmp_path: Path,
 ) -> None:
