@@ -1,0 +1,68 @@
+"""Ends a worker whose parent is gone; the worker engine starts it before any user code runs.
+
+The parent's death shows at a descriptor: the parent's own pidfd where there are pidfds, else the pipe
+that multiprocessing keeps open between parent and child (which another forked child may keep open
+too, for as long as it lives). A thread blocks on it, without any time limit, and when the parent is
+gone sends this process SIGTERM, so that running items get their `finally` blocks, and ends it when
+the grace period is over.
+
+The native thread of `amp_ext.watchdog` does so even while a C function holds the GIL for ever. The
+thread in here, for where the extension is not, has to wait for the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import parent_process
+from typing import TypeAlias
+
+#: Arguments: the descriptor, the parent's pid, the grace period in seconds.
+Native: TypeAlias = Callable[[int, int, float], None]
+
+
+def start(
+    parent_pidfd: int | None, parent_pid: int, grace: float = 3.0, *, native: Native | None = None
+) -> None:
+    """Watch the parent from now on; `parent_pidfd` is taken over.
+
+    Raises RuntimeError if there is nothing to watch it by: no pidfd, and not a child of multiprocessing.
+    """
+    fd = _sentinel() if parent_pidfd is None else parent_pidfd
+    if native is not None:
+        native(fd, parent_pid, grace)
+        return
+    threading.Thread(
+        target=_watch, args=(fd, grace), name="aiomultiprocess-watchdog", daemon=True
+    ).start()
+
+
+def _sentinel() -> int:
+    """What multiprocessing gave this child to see its parent's end by."""
+    parent = parent_process()
+    if parent is None:
+        raise RuntimeError(f"process {os.getpid()} was not started by multiprocessing: no parent")
+    return parent.sentinel
+
+
+def _watch(fd: int, grace: float) -> None:
+    _wait(fd)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    os._exit(1)
+
+
+def _wait(fd: int) -> None:
+    """Block until the parent is gone."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll()
+    else:  # Windows, where the sentinel is a handle
+        from multiprocessing.connection import wait
+
+        wait([fd])
