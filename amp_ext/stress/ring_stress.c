@@ -1,0 +1,316 @@
+/* Stress for ring.h, to be run under sanitizers (run.sh does).
+ *
+ *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random lengths,
+ *                                  batches, fragments and pauses, sleeping and waking by doorbells
+ *   ring_stress kills ROUNDS       a writer process that is killed, at each step between its stores in
+ *                                  turn and then at random moments; the reader sees whole records only
+ *
+ * The n-th record's length, flags and bytes follow from n, so that the reader knows what must come.
+ * Nothing here times out on a doorbell: a lost wake-up is a hang, and a hang ends by SIGALRM.
+ */
+#define _GNU_SOURCE
+static void step(void);
+#define AMP_STEP() step()
+#include "../mapping.h"
+#include "../ring.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define CAPACITY 4096u /* small: it is to be full, empty and wrapped all the time */
+#define STUCK_AFTER 900u /* seconds */
+
+static void fail(const char *what, uint64_t n)
+{
+    fprintf(stderr, "ring_stress: %s (record %llu)\n", what, (unsigned long long)n);
+    exit(1);
+}
+
+/* ---- the n-th record ----------------------------------------------------------------------- */
+
+static uint64_t mix(uint64_t n) /* splitmix64's finalizer */
+{
+    n = (n + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    n = (n ^ (n >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    n = (n ^ (n >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return n ^ (n >> 31);
+}
+
+static uint32_t length_of(uint64_t n)
+{
+    uint64_t most = (n & 31) == 0 ? amp_max_payload(CAPACITY) : 96;
+    return (uint32_t)(mix(n) % (most + 1));
+}
+
+static bool ends_frame(uint64_t n)
+{
+    return (mix(n) >> 40) % 4 != 0;
+}
+
+static uint32_t flags_of(uint64_t n)
+{
+    return (n == 0 || ends_frame(n - 1) ? AMP_BEGIN : 0) | (ends_frame(n) ? AMP_END : 0);
+}
+
+static void fill(uint8_t *to, uint64_t n, uint32_t from, uint32_t length)
+{
+    for (uint32_t i = from; i < length; i++)
+        to[i] = (uint8_t)(n * 31 + i);
+}
+
+static void check(const struct amp_record *record, uint64_t n)
+{
+    if (record->length != length_of(n))
+        fail("wrong length", n);
+    if (record->flags != flags_of(n))
+        fail("wrong flags", n);
+    for (uint32_t i = 0; i < record->length; i++)
+        if (record->payload[i] != (uint8_t)(n * 31 + i))
+            fail("wrong bytes", n);
+}
+
+/* ---- both programs ------------------------------------------------------------------------- */
+
+static _Thread_local uint64_t steps_left = UINT64_MAX; /* until this process kills itself */
+
+static void step(void)
+{
+    if (steps_left != UINT64_MAX && steps_left-- == 0)
+        kill(getpid(), SIGKILL);
+}
+
+static void make_map(struct amp_map *map)
+{
+    uint64_t size;
+    int fd = amp_memory_create(amp_map_size(CAPACITY));
+    void *base = fd < 0 ? NULL : amp_memory_map(fd, &size);
+    if (base == NULL)
+        fail("no memory", 0);
+    close(fd);
+    amp_map_format(base, CAPACITY, 1);
+    if (amp_map_open(map, base, size) != AMP_SOUND)
+        fail("a new mapping is refused", 0);
+}
+
+static void open_producer(struct amp_producer *p, struct amp_map *map)
+{
+    if (amp_producer_open(p, &map->control->down, amp_down_data(map), map->capacity))
+        fail("a new producer is refused", 0);
+}
+
+static void open_consumer(struct amp_consumer *c, struct amp_map *map)
+{
+    if (amp_consumer_open(c, &map->control->down, amp_down_data(map), map->capacity))
+        fail("a new consumer is refused", 0);
+}
+
+static bool write_record(struct amp_producer *p, uint64_t n)
+{
+    uint32_t length = length_of(n);
+    uint8_t *to = amp_reserve(p, length);
+    if (to == NULL)
+        return false;
+    fill(to, n, 0, length / 2);
+    AMP_STEP();
+    fill(to, n, length / 2, length);
+    amp_commit(p, length, flags_of(n));
+    return true;
+}
+
+/* ---- threads ------------------------------------------------------------------------------- */
+
+struct course {
+    struct amp_map map;
+    struct amp_bell data, room;
+    uint64_t messages;
+    uint64_t data_bells, room_bells;
+};
+
+static void hear(const struct amp_bell *bell)
+{
+    struct pollfd event = {.fd = bell->reader, .events = POLLIN};
+    while (poll(&event, 1, -1) < 0)
+        ;
+    amp_bell_clear(bell);
+}
+
+/* Shifts the two threads against each other, also to where one has long gone to sleep. */
+static void pause_now_and_then(uint64_t dice)
+{
+    if (dice % 4096 == 0)
+        nanosleep(&(struct timespec){.tv_nsec = (long)(dice >> 16) % 50000}, NULL);
+    else if (dice % 64 == 0)
+        sched_yield();
+}
+
+static void publish(struct course *course, struct amp_producer *p)
+{
+    if (amp_publish(p)) {
+        course->data_bells++;
+        amp_bell_ring(&course->data);
+    }
+}
+
+static void *produce(void *argument)
+{
+    struct course *course = argument;
+    struct amp_producer p;
+    open_producer(&p, &course->map);
+    for (uint64_t n = 0; n < course->messages && !p.fault; n++) {
+        while (!write_record(&p, n) && !p.fault) {
+            publish(course, &p);
+            if (amp_want_room(&p, length_of(n)))
+                hear(&course->room);
+        }
+        uint64_t dice = mix(~n);
+        if (dice % 8 == 0)
+            publish(course, &p);
+        pause_now_and_then(dice);
+    }
+    publish(course, &p);
+    if (p.fault)
+        fail(amp_fault_text(p.fault), p.records);
+    return NULL;
+}
+
+static void release(struct course *course, struct amp_consumer *c)
+{
+    if (amp_release(c)) {
+        course->room_bells++;
+        amp_bell_ring(&course->room);
+    }
+}
+
+static void *consume(void *argument)
+{
+    struct course *course = argument;
+    struct amp_consumer c;
+    struct amp_record record;
+    uint64_t n = 0;
+    open_consumer(&c, &course->map);
+    while (n < course->messages && !c.fault) {
+        while (amp_read(&c, &record)) {
+            uint64_t dice = mix(n ^ UINT64_C(0x5555555555555555));
+            check(&record, n++);
+            if (dice % 8 == 0)
+                release(course, &c);
+            pause_now_and_then(dice);
+        }
+        release(course, &c);
+        if (n < course->messages && amp_sleep(&c)) {
+            hear(&course->data);
+            amp_awake(&c);
+        }
+    }
+    if (c.fault)
+        fail(amp_fault_text(c.fault), n);
+    return NULL;
+}
+
+static void run_threads(uint64_t messages)
+{
+    struct course course = {.messages = messages};
+    pthread_t producer, consumer;
+    make_map(&course.map);
+    if (amp_bell_create(&course.data) < 0 || amp_bell_create(&course.room) < 0)
+        fail("no doorbell", 0);
+    if (pthread_create(&producer, NULL, produce, &course)
+        || pthread_create(&consumer, NULL, consume, &course))
+        fail("no thread", 0);
+    pthread_join(producer, NULL);
+    pthread_join(consumer, NULL);
+    munmap(course.map.control, amp_map_size(CAPACITY));
+    amp_bell_close(&course.data);
+    amp_bell_close(&course.room);
+    printf("threads: %llu records, rung %llu times for data and %llu for room\n",
+           (unsigned long long)messages, (unsigned long long)course.data_bells,
+           (unsigned long long)course.room_bells);
+}
+
+/* ---- kills --------------------------------------------------------------------------------- */
+
+/* Never returns. `started` tells the reader how much was published for certain. */
+static void write_until_killed(struct amp_map *map, uint64_t steps)
+{
+    struct amp_producer p;
+    open_producer(&p, map);
+    steps_left = steps;
+    for (uint64_t n = 0;; n++) {
+        while (!write_record(&p, n)) {
+            amp_publish(&p);
+            amp_mark_started(map, p.records);
+            sched_yield();
+        }
+        if (mix(n) % 4 == 0) {
+            amp_publish(&p);
+            amp_mark_started(map, p.records);
+        }
+    }
+}
+
+static uint64_t read_all(struct amp_consumer *c, uint64_t n)
+{
+    struct amp_record record;
+    while (amp_read(c, &record))
+        check(&record, n++);
+    amp_release(c);
+    if (c->fault)
+        fail(amp_fault_text(c->fault), n);
+    return n;
+}
+
+/* Kills the writer at its `steps`-th step, or, without one, when `records` records have come. */
+static void run_kill(uint64_t steps, uint64_t records)
+{
+    struct amp_map map;
+    struct amp_consumer c;
+    uint64_t n = 0;
+    int status = 0;
+    make_map(&map);
+    open_consumer(&c, &map);
+    pid_t writer = fork();
+    if (writer == 0)
+        write_until_killed(&map, steps);
+    if (steps == UINT64_MAX) {
+        while (n < records)
+            n = read_all(&c, n);
+        kill(writer, SIGKILL);
+    }
+    while (waitpid(writer, &status, steps == UINT64_MAX ? 0 : WNOHANG) == 0)
+        n = read_all(&c, n);
+    n = read_all(&c, n);
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+        fail("the writer did not die as planned", n);
+    if (n < amp_started(&map))
+        fail("a published record is missing", n);
+    munmap(map.control, amp_map_size(CAPACITY));
+}
+
+static void run_kills(uint64_t rounds)
+{
+    for (uint64_t round = 0; round < rounds; round++)
+        if (round < rounds / 2)
+            run_kill(round, 0);
+        else
+            run_kill(UINT64_MAX, mix(round) % 512);
+    printf("kills: %llu writers killed\n", (unsigned long long)rounds);
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t count = argc == 3 ? strtoull(argv[2], NULL, 10) : 0;
+    alarm(STUCK_AFTER);
+    if (count > 0 && strcmp(argv[1], "threads") == 0)
+        run_threads(count);
+    else if (count > 0 && strcmp(argv[1], "kills") == 0)
+        run_kills(count);
+    else
+        return fprintf(stderr, "usage: ring_stress threads MESSAGES | kills ROUNDS\n"), 2;
+    return 0;
+}
