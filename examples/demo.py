@@ -11,6 +11,7 @@ import multiprocessing
 import socket
 import sysconfig
 import warnings
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -40,14 +41,19 @@ async def serve(listener: socket.socket) -> None:
     await asyncio.Event().wait()
 
 
-session: aiohttp.ClientSession | None = None  # every worker has its own: globals are per process
+async def one_session() -> AsyncGenerator[aiohttp.ClientSession, None]:
+    """The same session, again and again; it is closed with the event loop that it was used in."""
+    async with aiohttp.ClientSession() as session:
+        while True:
+            yield session
+
+
+sessions = one_session()  # globals are per process: each worker gets a session of its own
 
 
 async def fetch(url: str) -> int:
-    """Fetch one page and return its length; all items of a worker share a session."""
-    global session
-    if session is None:
-        session = aiohttp.ClientSession()
+    """Fetch one page and return its length."""
+    session = await anext(sessions)
     async with session.get(url) as response:
         response.raise_for_status()
         return len(await response.text())
