@@ -1,0 +1,100 @@
+"""Event loops of child processes: which one, how it begins, how it ends.
+
+A child uses the loop implementation that its parent runs, unless a `loop_initializer` says
+otherwise. The choice travels as a `LoopSpec`, which pickles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeAlias
+
+from .types import LoopInitializer
+
+# A module that has `new_event_loop`, by name, or a callable that makes a loop; None: asyncio's own
+LoopSpec: TypeAlias = str | LoopInitializer | None
+
+# Others are not copied: a loop that is tied to a GUI, for one, cannot just be made once more.
+_DROP_IN = frozenset({"uvloop", "winloop", "rloop"})
+
+
+def spec_of(
+    loop: asyncio.AbstractEventLoop | None, loop_initializer: LoopInitializer | None = None
+) -> LoopSpec:
+    """What makes a child's loop be of the same implementation as `loop`, the running one."""
+    if loop_initializer is not None:
+        return loop_initializer
+    package = type(loop).__module__.partition(".")[0]
+    if package in _DROP_IN:
+        return package
+    if sys.platform == "win32" and isinstance(loop, asyncio.SelectorEventLoop):
+        return asyncio.SelectorEventLoop  # chosen on purpose: the default there is the proactor
+    return None
+
+
+def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
+    """Make the loop of a child process, and make it current."""
+    if isinstance(spec, str):
+        loop: asyncio.AbstractEventLoop = import_module(spec).new_event_loop()
+    else:
+        loop = (spec or asyncio.new_event_loop)()
+    if not isinstance(loop, asyncio.AbstractEventLoop):
+        raise TypeError(f"loop_initializer must return an event loop, not {loop!r}")
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """End a loop as `asyncio.run` does: cancel what is left, close generators and the executor."""
+    if loop.is_closed():
+        return
+    try:
+        _cancel_all_tasks(loop)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    if not tasks:
+        return
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            loop.call_exception_handler(
+                {
+                    "message": "unhandled exception while the loop of a child process was closed",
+                    "exception": task.exception(),
+                    "task": task,
+                }
+            )
+
+
+def forget_parent_signals() -> None:
+    """In a forked child: undo what the parent's loop did to signals.
+
+    The child would otherwise answer a signal by waking the parent's loop, whose self-pipe it
+    shares, and survive a SIGTERM that the parent's loop handles.
+    """
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        if _is_of_a_loop(signal.getsignal(signum)):
+            default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, default)
+
+
+def _is_of_a_loop(handler: Callable[..., Any] | int | None) -> bool:
+    while isinstance(handler, functools.partial):  # asyncio.Runner's SIGINT handler is one
+        handler = handler.func
+    module = getattr(handler, "__module__", None) or ""
+    return module.partition(".")[0] in _DROP_IN | {"asyncio"}

@@ -1,0 +1,372 @@
+"""Exceptions across the process boundary.
+
+    worker: dump_exception(exc) -> bytes -> parent: load_exception(bytes) -> the error to be raised
+
+What is raised in the parent is a ProxyException whose text is the traceback from the worker, and,
+wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
+original exception, rebuilt, and the original's own chain ends in a RemoteTraceback.
+
+E1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
+    cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
+E2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments than
+    those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in C.
+    Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
+E3  An exception travels as a flat list of nodes that refer to each other by index, so that no
+    chain, however long or circular, is walked by recursion. Members of a group stand before it.
+E4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
+    never combined: raised in the parent, it would end the parent's loop, or look like a
+    cancellation of the caller.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import pickle
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+from .types import ProxyException, TracebackStr
+
+Dumps: TypeAlias = Callable[[Any], Any]
+Loads: TypeAlias = Callable[[Any], Any]
+
+MAX_NODES = 1000  # of one exception with its causes, contexts and members; the text has them all
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is not statically allocated in C
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is no error itself
+    """Ends the chain of an exception from a worker; its text is the traceback from there."""
+
+    def __init__(self, text: TracebackStr) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def dump_exception(exc: BaseException, dumps: Dumps = pickle.dumps) -> bytes:
+    """Make bytes of `exc` and its chain; always possible (E1)."""
+    payload: bytes = dumps((describe(exc), *_Dumper().dump(exc)))
+    return payload
+
+
+def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
+    """The error to raise here for what `dump_exception` was given in a worker."""
+    return _raisable(*loads(payload))
+
+
+def describe(exc: BaseException) -> TracebackStr:
+    """The traceback as Python prints it, whatever the exception does when it is printed."""
+    try:
+        return "".join(traceback.format_exception(exc))
+    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; E1
+        return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(error).__name__})\n"
+
+
+# -- one exception <-> its parts -------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """What an exception consists of, besides its type (E2)."""
+
+    args: tuple[Any, ...]
+    base_args: tuple[Any, ...]  # what the builtin base class is created from
+    base_state: dict[str, Any]  # what the builtin base class keeps besides
+    attributes: dict[str, Any]
+    slots: dict[int, Any]
+
+
+def _take_apart(exc: BaseException) -> Parts:
+    if isinstance(exc, BaseExceptionGroup):
+        fields = map(_group_field, ("message", "exceptions"))
+        base_args: tuple[Any, ...] = tuple(field.__get__(exc) for field in fields)
+        state: dict[str, Any] = {}
+    else:
+        _, base_args, *rest = _static_base(type(exc)).__reduce__(exc)
+        state = rest[0] if rest and isinstance(rest[0], dict) else {}
+    attributes = {k: v for k, v in vars(exc).items() if k != _TEXT}
+    return Parts(
+        args=_field("args").__get__(exc),
+        base_args=base_args,
+        base_state={k: v for k, v in state.items() if k not in vars(exc)},
+        attributes=attributes,
+        slots=dict(_filled_slots(exc)),
+    )
+
+
+def _put_together(cls: type[Any], parts: Parts) -> Any:
+    """An exception of type `cls` from the parts of one of the same type, or of a base (E2)."""
+    base = _static_base(cls)
+    exc = base.__new__(cls, *parts.base_args)
+    if not issubclass(cls, BaseExceptionGroup):
+        base.__init__(exc, *parts.base_args)
+        _field("args").__set__(exc, parts.args)
+    for name, value in parts.base_state.items():
+        getattr(base, name).__set__(exc, value)
+    vars(exc).update(parts.attributes)
+    slots = list(_slots(cls))
+    for index, value in parts.slots.items():
+        slots[index].__set__(exc, value)
+    return exc
+
+
+def _static_base(cls: Any) -> Any:
+    """The class written in C that decides the layout: what it keeps is not in `__dict__`."""
+    while cls.__flags__ & _HEAPTYPE:
+        cls = cls.__base__
+    return cls
+
+
+def _slots(cls: type[Any]) -> Iterator[types.MemberDescriptorType]:
+    for klass in reversed(cls.__mro__):  # from the bottom: a combined class has the same indices
+        if "__slots__" in vars(klass):
+            for value in vars(klass).values():
+                if isinstance(value, types.MemberDescriptorType):
+                    yield value
+
+
+def _filled_slots(exc: BaseException) -> Iterator[tuple[int, Any]]:
+    for index, slot in enumerate(_slots(type(exc))):
+        try:
+            yield index, slot.__get__(exc)
+        except AttributeError:
+            continue
+
+
+def _field(name: str) -> Any:
+    """A field of BaseException, set whatever `__setattr__` does: frozen dataclasses refuse."""
+    return vars(BaseException)[name]
+
+
+def _group_field(name: str) -> Any:
+    return vars(BaseExceptionGroup)[name]
+
+
+# -- a chain of exceptions <-> nodes ---------------------------------------------------------------
+
+
+class Node(NamedTuple):
+    """One exception among others (E3); a plain tuple on the way."""
+
+    pickled: bytes
+    members: list[int] | None  # of a group
+    cause: int | None = None
+    context: int | None = None
+    suppress_context: bool = False
+
+
+Nodes: TypeAlias = list[tuple[Any, ...]]
+
+
+class _Dumper:
+    """Makes the nodes of an exception and of all that it refers to."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._rebuilt: list[BaseException] = []
+        self._seen: dict[int, int | None] = {}
+        self._unlinked: list[tuple[int, BaseException]] = []
+
+    def dump(self, exc: BaseException) -> tuple[Nodes, int | None]:
+        """The nodes, and the index of that of `exc`."""
+        root = self._visit(exc)
+        while self._unlinked:
+            index, source = self._unlinked.pop()
+            self._nodes[index] = self._nodes[index]._replace(
+                cause=self._visit(source.__cause__),
+                context=self._visit(source.__context__),
+                suppress_context=source.__suppress_context__,
+            )
+        return [tuple(node) for node in self._nodes], root
+
+    def _visit(self, exc: BaseException | None) -> int | None:
+        """The index of the node of `exc`, or None: it cannot be had, or there are too many."""
+        if exc is None or isinstance(exc, RemoteTraceback):
+            return None
+        if id(exc) not in self._seen:
+            self._seen[id(exc)] = None  # stands for a group that contains itself
+            self._seen[id(exc)] = self._add(exc) if len(self._nodes) < MAX_NODES else None
+        return self._seen[id(exc)]
+
+    def _add(self, exc: BaseException) -> int | None:
+        try:
+            node, rebuilt = self._node_of(exc)
+        except BaseException:  # noqa: BLE001 - it runs the user's pickling, which raises anything; E1
+            return None
+        index = len(self._nodes)
+        self._nodes.append(node)
+        self._rebuilt.append(rebuilt)
+        # what a proxy stands for is its cause, so the chain of that is its own
+        source = exc.__cause__ if isinstance(exc, _Combined) else exc
+        self._unlinked.append((index, source or exc))
+        return index
+
+    def _node_of(self, exc: BaseException) -> tuple[Node, BaseException]:
+        """A node, and the exception that was rebuilt from it to see that it can be (E1)."""
+        members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
+        recipe = _recipe(exc, group=members is not None)
+        node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
+        if type(exc).__module__ == "builtins" and members is None:
+            return node, exc  # these can, and most exceptions are one of them
+        return node, _rebuild(node, self._rebuilt)
+
+    def _members(self, group: BaseExceptionGroup[BaseException]) -> list[int]:
+        exceptions = _group_field("exceptions").__get__(group)
+        members = [index for index in map(self._visit, exceptions) if index is not None]
+        if len(members) != len(exceptions):
+            raise ValueError("a group without some of its members would tell less than its text")
+        return members
+
+
+def _recipe(exc: BaseException, *, group: bool) -> object:
+    """What is pickled of an exception: itself, if it has a way of its own (E2), or its parts."""
+    cls = _original_type(type(exc))
+    if _pickles_itself(cls):
+        return exc if cls is type(exc) else exc.__cause__  # a proxy has its original there
+    parts = _take_apart(exc)
+    if group:
+        parts = parts._replace(args=(), base_args=parts.base_args[:1])
+    return cls, tuple(parts)
+
+
+def _pickles_itself(cls: type[Any]) -> bool:
+    if cls in copyreg.dispatch_table:
+        return True
+    owners = (
+        next(klass for klass in cls.__mro__ if name in vars(klass))
+        for name in ("__reduce__", "__reduce_ex__")
+    )
+    return any(owner.__flags__ & _HEAPTYPE for owner in owners)
+
+
+def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
+    """The exception of a node; raises whatever the user's classes raise."""
+    recipe = pickle.loads(node.pickled)
+    if isinstance(recipe, tuple):
+        cls, parts = recipe[0], Parts(*recipe[1])
+        if node.members is not None:
+            members = [earlier[index] for index in node.members]
+            parts = parts._replace(base_args=(*parts.base_args, members))
+        recipe = _put_together(cls, parts)
+    if not isinstance(recipe, BaseException):
+        raise TypeError(f"an exception was unpickled as {type(recipe).__name__}")
+    return recipe
+
+
+def _build_up(nodes: Nodes) -> list[BaseException | None]:
+    """The exceptions of `nodes`, linked to each other; None for one that cannot be rebuilt."""
+    built: list[Any] = []
+    for node in map(Node._make, nodes):
+        try:
+            built.append(_rebuild(node, built))
+        except BaseException:  # noqa: BLE001 - as in _Dumper._add
+            built.append(None)
+    for exc, node in zip(built, map(Node._make, nodes), strict=True):
+        if exc is not None:
+            _field("__context__").__set__(exc, _at(built, node.context))
+            _field("__cause__").__set__(exc, _at(built, node.cause))
+            _field("__suppress_context__").__set__(exc, node.suppress_context)
+    return built
+
+
+def _at(built: list[Any], index: int | None) -> BaseException | None:
+    return None if index is None else built[index]
+
+
+# -- what is raised --------------------------------------------------------------------------------
+
+_TEXT = "_aiomultiprocess_text"
+
+
+class _Combined(ProxyException):
+    """The part of a combined class that comes first, so that it decides how the error behaves.
+
+    The original's `__str__`, `__setattr__`, `__eq__`, `__hash__` and `__reduce__` are put aside:
+    they may be those of a frozen dataclass, which contextlib, for one, cannot pass on.
+    """
+
+    __setattr__ = BaseException.__setattr__
+    __delattr__ = BaseException.__delattr__
+    __eq__ = BaseException.__eq__
+    __hash__ = BaseException.__hash__
+    __repr__ = BaseException.__repr__
+
+    def __init_subclass__(cls) -> None:
+        """Keep the original's `__init_subclass__` from seeing the combined class."""
+
+    def __str__(self) -> str:
+        text: str = vars(self)[_TEXT]
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (str(self), *_Dumper().dump(self))
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+def _revive(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
+    """A copy of a combined exception."""
+    return _raisable(text, nodes, root)
+
+
+def _raisable(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
+    original = _at(_build_up(nodes), root)
+    if original is None:
+        return ProxyException(text)
+    proxy = _combine(original, text) or ProxyException(text)
+    _end_chain(original, RemoteTraceback(text))
+    _field("__cause__").__set__(proxy, original)
+    return proxy
+
+
+def _combine(original: BaseException, text: TracebackStr) -> ProxyException | None:
+    """An exception of the type of `original` and a ProxyException; None if that cannot be."""
+    original_type: Any = type(original)
+    cls = _combined_type(original_type)
+    if cls is None:
+        return None
+    try:
+        proxy: ProxyException = _put_together(cls, _take_apart(original))
+        vars(proxy)[_TEXT] = text
+    except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; E1
+        return None
+    return proxy
+
+
+@functools.lru_cache(maxsize=256)
+def _combined_type(cls: Any) -> type[ProxyException] | None:
+    if cls is ProxyException or not _may_be_raised(cls):
+        return None
+    bases: tuple[type, ...] = (_Combined, cls)
+    if cls is Exception:  # which comes with _Combined
+        bases = (_Combined,)
+    namespace = {"__module__": ProxyException.__module__, "_original": cls}
+    name = f"{ProxyException.__name__}({cls.__name__})"
+    try:
+        return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
+    except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: E1
+        return None
+
+
+def _may_be_raised(cls: type[BaseException]) -> bool:
+    """E4."""
+    return issubclass(cls, Exception) and not issubclass(cls, (StopIteration, StopAsyncIteration))
+
+
+def _original_type(cls: type[Any]) -> type[Any]:
+    original: type[Any] = vars(cls)["_original"] if issubclass(cls, _Combined) else cls
+    return original
+
+
+def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
+    """Append `end` to the causes of `exc`."""
+    seen = set()
+    while exc.__cause__ is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        exc = exc.__cause__
+    _field("__cause__").__set__(exc, end)

@@ -1,0 +1,79 @@
+"""Which queue a task goes to, where a pool has several (`queuecount`).
+
+A queue is a line of tasks in the parent process, served by a group of workers of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+from .types import Queue, QueueID, R, TaskID
+
+
+class Scheduler(ABC):
+    """Decides the queue of each task. All methods are called in the loop of the pool."""
+
+    @abstractmethod
+    def register_queue(self, tx: Queue) -> QueueID:
+        """Name a new queue; called once for each before any task is scheduled.
+
+        Args:
+            tx: an opaque object that stands for the queue. (It was a `multiprocessing.Queue` up to
+                0.9.1; there is nothing to be put into it now.)
+        """
+
+    @abstractmethod
+    def register_process(self, qid: QueueID) -> None:
+        """Hear that one more worker serves the queue `qid`, for weights.
+
+        Called for the first workers of a pool, not for those that replace them.
+        """
+
+    @abstractmethod
+    def schedule_task(
+        self,
+        task_id: TaskID,
+        func: Callable[..., Awaitable[R]],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> QueueID:
+        """Choose the queue of `func(*args, **kwargs)`, one of those that `register_queue` named."""
+
+    @abstractmethod
+    def complete_task(self, task_id: TaskID) -> None:
+        """Hear that a task has ended, whatever became of it."""
+
+
+class RoundRobin(Scheduler):
+    """Queues in turn, each as often as it has workers.
+
+    Twelve processes over eight queues give four queues twice as many tasks as the other four.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qids: list[QueueID] = []
+        self.next_id = itertools.count()
+        self.cycler: Iterator[QueueID] = itertools.cycle([])
+
+    def register_queue(self, tx: Queue) -> QueueID:
+        return QueueID(next(self.next_id))
+
+    def register_process(self, qid: QueueID) -> None:
+        self.qids.append(qid)
+        self.cycler = itertools.cycle(self.qids)
+
+    def schedule_task(
+        self,
+        task_id: TaskID,
+        func: Callable[..., Awaitable[R]],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> QueueID:
+        return next(self.cycler)
+
+    def complete_task(self, task_id: TaskID) -> None:
+        """Round robin keeps no account of tasks."""

@@ -1,0 +1,82 @@
+"""The exceptions of this package, and names for types.
+
+Everything imports this module, fresh workers included: it must stay light.
+"""
+
+from __future__ import annotations
+
+import signal
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from typing import Any, NewType, TypeAlias, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Context = BaseContext
+
+# What a scheduler is told of a queue: an object to tell queues apart by, nothing to put into.
+Queue: TypeAlias = Any
+
+TaskID = NewType("TaskID", int)
+QueueID = NewType("QueueID", int)
+
+TracebackStr = str
+
+LoopInitializer = Callable[..., AbstractEventLoop]
+
+
+class ProxyException(Exception):  # noqa: N818 - the name is 0.9.1's
+    """What a task raised in a worker process; `str()` is the traceback from there.
+
+    The error that is raised is an instance of the original's type too, wherever the two can be
+    combined, so that `except ValueError` works as if the task had run here. `__cause__` is the
+    original exception, where it could be rebuilt in this process.
+    """
+
+
+class WorkerLostError(RuntimeError):
+    """A worker process ended while it had work to finish, whose effects may have happened.
+
+    Args:
+        task: what it worked on, in words.
+        pid: its process id.
+        exitcode: its exit code, negative if a signal ended it, or None if that is not known.
+
+    Attributes:
+        signal: the signal that ended it, None if it ended by itself or that is not known.
+    """
+
+    def __init__(
+        self, task: str | None = None, pid: int | None = None, exitcode: int | None = None
+    ) -> None:
+        super().__init__(task, pid, exitcode)  # so that it pickles
+        self.task = task
+        self.pid = pid
+        self.exitcode = exitcode
+        self.signal = _signal_of(exitcode)
+
+    def __str__(self) -> str:
+        doing = "" if self.task is None else f" during {self.task}"
+        return f"worker process {self.pid} {self._end()}{doing}"
+
+    def _end(self) -> str:
+        if self.exitcode is None:
+            return "ended, and another part of the program took its exit code,"
+        if self.signal is not None:
+            return f"was killed by {getattr(self.signal, 'name', f'signal {self.signal}')}"
+        return f"exited with code {self.exitcode}"
+
+
+class PoolTerminatedError(RuntimeError):
+    """The pool was terminated before this task could finish."""
+
+
+def _signal_of(exitcode: int | None) -> signal.Signals | int | None:
+    if exitcode is None or exitcode >= 0:
+        return None
+    try:
+        return signal.Signals(-exitcode)
+    except ValueError:  # real-time signals have no names
+        return -exitcode
