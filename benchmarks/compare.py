@@ -55,7 +55,7 @@ def old_python() -> Path:
     if not ready.exists():
         print(f"installing aiomultiprocess {OLD} into {folder}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        pip = [python, "-m", "pip", "install", "--quiet", f"aiomultiprocess=={OLD}"]
+        pip = [str(python), "-m", "pip", "install", "--quiet", f"aiomultiprocess=={OLD}"]
         subprocess.run(pip, check=True)
         ready.touch()
     return python
@@ -110,7 +110,7 @@ def idle(pid: int, seconds: float) -> Figures:
 
 def measure(python: Path, options: argparse.Namespace) -> Figures:
     """One round of one side."""
-    command = [python, RUNNER, str(options.items), str(options.applies)]
+    command = [str(python), str(RUNNER), str(options.items), str(options.applies)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -27,7 +27,7 @@ async def spell(number: int) -> str:
 
 
 async def power(base: int, exponent: float) -> float:
-    return base**exponent
+    return math.pow(base, exponent)
 
 
 def halve(number: int) -> float:
@@ -72,7 +72,9 @@ class First(Scheduler):
 async def maps() -> None:
     async with Pool() as pool:
         assert_type(pool, Pool)
-        assert_type(pool.map(spell, [1, 2]), PoolResult[str])
+        results = pool.map(spell, [1, 2])
+        assert_type(results, PoolResult[str])
+        assert_type(await results, list[str])
         assert_type(await pool.map(spell, range(3)), list[str])
         assert_type(await pool.map(spell, numbers()), list[str])
         assert_type(await pool.map(halve, (1, 2)), list[float])
