@@ -73,8 +73,7 @@ async def maps() -> None:
     async with Pool() as pool:
         assert_type(pool, Pool)
         results = pool.map(spell, [1, 2])
-        assert_type(results, PoolResult[str])
-        assert_type(await results, list[str])
+        assert_type(await assert_type(results, PoolResult[str]), list[str])
         assert_type(await pool.map(spell, range(3)), list[str])
         assert_type(await pool.map(spell, numbers()), list[str])
         assert_type(await pool.map(halve, (1, 2)), list[float])
