@@ -1,0 +1,345 @@
+"""The worker engine: what runs in each process of a pool.
+
+    chunk arrives -> items wait -> item is started -> finished at once ---------> result
+                                                  \\-> suspended: a Task -> done -/
+
+A worker is a set of callbacks on its own event loop, not a task on it, so that `asyncio.all_tasks()`
+shows a user nothing but the items.
+
+W1  Items are started in the order in which they arrived, over all chunks; the number of the last one
+    started is marked before its function is called. The parent can therefore tell, whatever happens,
+    which items may have had effects.
+W2  At most `concurrency` items run at once.
+W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the process
+    takes with it when it dies.
+W4  Items that finish at once are run in bursts of `BURST` seconds, so that timers and sockets of the
+    others are served; results leave in one batch for each turn of the loop.
+W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
+
+This module is the first that a fresh worker imports: it must stay light.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import _loops, backend, remote, watchdog
+from .frames import CorruptHeaderError, Kind, Mode
+from .transport import ChildEnd, Handover, Link
+
+BURST = 0.002  # seconds
+RESULTS_BYTES = 128 << 10  # about how much one RESULTS frame carries
+GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
+
+RAISED, SUSPENDED = backend.RAISED, backend.SUSPENDED
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class WorkerSpec:
+    """The start-up message: all that a worker is told by its parent."""
+
+    end: ChildEnd
+    concurrency: int
+    parent_pid: int
+    parent_fd: Handover | None  # the parent's own pidfd, None where there is none
+    loop: _loops.LoopSpec
+    initializer: Callable[..., object] | None = None
+    initargs: Sequence[Any] = ()
+    exception_handler: Callable[[BaseException], object] | None = None
+
+
+def main(spec: WorkerSpec) -> None:
+    """Run one worker until its parent closes it, terminates it, or is gone."""
+    _loops.forget_parent_signals()
+    # Ctrl-C reaches the whole process group; it is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
+    watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
+    link = spec.end.open()
+    loop = _loops.new_loop(spec.loop)
+    asyncio.set_event_loop(loop)
+    engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
+    try:
+        engine.run(spec.initializer, spec.initargs)
+    finally:
+        engine.close()
+        _loops.close_loop(loop)
+        link.close()
+    if engine.terminated:
+        die_of(signal.SIGTERM)
+    if engine.broken:
+        sys.exit(1)
+
+
+def die_of(signum: int) -> None:
+    """End as the signal would have ended us, so that the parent sees why."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def load_function(payload: memoryview) -> Callable[..., Any]:
+    """The function of a FUNCTION frame, or a stand-in that raises why it cannot be had."""
+    try:
+        function: Callable[..., Any] = backend.loads(payload)
+    except BaseException as error:  # importing a user's module may raise anything
+        return Unloadable(error)
+    return function
+
+
+def raise_error(error: BaseException) -> None:
+    """Stands in for the function of an item that cannot be run."""
+    raise error
+
+
+class Unloadable:
+    """Stands in for a function that could not be unpickled here: each of its items fails so."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise self.error
+
+
+class Chunk:
+    """Items of one frame, those from `next` on not started yet."""
+
+    __slots__ = ("failures", "func", "ident", "items", "mode", "next")
+
+    def __init__(
+        self,
+        ident: int,
+        mode: int,
+        func: Callable[..., Any],
+        items: list[Any],
+        failures: dict[int, BaseException],
+    ) -> None:
+        self.ident = ident
+        self.mode = mode
+        self.func = func
+        self.items = items
+        self.failures = failures  # items that cannot be run, by offset
+        self.next = 0
+
+
+class WorkerEngine:
+    """Starts the items that arrive, and sends what becomes of them."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: Link,
+        concurrency: int,
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.terminated = False
+        self.broken = False
+        self._loop = loop
+        self._link = link
+        self._concurrency = concurrency
+        self._exception_handler = exception_handler
+        self._starter = backend.Starter(loop, link.counter)
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._chunks: deque[Chunk] = deque()
+        self._running: dict[asyncio.Task[Any], tuple[int, int]] = {}
+        self._finished: list[tuple[int, int, list[Any]]] = []  # chunk, first offset, values
+        self._turn_scheduled = False
+        self._told_free = 0  # free slots that the parent was told of since the last chunk
+        self._closing = False
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def run(self, initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
+        """Initialize, then serve until closed or terminated."""
+        self._link.start(
+            self._loop,
+            self._on_frame,
+            on_room=self._turn,
+            on_broken=self._on_broken,
+            on_drained=self._turn,
+        )
+        try:
+            if initializer is not None:
+                initializer(*initargs)
+        except BaseException as error:  # even sys.exit: the parent must hear why
+            self.broken = self._closing = True
+            self._link.send(Kind.BROKEN, payload=[remote.dump_exception(error, backend.dumps)])
+            self._loop.call_soon(self._turn)
+        else:
+            self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+            self._link.send(Kind.READY)
+        self._link.flush()
+        self._loop.run_forever()
+
+    def close(self) -> None:
+        self._starter.close()
+
+    def _terminate(self) -> None:
+        """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
+        if self.terminated:
+            return
+        self.terminated = self._closing = True
+        self._chunks.clear()
+        for task in self._running:
+            task.cancel()
+        self._loop.call_later(GRACE, self._loop.stop)
+        self._schedule_turn()
+
+    def _on_broken(self, error: BaseException) -> None:
+        # the ring is not to be trusted any more: end loudly, the parent fails what we hold (DESIGN 9)
+        log.critical("the link to the parent process is broken", exc_info=error)
+        os._exit(70)
+
+    # -- frames --------------------------------------------------------------------------------
+
+    def _on_frame(
+        self,
+        kind: int,
+        flags: int,
+        count: int,
+        ident: int,
+        offset: int,
+        function: int,
+        payload: memoryview,
+    ) -> None:
+        if kind == Kind.CHUNK:
+            self._on_chunk(flags, count, ident, function, payload)
+        elif kind == Kind.FUNCTION:
+            self._functions[function] = load_function(payload)
+        elif kind == Kind.FORGET:
+            del self._functions[function]
+        elif kind == Kind.CANCEL:
+            self._on_cancel(ident, offset)
+        elif kind == Kind.CLOSE:
+            self._closing = True
+        else:
+            raise CorruptHeaderError(f"frame of kind {kind} from the parent")
+
+    def _on_chunk(
+        self, mode: int, count: int, ident: int, function: int, payload: memoryview
+    ) -> None:
+        if self.terminated:
+            return
+        items, failures = backend.decode_items(payload, count)
+        func = self._functions[function]
+        self._chunks.append(Chunk(ident, mode, func, items, failures or {}))
+        self._told_free = 0
+
+    def _on_cancel(self, ident: int, offset: int) -> None:
+        for task, place in self._running.items():
+            if place == (ident, offset):
+                task.cancel()
+                return
+        for chunk in self._chunks:
+            if chunk.ident == ident and offset >= chunk.next:
+                chunk.failures[offset] = asyncio.CancelledError()
+
+    # -- running -------------------------------------------------------------------------------
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self._turn()
+
+    def _turn(self) -> None:
+        """Start what may be started, then send what there is to send."""
+        chunks, link = self._chunks, self._link
+        deadline = time.monotonic_ns() + int(BURST * 1e9)
+        while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
+            if not self._advance(chunks[0], deadline):
+                self._schedule_turn()  # W4
+                break
+            if chunks[0].next >= len(chunks[0].items):
+                chunks.popleft()
+        self._send_finished()
+        self._ask_for_more()
+        link.flush()
+        if self._closing and not chunks and not self._running and not link.congested:
+            self._loop.stop()
+
+    def _advance(self, chunk: Chunk, deadline: int) -> bool:
+        """Start items of a chunk up to the first that suspends or fails; False: out of time."""
+        at = chunk.next
+        if at in chunk.failures:
+            mode, func = Mode.MAP, raise_error
+            items: list[Any] = chunk.items
+            items[at] = chunk.failures.pop(at)
+            stop = at + 1
+        else:
+            mode, func, items = Mode(chunk.mode), chunk.func, chunk.items
+            stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
+        values: list[Any] = []
+        end, status, what = self._starter.run(mode, func, items, at, stop, values, deadline)
+        if values:
+            self._finished.append((chunk.ident, at, values))
+        chunk.next = end
+        if status == RAISED:
+            chunk.next = end + 1
+            self._send_error(chunk.ident, end, what)
+        elif status == SUSPENDED:
+            chunk.next = end + 1
+            self._running[what] = (chunk.ident, end)
+            what.add_done_callback(self._on_task_done)
+        return end > at or status != backend.DONE
+
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        ident, offset = self._running.pop(task)
+        value, error = self._starter.outcome(task)
+        if error is None:
+            self._finished.append((ident, offset, [value]))
+        elif not (self.terminated and isinstance(error, asyncio.CancelledError)):
+            self._send_error(ident, offset, error)
+        self._schedule_turn()
+
+    def _ask_for_more(self) -> None:
+        """Say once that items wait side by side here, and how many more could."""
+        free = self._concurrency - len(self._running)
+        if self._running and not self._chunks and free > self._told_free and not self._closing:
+            self._told_free = free
+            self._link.send(Kind.WANT, count=free)
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def _send_finished(self) -> None:
+        finished, self._finished = self._finished, []
+        for ident, first, values in finished:
+            self._send_values(ident, first, values)
+
+    def _send_values(self, ident: int, first: int, values: list[Any]) -> None:
+        at = 0
+        while at < len(values):
+            payload, count, error = backend.encode_items(values, at, len(values), RESULTS_BYTES)
+            if count:
+                self._link.send(
+                    Kind.RESULTS, count=count, ident=ident, offset=first + at, payload=payload
+                )
+                at += count
+            if error is not None:
+                self._send_error(ident, first + at, error)
+                at += 1
+
+    def _send_error(self, ident: int, offset: int, error: BaseException) -> None:
+        if self._exception_handler is not None:
+            try:
+                self._exception_handler(error)
+            except BaseException:  # the item's own error is what counts
+                log.exception("exception_handler failed")
+        payload = [remote.dump_exception(error, backend.dumps)]
+        self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)

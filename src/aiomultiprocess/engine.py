@@ -1,0 +1,339 @@
+"""The parent engine: the life of a pool on its loop.
+
+    open --close()--> closing --> finished       (every task settled, every worker gone)
+      |  \\                          ^
+      |   +--terminate()--> terminated
+      +-- workers cannot start --> broken
+
+It starts workers, decides what their death means, and gives calls to the queues (queues.py). All of
+it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`.
+
+P1  A feed is in `_open` from its first task until its last is settled: closing waits for all of them.
+P2  A worker that dies is replaced while there may be work. Respawning is limited: if no worker was
+    ever ready, or `START_ATTEMPTS` in a row die while they start, the pool is broken and says why.
+P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from . import backend, remote
+from .frames import CorruptHeaderError, Handler, Kind, Mode
+from .functions import FunctionTable
+from .jobs import Calls, Job, Router, Share
+from .queues import Queue
+from .scheduler import RoundRobin, Scheduler
+from .transport import Backend
+from .types import PoolTerminatedError, QueueID, TaskID, WorkerLostError
+from .workers import PoolWorker, WorkerOptions
+
+START_ATTEMPTS = 3
+
+log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    BROKEN = "broken"
+    TERMINATED = "terminated"
+
+
+class Engine:
+    """The workers, queues and unfinished tasks of one pool."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: WorkerOptions,
+        channels: Backend,
+        scheduler: Scheduler,
+    ) -> None:
+        self.loop = loop
+        self.state = State.OPEN
+        self.queues: dict[QueueID, Queue] = {}
+        self.workers: dict[PoolWorker, QueueID] = {}
+        self.functions = FunctionTable(backend.dumps)
+        self._options = options
+        self._channels = channels
+        self._scheduler = scheduler
+        # with one queue and the default scheduler the answer is known: it is not asked per task
+        self._only: Queue | None = None
+        self._task_ids = itertools.count(1)
+        self._open: set[Calls | Job] = set()
+        self._ever_ready = False
+        self._failed_starts = 0
+        self._reason: BaseException | None = None
+        self._pid = os.getpid()
+        self._gone = asyncio.Event()
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def start(self, processes: int, queues: int) -> None:
+        """Create the queues and their first workers, telling the scheduler of each."""
+        for _ in range(queues):
+            queue = Queue(self.loop)
+            self.queues[self._scheduler.register_queue(queue)] = queue
+        if queues == 1 and type(self._scheduler) is RoundRobin:
+            (self._only,) = self.queues.values()
+        qids = list(self.queues)
+        try:
+            for at in range(processes):
+                self._add_worker(qids[at % queues])
+                self._scheduler.register_process(qids[at % queues])
+        except BaseException:
+            self.terminate()
+            raise
+
+    def _add_worker(self, qid: QueueID) -> None:
+        link, end = self._channels.create()
+        try:
+            worker = PoolWorker(self._options, link, end)
+            queue = self.queues[qid]
+            link.start(
+                self.loop,
+                self._handler_of(worker, queue),
+                on_room=lambda: queue.serve(worker),
+                on_broken=worker.distrust,
+                on_drained=lambda: queue.on_drained(worker),
+            )
+            worker.launch(self.loop, self._on_exit)
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            end.release()
+        self.workers[worker] = qid
+        queue.workers.append(worker)
+
+    def _handler_of(self, worker: PoolWorker, queue: Queue) -> Handler:
+        def handle(
+            kind: int,
+            flags: int,
+            count: int,
+            ident: int,
+            offset: int,
+            function: int,
+            payload: memoryview,
+        ) -> None:
+            if self.state in (State.BROKEN, State.TERMINATED):
+                return  # everything is settled already
+            if kind == Kind.RESULTS:
+                queue.on_results(worker, ident, offset, count, payload)
+            elif kind == Kind.ERROR:
+                queue.on_error(worker, ident, offset, payload)
+            elif kind == Kind.WANT:
+                worker.credit.want(count)
+            elif kind == Kind.READY:
+                self._on_ready(worker)
+            elif kind == Kind.BROKEN:
+                self._break(remote.load_exception(payload, backend.loads))
+            else:
+                raise CorruptHeaderError(f"frame of kind {kind} from a worker")
+
+        return handle
+
+    def _on_ready(self, worker: PoolWorker) -> None:
+        worker.ready = self._ever_ready = True
+        self._failed_starts = 0
+
+    def _on_exit(self, worker: PoolWorker) -> None:
+        """A worker process has ended, for whatever reason."""
+        worker.link.drain_dead()
+        qid = self.workers.pop(worker)
+        queue = self.queues[qid]
+        queue.on_death(worker)
+        worker.link.close()
+        if not worker.ready and self.state in (State.OPEN, State.CLOSING):
+            self._on_failed_start(worker)
+        if self.state is State.OPEN or (self.state is State.CLOSING and self._open):
+            self._replace(qid)
+        queue.kick()
+        self._check_finished()
+
+    def _on_failed_start(self, worker: PoolWorker) -> None:
+        """P2."""
+        self._failed_starts += 1
+        if not self._ever_ready or self._failed_starts >= START_ATTEMPTS:
+            what = "its start: importing the main module, then the initializer"
+            self._break(WorkerLostError(what, worker.pid, worker.last_exitcode))
+
+    def _replace(self, qid: QueueID) -> None:
+        try:
+            self._add_worker(qid)
+        except OSError as error:
+            log.error("a worker could not be started", exc_info=error)
+            if not self.queues[qid].workers:
+                self._break(error)
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Raise what broke the pool, or RuntimeError, unless it takes calls."""
+        if self._reason is not None:
+            raise self._reason
+        if self.state is not State.OPEN:
+            raise RuntimeError("pool is closed")
+
+    def submit_job(self, job: Job) -> None:
+        """Give all tasks of a job to the workers."""
+        if job.done:
+            return
+        self._open.add(job)
+        if self._only is not None:
+            self._only.offer(job)
+            return
+        job.router = Router(job, self._assign, self._scheduler.complete_task)
+        if job.left is None:
+            job.router.route(1)
+        else:
+            job.router.route_all()
+
+    def submit_call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwds: dict[str, Any]
+    ) -> asyncio.Future[Any]:
+        """Give one `apply` to the workers; the future is its result."""
+        function = self.functions.of(func)
+        future: asyncio.Future[Any] = self.loop.create_future()
+        queue = self._only
+        if queue is None:
+            tid = TaskID(next(self._task_ids))
+            queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
+            future.add_done_callback(lambda _: self._scheduler.complete_task(tid))
+        calls = queue.calls.get(function.id)
+        if calls is None:
+            calls = queue.calls[function.id] = Calls(function, self.on_settled)
+            self._open.add(calls)
+        calls.add(future, args, kwds)
+        queue.offer(calls)
+        return future
+
+    def cancel_call(self, future: asyncio.Future[Any]) -> None:
+        """The caller gave up on a call: stop it wherever it is."""
+        for worker in self.workers:
+            for ident, chunk in worker.chunks.items():
+                if isinstance(chunk.feed, Calls) and future in chunk.slots:
+                    worker.link.send(Kind.CANCEL, ident=ident, offset=chunk.slots.index(future))
+                    worker.link.flush()
+                    return
+
+    def on_more(self, job: Job) -> None:
+        """A job that had nothing to take may have more now."""
+        if job not in self._open:
+            return
+        if job.router is not None:
+            job.router.route(1)
+        elif self._only is not None:
+            self._only.offer(job)
+
+    def let_go(self, job: Job) -> None:
+        """Nobody can read the job's results any more; may be called from any thread."""
+        if self.loop.is_running():
+            self.loop.call_soon_threadsafe(job.let_go)
+
+    def on_settled(self, feed: Calls | Job) -> None:
+        """The last task of a feed is settled."""
+        self._open.discard(feed)
+        for queue in self.queues.values():
+            queue.forget(feed.function)
+        self._check_finished()
+
+    def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
+        tid = TaskID(next(self._task_ids))
+        job = router.job
+        args = tuple(item) if job.mode is Mode.STAR else (item,)
+        qid = self._scheduler.schedule_task(tid, job.func, args, {})
+        share = router.shares.get(qid)
+        if share is None:
+            share = router.shares[qid] = Share(job, router, self._queue(qid).offer)
+        return tid, share
+
+    def _queue(self, qid: QueueID) -> Queue:
+        queue = self.queues.get(qid)
+        if queue is None:
+            raise ValueError(
+                f"the scheduler chose queue {qid!r}; the queues of this pool are {list(self.queues)}"
+            )
+        return queue
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more calls; workers go when all tasks are settled."""
+        if self.state is State.OPEN:
+            self.state = State.CLOSING
+            for feed in list(self._open):
+                if isinstance(feed, Job):
+                    feed.pool_closes()
+            self._check_finished()
+
+    def terminate(self) -> None:
+        """Fail all that is not settled and end the workers."""
+        if self.state is not State.TERMINATED:
+            self._give_up(State.TERMINATED, PoolTerminatedError("the pool was terminated"))
+
+    async def join(self) -> None:
+        """Wait until every worker has gone; the pool must have been closed or terminated."""
+        await self._gone.wait()
+
+    def abandon(self) -> None:
+        """The pool object is gone, or the interpreter ends; may be called from any thread.
+
+        A pool that was closed finishes what it was given, as long as its loop runs.
+        """
+        if os.getpid() != self._pid or not self.workers:
+            return
+        if self.state is State.OPEN:
+            warnings.warn(
+                f"a pool of {len(self.workers)} workers was never closed: use `async with Pool()`, "
+                "or close() and join()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        if not self.loop.is_running():
+            self._kill()
+        elif self.state is State.OPEN:
+            self.loop.call_soon_threadsafe(self.terminate)
+
+    def _kill(self) -> None:
+        """End the workers here and now: there is no loop any more that would tell of their exit."""
+        self.state = State.TERMINATED
+        workers, self.workers = self.workers, {}
+        for worker in workers:
+            worker.kill_now()
+        self._channels.close()
+
+    def _break(self, reason: BaseException) -> None:
+        """Workers cannot be had: fail everything with the reason, now and from now on."""
+        if self.state in (State.OPEN, State.CLOSING):
+            self._reason = reason
+            self._give_up(State.BROKEN, reason)
+
+    def _give_up(self, state: State, error: BaseException) -> None:
+        self.state = state
+        feeds, self._open = self._open, set()
+        for queue in self.queues.values():
+            queue.clear()
+        for feed in feeds:
+            feed.fail_all(error)
+        for worker in list(self.workers):
+            worker.end()
+        self._check_finished()
+
+    def _check_finished(self) -> None:
+        """P1: let the workers go when nothing is left to do, and tell when they have gone."""
+        if self.state is State.OPEN or self._open:
+            return
+        for worker in self.workers:
+            worker.leave()
+        if not self.workers:
+            self._channels.close()
+            self._gone.set()

@@ -1,0 +1,84 @@
+"""The functions of a pool: pickled once, named by number afterwards.
+
+A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
+other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
+change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import pickle
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+PLAIN = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+class Function:
+    """A callable as a worker gets it: a number and, the first time, its pickle."""
+
+    __slots__ = ("__weakref__", "id", "label", "payload", "permanent")
+
+    def __init__(self, id: int, label: str, payload: bytes, permanent: bool) -> None:
+        self.id = id
+        self.label = label
+        self.payload = payload
+        self.permanent = permanent
+
+
+class FunctionTable:
+    """Finds the `Function` for what a user passed, and refuses what cannot travel."""
+
+    def __init__(self, dumps: Callable[[object], bytes]) -> None:
+        self._dumps = dumps
+        self._ids = itertools.count(1)
+        self._known: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+
+    def of(self, func: Callable[..., Any]) -> Function:
+        """The number and pickle of `func`.
+
+        Raises TypeError for something that is not callable or is an async generator function, and
+        pickle.PicklingError for a callable that a worker could not import.
+        """
+        plain = isinstance(func, PLAIN)
+        if plain:
+            known = self._known.get(func)
+            if known is not None:
+                return known
+        check_callable(func)
+        function = Function(next(self._ids), label_of(func), self._pickle(func), plain)
+        if plain:
+            self._known[func] = function
+        return function
+
+    def _pickle(self, func: Callable[..., Any]) -> bytes:
+        try:
+            return self._dumps(func)
+        except Exception as error:  # whatever a __reduce__ of the user's raises
+            raise pickle.PicklingError(
+                f"{label_of(func)} cannot be sent to a worker ({type(error).__name__}: {error}); "
+                "it must be importable there: define it at the top level of a module, "
+                "not as a lambda or inside another function"
+            ) from error
+
+
+def check_callable(func: object) -> None:
+    """Refuse what no worker could run, where the user passed it."""
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
+    if inspect.isasyncgenfunction(func):
+        raise TypeError(
+            f"{label_of(func)} is an async generator function and has no single result; "
+            "pass a coroutine function or a plain function"
+        )
+
+
+def label_of(func: object) -> str:
+    """How messages name a callable."""
+    module = getattr(func, "__module__", None)
+    name = getattr(func, "__qualname__", None)
+    return f"{module}.{name}" if module and name else repr(func)

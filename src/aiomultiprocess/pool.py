@@ -1,0 +1,419 @@
+"""The pool: what a user touches.
+
+`Pool` checks what it is given and turns each call into a job (jobs.py) for the engine (engine.py);
+`PoolResult` reads the job's results. Nothing of the transport or the workers shows here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import os
+import weakref
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Generic, TypeVar, overload
+
+from . import _loops, backend as backends
+from .core import get_context
+from .engine import Engine
+from .frames import Mode
+from .functions import check_callable
+from .jobs import Job, Reader
+from .scheduler import RoundRobin, Scheduler
+from .sources import source_of
+from .types import LoopInitializer, ProxyException, QueueID
+from .workers import PoolWorker, WorkerOptions
+
+MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
+CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
+
+__all__ = [
+    "CHILD_CONCURRENCY",
+    "MAX_TASKS_PER_CHILD",
+    "Pool",
+    "PoolResult",
+    "PoolWorker",
+    "ProxyException",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
+    """The results of one `map` or `starmap`.
+
+    Awaited, it gives the list of all results in the order of the input, or raises the first error.
+    With `async for` it gives each result as soon as it and all before it are ready; the error of an
+    item is raised at its place, and the same iterator may be asked for the next one. Both may be
+    done any number of times, by several tasks. (The input being an iterator, results that were read
+    are dropped after a while; see `Pool.map`.)
+    """
+
+    def __init__(self, pool: Pool, job: Job) -> None:
+        self.pool = pool
+        self._job = job
+        weakref.finalize(self, pool._bind().let_go, job).atexit = False
+
+    def __await__(self) -> Generator[Any, None, list[R]]:
+        return self.results().__await__()
+
+    async def results(self) -> list[R]:
+        """Wait for all results and return them in the order of the input."""
+        self.pool._check_loop()
+        return await self._job.all_results()
+
+    def __aiter__(self) -> AsyncIterator[R]:
+        self.pool._check_loop()
+        return _ResultIterator(self, self._job.add_reader())
+
+    def results_generator(self) -> AsyncIterator[R]:
+        """The same as `aiter(result)`."""
+        return aiter(self)
+
+
+class _ResultIterator(AsyncIterator[R]):
+    """One pass over a PoolResult, which it keeps alive."""
+
+    __slots__ = ("_reader", "_result")
+
+    def __init__(self, result: PoolResult[R], reader: Reader) -> None:
+        self._result = result
+        self._reader = reader
+
+    async def __anext__(self) -> R:
+        result: R = await self._reader.next()
+        return result
+
+
+class Pool:
+    """Run coroutines (and plain functions) on a pool of worker processes.
+
+    Each worker runs an event loop of its own, with up to `childconcurrency` tasks at once. Use it as
+    `async with Pool() as pool:`, which ends with `terminate()` and `join()`. A pool may be made
+    before a loop runs; its workers then start with its first use, and it belongs to that loop.
+
+    Arguments:
+        processes: number of workers; None or 0 means the CPUs that this process may use.
+        initializer: called as `initializer(*initargs)` in each worker before its first task; not a
+            coroutine function. If it fails, the pool is broken and its calls raise that error.
+        initargs: what the initializer is called with.
+        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never.
+        childconcurrency: how many tasks one worker runs at once, at least 1.
+        queuecount: number of queues that the workers are spread over, 1 to `processes`.
+        scheduler: decides the queue of each task; round robin by default.
+        loop_initializer: makes each worker's event loop; by default it is of the parent's kind.
+        exception_handler: called in the worker with the exception of each task that fails.
+        backend: "shm" (shared memory) or "pipe"; None leaves the choice to the environment variable
+            AIOMULTIPROCESS_BACKEND, else to what this machine has.
+
+    Raises:
+        ValueError, TypeError: an argument that cannot be; the message names it.
+        RuntimeError: a backend that was asked for and cannot be had, with the reason.
+        OSError: workers cannot be started.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Sequence[Any] = (),
+        maxtasksperchild: int = MAX_TASKS_PER_CHILD,
+        childconcurrency: int = CHILD_CONCURRENCY,
+        queuecount: int | None = None,
+        scheduler: Scheduler | None = None,
+        loop_initializer: LoopInitializer | None = None,
+        exception_handler: Callable[[BaseException], object] | None = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        _check_synchronous("initializer", initializer)
+        _check_synchronous("loop_initializer", loop_initializer)
+        _check_synchronous("exception_handler", exception_handler)
+        self.context = get_context()
+        self.process_count = _count("processes", processes) or usable_cpus()
+        self.queue_count = _count("queuecount", queuecount) or 1
+        if self.queue_count > self.process_count:
+            raise ValueError(
+                f"queue count must be <= process count, got queuecount={self.queue_count} "
+                f"and processes={self.process_count}"
+            )
+        self.scheduler = scheduler or RoundRobin()
+        self.initializer = initializer
+        self.initargs = initargs
+        self.loop_initializer = loop_initializer
+        # as in 0.9.1, what is too small means the least there is
+        self.maxtasksperchild = max(0, _whole("maxtasksperchild", maxtasksperchild))
+        self.childconcurrency = max(1, _whole("childconcurrency", childconcurrency))
+        self.exception_handler = exception_handler
+        self._selection = backends.select(backend)
+        self._pid = os.getpid()
+        self._closed = False
+        self._engine: Engine | None = None
+        if asyncio._get_running_loop() is not None:
+            self._bind()
+
+    async def __aenter__(self) -> Pool:
+        """Start the workers if they do not run yet."""
+        self._bind()
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        """Terminate the pool, and wait until its workers are gone."""
+        self.terminate()
+        await self.join()
+
+    @property
+    def backend(self) -> str:
+        """The transport in use: "shm" or "pipe"."""
+        return self._selection.name
+
+    @property
+    def running(self) -> bool:
+        """Whether the pool takes calls."""
+        return not self._closed
+
+    @property
+    def processes(self) -> dict[PoolWorker, QueueID]:
+        """The workers that run now, each with its queue."""
+        return {} if self._engine is None else dict(self._engine.workers)
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    @overload
+    async def apply(
+        self,
+        func: Callable[..., Awaitable[R]],
+        args: Sequence[Any] | None = None,
+        kwds: Mapping[str, Any] | None = None,
+    ) -> R: ...
+
+    @overload
+    async def apply(
+        self,
+        func: Callable[..., R],
+        args: Sequence[Any] | None = None,
+        kwds: Mapping[str, Any] | None = None,
+    ) -> R: ...
+
+    async def apply(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any] | None = None,
+        kwds: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run `func(*args, **kwds)` in a worker and return its result.
+
+        A task that is cancelled while it waits here cancels the call in the worker.
+
+        Raises:
+            ProxyException: what the function raised; also an instance of the original's type where
+                the two can be combined, with the original as its `__cause__`.
+            WorkerLostError: the worker died while it ran the function.
+            PoolTerminatedError: the pool was terminated first.
+            pickle.PicklingError: the function cannot be sent: it must be importable.
+            TypeError: func is not callable; args is not a sequence or kwds not a mapping.
+            RuntimeError: the pool is closed, or belongs to another loop or process.
+        """
+        engine = self._use()
+        if args is not None and not isinstance(args, Iterable):
+            raise TypeError(f"args must be a sequence of arguments, got {args!r}")
+        if kwds is not None and not isinstance(kwds, Mapping):
+            raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
+        future = engine.submit_call(func, args or (), dict(kwds) if kwds else {})
+        try:
+            return await future
+        except asyncio.CancelledError:
+            engine.cancel_call(future)
+            raise
+
+    @overload
+    def map(
+        self, func: Callable[[T], Awaitable[R]], iterable: Iterable[T] | AsyncIterable[T]
+    ) -> PoolResult[R]: ...
+
+    @overload
+    def map(
+        self, func: Callable[[T], R], iterable: Iterable[T] | AsyncIterable[T]
+    ) -> PoolResult[R]: ...
+
+    def map(
+        self, func: Callable[[Any], Any], iterable: Iterable[Any] | AsyncIterable[Any]
+    ) -> PoolResult[Any]:
+        """Run `func(item)` in the workers for each item.
+
+        A sequence is copied at the call. An iterator, a generator or an async iterable is pulled as
+        there is room: some thousands of items ahead of an `async for`, or to its end once the
+        result is awaited. Of such an input, results that an `async for` has read stay readable for
+        about 65,536 items.
+
+        An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
+        raises its error, `async for` raises it at its place.
+
+        Raises:
+            pickle.PicklingError: the function cannot be sent: it must be importable.
+            TypeError: func is not callable, or the input is not iterable.
+            RuntimeError: the pool is closed, or belongs to another loop or process.
+        """
+        return self._submit(func, Mode.MAP, iterable)
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., Awaitable[R]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+    ) -> PoolResult[R]: ...
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+    ) -> PoolResult[R]: ...
+
+    def starmap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+    ) -> PoolResult[Any]:
+        """Run `func(*item)` in the workers for each item, itself a sequence; otherwise as `map`."""
+        return self._submit(func, Mode.STAR, iterable)
+
+    def _submit(
+        self,
+        func: Callable[..., Any],
+        mode: Mode,
+        iterable: Iterable[Any] | AsyncIterable[Any],
+    ) -> PoolResult[Any]:
+        engine = self._use()
+        function = engine.functions.of(func)
+        job = Job(func, function, mode, engine.on_more, engine.on_settled)
+        job.open(source_of(iterable, lambda: engine.on_more(job)))
+        engine.submit_job(job)
+        return PoolResult(self, job)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more calls; workers end when every task is done. Wait with `join`."""
+        self._check_process()
+        self._closed = True
+        if self._engine is not None:
+            self._engine.close()
+
+    def terminate(self) -> None:
+        """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
+
+        Tasks get some seconds for their `finally` blocks; then their worker is killed.
+        """
+        self._check_process()
+        self._closed = True
+        if self._engine is not None:
+            self._engine.terminate()
+
+    async def join(self) -> None:
+        """Wait until all workers are gone. Raises RuntimeError unless the pool was closed."""
+        if not self._closed:
+            raise RuntimeError("pool is still open: call close() or terminate() before join()")
+        if self._engine is not None:
+            self._check_loop()
+            await self._engine.join()
+
+    # -- binding -------------------------------------------------------------------------------
+
+    def _use(self) -> Engine:
+        """The engine, for one more call."""
+        if self._closed:
+            raise RuntimeError("pool is closed")
+        self._check_process()
+        engine = self._bind()
+        engine.check_open()
+        return engine
+
+    def _bind(self) -> Engine:
+        """Belong to the running loop, and start the workers on first use."""
+        if self._engine is not None:
+            self._check_loop()
+            return self._engine
+        loop = asyncio.get_running_loop()
+        options = WorkerOptions(
+            context=self.context,
+            concurrency=self.childconcurrency,
+            lifetime=self.maxtasksperchild,
+            loop=_loops.spec_of(loop, self.loop_initializer),
+            initializer=self.initializer,
+            initargs=self.initargs,
+            exception_handler=self.exception_handler,
+        )
+        engine = Engine(loop, options, self._selection.make(), self.scheduler)
+        engine.start(self.process_count, self.queue_count)
+        self._engine = engine
+        weakref.finalize(self, engine.abandon)
+        return engine
+
+    def _check_loop(self) -> None:
+        if self._engine is not None and asyncio.get_running_loop() is not self._engine.loop:
+            raise RuntimeError(
+                "this pool belongs to another event loop: make a pool in each loop that needs one"
+            )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this pool belongs to process {self._pid}, this is a forked copy in process "
+                f"{os.getpid()}: make a pool of its own here"
+            )
+
+
+def usable_cpus() -> int:
+    """The number of CPUs that this process may use: affinity and, in a container, its quota."""
+    if hasattr(os, "process_cpu_count"):
+        cpus = os.process_cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, quota))
+
+
+def _cgroup_quota() -> int | None:
+    """CPUs granted by a cgroup v2 quota, rounded up; None where there is none."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else -(-int(quota) // int(period))
+
+
+def _count(name: str, value: int | None) -> int:
+    """A non-negative number; None counts as 0."""
+    count = 0 if value is None else _whole(name, value)
+    if count < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return count
+
+
+def _whole(name: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _check_synchronous(name: str, func: object) -> None:
+    if func is None:
+        return
+    check_callable(func)
+    if asyncio.iscoroutinefunction(func):
+        raise ValueError(f"{name} must be synchronous function, got coroutine function {func!r}")

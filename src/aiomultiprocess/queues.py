@@ -1,0 +1,250 @@
+"""A queue of a pool: a line of feeds, the workers that serve it, and the chunks between them.
+
+    feed --take()--> chunk --send--> worker --results, errors--> feed
+      ^----put_back()--'  (the worker died before it started these)
+
+Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one feed) only when a worker
+has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by number.
+
+Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks each
+    offset that was reported; the death of its worker settles or returns the others.
+Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1).
+Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import backend, remote
+from .frames import CorruptHeaderError, Kind
+from .functions import Function
+from .jobs import Calls, Feed, Slots
+from .types import ProxyException, WorkerLostError
+
+if TYPE_CHECKING:
+    from .workers import PoolWorker
+
+CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
+
+
+class Chunk:
+    """Tasks of one feed at one worker."""
+
+    __slots__ = ("done", "feed", "first", "items", "left", "slots")
+
+    def __init__(self, feed: Feed, slots: Slots, items: list[Any], first: int) -> None:
+        self.feed = feed
+        self.slots = slots
+        self.items = items  # kept until all are done: another worker may have to run them
+        self.first = first  # number of the first one among all tasks the worker was sent
+        self.left = len(slots)
+        self.done = bytearray(len(slots))
+
+    def report(self, offset: int, count: int) -> None:
+        """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
+        end = offset + count
+        if end > len(self.done) or any(self.done[offset:end]):
+            raise CorruptHeaderError(f"tasks {offset} to {end} of {len(self.done)} reported again")
+        self.done[offset:end] = b"\1" * count
+        self.left -= count
+
+    def unreported(self, start: int, stop: int) -> list[int]:
+        """Offsets in that range whose tasks are not settled."""
+        return [at for at in range(start, stop) if not self.done[at]]
+
+
+class Queue:
+    """The feeds that wait for one group of workers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.workers: list[PoolWorker] = []
+        self.calls: dict[int, Calls] = {}  # waiting `apply`, by the id of their function
+        self._feeds: deque[Feed] = deque()
+        self._loop = loop
+        self._kicked = False
+
+    # -- from feeds to workers -----------------------------------------------------------------
+
+    def offer(self, feed: Feed) -> None:
+        """Put a feed into the line and let workers have it.
+
+        At once if one of them is idle: that is the latency of a lone `apply`. Otherwise in the next
+        turn of the loop, so that calls made together travel together.
+        """
+        if not feed.queued:
+            feed.queued = True
+            self._feeds.append(feed)
+        if self._kicked:
+            return
+        idle = next((worker for worker in self.workers if not worker.chunks), None)
+        if idle is not None:
+            self.serve(idle)
+        if self._feeds:
+            self._kicked = True
+            self._loop.call_soon(self.kick)
+
+    def kick(self) -> None:
+        """Offer what waits to every worker, those with least to do first."""
+        self._kicked = False
+        for worker in sorted(self.workers, key=lambda worker: worker.credit.in_flight):
+            if not self._feeds:
+                break
+            self.serve(worker)
+
+    def serve(self, worker: PoolWorker) -> None:
+        """Send one worker as much as it has credit for."""
+        link, credit = worker.link, worker.credit
+        while self._feeds and not link.congested and not worker.leaving:
+            room = credit.room(link.started)
+            if room <= 0:
+                break
+            self._send_next(worker, room)
+        if credit.spent:
+            worker.leave()
+        link.flush()
+
+    def clear(self) -> None:
+        """The pool gave up: nothing waits any more, and no answer is expected."""
+        self._feeds.clear()
+        for worker in self.workers:
+            worker.chunks.clear()
+
+    def forget(self, function: Function) -> None:
+        """No later chunk will name this function."""
+        self.calls.pop(function.id, None)
+        for worker in self.workers:
+            if not function.permanent and function.id in worker.functions:
+                worker.functions.discard(function.id)
+                worker.link.send(Kind.FORGET, function=function.id)
+
+    def _send_next(self, worker: PoolWorker, room: int) -> None:
+        """Q3: a chunk of the first feed in line, which then goes to the end of the line."""
+        feed = self._feeds[0]
+        left = feed.left
+        if left is not None:  # known: leave a fair share to the other workers
+            room = min(room, -(-left // len(self.workers)) or 1)
+        slots, items = feed.take(room)
+        if slots:
+            self._feeds.rotate(-1)
+            self._send_chunk(worker, feed, slots, items)
+        else:
+            feed.queued = False
+            self._feeds.popleft()
+
+    def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> None:
+        payload, count, error = backend.encode_items(items, 0, len(items), CHUNK_BYTES)
+        if count:
+            self._send_encoded(worker, feed, slots[:count], items[:count], payload)
+        rest = count
+        if error is not None:
+            rest = count + 1
+            feed.fail(slots[count], explain_item(error, feed, slots[count]))
+        if rest < len(slots):
+            self._return(feed, slots[rest:], items[rest:])
+
+    def _send_encoded(
+        self,
+        worker: PoolWorker,
+        feed: Feed,
+        slots: Slots,
+        items: list[Any],
+        payload: Sequence[Any],
+    ) -> None:
+        function = feed.function
+        if function.id not in worker.functions:
+            worker.functions.add(function.id)
+            worker.link.send(Kind.FUNCTION, function=function.id, payload=[function.payload])
+        ident = worker.credit.sent  # unique for this worker, and it counts in order
+        worker.chunks[ident] = Chunk(feed, slots, items, ident)
+        worker.credit.send(len(slots), time.monotonic())
+        worker.link.send(
+            Kind.CHUNK,
+            flags=feed.mode,
+            count=len(slots),
+            ident=ident,
+            function=function.id,
+            payload=payload,
+        )
+
+    def _return(self, feed: Feed, slots: Slots, items: list[Any]) -> None:
+        feed.put_back(slots, items)
+        if not feed.queued:
+            feed.queued = True
+            self._feeds.appendleft(feed)
+
+    # -- from workers to feeds -----------------------------------------------------------------
+
+    def on_results(
+        self, worker: PoolWorker, ident: int, offset: int, count: int, payload: memoryview
+    ) -> None:
+        values, failures = backend.decode_items(payload, count)
+        chunk = self._report(worker, ident, offset, count)
+        slots = chunk.slots[offset : offset + count]
+        if not failures:
+            chunk.feed.deliver(slots, values, len(payload))
+            return
+        for at, slot in enumerate(slots):
+            if at in failures:
+                chunk.feed.fail(slot, explain_result(failures[at]))
+            else:
+                chunk.feed.deliver([slot], [values[at]], len(payload) // count)
+
+    def on_error(self, worker: PoolWorker, ident: int, offset: int, payload: memoryview) -> None:
+        error = remote.load_exception(payload, backend.loads)
+        chunk = self._report(worker, ident, offset, 1)
+        chunk.feed.fail(chunk.slots[offset], error)
+
+    def on_drained(self, worker: PoolWorker) -> None:
+        """A batch of answers was heard: adapt the worker's credit and send what it allows."""
+        if worker.reported:
+            worker.credit.finish(worker.reported, worker.link.started, time.monotonic())
+            worker.reported = 0
+        self.serve(worker)
+
+    def on_death(self, worker: PoolWorker) -> None:
+        """Q1, Q2: fail what the dead worker had started, return the rest to the feeds."""
+        self.workers.remove(worker)
+        started = worker.link.started
+        chunks, worker.chunks = worker.chunks, {}
+        for chunk in reversed(chunks.values()):  # reversed: what is returned goes to the front
+            begun = min(max(started - chunk.first, 0), len(chunk.slots))
+            for at in chunk.unreported(0, begun):
+                chunk.feed.fail(chunk.slots[at], explain_loss(worker, chunk.feed))
+            rest = chunk.unreported(begun, len(chunk.slots))
+            if rest:
+                slots = [chunk.slots[at] for at in rest]
+                self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
+
+    def _report(self, worker: PoolWorker, ident: int, offset: int, count: int) -> Chunk:
+        chunk = worker.chunks.get(ident)
+        if chunk is None:
+            raise CorruptHeaderError(f"results of chunk {ident}, which this worker does not hold")
+        chunk.report(offset, count)
+        worker.reported += count
+        if not chunk.left:
+            del worker.chunks[ident]
+        return chunk
+
+
+def explain_item(error: BaseException, feed: Feed, slot: Any) -> BaseException:
+    """Say which item it was that could not be sent."""
+    which = f"item {slot}" if isinstance(slot, int) else "the arguments"
+    error.add_note(f"{which} of a call of {feed.function.label} cannot be sent to a worker")
+    return error
+
+
+def explain_result(error: BaseException) -> ProxyException:
+    """The error of a result that arrived and could not be unpickled."""
+    proxy = ProxyException(f"the result could not be unpickled ({type(error).__name__}: {error})")
+    proxy.__cause__ = error
+    return proxy
+
+
+def explain_loss(worker: PoolWorker, feed: Feed) -> WorkerLostError:
+    """The error of a task that was started in a worker which then died."""
+    return WorkerLostError(feed.function.label, worker.pid, worker.last_exitcode)

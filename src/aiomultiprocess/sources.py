@@ -1,0 +1,154 @@
+"""Where the items of a map come from.
+
+A source hands out items in order and says when it has no more. Three kinds: a sequence is a snapshot
+of the caller's at the call; an iterator and an async iterable are pulled only as far as there is
+room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user of a source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """What a job needs of its input."""
+
+    @property
+    def exhausted(self) -> bool:
+        """No item will come any more."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the input raised instead of its next item."""
+
+    @property
+    def left(self) -> int | None:
+        """How many items are still to come, None when nobody can know."""
+
+    def take(self, n: int) -> list[Any]:
+        """Up to `n` next items; fewer when there are no more, or none yet."""
+
+    def stop(self) -> None:
+        """The job wants nothing more."""
+
+
+class SequenceSource:
+    """A snapshot: what the caller does to its list later is not seen."""
+
+    error = None
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self._next = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._items) - self._next
+
+    @property
+    def exhausted(self) -> bool:
+        return self._next >= len(self._items)
+
+    def take(self, n: int) -> list[Any]:
+        items = self._items[self._next : self._next + n]
+        self._next += len(items)
+        return items if type(items) is list else list(items)
+
+    def stop(self) -> None:
+        self._items = ()
+
+
+class IteratorSource:
+    """An iterator or generator, asked for its next item when a worker has room for it."""
+
+    left = None
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._iterator: Iterator[Any] = iterator
+        self.exhausted = False
+        self.error: BaseException | None = None
+
+    def take(self, n: int) -> list[Any]:
+        items: list[Any] = []
+        if self.exhausted:
+            return items
+        try:
+            # extend() keeps the items that came before an exception
+            items.extend(islice(self._iterator, n))
+            self.exhausted = len(items) < n
+        except Exception as error:  # the user's generator failed: its awaiter is told
+            self.error = error
+            self.exhausted = True
+        if self.exhausted:
+            self.stop()
+        return items
+
+    def stop(self) -> None:
+        self.exhausted = True
+        self._iterator = iter(())
+
+
+class AsyncSource:
+    """An async iterable: a task of ours awaits its items, a bounded number ahead of need."""
+
+    left = None
+    AHEAD = 64
+
+    def __init__(self, iterable: AsyncIterable[Any], on_items: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self._buffer: deque[Any] = deque()
+        self._room = asyncio.Event()
+        self._ended = False
+        self._on_items = on_items
+        self._task = asyncio.ensure_future(self._pull(aiter(iterable)))
+
+    @property
+    def exhausted(self) -> bool:
+        return self._ended and not self._buffer
+
+    async def _pull(self, iterator: AsyncIterator[Any]) -> None:
+        try:
+            async for item in iterator:
+                self._buffer.append(item)
+                self._on_items()
+                while len(self._buffer) >= self.AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+        except Exception as error:  # the user's iterable failed: its awaiter is told
+            self.error = error
+        finally:
+            self._ended = True
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
+        self._on_items()
+
+    def take(self, n: int) -> list[Any]:
+        buffer = self._buffer
+        items = [buffer.popleft() for _ in range(min(n, len(buffer)))]
+        self._room.set()
+        return items
+
+    def stop(self) -> None:
+        self._buffer.clear()
+        self._task.cancel()
+
+
+def source_of(iterable: Iterable[Any] | AsyncIterable[Any], on_items: Callable[[], None]) -> Source:
+    """The source for what a user passed to `map` or `starmap`.
+
+    Raises TypeError for a value that is neither iterable nor async iterable.
+    """
+    if isinstance(iterable, AsyncIterable):
+        return AsyncSource(iterable, on_items)
+    if isinstance(iterable, Iterator):
+        return IteratorSource(iterable)
+    if isinstance(iterable, (range, tuple)):  # immutable: its own snapshot
+        return SequenceSource(iterable)
+    return SequenceSource(list(iterable))

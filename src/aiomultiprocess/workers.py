@@ -1,0 +1,150 @@
+"""The life of a worker, as the parent sees it.
+
+    launched --READY--> ready --leave(): CLOSE--> leaving --> exited
+        |                 |                          ^
+        |                 +--- end(): SIGTERM, and SIGKILL after the grace period
+        +--- exits before READY: a failed start; the engine decides what that means
+
+V1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came first.
+V2  A worker costs the parent a constant number of descriptors: those of its link, and the two by
+    which its exit is noticed (its pidfd and multiprocessing's sentinel).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any
+
+from . import _exits, _loops, child
+from ._spawn import process_class
+from .core import Process
+from .credit import Credit
+from .frames import Kind
+from .transport import ChildEnd, Handover, Link
+
+if TYPE_CHECKING:
+    from .queues import Chunk
+
+KILL_AFTER = child.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class WorkerOptions:
+    """What all workers of a pool have in common."""
+
+    context: BaseContext
+    concurrency: int
+    lifetime: int  # tasks until a worker is replaced, 0: no limit
+    loop: _loops.LoopSpec
+    initializer: Callable[..., object] | None = None
+    initargs: Sequence[Any] = ()
+    exception_handler: Callable[[BaseException], object] | None = None
+
+
+class PoolWorker(Process):
+    """One worker process of a pool, with its link, its credit, and what it holds."""
+
+    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd) -> None:
+        self.link = link
+        self.credit = Credit(options.concurrency, options.lifetime)
+        self.chunks: dict[int, Chunk] = {}  # in the order they were sent
+        self.functions: set[int] = set()  # ids of those that the worker was told
+        self.reported = 0  # tasks reported since the last batch of answers ended
+        self.ready = False
+        self.leaving = False
+        self.last_exitcode: int | None = None  # None: not exited, or reaped by somebody else
+        self._last_pid: int | None = None
+        self._exited = False
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._parent_fd = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else None
+        spec = child.WorkerSpec(
+            end=end,
+            concurrency=options.concurrency,
+            parent_pid=os.getpid(),
+            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd),
+            loop=options.loop,
+            initializer=options.initializer,
+            initargs=options.initargs,
+            exception_handler=options.exception_handler,
+        )
+        self.aio_process = process_class(options.context)(target=child.main, args=(spec,))
+
+    def launch(
+        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
+    ) -> None:
+        """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
+        try:
+            self.aio_process.start()
+        finally:
+            if self._parent_fd is not None:
+                os.close(self._parent_fd)
+        self._last_pid = self.aio_process.pid
+        self._loop = loop
+        self._exit = _exits.Exit(self.aio_process)
+        self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
+
+    def leave(self) -> None:
+        """Ask the worker to finish what it has, and go."""
+        if not self.leaving:
+            self.leaving = True
+            self.link.send(Kind.CLOSE)
+            self.link.flush()
+
+    def end(self) -> None:
+        """Let the worker cancel what it runs and go; kill it after the grace period."""
+        if self._exited or self._kill_timer is not None:
+            return
+        self.leaving = True
+        self.aio_process.terminate()
+        self._kill_timer = self._loop.call_later(KILL_AFTER, self.aio_process.kill)
+
+    def distrust(self, error: BaseException) -> None:
+        """The link holds what no worker of ours can have written: kill, and trust no more of it."""
+        log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
+        if not self._exited:
+            self.aio_process.kill()
+
+    def kill_now(self) -> None:
+        """End the process without a loop, and give everything back."""
+        if not self._exited:
+            self.aio_process.kill()
+            self._exit.block()
+            self._settle()
+        self.link.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._last_pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self.last_exitcode if self._exited else super().exitcode
+
+    def is_alive(self) -> bool:
+        return not self._exited and super().is_alive()
+
+    def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:
+        self._settle()
+        on_exit(self)
+
+    def _settle(self) -> None:
+        """The process is gone: reap it and close what it cost (V2)."""
+        self._exited = True
+        self.last_exitcode = self._exit.exitcode
+        if self._kill_timer is not None:
+            self._kill_timer.cancel()
+        self._watch.close()
+        self._exit.close()
+        self.aio_process.close()
+
+
+def _handover(fd: int) -> Handover:
+    """`fd` for the worker, of which a forked one drops the inherited original."""
+    return Handover([fd], lambda: os.close(fd))
