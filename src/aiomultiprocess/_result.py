@@ -1,0 +1,225 @@
+"""The way of one result from the child of a Worker to its parent: a pipe of its own.
+
+    child: STARTED, then one header and its payload -> pipe -> Receiver, in the parent's loop
+
+R1  The parent reads whenever it can: as soon as its loop runs, at each question about the process,
+    and when the process has ended. A child that writes more than a pipe holds is never stuck with
+    a parent that waits for its exit.
+R2  The end of a result is told by its length, not by the end of the pipe, which a process that the
+    child forked may keep open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from . import remote
+from ._exits import Descriptor
+from .transport import Handover
+
+STARTED = b"\x01"  # our code runs in the child: its main module could be imported
+HEADER = struct.Struct("<BQ")  # kind, length of the payload
+RESULT, ERROR = 0, 1
+PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
+
+
+def dump_result(value: object, label: str) -> Any:
+    """The pickle of a result; PicklingError tells whose it is and what to do."""
+    try:
+        return ForkingPickler.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:  # whatever a __reduce__ of the user's raises
+        raise pickle.PicklingError(
+            f"the result of {label} cannot be pickled and sent to the parent process "
+            f"({type(error).__name__}: {error}); return plain data, not {type(value).__name__}"
+        ) from error
+
+
+def load_result(kind: int, payload: bytearray, label: str) -> Any:
+    """The result, or the exception that is returned in its place."""
+    if kind == ERROR:
+        proxy = remote.load_exception(payload)
+        return proxy.__cause__ or proxy
+    try:
+        return pickle.loads(payload)
+    except Exception as error:  # whatever a __setstate__ of the user's raises
+        raise pickle.UnpicklingError(
+            f"the result of {label} arrived but cannot be unpickled here "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+class Incoming:
+    """Takes the bytes of one result as they come."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self._head = bytearray(len(STARTED) + HEADER.size)
+        self._body: bytearray | None = None
+        self._kind = RESULT
+        self._missing = memoryview(self._head)
+
+    @property
+    def message(self) -> tuple[int, bytearray] | None:
+        """Kind and payload, once they are complete."""
+        if self._missing or self._body is None:
+            return None
+        return self._kind, self._body
+
+    def read(self, read: Callable[[memoryview], int]) -> int:
+        """Fill up by one call of `read`, which returns how much came."""
+        count = read(self._missing)
+        self._missing = self._missing[count:]
+        self.started = self.started or count > 0
+        if not self._missing and self._body is None:
+            self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
+            self._body = bytearray(length)
+            self._missing = memoryview(self._body)
+        return count
+
+
+if sys.platform != "win32":
+
+    class Sender:
+        """The child's end; it travels to the child with the process that starts there."""
+
+        def __init__(self, handover: Handover) -> None:
+            self._handover = handover
+            self._fd = -1
+
+        def open(self) -> None:
+            """In the child: take the pipe over, and say so."""
+            [self._fd] = self._handover.take()
+            self._write(STARTED)
+
+        def send(self, kind: int, payload: Any) -> None:
+            """Write the one result; blocks until the parent has read all but what a pipe holds."""
+            self._write(HEADER.pack(kind, len(payload)))
+            self._write(payload)
+
+        def _write(self, data: Any) -> None:
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(self._fd, view) :]
+            except BrokenPipeError:
+                return  # nobody is there any more who wants it
+
+    class Receiver:
+        """The parent's end."""
+
+        def __init__(self) -> None:
+            ours, theirs = os.pipe()
+            self._ours = Descriptor(ours)
+            self._theirs = Descriptor(theirs)
+            os.set_blocking(ours, False)
+            self.incoming = Incoming()
+            self.sender = Sender(Handover([theirs], self._forget))
+            self._loop: asyncio.AbstractEventLoop | None = None
+            self._open = True
+            self._reading = threading.Lock()
+
+        def release(self) -> None:
+            """The process has started: its end is its own."""
+            self._theirs.close()
+
+        def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+            """Read in this loop from now on (R1), unless another running one does so already."""
+            if not self._open or (self._loop is not None and self._loop.is_running()):
+                return
+            self._detach()
+            self._loop = loop
+            loop.add_reader(self._ours.fileno(), self.pump)
+
+        def pump(self, limit: int = PUMP_BYTES) -> None:
+            """Read what is there, about `limit` bytes at most; from any thread."""
+            with self._reading:
+                while self._open and limit > 0:
+                    try:
+                        count = self.incoming.read(self._read)
+                    except BlockingIOError:
+                        return
+                    limit -= count
+                    if not count or self.incoming.message is not None:
+                        self.close()
+
+        def close(self) -> None:
+            """Read no more; what was read stays."""
+            self._open = False
+            self._detach()
+            self._ours.close()
+            self._theirs.close()
+
+        def _read(self, view: memoryview) -> int:
+            return os.readv(self._ours.fileno(), [view])
+
+        def _detach(self) -> None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(self._ours.fileno())
+            self._loop = None
+
+        def _forget(self) -> None:
+            """In a forked child: its copies of the parent's ends would keep the pipe alive."""
+            os.close(self._ours.fileno())
+            os.close(self._theirs.fileno())
+
+else:
+
+    class Sender:
+        """The child's end; it travels to the child with the process that starts there."""
+
+        def __init__(self, connection: Any) -> None:
+            self._connection = connection
+
+        def open(self) -> None:
+            """In the child: say that it runs."""
+            self._connection.send_bytes(STARTED)
+
+        def send(self, kind: int, payload: Any) -> None:
+            """Write the one result."""
+            self._connection.send_bytes(HEADER.pack(kind, len(payload)))
+            self._connection.send_bytes(payload)
+
+    class Receiver:
+        """The parent's end: a thread, for loops on Windows do not wait for pipes."""
+
+        def __init__(self) -> None:
+            self._ours, self._theirs = Pipe(duplex=False)
+            self.incoming = Incoming()
+            self.sender = Sender(self._theirs)
+            self._thread = threading.Thread(target=self._receive, daemon=True)
+
+        def release(self) -> None:
+            """The process has started: its end is its own."""
+            self._theirs.close()
+            self._thread.start()
+
+        def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+            """The thread reads, whichever loop runs."""
+
+        def pump(self, limit: int = PUMP_BYTES) -> None:
+            """The thread reads by itself."""
+
+        def close(self) -> None:
+            """Let the thread come to the end of the pipe."""
+            self._theirs.close()
+            if self._thread.ident is not None:
+                self._thread.join()
+            self._ours.close()
+
+        def _receive(self) -> None:
+            try:
+                while self.incoming.message is None:
+                    data = memoryview(self._ours.recv_bytes())
+                    while data:
+                        data = data[self.incoming.read(data.__getitem__) :]
+            except (EOFError, OSError):
+                return

@@ -1,0 +1,88 @@
+"""What runs in the child of a Process or a Worker: one coroutine on a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import _loops
+from ._spawn import accept_interrupts
+
+if TYPE_CHECKING:
+    from ._result import Sender
+
+log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
+
+
+@dataclass
+class Unit:
+    """What the child is told."""
+
+    target: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    initializer: Callable[..., object] | None
+    initargs: Sequence[Any]
+    loop: _loops.LoopSpec
+    sender: Sender | None = None  # of a Worker
+
+
+def run(unit: Unit) -> None:
+    """Run the coroutine; the process ends with its exit code."""
+    _loops.forget_parent_signals()
+    accept_interrupts()
+    try:
+        if unit.sender is not None:
+            unit.sender.open()
+        _run_in_loop(unit)
+    except SystemExit:
+        raise
+    except (
+        KeyboardInterrupt
+    ):  # Ctrl-C went to the whole group: one traceback, the parent's, will do
+        sys.exit(1)
+    except BaseException:  # asyncio.CancelledError too
+        log.exception("aio process %s failed", os.getpid())
+        sys.exit(1)
+
+
+def _run_in_loop(unit: Unit) -> None:
+    runner = asyncio.Runner(loop_factory=functools.partial(_loops.new_loop, unit.loop))
+    try:
+        runner.get_loop()
+        if unit.initializer is not None:
+            unit.initializer(*unit.initargs)
+        # a context of now: the initializer may have set variables
+        result = runner.run(_call(unit), context=contextvars.copy_context())
+        if unit.sender is not None:
+            _send_result(unit.sender, result, unit.target)
+    except BaseException as error:
+        if unit.sender is not None:
+            _send_error(unit.sender, error)
+        raise
+    finally:
+        runner.close()
+
+
+async def _call(unit: Unit) -> Any:
+    return await unit.target(*unit.args, **unit.kwargs)
+
+
+def _send_result(sender: Sender, result: object, target: Callable[..., Any]) -> None:
+    from . import _result
+    from .functions import label_of
+
+    sender.send(_result.RESULT, _result.dump_result(result, label_of(target)))
+
+
+def _send_error(sender: Sender, error: BaseException) -> None:
+    from . import _result, remote
+
+    sender.send(_result.ERROR, remote.dump_exception(error))

@@ -1,0 +1,375 @@
+"""Start methods, and single coroutines in processes of their own: Process and Worker."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import _loops, _run
+from ._exits import Exit
+from ._spawn import process_class
+from .functions import label_of
+from .types import Context, LoopInitializer, WorkerLostError
+
+if TYPE_CHECKING:
+    from multiprocessing.managers import SyncManager
+
+    from ._result import Receiver
+
+DEFAULT_START_METHOD = "spawn"
+
+# Of all processes and pools made from now on. "spawn" is the default on all platforms, for one set
+# of features everywhere; it cannot run functions that are not importable.
+context: Context = multiprocessing.get_context(DEFAULT_START_METHOD)
+
+_manager: SyncManager | None = None
+
+
+def get_manager() -> SyncManager:
+    """A manager for the whole program; the first call starts its process."""
+    global _manager
+    if _manager is None:
+        _manager = context.Manager()
+    return _manager
+
+
+def set_start_method(method: str | None = DEFAULT_START_METHOD) -> None:
+    """Choose how processes and pools made from now on start their processes.
+
+    Args:
+        method: "spawn", "fork" or "forkserver"; "spawn" if left out; None for CPython's own default
+            on this platform.
+
+    Raises:
+        ValueError: this platform does not have the method.
+    """
+    global context
+    context = multiprocessing.get_context(method)
+
+
+def get_context() -> Context:
+    """The multiprocessing context that processes and pools are made with."""
+    return context
+
+
+def set_context(method: str | None = None) -> None:
+    """Do what `set_start_method` does, with another default. [DEPRECATED]"""
+    return set_start_method(method)
+
+
+async def not_implemented(*args: Any, **kwargs: Any) -> None:
+    """What a Process without a target runs."""
+    raise NotImplementedError()
+
+
+class Process:
+    """A coroutine in a process of its own.
+
+    Args:
+        group: None; it is here because multiprocessing has it.
+        target: the coroutine function; importable, unless the start method is "fork".
+        name: of the process; made up if None.
+        args, kwargs: what the target is called with; they are pickled, unless the method is "fork".
+        daemon: whether the process ends with this one; as this one is if None.
+        initializer: a plain function, called in the process before the target.
+        initargs: what the initializer is called with.
+        loop_initializer: a plain function that makes the event loop of the process; without it the
+            loop is of the implementation that runs where `start` is called.
+
+    Raises:
+        ValueError: the target is not a coroutine function, or an initializer is one.
+        TypeError: another argument is not what it should be.
+
+    Example:
+        process = Process(target=fetch, args=("https://example.org",))
+        process.start()
+        await process.join(timeout=10)
+    """
+
+    _exit: Exit | None = None
+    _closed = False
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., Any] | None = None,
+        name: str | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        daemon: bool | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Sequence[Any] = (),
+        loop_initializer: LoopInitializer | None = None,
+    ) -> None:
+        if group is not None:
+            raise ValueError(f"group must be None, not {group!r}")
+        if target is not None and not _is_coroutine_function(target):
+            raise ValueError(
+                f"target must be coroutine function, not {target!r}; define it with `async def`"
+            )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        _check_synchronous("initializer", initializer)
+        _check_synchronous("loop_initializer", loop_initializer)
+        self._label = label_of(target or not_implemented)
+        self._loop_initializer = loop_initializer
+        self._unit: _run.Unit | None = _run.Unit(
+            target=target or not_implemented,
+            args=_checked_sequence("args", () if args is None else args),
+            kwargs=_checked_mapping("kwargs", {} if kwargs is None else kwargs),
+            initializer=initializer,
+            initargs=_checked_sequence("initargs", initargs),
+            loop=loop_initializer,
+        )
+        self.aio_process = process_class(context)(
+            target=_run.run, name=name, args=(self._unit,), daemon=daemon
+        )
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Start the process, unless that was done, and wait for it as `join` does."""
+        if not self._is_started():
+            self.start()
+        return self.join().__await__()
+
+    def start(self) -> None:
+        """Start the process; no event loop needs to run.
+
+        Raises:
+            pickle.PicklingError, AttributeError or TypeError: what it is told cannot be pickled.
+            OSError: the system refuses a process.
+            RuntimeError: it was started before, or this is a process whose main module has no
+                `if __name__ == "__main__":` guard.
+        """
+        if self._unit is None:
+            raise RuntimeError("a process can be started only once")
+        unit = self._unit
+        unit.loop = _loops.spec_of(_running_loop(), self._loop_initializer)
+        try:
+            self.aio_process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _explained(error, unit) from error
+        self._exit = Exit(self.aio_process)
+        self._unit = None  # what the child has by now may be large
+
+    async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - 0.9.1 has it
+        """Wait for the process to end, which is noticed at once.
+
+        Args:
+            timeout: in seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: the time is over; the process goes on.
+            ValueError: the process was not started.
+        """
+        if not self._is_started():
+            raise ValueError("must start process before joining it")
+        if not self._ended():
+            async with asyncio.timeout(timeout):
+                await self._exit_of_process().wait()
+
+    @property
+    def name(self) -> str:
+        """The name of the process."""
+        return self.aio_process.name
+
+    def is_alive(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._is_started() and not self._ended()
+
+    @property
+    def daemon(self) -> bool:
+        """Whether the process ends with this one; may be set before `start`."""
+        return self.aio_process.daemon
+
+    @daemon.setter
+    def daemon(self, value: bool) -> None:
+        self.aio_process.daemon = value
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, None before `start`."""
+        return self.aio_process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit code, negative for a signal.
+
+        None before the end, and after it in case another part of the program took the code.
+        """
+        return self._exit_of_process().exitcode if self._is_started() and self._ended() else None
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process, if it has not ended."""
+        if not self._is_started():
+            raise ValueError("must start process before terminating it")
+        if not self._ended():
+            self.aio_process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process, if it has not ended."""
+        if not self._is_started():
+            raise ValueError("must start process before killing it")
+        if not self._ended():
+            self.aio_process.kill()
+
+    def close(self) -> None:
+        """Give back what the process cost; ValueError while it runs, and from any use after it."""
+        if self._is_started():
+            self._ended()  # after which multiprocessing knows it as well
+        self.aio_process.close()
+        self._closed = True
+
+    def _is_started(self) -> bool:
+        """ValueError once closed."""
+        if self._closed:
+            raise ValueError("process object is closed")
+        return self.aio_process.pid is not None
+
+    def _exit_of_process(self) -> Exit:
+        if self._exit is None:
+            self._exit = Exit(self.aio_process)
+        return self._exit
+
+    def _ended(self) -> bool:
+        return self._exit_of_process().check()
+
+
+class Worker(Process):
+    """A coroutine in a process of its own, whose result comes back.
+
+    An exception that the target raised is *returned* in place of a result.
+
+    Example:
+        length = await Worker(target=measure, args=("https://example.org",))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._receiver: Receiver | None = None
+        self._result: tuple[Any] | None = None
+
+    def start(self) -> None:
+        """Start the process, see `Process.start`."""
+        from ._result import Receiver
+
+        receiver = Receiver()
+        if self._unit is not None:
+            self._unit.sender = receiver.sender
+        try:
+            super().start()
+        except BaseException:
+            receiver.close()
+            raise
+        receiver.release()
+        self._receiver = receiver
+        self._listen()
+
+    async def join(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - 0.9.1 has it
+        """Wait for the process to end, and return the result or what the target raised.
+
+        Args:
+            timeout: in seconds; None waits for ever.
+
+        Raises:
+            WorkerLostError: the process ended without a result: it was killed, for one.
+            TimeoutError: the time is over; the process goes on.
+            ValueError: the process was not started.
+        """
+        self._listen()
+        await super().join(timeout)
+        return self.result
+
+    @property
+    def result(self) -> Any:
+        """What `join` returned; ValueError before the end, WorkerLostError if there is none."""
+        if not self.is_alive() and self.pid is not None:
+            if self._result is None:
+                self._result = (self._load(),)
+            return self._result[0]
+        raise ValueError("coroutine not completed")
+
+    def close(self) -> None:
+        """Give back what the process cost, see `Process.close`."""
+        super().close()
+        if self._receiver is not None:
+            self._receiver.close()
+
+    def _listen(self) -> None:
+        loop = _running_loop()
+        if self._receiver is not None and loop is not None:
+            self._receiver.attach(loop)
+
+    def _ended(self) -> bool:
+        if self._receiver is not None:
+            self._receiver.pump()  # the child may wait for that before it can end
+        return super()._ended()
+
+    def _load(self) -> Any:
+        from ._result import load_result
+
+        assert self._receiver is not None  # the process was started
+        self._receiver.pump(limit=sys.maxsize)
+        self._receiver.close()
+        incoming = self._receiver.incoming
+        if incoming.message is None:
+            what = self._label if incoming.started else "its start, when it imports the main module"
+            raise WorkerLostError(what, self.pid, self.exitcode)
+        return load_result(*incoming.message, self._label)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _is_coroutine_function(target: object) -> bool:
+    if inspect.iscoroutinefunction(target):
+        return True
+    marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
+    if marker is not None and getattr(target, "_is_coroutine", None) is marker:
+        return True
+    return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
+
+
+def _check_synchronous(name: str, function: object) -> None:
+    if function is None:
+        return
+    if _is_coroutine_function(function):
+        raise ValueError(f"{name} must be synchronous function, not {function!r}")
+    if not callable(function):
+        raise TypeError(f"{name} must be a function or None, not {function!r}")
+
+
+def _checked_sequence(name: str, values: object) -> Sequence[Any]:
+    try:
+        return tuple(values)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of arguments, not {values!r}") from None
+
+
+def _checked_mapping(name: str, values: object) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} must be a mapping of names to arguments, not {values!r}")
+    return dict(values)
+
+
+def _explained(error: Exception, unit: _run.Unit) -> Exception:
+    """The same kind of error, which names what cannot be pickled and the way out."""
+    parts = vars(unit) | {"loop_initializer": unit.loop}
+    for name in ("target", "args", "kwargs", "initializer", "initargs", "loop_initializer"):
+        try:
+            pickle.dumps(parts[name])
+        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
+            return type(error)(
+                f"{error}: {name} cannot be sent to the process; functions must be importable "
+                'there, from the top level of a module, unless set_start_method("fork") is used'
+            )
+    return error
