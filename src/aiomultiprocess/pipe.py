@@ -185,8 +185,8 @@ class Inbox:
 class PipeLink(Endpoint):
     """One end of a socket pair, see `transport.Link`."""
 
-    def __init__(self, sock: socket.socket, ledger: Ledger) -> None:
-        super().__init__()
+    def __init__(self, sock: socket.socket, ledger: Ledger, links: Links | None = None) -> None:
+        super().__init__(links)
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         self._sock = sock
@@ -205,7 +205,8 @@ class PipeLink(Endpoint):
         return self._ledger
 
     def mark_started(self, n: int) -> None:
-        self._ledger.mark_started(n)
+        if not self._closed:
+            self._ledger.mark_started(n)
 
     def start(
         self,
@@ -356,7 +357,7 @@ class PipeBackend:
     name: Final = "pipe"
 
     def __init__(self) -> None:
-        self._links: Links[PipeLink] = Links()
+        self._links = Links()
 
     def create(self) -> tuple[PipeLink, PipeChildEnd]:
         ledger = Ledger.create()
@@ -365,7 +366,7 @@ class PipeBackend:
         except OSError:
             ledger.close()
             raise
-        link = self._links.register(PipeLink(ours, ledger))
+        link = PipeLink(ours, ledger, self._links)
         return link, PipeChildEnd(theirs, ledger, self._links.abandon)
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from .backend import ring
 from .frames import (
@@ -53,9 +53,6 @@ from .transport import (
     Links,
     watch,
 )
-
-if TYPE_CHECKING:
-    from .backend import ring as ring
 
 #: Bytes of each of a worker's two rings. Large enough that a stream is not stopped by a wake-up of
 #: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
@@ -159,9 +156,10 @@ class ShmLink(Endpoint):
         bell: ring.Doorbell,
         porch: Porch,
         owned: Sequence[Closeable],
+        links: Links | None = None,
     ) -> None:
         """Ring the peer by `bell`, hear it at `porch`; close `mapping` and `owned` at the end."""
-        super().__init__()
+        super().__init__(links)
         self._mapping = mapping
         self._producer = producer
         self._consumer = consumer
@@ -184,7 +182,7 @@ class ShmLink(Endpoint):
         return self._mapping
 
     def mark_started(self, n: int) -> None:
-        if self._final_started is None:
+        if not self._closed:
             self._mapping.mark_started(n)
 
     @property
@@ -415,7 +413,7 @@ class ShmBackend:
         """Each direction of each link has `capacity` bytes, a power of two."""
         self._capacity = capacity
         self._porch = Porch(ring.Doorbell())
-        self._links: Links[ShmLink] = Links()
+        self._links = Links()
 
     def create(self) -> tuple[ShmLink, ShmChildEnd]:
         mapping = ring.Mapping.create(self._capacity)
@@ -425,8 +423,7 @@ class ShmBackend:
             mapping.close()
             raise
         producer, consumer = mapping.down_producer(), mapping.up_consumer()
-        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell,))
-        self._links.register(link)
+        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell,), self._links)
         return link, ShmChildEnd(mapping, bell, self._porch.bell, self._abandon)
 
     def close(self) -> None:

@@ -42,10 +42,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import context, reduction
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from .frames import Handler, Segment
 
@@ -165,7 +164,10 @@ class Endpoint:
     and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, links: Links | None = None) -> None:
+        """The parent's are in `links` as long as they are open."""
+        self._links = Links() if links is None else links
+        self._links.add(self)
         self.congested = False
         self._closed = False
         self._broken = False
@@ -207,7 +209,7 @@ class Endpoint:
         finally:
             self._busy = False
             if self._closed:
-                self._dispose()
+                self._end()
             elif again and not self._broken:
                 self._continue(work)
 
@@ -241,7 +243,7 @@ class Endpoint:
         finally:
             self._busy = False
             if self._closed:
-                self._dispose()
+                self._end()
 
     def close(self) -> None:
         """Give everything back, at once or as soon as the running callback is over (T8)."""
@@ -251,7 +253,7 @@ class Endpoint:
         self.congested = False
         self._hush()
         if not self._busy:
-            self._dispose()
+            self._end()
 
     def abandon(self) -> None:
         """Give everything back in a forked copy of the parent, but leave its loop alone.
@@ -262,7 +264,11 @@ class Endpoint:
         if not self._closed:
             self._closed = True
             self._loop = None
-            self._dispose()
+            self._end()
+
+    def _end(self) -> None:
+        self._links.discard(self)
+        self._dispose()
 
     def _hush(self) -> None:
         raise NotImplementedError
@@ -274,33 +280,22 @@ class Endpoint:
         raise NotImplementedError
 
 
-def _unstarted(*args: object) -> None:
-    raise RuntimeError("a link must be started before it can hand over anything")
-
-
-EndpointT = TypeVar("EndpointT", bound=Endpoint)
-
-
-class Links(Generic[EndpointT]):
-    """The parent's links of one backend, as long as anybody else uses them."""
-
-    def __init__(self) -> None:
-        self._links: weakref.WeakSet[EndpointT] = weakref.WeakSet()
-
-    def register(self, link: EndpointT) -> EndpointT:
-        """Remember `link`, and return it."""
-        self._links.add(link)
-        return link
+class Links(set["Endpoint"]):
+    """The parent's links of one backend that are not closed; each adds and removes itself."""
 
     def close(self) -> None:
         """Close them all."""
-        for link in list(self._links):
+        for link in list(self):
             link.close()
 
     def abandon(self) -> None:
         """Abandon them all, see `Endpoint.abandon`."""
-        for link in list(self._links):
+        for link in list(self):
             link.abandon()
+
+
+def _unstarted(*args: object) -> None:
+    raise RuntimeError("a link must be started before it can hand over anything")
 
 
 class Handover:
