@@ -3,17 +3,17 @@
     chunk arrives -> items wait -> item is started -> finished at once ---------> result
                                                   \\-> suspended: a Task -> done -/
 
-A worker is a set of callbacks on its own event loop, not a task on it, so that `asyncio.all_tasks()`
-shows a user nothing but the items.
+A worker is a set of callbacks on its own event loop, not a task on it, so that
+`asyncio.all_tasks()` shows a user nothing but the items.
 
-W1  Items are started in the order in which they arrived, over all chunks; the number of the last one
-    started is marked before its function is called. The parent can therefore tell, whatever happens,
-    which items may have had effects.
+W1  Items are started in the order in which they arrived, over all chunks; the number of the last
+    one started is marked before its function is called. The parent can therefore tell, whatever
+    happens, which items may have had effects.
 W2  At most `concurrency` items run at once.
-W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the process
-    takes with it when it dies.
-W4  Items that finish at once are run in bursts of `BURST` seconds, so that timers and sockets of the
-    others are served; results leave in one batch for each turn of the loop.
+W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
+    process takes with it when it dies.
+W4  Items that finish at once are run in bursts of `BURST` seconds, so that timers and sockets of
+    the others are served; results leave in one batch for each turn of the loop.
 W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
 
 This module is the first that a fresh worker imports: it must stay light.
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _loops, backend, remote, watchdog
+from ._spawn import accept_interrupts
 from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
 
@@ -64,6 +65,7 @@ def main(spec: WorkerSpec) -> None:
     _loops.forget_parent_signals()
     # Ctrl-C reaches the whole process group; it is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    accept_interrupts()  # or they would stay blocked in programs that a task starts
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
@@ -94,7 +96,7 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
     """The function of a FUNCTION frame, or a stand-in that raises why it cannot be had."""
     try:
         function: Callable[..., Any] = backend.loads(payload)
-    except BaseException as error:  # importing a user's module may raise anything
+    except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
         return Unloadable(error)
     return function
 
@@ -102,6 +104,16 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
 def raise_error(error: BaseException) -> None:
     """Stands in for the function of an item that cannot be run."""
     raise error
+
+
+class Stateful:
+    """A function with state that items might change: each gets a fresh copy (functions.py)."""
+
+    def __init__(self, payload: memoryview) -> None:
+        self.payload = bytes(payload)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return backend.loads(self.payload)(*args, **kwargs)
 
 
 class Unloadable:
@@ -174,7 +186,7 @@ class WorkerEngine:
         try:
             if initializer is not None:
                 initializer(*initargs)
-        except BaseException as error:  # even sys.exit: the parent must hear why
+        except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
             self.broken = self._closing = True
             self._link.send(Kind.BROKEN, payload=[remote.dump_exception(error, backend.dumps)])
             self._loop.call_soon(self._turn)
@@ -199,7 +211,7 @@ class WorkerEngine:
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
-        # the ring is not to be trusted any more: end loudly, the parent fails what we hold (DESIGN 9)
+        # the ring is not to be trusted any more: end loudly, the parent fails what we hold
         log.critical("the link to the parent process is broken", exc_info=error)
         os._exit(70)
 
@@ -218,7 +230,7 @@ class WorkerEngine:
         if kind == Kind.CHUNK:
             self._on_chunk(flags, count, ident, function, payload)
         elif kind == Kind.FUNCTION:
-            self._functions[function] = load_function(payload)
+            self._functions[function] = Stateful(payload) if flags else load_function(payload)
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:

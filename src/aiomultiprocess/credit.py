@@ -1,13 +1,13 @@
 """How many tasks one worker may hold: enough never to run dry, too few to hoard.
 
 The worker itself runs at most `childconcurrency` tasks at once. Credit decides how many more wait
-behind them: as many as the worker starts in `HORIZON` seconds, by the rate measured so far, and at
-least one. So trivial tasks travel by the thousand, a slow task has one other behind it at most, and
-the tail of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running
-side by side: `slots` follows how many did, and a worker that has free slots and nothing to start
-says so (frame WANT).
+behind them: as many as the worker starts in `HORIZON` seconds, by the rate measured so far for the
+function in question, and at least one. So trivial tasks travel by the thousand, a slow task has one
+other behind it at most, and the tail of a map is shared evenly. Tasks that wait (for a socket, say)
+show themselves by running side by side: `_slots` follows how many did, and a worker that has free
+slots and nothing to start says so (frame WANT).
 
-K1  unstarted tasks at a worker <= backlog + slots that are believed to be free.
+K1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
 K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
 """
 
@@ -15,7 +15,21 @@ from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker
 FIRST_BACKLOG = 1
-GROWTH = 16  # a first, short measurement may enlarge the backlog by no more than this factor
+GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
+
+
+class Pace:
+    """How fast one function runs at one worker."""
+
+    __slots__ = ("backlog", "rate")
+
+    def __init__(self) -> None:
+        self.rate = 0.0  # tasks finished per second, while there was work
+        self.backlog = FIRST_BACKLOG
+
+    def measure(self, rate: float) -> None:
+        self.rate = (self.rate + rate) / 2 if self.rate else rate
+        self.backlog = max(FIRST_BACKLOG, min(int(self.rate * HORIZON), self.backlog * GROWTH))
 
 
 class Credit:
@@ -25,10 +39,10 @@ class Credit:
         "_busy_since",
         "_concurrency",
         "_lifetime",
-        "_rate",
+        "_paces",
+        "_reported",
         "_slots",
         "_wanted",
-        "backlog",
         "finished",
         "sent",
     )
@@ -36,16 +50,17 @@ class Credit:
     def __init__(self, concurrency: int, lifetime: int) -> None:
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
-        self._rate = 0.0  # tasks finished per second while there was work
+        self._paces: dict[int, Pace] = {}  # by function
+        self._reported: dict[int, int] = {}  # by function, since the last settle()
         self._busy_since = 0.0
         self._slots = 1  # how many tasks were seen to run side by side
         self._wanted = 0
-        self.backlog = FIRST_BACKLOG
         self.sent = 0
         self.finished = 0
 
     @property
     def in_flight(self) -> int:
+        """Tasks that were sent and not reported."""
         return self.sent - self.finished
 
     @property
@@ -53,16 +68,16 @@ class Credit:
         """K2: this worker gets no more tasks."""
         return bool(self._lifetime) and self.sent >= self._lifetime
 
-    def room(self, started: int) -> int:
-        """How many tasks the worker may be sent now, `started` of them being begun."""
+    def room(self, started: int, function: int) -> int:
+        """How many tasks of `function` may be sent now, `started` of all being begun (K1, K2)."""
+        pace = self._paces.get(function)
         running = started - self.finished
         free = max(self._slots - running, self._wanted, 0)
-        room = self.backlog + free - (self.sent - started)
-        if self._lifetime:
-            room = min(room, self._lifetime - self.sent)
-        return room
+        room = (pace.backlog if pace else FIRST_BACKLOG) + free - (self.sent - started)
+        return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def send(self, count: int, now: float) -> None:
+        """`count` tasks are on their way."""
         if self.sent == self.finished:
             self._busy_since = now
         self.sent += count
@@ -72,16 +87,24 @@ class Credit:
         """The worker has `free` slots and nothing to put into them."""
         self._wanted = free
 
-    def finish(self, count: int, started: int, now: float) -> None:
-        """`count` tasks were reported at once; adapt slots and backlog."""
+    def report(self, count: int, function: int) -> None:
+        """`count` tasks have ended."""
+        self._reported[function] = self._reported.get(function, 0) + count
+
+    def settle(self, started: int, now: float) -> None:
+        """A batch of reports is over: adapt slots and backlogs to it."""
+        if not self._reported:
+            return
+        reported, self._reported = self._reported, {}
         together = min(started - self.finished, self._concurrency)
         self._slots = max(together, self._slots - 1 - self._slots // 8, 1)
+        count = sum(reported.values())
         self.finished += count
-        elapsed = now - self._busy_since
-        self._busy_since = now
-        if elapsed <= 0:
-            return
-        rate = count / elapsed
-        self._rate = (self._rate + rate) / 2 if self._rate else rate
-        wanted = int(self._rate * HORIZON)
-        self.backlog = max(FIRST_BACKLOG, min(wanted, self.backlog * GROWTH))
+        elapsed, self._busy_since = now - self._busy_since, now
+        if elapsed > 0:
+            for function in reported:
+                self._paces.setdefault(function, Pace()).measure(count / elapsed)
+
+    def forget(self, function: int) -> None:
+        """No task of `function` will come any more."""
+        self._paces.pop(function, None)

@@ -8,7 +8,7 @@
 It starts workers, decides what their death means, and gives calls to the queues (queues.py). All of
 it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`.
 
-P1  A feed is in `_open` from its first task until its last is settled: closing waits for all of them.
+P1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
 P2  A worker that dies is replaced while there may be work. Respawning is limited: if no worker was
     ever ready, or `START_ATTEMPTS` in a row die while they start, the pool is broken and says why.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
@@ -26,9 +26,10 @@ from enum import Enum
 from typing import Any
 
 from . import backend, remote
+from .feeds import Calls, Router, Share
 from .frames import CorruptHeaderError, Handler, Kind, Mode
 from .functions import FunctionTable
-from .jobs import Calls, Job, Router, Share
+from .jobs import Job
 from .queues import Queue
 from .scheduler import RoundRobin, Scheduler
 from .transport import Backend
@@ -164,7 +165,7 @@ class Engine:
         self._failed_starts += 1
         if not self._ever_ready or self._failed_starts >= START_ATTEMPTS:
             what = "its start: importing the main module, then the initializer"
-            self._break(WorkerLostError(what, worker.pid, worker.last_exitcode))
+            self._break(WorkerLostError(what, worker.pid, worker.exitcode))
 
     def _replace(self, qid: QueueID) -> None:
         try:
@@ -259,9 +260,8 @@ class Engine:
     def _queue(self, qid: QueueID) -> Queue:
         queue = self.queues.get(qid)
         if queue is None:
-            raise ValueError(
-                f"the scheduler chose queue {qid!r}; the queues of this pool are {list(self.queues)}"
-            )
+            known = list(self.queues)
+            raise ValueError(f"the scheduler chose queue {qid!r}; this pool has {known}")
         return queue
 
     # -- the end -------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Kind(IntEnum):
     """What a frame says; which header fields and which payload it has."""
 
     # parent -> worker
-    FUNCTION = 1  # function: its id; payload: the pickled callable
+    FUNCTION = 1  # function: its id, flags: 1 if it has state; payload: the pickled callable
     FORGET = 2  # function: an id that no later chunk names
     CHUNK = 3  # ident: chunk, count: items, function, flags: Mode; payload: the items
     CANCEL = 4  # ident: chunk, offset: item

@@ -2,11 +2,14 @@
 
 A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
 other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
-change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it.
+change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it. In
+the worker each item gets a copy of such state for itself, as it does of its arguments, unless that
+state cannot change.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import pickle
@@ -16,18 +19,20 @@ from collections.abc import Callable
 from typing import Any
 
 PLAIN = (types.FunctionType, types.BuiltinFunctionType, type)
+ATOMS = {type(None), bool, int, float, complex, str, bytes}
 
 
 class Function:
     """A callable as a worker gets it: a number and, the first time, its pickle."""
 
-    __slots__ = ("__weakref__", "id", "label", "payload", "permanent")
+    __slots__ = ("__weakref__", "id", "label", "payload", "permanent", "stateful")
 
-    def __init__(self, id: int, label: str, payload: bytes, permanent: bool) -> None:
-        self.id = id
-        self.label = label
+    def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
+        self.id = number
+        self.label = label_of(func)
         self.payload = payload
-        self.permanent = permanent
+        self.permanent = isinstance(func, PLAIN)
+        self.stateful = not is_immutable(func)
 
 
 class FunctionTable:
@@ -44,26 +49,35 @@ class FunctionTable:
         Raises TypeError for something that is not callable or is an async generator function, and
         pickle.PicklingError for a callable that a worker could not import.
         """
-        plain = isinstance(func, PLAIN)
-        if plain:
+        if isinstance(func, PLAIN):
             known = self._known.get(func)
             if known is not None:
                 return known
         check_callable(func)
-        function = Function(next(self._ids), label_of(func), self._pickle(func), plain)
-        if plain:
+        function = Function(next(self._ids), func, self._pickle(func))
+        if function.permanent:
             self._known[func] = function
         return function
 
     def _pickle(self, func: Callable[..., Any]) -> bytes:
         try:
             return self._dumps(func)
-        except Exception as error:  # whatever a __reduce__ of the user's raises
+        except Exception as error:
             raise pickle.PicklingError(
                 f"{label_of(func)} cannot be sent to a worker ({type(error).__name__}: {error}); "
                 "it must be importable there: define it at the top level of a module, "
                 "not as a lambda or inside another function"
             ) from error
+
+
+def is_immutable(value: object) -> bool:
+    """Whether items may share one copy of `value`: nothing they do to it can show."""
+    if isinstance(value, functools.partial):
+        parts = (value.func, *value.args, *value.keywords.values())
+        return type(value) is functools.partial and all(map(is_immutable, parts))
+    if type(value) is tuple:
+        return all(map(is_immutable, value))
+    return isinstance(value, PLAIN) or type(value) in ATOMS
 
 
 def check_callable(func: object) -> None:

@@ -1,18 +1,12 @@
-"""The life of a task, from the call to its result.
+"""A job: one `map` or `starmap`, from its input to its results.
 
-    waiting --take()--> sent --deliver()--> done
-       ^                 |  \\---fail()----> failed
-       |                 |
-       +---put_back()----+     (its worker died before it started the task)
+It is a *feed* (feeds.py): the queues take tasks from it and report to it. On its other side any
+number of readers wait for results, all of them or one after the other.
 
-J1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both, never
-    twice. (engine.py keeps the other half of this: a chunk marks each offset that it has reported.)
-J2  A feed hands out tasks in the order of the input; those put back come first.
-J3  Nothing is kept per task but its result: slots are numbers of a range, not objects.
-
-A *feed* is what the engine takes tasks from and reports them to. `Job` is the feed of one `map` or
-`starmap`, `Calls` that of all waiting `apply` of one function, `Share` the part of a job that a
-user's scheduler gave to one queue.
+B1  A list of results is complete: the values of a sequence are never dropped.
+B2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
+    somebody awaits all results; what its slowest reader has passed by far is dropped.
+B3  Nothing is kept per task but its result.
 """
 
 from __future__ import annotations
@@ -20,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from .feeds import Slots
 from .frames import Mode
 from .functions import Function
 from .sources import SequenceSource, Source
+
+if TYPE_CHECKING:
+    from .feeds import Router
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and how many bytes of them
@@ -33,36 +31,6 @@ HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the i
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
 FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
-
-Slots = Sequence[Any]
-
-
-class Feed(Protocol):
-    """Tasks of one function, for the workers of one queue."""
-
-    function: Function
-    mode: Mode
-    queued: bool
-    """Whether the feed stands in its queue's line; owned by the engine."""
-
-    @property
-    def left(self) -> int | None:
-        """How many tasks wait, None when nobody can know."""
-
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
-        """Up to `n` tasks: their slots and what their function is called with."""
-
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        """These were taken and never started."""
-
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
-        """Results, `size` bytes of them as they travelled."""
-
-    def fail(self, slot: Any, error: BaseException) -> None:
-        """The error that ends one task."""
-
-    def fail_all(self, error: BaseException) -> None:
-        """The pool gave up: settle all that are not settled."""
 
 
 class Job:
@@ -213,7 +181,7 @@ class Job:
         if not self.queued and not self.source.exhausted and self._look_ahead() > 0:
             self._on_more(self)
         kept = reader.index - self._base
-        if kept > 2 * HISTORY_ITEMS or kept > 64 and self._bytes_of(kept) > LOOK_AHEAD_BYTES:
+        if kept > 2 * HISTORY_ITEMS or (kept > 64 and self._bytes_of(kept) > LOOK_AHEAD_BYTES):
             self._drop_read(max(64, kept // 2))
 
     # -- inside --------------------------------------------------------------------------------
@@ -289,10 +257,8 @@ class Job:
     def _wake(self) -> None:
         still = []
         for index, future in self._waiters:
-            if index is None:
-                ready = self.done or bool(self._errors)
-            else:
-                ready = self._is_ready(index)
+            wants_all = index is None
+            ready = self.done or bool(self._errors) if wants_all else self._is_ready(index)
             if not ready:
                 if not future.done():
                     still.append((index, future))
@@ -320,135 +286,3 @@ class Reader:
             raise
         finally:
             self._job.has_moved(self)
-
-
-class Calls:
-    """All waiting `apply` of one function: their slots are the futures that the callers await."""
-
-    mode = Mode.APPLY
-
-    def __init__(self, function: Function, on_done: Callable[[Calls], None]) -> None:
-        self.function = function
-        self.queued = False
-        self._on_done = on_done
-        self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
-        self._open: set[asyncio.Future[Any]] = set()
-
-    def add(self, future: asyncio.Future[Any], args: Sequence[Any], kwds: dict[str, Any]) -> None:
-        self._waiting.append((future, (tuple(args), kwds)))
-        self._open.add(future)
-
-    @property
-    def left(self) -> int:
-        return len(self._waiting)
-
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
-        futures: list[asyncio.Future[Any]] = []
-        items: list[Any] = []
-        while self._waiting and len(futures) < n:
-            future, item = self._waiting.popleft()
-            if future.done():  # its caller gave up before it was sent
-                self._settle(future)
-            else:
-                futures.append(future)
-                items.append(item)
-        return futures, items
-
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
-
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
-        for future, value in zip(slots, values, strict=True):
-            if not future.done():
-                future.set_result(value)
-            self._settle(future)
-
-    def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
-        if not slot.done():
-            slot.set_exception(error)
-        self._settle(slot)
-
-    def fail_all(self, error: BaseException) -> None:
-        self._waiting.clear()
-        for future in list(self._open):
-            self.fail(future, error)
-
-    def _settle(self, future: asyncio.Future[Any]) -> None:
-        self._open.discard(future)
-        if not self._open:
-            self._on_done(self)
-
-
-class Share:
-    """What a user's scheduler gave of one job to one queue."""
-
-    def __init__(self, job: Job, router: Router, offer: Callable[[Share], None]) -> None:
-        self.offer = offer
-        self.function = job.function
-        self.mode = job.mode
-        self.queued = False
-        self.waiting: deque[tuple[int, Any]] = deque()
-        self._job = job
-        self._router = router
-
-    @property
-    def left(self) -> int:
-        return len(self.waiting)
-
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
-        if len(self.waiting) < n:
-            self._router.route(n - len(self.waiting))
-        pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
-        return [index for index, _ in pairs], [item for _, item in pairs]
-
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        self.waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
-
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
-        self._job.deliver(slots, values, size)
-        for index in slots:
-            self._router.complete(index)
-
-    def fail(self, slot: int, error: BaseException) -> None:
-        self._job.fail(slot, error)
-        self._router.complete(slot)
-
-    def fail_all(self, error: BaseException) -> None:
-        self.waiting.clear()
-        self._job.fail_all(error)
-
-
-class Router:
-    """Asks the scheduler for the queue of each task of one job.
-
-    `assign(item)` returns the task's id and its queue's share; `completed(id)` tells the scheduler.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        assign: Callable[[Router, Any], tuple[Any, Share]],
-        completed: Callable[[Any], None],
-    ) -> None:
-        self.job = job
-        self.shares: dict[Any, Share] = {}
-        self._assign = assign
-        self._completed = completed
-        self._ids: dict[int, Any] = {}
-
-    def route(self, n: int) -> None:
-        """Take up to `n` more tasks from the job and put each into its share."""
-        slots, items = self.job.take(n)
-        for index, item in zip(slots, items, strict=True):
-            self._ids[index], share = self._assign(self, item)
-            share.waiting.append((index, item))
-            if not share.queued:
-                share.offer(share)
-
-    def route_all(self) -> None:
-        """Route a whole sequence at the call, as a scheduler that counts would expect."""
-        while self.job.left:
-            self.route(self.job.left)
-
-    def complete(self, index: int) -> None:
-        self._completed(self._ids.pop(index))

@@ -22,7 +22,8 @@ from collections.abc import (
 )
 from typing import Any, Generic, TypeVar, overload
 
-from . import _loops, backend as backends
+from . import _loops
+from . import backend as backends
 from .core import get_context
 from .engine import Engine
 from .frames import Mode
@@ -98,8 +99,8 @@ class _ResultIterator(AsyncIterator[R]):
 class Pool:
     """Run coroutines (and plain functions) on a pool of worker processes.
 
-    Each worker runs an event loop of its own, with up to `childconcurrency` tasks at once. Use it as
-    `async with Pool() as pool:`, which ends with `terminate()` and `join()`. A pool may be made
+    Each worker runs an event loop of its own, with up to `childconcurrency` tasks at once. Use it
+    as `async with Pool() as pool:`, which ends with `terminate()` and `join()`. A pool may be made
     before a loop runs; its workers then start with its first use, and it belongs to that loop.
 
     Arguments:

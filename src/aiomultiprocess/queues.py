@@ -3,11 +3,12 @@
     feed --take()--> chunk --send--> worker --results, errors--> feed
       ^----put_back()--'  (the worker died before it started these)
 
-Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one feed) only when a worker
-has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by number.
+Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one feed) only when a
+worker has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by
+number.
 
-Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks each
-    offset that was reported; the death of its worker settles or returns the others.
+Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks
+    each offset that was reported; the death of its worker settles or returns the others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
 """
@@ -21,15 +22,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import backend, remote
+from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind
 from .functions import Function
-from .jobs import Calls, Feed, Slots
 from .types import ProxyException, WorkerLostError
 
 if TYPE_CHECKING:
     from .workers import PoolWorker
 
 CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
+FEEDS_A_TURN = 64
 
 
 class Chunk:
@@ -99,11 +101,11 @@ class Queue:
     def serve(self, worker: PoolWorker) -> None:
         """Send one worker as much as it has credit for."""
         link, credit = worker.link, worker.credit
-        while self._feeds and not link.congested and not worker.leaving:
-            room = credit.room(link.started)
-            if room <= 0:
+        # each feed once: the other workers have a share in it too; and not all of thousands
+        for _ in range(min(len(self._feeds), FEEDS_A_TURN)):
+            if link.congested or worker.leaving or not self._feeds:
                 break
-            self._send_next(worker, room)
+            self._serve_next(worker)
         if credit.spent:
             worker.leave()
         link.flush()
@@ -117,26 +119,32 @@ class Queue:
     def forget(self, function: Function) -> None:
         """No later chunk will name this function."""
         self.calls.pop(function.id, None)
+        if function.permanent:
+            return
         for worker in self.workers:
-            if not function.permanent and function.id in worker.functions:
+            worker.credit.forget(function.id)
+            if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
 
-    def _send_next(self, worker: PoolWorker, room: int) -> None:
-        """Q3: a chunk of the first feed in line, which then goes to the end of the line."""
-        feed = self._feeds[0]
+    def _serve_next(self, worker: PoolWorker) -> None:
+        """Q3: send what the first feed in line may have, and let it go to the end of the line."""
+        feed = self._feeds.popleft()
+        self._feeds.append(feed)
+        room = worker.credit.room(worker.link.started, feed.function.id)
         left = feed.left
-        if left is not None:  # known: leave a fair share to the other workers
+        if left is not None:  # known: the other workers get as much
             room = min(room, -(-left // len(self.workers)) or 1)
-        slots, items = feed.take(room)
-        if slots:
-            self._feeds.rotate(-1)
-            self._send_chunk(worker, feed, slots, items)
-        else:
-            feed.queued = False
-            self._feeds.popleft()
+        while room > 0 and not worker.link.congested:
+            slots, items = feed.take(room)
+            if not slots:  # for now: the feed comes back when it has more
+                feed.queued = False
+                self._feeds.remove(feed)
+                break
+            room -= self._send_chunk(worker, feed, slots, items)
 
-    def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> None:
+    def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> int:
+        """Send as many of these as one frame carries; returns how many are dealt with."""
         payload, count, error = backend.encode_items(items, 0, len(items), CHUNK_BYTES)
         if count:
             self._send_encoded(worker, feed, slots[:count], items[:count], payload)
@@ -146,6 +154,7 @@ class Queue:
             feed.fail(slots[count], explain_item(error, feed, slots[count]))
         if rest < len(slots):
             self._return(feed, slots[rest:], items[rest:])
+        return rest
 
     def _send_encoded(
         self,
@@ -158,7 +167,12 @@ class Queue:
         function = feed.function
         if function.id not in worker.functions:
             worker.functions.add(function.id)
-            worker.link.send(Kind.FUNCTION, function=function.id, payload=[function.payload])
+            worker.link.send(
+                Kind.FUNCTION,
+                flags=function.stateful,
+                function=function.id,
+                payload=[function.payload],
+            )
         ident = worker.credit.sent  # unique for this worker, and it counts in order
         worker.chunks[ident] = Chunk(feed, slots, items, ident)
         worker.credit.send(len(slots), time.monotonic())
@@ -201,9 +215,7 @@ class Queue:
 
     def on_drained(self, worker: PoolWorker) -> None:
         """A batch of answers was heard: adapt the worker's credit and send what it allows."""
-        if worker.reported:
-            worker.credit.finish(worker.reported, worker.link.started, time.monotonic())
-            worker.reported = 0
+        worker.credit.settle(worker.link.started, time.monotonic())
         self.serve(worker)
 
     def on_death(self, worker: PoolWorker) -> None:
@@ -225,7 +237,7 @@ class Queue:
         if chunk is None:
             raise CorruptHeaderError(f"results of chunk {ident}, which this worker does not hold")
         chunk.report(offset, count)
-        worker.reported += count
+        worker.credit.report(count, chunk.feed.function.id)
         if not chunk.left:
             del worker.chunks[ident]
         return chunk
@@ -247,4 +259,4 @@ def explain_result(error: BaseException) -> ProxyException:
 
 def explain_loss(worker: PoolWorker, feed: Feed) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(feed.function.label, worker.pid, worker.last_exitcode)
+    return WorkerLostError(feed.function.label, worker.pid, worker.exitcode)

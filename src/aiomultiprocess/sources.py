@@ -1,8 +1,8 @@
 """Where the items of a map come from.
 
-A source hands out items in order and says when it has no more. Three kinds: a sequence is a snapshot
-of the caller's at the call; an iterator and an async iterable are pulled only as far as there is
-room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user of a source.
+A source hands out items in order and says when it has no more. Three kinds: a sequence is a
+snapshot of the caller's at the call; an iterator and an async iterable are pulled only as far as
+there is room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class IteratorSource:
             # extend() keeps the items that came before an exception
             items.extend(islice(self._iterator, n))
             self.exhausted = len(items) < n
-        except Exception as error:  # the user's generator failed: its awaiter is told
+        except Exception as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
             self.error = error
             self.exhausted = True
         if self.exhausted:
@@ -120,7 +120,7 @@ class AsyncSource:
                 while len(self._buffer) >= self.AHEAD:
                     self._room.clear()
                     await self._room.wait()
-        except Exception as error:  # the user's iterable failed: its awaiter is told
+        except Exception as error:  # noqa: BLE001 - the user's iterable failed: its awaiter is told
             self.error = error
         finally:
             self._ended = True

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
-from . import _exits, _loops, child
+from . import _loops, child
+from ._exits import Exit
 from ._spawn import process_class
 from .core import Process
 from .credit import Credit
@@ -56,12 +57,9 @@ class PoolWorker(Process):
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that the worker was told
-        self.reported = 0  # tasks reported since the last batch of answers ended
         self.ready = False
         self.leaving = False
-        self.last_exitcode: int | None = None  # None: not exited, or reaped by somebody else
-        self._last_pid: int | None = None
-        self._exited = False
+        self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._parent_fd = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else None
         spec = child.WorkerSpec(
@@ -85,9 +83,9 @@ class PoolWorker(Process):
         finally:
             if self._parent_fd is not None:
                 os.close(self._parent_fd)
-        self._last_pid = self.aio_process.pid
+        self._pid = self.aio_process.pid
         self._loop = loop
-        self._exit = _exits.Exit(self.aio_process)
+        self._exit = Exit(self.aio_process)
         self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
 
     def leave(self) -> None:
@@ -99,36 +97,30 @@ class PoolWorker(Process):
 
     def end(self) -> None:
         """Let the worker cancel what it runs and go; kill it after the grace period."""
-        if self._exited or self._kill_timer is not None:
-            return
-        self.leaving = True
-        self.aio_process.terminate()
-        self._kill_timer = self._loop.call_later(KILL_AFTER, self.aio_process.kill)
+        if self._kill_timer is None and self.is_alive():
+            self.leaving = True
+            self.terminate()
+            self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
 
     def distrust(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
         log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
-        if not self._exited:
-            self.aio_process.kill()
+        self.kill()
 
     def kill_now(self) -> None:
         """End the process without a loop, and give everything back."""
-        if not self._exited:
-            self.aio_process.kill()
-            self._exit.block()
-            self._settle()
+        self.kill()
+        self._exit_of_process().block()
+        self._settle()
         self.link.close()
 
     @property
     def pid(self) -> int | None:
-        return self._last_pid
+        """The process id, also after the process was reaped."""
+        return self._pid
 
-    @property
-    def exitcode(self) -> int | None:
-        return self.last_exitcode if self._exited else super().exitcode
-
-    def is_alive(self) -> bool:
-        return not self._exited and super().is_alive()
+    def _is_started(self) -> bool:
+        return self._pid is not None
 
     def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:
         self._settle()
@@ -136,12 +128,9 @@ class PoolWorker(Process):
 
     def _settle(self) -> None:
         """The process is gone: reap it and close what it cost (V2)."""
-        self._exited = True
-        self.last_exitcode = self._exit.exitcode
         if self._kill_timer is not None:
             self._kill_timer.cancel()
         self._watch.close()
-        self._exit.close()
         self.aio_process.close()
 
 

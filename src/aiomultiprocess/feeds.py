@@ -1,0 +1,190 @@
+"""The life of a task, as the feeds see it: what the queues take tasks from, and report them to.
+
+    waiting --take()--> sent --deliver()--> done
+       ^                 |  \\---fail()----> failed
+       |                 |
+       +---put_back()----+     (its worker died before it started the task)
+
+`Job` (jobs.py) is the feed of one `map` or `starmap`. Here are the contract and the others: `Calls`,
+all waiting `apply` of one function, and `Share`, what a user's scheduler gave of a job to one queue.
+
+J1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both,
+    never twice. (queues.py keeps the other half of this: a chunk marks what was reported.)
+J2  A feed hands out tasks in the order of the input; those put back come first.
+J3  Nothing is kept per task of a map but its result: slots are numbers of a range, not objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .frames import Mode
+from .functions import Function
+
+if TYPE_CHECKING:
+    from .jobs import Job
+
+Slots = Sequence[Any]
+
+
+class Feed(Protocol):
+    """Tasks of one function, for the workers of one queue."""
+
+    function: Function
+    mode: Mode
+    queued: bool
+    """Whether the feed stands in its queue's line; owned by the engine."""
+
+    @property
+    def left(self) -> int | None:
+        """How many tasks wait, None when nobody can know."""
+
+    def take(self, n: int) -> tuple[Slots, list[Any]]:
+        """Up to `n` tasks: their slots and what their function is called with."""
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        """These were taken and never started."""
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        """Results, `size` bytes of them as they travelled."""
+
+    def fail(self, slot: Any, error: BaseException) -> None:
+        """The error that ends one task."""
+
+    def fail_all(self, error: BaseException) -> None:
+        """The pool gave up: settle all that are not settled."""
+
+
+class Calls:
+    """All waiting `apply` of one function: their slots are the futures that the callers await."""
+
+    mode = Mode.APPLY
+
+    def __init__(self, function: Function, on_done: Callable[[Calls], None]) -> None:
+        self.function = function
+        self.queued = False
+        self._on_done = on_done
+        self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        self._open: set[asyncio.Future[Any]] = set()
+
+    def add(self, future: asyncio.Future[Any], args: Sequence[Any], kwds: dict[str, Any]) -> None:
+        self._waiting.append((future, (tuple(args), kwds)))
+        self._open.add(future)
+
+    @property
+    def left(self) -> int:
+        return len(self._waiting)
+
+    def take(self, n: int) -> tuple[Slots, list[Any]]:
+        futures: list[asyncio.Future[Any]] = []
+        items: list[Any] = []
+        while self._waiting and len(futures) < n:
+            future, item = self._waiting.popleft()
+            if future.done():  # its caller gave up before it was sent
+                self._settle(future)
+            else:
+                futures.append(future)
+                items.append(item)
+        return futures, items
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        for future, value in zip(slots, values, strict=True):
+            if not future.done():
+                future.set_result(value)
+            self._settle(future)
+
+    def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
+        if not slot.done():
+            slot.set_exception(error)
+        self._settle(slot)
+
+    def fail_all(self, error: BaseException) -> None:
+        self._waiting.clear()
+        for future in list(self._open):
+            self.fail(future, error)
+
+    def _settle(self, future: asyncio.Future[Any]) -> None:
+        self._open.discard(future)
+        if not self._open:
+            self._on_done(self)
+
+
+class Share:
+    """What a user's scheduler gave of one job to one queue."""
+
+    def __init__(self, job: Job, router: Router, offer: Callable[[Share], None]) -> None:
+        self.offer = offer
+        self.function = job.function
+        self.mode = job.mode
+        self.queued = False
+        self.waiting: deque[tuple[int, Any]] = deque()
+        self._job = job
+        self._router = router
+
+    @property
+    def left(self) -> int:
+        return len(self.waiting)
+
+    def take(self, n: int) -> tuple[Slots, list[Any]]:
+        if len(self.waiting) < n:
+            self._router.route(n - len(self.waiting))
+        pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
+        return [index for index, _ in pairs], [item for _, item in pairs]
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        self.waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        self._job.deliver(slots, values, size)
+        for index in slots:
+            self._router.complete(index)
+
+    def fail(self, slot: int, error: BaseException) -> None:
+        self._job.fail(slot, error)
+        self._router.complete(slot)
+
+    def fail_all(self, error: BaseException) -> None:
+        self.waiting.clear()
+        self._job.fail_all(error)
+
+
+class Router:
+    """Asks the scheduler for the queue of each task of one job.
+
+    `assign(item)` returns the task's id and its queue's share; `completed(id)` tells the scheduler.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        assign: Callable[[Router, Any], tuple[Any, Share]],
+        completed: Callable[[Any], None],
+    ) -> None:
+        self.job = job
+        self.shares: dict[Any, Share] = {}
+        self._assign = assign
+        self._completed = completed
+        self._ids: dict[int, Any] = {}
+
+    def route(self, n: int) -> None:
+        """Take up to `n` more tasks from the job and put each into its share."""
+        slots, items = self.job.take(n)
+        for index, item in zip(slots, items, strict=True):
+            self._ids[index], share = self._assign(self, item)
+            share.waiting.append((index, item))
+            if not share.queued:
+                share.offer(share)
+
+    def route_all(self) -> None:
+        """Route a whole sequence at the call, as a scheduler that counts would expect."""
+        while self.job.left:
+            self.route(self.job.left)
+
+    def complete(self, index: int) -> None:
+        self._completed(self._ids.pop(index))
