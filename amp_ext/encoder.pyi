@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+def encode_items(
+    items: Sequence[object], start: int, stop: int, max_bytes: int
+) -> tuple[list[bytes], int, BaseException | None]: ...
+def dumps(obj: object) -> bytes: ...

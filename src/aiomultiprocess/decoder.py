@@ -1,0 +1,246 @@
+"""Payloads to items; what a payload is, and the invariants C1 to C8, are told in `codec`.
+
+`amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from struct import error as StructError, unpack_from
+from typing import Any, Final, NoReturn, TypeAlias
+
+from .tags import (
+    FLOATS,
+    INT8S,
+    INT16S,
+    INT32S,
+    INT64S,
+    KEY,
+    KEY_COUNT,
+    KEY_SIZE,
+    LONG_SIZE,
+    MAX_DEPTH,
+    PICKLE,
+    STR,
+    CorruptFrameError,
+)
+
+#: A payload of up to so many bytes is copied first: bytes are faster to read than a view.
+_COPY_MAX: Final = 64 * 1024
+_RUNS: Final = {
+    INT8S: ("b", 1),
+    INT16S: ("h", 2),
+    INT32S: ("i", 4),
+    INT64S: ("q", 8),
+    FLOATS: ("d", 8),
+}
+
+
+def decode_items(
+    payload: bytes | memoryview, count: int
+) -> tuple[list[Any], dict[int, BaseException] | None]:
+    """Decode a payload of `count` items.
+
+    Returns as many values, and the failures by their place if there are any: where unpickling raised,
+    the value is None. Raises CorruptFrameError if no encoder can have made the payload (C7).
+    """
+    with memoryview(payload) as view:
+        if view.nbytes <= _COPY_MAX:
+            return _decode(bytes(view), count)
+        with view.cast("B") as data:
+            return _decode(data, count)
+
+
+def loads(payload: bytes | memoryview) -> Any:
+    """Unpickle what `dumps` has pickled."""
+    return pickle.loads(payload)
+
+
+def _decode(
+    data: bytes | memoryview, count: int
+) -> tuple[list[Any], dict[int, BaseException] | None]:
+    decoder = _Decoder(data)
+    try:
+        return decoder.items(count)
+    except (IndexError, StructError, UnicodeDecodeError, TypeError) as error:
+        # beyond the end; not UTF-8; not hashable. Nothing of the user's is run outside of _unpickle.
+        raise CorruptFrameError(f"{error}, before byte {decoder.at} of {len(data)}") from None
+
+
+class _Decoder:
+    """Where we are in one payload."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.at = 0
+        self._data = data
+        self._keys: list[str] = []  # C6
+
+    def _fail(self, why: str) -> NoReturn:
+        raise CorruptFrameError(f"{why}, before byte {self.at} of {len(self._data)}")
+
+    # -- items ---------------------------------------------------------------------------------
+
+    def items(self, count: int) -> tuple[list[Any], dict[int, BaseException] | None]:
+        self._check_count(count, 1)
+        values: list[Any] = []
+        failures: dict[int, BaseException] = {}
+        while len(values) < count:
+            tag = self._byte()
+            if tag == PICKLE:
+                values.append(self._unpickle(*self._pickled(), failures, len(values)))
+            else:
+                self._add(values, tag, count, 0)
+        if self.at != len(self._data):
+            self._fail("more than the items")
+        return values, failures or None
+
+    def _pickled(self) -> tuple[memoryview, list[bytes | bytearray]]:
+        buffers: list[bytes | bytearray] = []
+        number = self._number()
+        self._check_count(number, 2)
+        for _ in range(number):
+            kind = bytes if self._byte() else bytearray
+            buffers.append(kind(self._bytes()))
+        return memoryview(self._bytes()), buffers
+
+    @staticmethod
+    def _unpickle(
+        pickled: memoryview,
+        buffers: list[bytes | bytearray],
+        failures: dict[int, BaseException],
+        place: int,
+    ) -> Any:
+        with pickled:
+            try:
+                return pickle.loads(pickled, buffers=buffers)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # C4: user code was run, which may raise anything
+                failures[place] = error
+                return None
+
+    # -- values --------------------------------------------------------------------------------
+
+    def _add(self, values: list[Any], tag: int, count: int, depth: int) -> None:
+        """Append the value, or the values of the run, that begins with `tag`."""
+        if tag in _RUNS:
+            code, width = _RUNS[tag]
+            number = self._number()
+            if not 0 < number <= count - len(values):
+                self._fail(f"a run of {number} among {count}")
+            at = self._skip(number * width)
+            values.extend(unpack_from(f"={number}{code}", self._data, at))
+        else:
+            values.append(_READERS[tag](self, depth))
+
+    def _value(self, depth: int) -> Any:
+        return _READERS[self._byte()](self, depth)
+
+    def _sequence(self, depth: int) -> list[Any]:
+        count = self._enter(depth, 1)
+        values: list[Any] = []
+        while len(values) < count:
+            self._add(values, self._byte(), count, depth + 1)
+        return values
+
+    def _members(self, depth: int) -> set[Any]:
+        count = self._enter(depth, 1)
+        members = {self._value(depth + 1) for _ in range(count)}
+        if len(members) != count:
+            self._fail("a set with equal members")
+        return members
+
+    def _dict(self, depth: int) -> dict[Any, Any]:
+        count = self._enter(depth, 2)
+        pairs: dict[Any, Any] = {}
+        for _ in range(count):
+            key = self._key(depth + 1)
+            pairs[key] = self._value(depth + 1)
+        if len(pairs) != count:
+            self._fail("a dict with equal keys")
+        return pairs
+
+    def _key(self, depth: int) -> Any:
+        tag = self._byte()
+        if tag == KEY:
+            return self._keys[self._byte()]
+        if tag != STR:
+            return _READERS[tag](self, depth)
+        encoded = self._bytes()
+        key = str(encoded, "utf-8", "surrogatepass")
+        if len(encoded) <= KEY_SIZE and len(self._keys) < KEY_COUNT:
+            self._keys.append(key)
+        return key
+
+    def _enter(self, depth: int, least: int) -> int:
+        """How many members a container has."""
+        if depth >= MAX_DEPTH:
+            self._fail(f"more than {MAX_DEPTH} nested containers")
+        count = self._number()
+        self._check_count(count, least)
+        return count
+
+    def _check_count(self, count: int, least: int) -> None:
+        """C7: no room for more members than there can be."""
+        if not 0 <= count * least <= len(self._data) - self.at:
+            self._fail(f"{count} members")
+
+    # -- bytes ---------------------------------------------------------------------------------
+
+    def _byte(self) -> int:
+        byte = self._data[self.at]
+        self.at += 1
+        return byte
+
+    def _number(self) -> int:
+        number = self._byte()
+        return number if number < LONG_SIZE else self._unpack("=Q", 8)
+
+    def _bytes(self) -> bytes | memoryview:
+        size = self._number()
+        at = self._skip(size)
+        return self._data[at : self.at]
+
+    def _skip(self, size: int) -> int:
+        """Move on by `size` bytes; where they begin."""
+        at = self.at
+        if size > len(self._data) - at:
+            self._fail(f"{size} bytes")
+        self.at = at + size
+        return at
+
+    def _unpack(self, code: str, size: int) -> Any:
+        (value,) = unpack_from(code, self._data, self.at)
+        self.at += size
+        return value
+
+
+def _foreign(decoder: _Decoder, _: int) -> NoReturn:
+    decoder._fail("a tag that has no place there")
+
+
+_Reader: TypeAlias = Callable[[_Decoder, int], Any]
+
+#: By tag, from NONE to PICKLE.
+_READERS: Final[tuple[_Reader, ...]] = (
+    lambda decoder, _: None,
+    lambda decoder, _: False,
+    lambda decoder, _: True,
+    lambda decoder, _: decoder._unpack("=b", 1),
+    lambda decoder, _: decoder._unpack("=h", 2),
+    lambda decoder, _: decoder._unpack("=i", 4),
+    lambda decoder, _: decoder._unpack("=q", 8),
+    lambda decoder, _: int.from_bytes(decoder._bytes(), sys.byteorder, signed=True),
+    lambda decoder, _: decoder._unpack("=d", 8),
+    lambda decoder, _: str(decoder._bytes(), "utf-8", "surrogatepass"),
+    lambda decoder, _: bytes(decoder._bytes()),
+    lambda decoder, depth: tuple(decoder._sequence(depth)),
+    _Decoder._sequence,
+    _Decoder._members,
+    lambda decoder, depth: frozenset(decoder._members(depth)),
+    _Decoder._dict,
+    _foreign,
+    _foreign,
+)
