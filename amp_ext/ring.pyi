@@ -3,9 +3,9 @@
 The parent calls create(), down_producer() and up_consumer(); the worker attach(), down_consumer()
 and up_producer(). Each end can be taken once.
 
-Writing:  write() or write_some() any number of times, then publish(), and ring the peer if it says so.
+Writing:  write() or write_some(), often, then publish(), and ring the peer if that says so.
           When a write was refused: publish(), then want_room(); True means "wait for your bell".
-Reading:  clear the bell, awake(), read() until None, release(), and ring the peer if it says so;
+Reading:  clear the bell, awake(), read() until None, release(), and ring the peer if that says so;
           then sleep(); False means "read again".
 
 A record carries at most `max_payload` bytes (capacity / 2 - 8). A frame is one record (WHOLE), or
@@ -63,7 +63,7 @@ class Mapping:
         """What the worker marked last."""
 
     def mark_started(self, n: int) -> None:
-        """Worker: make `n` the number of items begun; it survives SIGKILL as the next instruction."""
+        """Worker: make `n` the number of items begun; SIGKILL right after it changes nothing."""
 
     def close_fd(self) -> None:
         """Close the descriptor; the memory stays. Idempotent."""
@@ -92,24 +92,24 @@ class Producer:
         """Bytes of payload that one record can carry now; 0 if none."""
 
     def write(self, parts: Sequence[Buffer], flags: int = 3) -> bool:
-        """Write the joined parts as one record; False, and nothing written, if there is no room now.
+        """Write the joined parts as one record; False and nothing written if there is no room now.
 
         ValueError if it is more than max_payload, or if the flags do not follow those before.
         The GIL is released while a large record is copied.
         """
 
     def write_some(self, parts: Sequence[Buffer], offset: int = 0) -> int:
-        """Of the frame that the joined parts make, write from byte `offset` on what fits one record.
+        """Of the frame that the joined parts make, write what one record holds from `offset` on.
 
         Returns the number of bytes written, 0 if there is no room: less than an eighth of the
-        capacity is not worth a fragment. BEGIN is set at offset 0, END when the frame's end is reached.
+        capacity is not worth a fragment. BEGIN is set at offset 0, END where the frame ends.
         """
 
     def publish(self) -> bool:
         """Make all that was written visible; True if the consumer sleeps: ring it."""
 
     def want_room(self) -> bool:
-        """After a refused write and publish(): True if it still does not fit and the bell will come.
+        """After a refused write and publish(): True if it still does not fit: the bell will come.
 
         RingError if something written is not published: nobody would read it and make room.
         """

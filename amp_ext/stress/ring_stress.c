@@ -2,6 +2,8 @@
  *
  *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random lengths,
  *                                  batches, fragments and pauses, sleeping and waking by doorbells
+ *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep in the
+ *                                  very moment in which the other publishes: each must be woken
  *   ring_stress kills ROUNDS       a writer process that is killed, at each step between its stores in
  *                                  turn and then at random moments; the reader sees whole records only
  *
@@ -233,6 +235,90 @@ static void run_threads(uint64_t messages)
            (unsigned long long)course.room_bells);
 }
 
+/* ---- wakes --------------------------------------------------------------------------------- */
+
+struct player {
+    struct amp_map *map;
+    struct amp_bell mine, other;
+    uint64_t rounds;
+    uint64_t sleeps;
+    bool serves; /* has the ball first, and the down ring to send it */
+};
+
+/* A few nanoseconds to a microsecond: about what the other needs between its read and its sleep. */
+static void linger(uint64_t dice)
+{
+    for (volatile uint64_t i = dice % 256; i > 0; i--)
+        ;
+}
+
+static void throw_ball(const struct player *player, struct amp_producer *p, uint64_t n)
+{
+    linger(mix(n));
+    if (!write_record(p, n))
+        fail("no room in an empty ring", n);
+    if (amp_publish(p))
+        amp_bell_ring(&player->other);
+}
+
+static void catch_ball(struct player *player, struct amp_consumer *c, uint64_t n)
+{
+    struct amp_record record;
+    while (!amp_read(c, &record)) {
+        if (c->fault)
+            fail(amp_fault_text(c->fault), n);
+        linger(mix(~n));
+        if (amp_sleep(c)) {
+            player->sleeps++;
+            hear(&player->mine);
+            amp_awake(c);
+        }
+    }
+    check(&record, n);
+    amp_release(c);
+}
+
+static void *play(void *argument)
+{
+    struct player *player = argument;
+    struct amp_map *map = player->map;
+    struct amp_cursors *down = &map->control->down, *up = &map->control->up;
+    uint8_t *down_data = amp_down_data(map), *up_data = amp_up_data(map);
+    struct amp_producer p;
+    struct amp_consumer c;
+    amp_producer_open(&p, player->serves ? down : up, player->serves ? down_data : up_data, CAPACITY);
+    amp_consumer_open(&c, player->serves ? up : down, player->serves ? up_data : down_data, CAPACITY);
+    for (uint64_t n = 0; n < player->rounds; n++) {
+        if (player->serves)
+            throw_ball(player, &p, n);
+        catch_ball(player, &c, n);
+        if (!player->serves)
+            throw_ball(player, &p, n);
+    }
+    return NULL;
+}
+
+static void run_wakes(uint64_t rounds)
+{
+    struct amp_map map;
+    struct amp_bell here, there;
+    pthread_t thread;
+    make_map(&map);
+    if (amp_bell_create(&here) < 0 || amp_bell_create(&there) < 0)
+        fail("no doorbell", 0);
+    struct player one = {&map, here, there, rounds, 0, true};
+    struct player two = {&map, there, here, rounds, 0, false};
+    if (pthread_create(&thread, NULL, play, &two))
+        fail("no thread", 0);
+    play(&one);
+    pthread_join(thread, NULL);
+    munmap(map.control, amp_map_size(CAPACITY));
+    amp_bell_close(&here);
+    amp_bell_close(&there);
+    printf("wakes: %llu rounds, slept %llu times\n", (unsigned long long)rounds,
+           (unsigned long long)(one.sleeps + two.sleeps));
+}
+
 /* ---- kills --------------------------------------------------------------------------------- */
 
 /* Never returns. `started` tells the reader how much was published for certain. */
@@ -308,9 +394,11 @@ int main(int argc, char **argv)
     alarm(STUCK_AFTER);
     if (count > 0 && strcmp(argv[1], "threads") == 0)
         run_threads(count);
+    else if (count > 0 && strcmp(argv[1], "wakes") == 0)
+        run_wakes(count);
     else if (count > 0 && strcmp(argv[1], "kills") == 0)
         run_kills(count);
     else
-        return fprintf(stderr, "usage: ring_stress threads MESSAGES | kills ROUNDS\n"), 2;
+        return fprintf(stderr, "usage: ring_stress threads MESSAGES | wakes ROUNDS | kills ROUNDS\n"), 2;
     return 0;
 }

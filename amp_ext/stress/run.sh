@@ -2,7 +2,7 @@
 # Compiles the ring's stress program and runs it under ThreadSanitizer, then under Address- and
 # UndefinedBehaviorSanitizer. Any report, wrong byte or hang is a non-zero exit. CC chooses the compiler.
 #
-#   amp_ext/stress/run.sh [messages] [kills]
+#   amp_ext/stress/run.sh [messages] [kills]     a tenth as many wake-ups as messages
 set -eu
 
 messages=${1:-2000000}
@@ -17,5 +17,6 @@ for sanitizer in thread address,undefined; do
         -fsanitize="$sanitizer" -fno-sanitize-recover=all -o "$work/ring_stress" "$here/ring_stress.c"
     export TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_stack_use_after_return=1
     "$work/ring_stress" threads "$messages"
+    "$work/ring_stress" wakes $((messages / 10 + 1))
     "$work/ring_stress" kills "$kills"
 done

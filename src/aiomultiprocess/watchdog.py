@@ -1,10 +1,10 @@
 """Ends a worker whose parent is gone; the worker engine starts it before any user code runs.
 
-The parent's death shows at a descriptor: the parent's own pidfd where there are pidfds, else the pipe
-that multiprocessing keeps open between parent and child (which another forked child may keep open
-too, for as long as it lives). A thread blocks on it, without any time limit, and when the parent is
-gone sends this process SIGTERM, so that running items get their `finally` blocks, and ends it when
-the grace period is over.
+The parent's death shows at a descriptor: the parent's own pidfd where there are pidfds, else the
+pipe that multiprocessing keeps open between parent and child (which another forked child may keep
+open too, for as long as it lives). A thread blocks on it, without any time limit. When the parent
+is gone it sends this process SIGTERM, so that running items get their `finally` blocks, and ends it
+when the grace period is over.
 
 The native thread of `amp_ext.watchdog` does so even while a C function holds the GIL for ever. The
 thread in here, for where the extension is not, has to wait for the GIL.
@@ -30,7 +30,8 @@ def start(
 ) -> None:
     """Watch the parent from now on; `parent_pidfd` is taken over.
 
-    Raises RuntimeError if there is nothing to watch it by: no pidfd, and not a child of multiprocessing.
+    Raises RuntimeError if there is nothing to watch it by: no pidfd, and no parent process that
+    multiprocessing knows.
     """
     fd = _sentinel() if parent_pidfd is None else parent_pidfd
     if native is not None:
