@@ -11,39 +11,11 @@ import pickle
 import sys
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.object cimport PyObject
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
+from amp_ext.capi cimport *
 from amp_ext.tags cimport *
-
-cdef extern from "Python.h":
-    PyObject *Py_None
-    PyObject *Py_True
-    PyObject *Py_False
-    void Py_INCREF(PyObject *)
-    void Py_DECREF(PyObject *)
-    void Py_XDECREF(PyObject *)
-    PyObject *PyLong_FromLong(long) except NULL
-    PyObject *PyLong_FromLongLong(long long) except NULL
-    PyObject *PyFloat_FromDouble(double) except NULL
-    PyObject *PyUnicode_New(Py_ssize_t, int) except NULL
-    void *PyUnicode_DATA(PyObject *)
-    PyObject *PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *) except NULL
-    PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
-    object PyByteArray_FromStringAndSize(const char *, Py_ssize_t)
-    PyObject *PyTuple_New(Py_ssize_t) except NULL
-    PyObject *PyList_New(Py_ssize_t) except NULL
-    PyObject *PyDict_New() except NULL
-    int PyDict_SetItem(PyObject *, PyObject *, PyObject *) except -1
-    Py_ssize_t PyDict_GET_SIZE(PyObject *)
-    PyObject *PySet_New(PyObject *) except NULL
-    PyObject *PyFrozenSet_New(PyObject *) except NULL
-    int PySet_Add(PyObject *, PyObject *) except -1
-    Py_ssize_t PySet_GET_SIZE(PyObject *)
-    PyObject **PySequence_Fast_ITEMS(PyObject *)
-    void PyObject_GC_Track(PyObject *)
-    void PyObject_GC_UnTrack(PyObject *)
 
 cdef str BYTE_ORDER = sys.byteorder
 cdef object unpickle = pickle.loads

@@ -1,15 +1,16 @@
 """The codec: items of a chunk, or results, to the payload of a frame and back.
 
-This page is the reference. The codec exists twice: here in Python (`encoder`, `decoder`, `tags`), and
-in Cython as `amp_ext.codec` with modules of the same names. Both have the same functions and make
-byte for byte the same payloads, so that a parent and a worker may run different ones. Whoever encodes
-or decodes imports from `backend`, which has chosen.
+This page is the reference. The codec exists twice: in Python (`encoder`, `decoder`, `tags`), and
+in Cython as `amp_ext.codec`, with modules of the same names. Both have the same functions and make
+the same payloads, byte for byte, so that a parent and a worker may run different ones. Whoever
+encodes or decodes imports from `backend`, which has chosen.
 
 How it works
 ------------
 A payload is `count` items, one after the other; how many there are, and whose, is in the frame's
-header. Most items are made of plain builtin values and take microseconds to pickle, so those have an
-encoding of their own, of one byte that says what follows (a tag, below) and then the value:
+header. Most items are made of plain builtin values, which take a fraction of a microsecond of their
+own but several to pickle one by one. So those have an encoding of ours: one byte that says what
+follows, the tag, and then the value:
 
     NONE FALSE TRUE     nothing more
     INT8 … INT64        a signed integer of that width, the narrowest that holds it
@@ -25,33 +26,34 @@ encoding of their own, of one byte that says what follows (a tag, below) and the
     PICKLE              as an item only: number of buffers, for each one byte (1: read-only), size
                         and bytes; then size and bytes of a pickle of protocol 5
 
-Numbers and floats are in the machine's byte order, because both ends are on one machine. A size or
-number is one byte if it is below 255, else the byte 255 and eight more.
+Values are in the machine's byte order, because both ends are on one machine. A size or number is
+one byte if it is below 255, else the byte 255 and eight more.
 
 An item that holds anything else, anywhere, is one PICKLE, made as `multiprocessing` makes it: with
 the reducers of `copyreg` and those of `multiprocessing.reduction`, and with buffers out of band.
-That decision is taken for each item by trying; what was written of it by then is taken back.
+That is found out by trying; what was written of the item by then is taken back.
 
 What holds
 ----------
 C1  Types are kept exactly: only exact builtin types have tags. A bool, an IntEnum, a namedtuple or
     an OrderedDict is never taken for the type that it extends.
 C2  No two items share anything that can change, not even if they did before.
-C3  What one item holds twice stays one object: an item in which a list, dict, set, tuple or
-    frozenset (unless it is empty and cannot change), or a str or bytes of `SHARED_MIN` or more, is met
-    twice is a PICKLE, and so is one with a cycle or of more than `MAX_DEPTH` nested containers.
+C3  What one item holds twice stays one object: an item in which a list, dict or set, a tuple or
+    frozenset that is not empty, or a str or bytes of `SHARED_MIN` or more is met twice is a PICKLE.
+    So is one with a cycle, and one of more than `MAX_DEPTH` nested containers.
 C4  An item that fails leaves nothing behind, and those before and after it never notice.
     Whatever is raised while it is pickled or unpickled is its failure, except KeyboardInterrupt.
 C5  Runs: at an item or member that is an int of 64 bits or a float, a run takes it and all of the
     same kind that follow, if they are `RUN_MIN` or more. Among items it takes no more than fit into
     `max_bytes` at eight bytes each, and one.
-C6  Keys: a str key of a DICT of up to `KEY_SIZE` bytes takes the next number below `KEY_COUNT` when it
-    is met first, and is a KEY from then on. The numbers of an item that turns out a PICKLE are free again.
+C6  Keys: a str that is a key of a DICT and of up to `KEY_SIZE` bytes takes the next number below
+    `KEY_COUNT` where it is met first, and is a KEY from then on. The numbers that an item took are
+    free again if it turns out a PICKLE.
 C7  The decoder trusts nothing: it looks at no byte beyond the payload, makes no container for more
     members than the payload has bytes left, and nests no deeper than `MAX_DEPTH`; what breaks the
     rules above is a `CorruptFrameError`. (A pickle is unpickled, which may do anything at all.)
-C8  What was decoded does not refer to the payload, and a payload refers to no memory that can change:
-    its segments are bytes, those of `SEGMENT_MIN` or more the user's own objects.
+C8  What was decoded does not refer to the payload, and a payload refers to no memory that can
+    change: its segments are bytes, of which those of `SEGMENT_MIN` or more may be the user's own.
 """
 
 from .decoder import decode_items, loads

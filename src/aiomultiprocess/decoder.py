@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 from collections.abc import Callable
-from struct import error as StructError, unpack_from
 from typing import Any, Final, NoReturn, TypeAlias
 
 from .tags import (
@@ -43,8 +43,8 @@ def decode_items(
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     """Decode a payload of `count` items.
 
-    Returns as many values, and the failures by their place if there are any: where unpickling raised,
-    the value is None. Raises CorruptFrameError if no encoder can have made the payload (C7).
+    Returns as many values, and the failures by their place if there are any: where unpickling
+    raised, the value is None. Raises CorruptFrameError for what no encoder can have made (C7).
     """
     with memoryview(payload) as view:
         if view.nbytes <= _COPY_MAX:
@@ -64,9 +64,11 @@ def _decode(
     decoder = _Decoder(data)
     try:
         return decoder.items(count)
-    except (IndexError, StructError, UnicodeDecodeError, TypeError) as error:
-        # beyond the end; not UTF-8; not hashable. Nothing of the user's is run outside of _unpickle.
-        raise CorruptFrameError(f"{error}, before byte {decoder.at} of {len(data)}") from None
+    except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
+        # Beyond the end; not UTF-8; not hashable. User code is run in _unpickle only.
+        why = str(error)
+    # out here, so that the error's traceback with its views of the payload is not kept (C8)
+    raise decoder.corrupt(why)
 
 
 class _Decoder:
@@ -77,8 +79,8 @@ class _Decoder:
         self._data = data
         self._keys: list[str] = []  # C6
 
-    def _fail(self, why: str) -> NoReturn:
-        raise CorruptFrameError(f"{why}, before byte {self.at} of {len(self._data)}")
+    def corrupt(self, why: str) -> CorruptFrameError:
+        return CorruptFrameError(f"{why}, before byte {self.at} of {len(self._data)}")
 
     # -- items ---------------------------------------------------------------------------------
 
@@ -93,7 +95,7 @@ class _Decoder:
             else:
                 self._add(values, tag, count, 0)
         if self.at != len(self._data):
-            self._fail("more than the items")
+            raise self.corrupt("more than the items")
         return values, failures or None
 
     def _pickled(self) -> tuple[memoryview, list[bytes | bytearray]]:
@@ -117,7 +119,7 @@ class _Decoder:
                 return pickle.loads(pickled, buffers=buffers)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # C4: user code was run, which may raise anything
+            except BaseException as error:  # noqa: BLE001 - it ran user code: C4
                 failures[place] = error
                 return None
 
@@ -129,9 +131,9 @@ class _Decoder:
             code, width = _RUNS[tag]
             number = self._number()
             if not 0 < number <= count - len(values):
-                self._fail(f"a run of {number} among {count}")
+                raise self.corrupt(f"a run of {number} among {count}")
             at = self._skip(number * width)
-            values.extend(unpack_from(f"={number}{code}", self._data, at))
+            values.extend(struct.unpack_from(f"={number}{code}", self._data, at))
         else:
             values.append(_READERS[tag](self, depth))
 
@@ -149,7 +151,7 @@ class _Decoder:
         count = self._enter(depth, 1)
         members = {self._value(depth + 1) for _ in range(count)}
         if len(members) != count:
-            self._fail("a set with equal members")
+            raise self.corrupt("a set with equal members")
         return members
 
     def _dict(self, depth: int) -> dict[Any, Any]:
@@ -159,7 +161,7 @@ class _Decoder:
             key = self._key(depth + 1)
             pairs[key] = self._value(depth + 1)
         if len(pairs) != count:
-            self._fail("a dict with equal keys")
+            raise self.corrupt("a dict with equal keys")
         return pairs
 
     def _key(self, depth: int) -> Any:
@@ -177,7 +179,7 @@ class _Decoder:
     def _enter(self, depth: int, least: int) -> int:
         """How many members a container has."""
         if depth >= MAX_DEPTH:
-            self._fail(f"more than {MAX_DEPTH} nested containers")
+            raise self.corrupt(f"more than {MAX_DEPTH} nested containers")
         count = self._number()
         self._check_count(count, least)
         return count
@@ -185,7 +187,7 @@ class _Decoder:
     def _check_count(self, count: int, least: int) -> None:
         """C7: no room for more members than there can be."""
         if not 0 <= count * least <= len(self._data) - self.at:
-            self._fail(f"{count} members")
+            raise self.corrupt(f"{count} members")
 
     # -- bytes ---------------------------------------------------------------------------------
 
@@ -207,18 +209,18 @@ class _Decoder:
         """Move on by `size` bytes; where they begin."""
         at = self.at
         if size > len(self._data) - at:
-            self._fail(f"{size} bytes")
+            raise self.corrupt(f"{size} bytes")
         self.at = at + size
         return at
 
     def _unpack(self, code: str, size: int) -> Any:
-        (value,) = unpack_from(code, self._data, self.at)
+        (value,) = struct.unpack_from(code, self._data, self.at)
         self.at += size
         return value
 
 
 def _foreign(decoder: _Decoder, _: int) -> NoReturn:
-    decoder._fail("a tag that has no place there")
+    raise decoder.corrupt("a tag that has no place there")
 
 
 _Reader: TypeAlias = Callable[[_Decoder, int], Any]

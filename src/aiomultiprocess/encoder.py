@@ -46,14 +46,13 @@ from .tags import (
     TUPLE,
 )
 
-_INT64_MIN: Final = -(1 << 63)
-_INT64_MAX: Final = (1 << 63) - 1
+_INT64_END: Final = 1 << 63
 #: Tag, tag of a run, format and smallest value of each width.
 _WIDTHS: Final = (
     (INT8, INT8S, "b", -(1 << 7)),
     (INT16, INT16S, "h", -(1 << 15)),
     (INT32, INT32S, "i", -(1 << 31)),
-    (INT64, INT64S, "q", _INT64_MIN),
+    (INT64, INT64S, "q", -_INT64_END),
 )
 
 
@@ -139,7 +138,7 @@ class _Encoder:
                 self._put_pickle(item)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # C4: user code was run, which may raise anything
+        except BaseException as error:  # noqa: BLE001 - it ran user code: C4
             self._take_back(*mark)
             return error
         return None
@@ -248,18 +247,13 @@ class _Encoder:
         if stop - start < RUN_MIN:
             return 0
         kind = type(values[start])
-        if kind is int:
-            end = start
-            while (
-                end < stop and type(values[end]) is int and _INT64_MIN <= values[end] <= _INT64_MAX
-            ):
-                end += 1
-        elif kind is float:
-            end = start + 1
-            while end < stop and type(values[end]) is float:
-                end += 1
-        else:
+        if kind is not int and kind is not float:
             return 0
+        end = start
+        while end < stop and type(value := values[end]) is kind:
+            if kind is int and not -_INT64_END <= value < _INT64_END:
+                break
+            end += 1
         if end - start < RUN_MIN:
             return 0
         run = values[start:end]

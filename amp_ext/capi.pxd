@@ -1,0 +1,64 @@
+"""The C API on borrowed pointers, for the codec.
+
+Cython's own declarations take objects, and count a reference to each that passes through a variable;
+the encoder looks at a value for less time than that takes.
+"""
+
+from cpython.object cimport PyObject, PyTypeObject
+
+cdef extern from "Python.h":
+    PyObject *Py_None
+    PyObject *Py_True
+    PyObject *Py_False
+    PyTypeObject *Py_TYPE(PyObject *)
+    Py_ssize_t Py_REFCNT(PyObject *)
+    void Py_INCREF(PyObject *)
+    void Py_DECREF(PyObject *)
+    void Py_XDECREF(PyObject *)
+    void PyObject_GC_Track(PyObject *)
+    void PyObject_GC_UnTrack(PyObject *)
+
+    bint PyLong_CheckExact(PyObject *)
+    long long PyLong_AsLongLongAndOverflow(PyObject *, int *) except? -1
+    PyObject *PyLong_FromLong(long) except NULL
+    PyObject *PyLong_FromLongLong(long long) except NULL
+
+    bint PyFloat_CheckExact(PyObject *)
+    double PyFloat_AS_DOUBLE(PyObject *)
+    PyObject *PyFloat_FromDouble(double) except NULL
+
+    bint PyUnicode_CheckExact(PyObject *)
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject *)
+    Py_ssize_t PyUnicode_GetLength(PyObject *) except -1
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
+    PyObject *PyUnicode_New(Py_ssize_t, int) except NULL
+    void *PyUnicode_DATA(PyObject *)
+    PyObject *PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *) except NULL
+
+    bint PyBytes_CheckExact(PyObject *)
+    char *PyBytes_AS_STRING(PyObject *)
+    Py_ssize_t PyBytes_GET_SIZE(PyObject *)
+    PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+    object PyByteArray_FromStringAndSize(const char *, Py_ssize_t)
+
+    bint PyList_CheckExact(PyObject *)
+    bint PyTuple_CheckExact(PyObject *)
+    PyObject *PyList_New(Py_ssize_t) except NULL
+    PyObject *PyTuple_New(Py_ssize_t) except NULL
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *)
+    PyObject **PySequence_Fast_ITEMS(PyObject *)
+
+    bint PyDict_CheckExact(PyObject *)
+    PyObject *PyDict_New() except NULL
+    Py_ssize_t PyDict_GET_SIZE(PyObject *)
+    bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
+    PyObject *PyDict_GetItemWithError(object, PyObject *) except? NULL
+    int PyDict_SetItem(PyObject *, PyObject *, PyObject *) except -1
+
+    bint PyAnySet_CheckExact(PyObject *)
+    bint PyFrozenSet_CheckExact(PyObject *)
+    PyObject *PySet_New(PyObject *) except NULL
+    PyObject *PyFrozenSet_New(PyObject *) except NULL
+    Py_ssize_t PySet_GET_SIZE(PyObject *)
+    int PySet_Add(PyObject *, PyObject *) except -1
