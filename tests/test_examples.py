@@ -21,6 +21,7 @@ def run(example: str, folder: Path, *arguments: str) -> tuple[str, str]:
         capture_output=True,
         text=True,
         timeout=100,
+        start_new_session=True,  # orphans, such as multiprocessing's resource tracker, are not ours
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
