@@ -44,11 +44,17 @@ class Child:
         native = native_start() if self.native else None
         pidfd = self.pidfd.detach() if hasattr(self.pidfd, "detach") else self.pidfd
         watchdog.start(pidfd, self.parent_pid, GRACE, native=native)
-        say("ready")
         if self.mode == "holds the GIL":
-            collections.deque(itertools.repeat(None), maxlen=0)
+            hold_the_gil()
+        say("ready")
         while True:
             signal.pause()
+
+
+def hold_the_gil() -> None:
+    """Say "ready" and never return to Python code, where a signal handler could run."""
+    ready = map(os.write, (1,), (b"ready",))
+    collections.deque(itertools.chain(ready, itertools.repeat(None)), maxlen=0)
 
 
 def native_start() -> Callable[[int, int, float], None]:
