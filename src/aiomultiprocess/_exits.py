@@ -173,6 +173,7 @@ class Exit:
         self.exitcode = exitcode
         if self._popen.returncode is None:
             self._popen.returncode = UNKNOWN if exitcode is None else exitcode
+        self._process.join(0)  # X3: it is no active child any more
         self.close()
 
 

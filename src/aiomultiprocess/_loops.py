@@ -7,12 +7,9 @@ otherwise. The choice travels as a `LoopSpec`, which pickles.
 from __future__ import annotations
 
 import asyncio
-import functools
-import signal
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .types import LoopInitializer
 
@@ -78,23 +75,3 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
                     "task": task,
                 }
             )
-
-
-def forget_parent_signals() -> None:
-    """In a forked child: undo what the parent's loop did to signals.
-
-    The child would otherwise answer a signal by waking the parent's loop, whose self-pipe it
-    shares, and survive a SIGTERM that the parent's loop handles.
-    """
-    signal.set_wakeup_fd(-1)
-    for signum in signal.valid_signals():
-        if _is_of_a_loop(signal.getsignal(signum)):
-            default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
-            signal.signal(signum, default)
-
-
-def _is_of_a_loop(handler: Callable[..., Any] | int | None) -> bool:
-    while isinstance(handler, functools.partial):  # asyncio.Runner's SIGINT handler is one
-        handler = handler.func
-    module = getattr(handler, "__module__", None) or ""
-    return module.partition(".")[0] in _DROP_IN | {"asyncio"}

@@ -25,6 +25,7 @@ log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 class Unit:
     """What the child is told."""
 
+    label: str  # names the target in messages
     target: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -36,9 +37,8 @@ class Unit:
 
 def run(unit: Unit) -> None:
     """Run the coroutine; the process ends with its exit code."""
-    _loops.forget_parent_signals()
-    accept_interrupts()
     try:
+        accept_interrupts()
         if unit.sender is not None:
             unit.sender.open()
         _run_in_loop(unit)
@@ -62,7 +62,7 @@ def _run_in_loop(unit: Unit) -> None:
         # a context of now: the initializer may have set variables
         result = runner.run(_call(unit), context=contextvars.copy_context())
         if unit.sender is not None:
-            _send_result(unit.sender, result, unit.target)
+            _send_result(unit.sender, result, unit.label)
     except BaseException as error:
         if unit.sender is not None:
             _send_error(unit.sender, error)
@@ -75,11 +75,10 @@ async def _call(unit: Unit) -> Any:
     return await unit.target(*unit.args, **unit.kwargs)
 
 
-def _send_result(sender: Sender, result: object, target: Callable[..., Any]) -> None:
+def _send_result(sender: Sender, result: object, label: str) -> None:
     from . import _result
-    from .functions import label_of
 
-    sender.send(_result.RESULT, _result.dump_result(result, label_of(target)))
+    sender.send(_result.RESULT, _result.dump_result(result, label))
 
 
 def _send_error(sender: Sender, error: BaseException) -> None:

@@ -1,23 +1,29 @@
-"""Starting processes, without a process that we did not ask for.
+"""Starting processes, without a process that we did not ask for, or the parent's signal handlers.
 
 Under "spawn", multiprocessing starts a resource tracker beside the first child. It would have
 nothing to do: what we share has no name and cannot leak. So our children are launched here, with
 multiprocessing's own parts, and are told of a tracker only if the program has one running.
 
+Under "fork", a child begins with the signal handlers of the parent's event loop and with its
+self-pipe, which the two share: a SIGTERM for the child would be handled in the parent.
+
 L1  A launch that fails leaves no process and no descriptor.
-L2  A launch does not wait for the child: what does not fit into a pipe is written by a thread.
-L3  SIGINT is held back in the child until `accept_interrupts`, so that Ctrl-C during its start-up
-    does not print a traceback of half-imported modules.
+L2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
+L3  SIGINT is held back in a spawned or forked child until it calls `accept_interrupts`, so that
+    Ctrl-C during its start-up does not print a traceback of half-imported modules.
+L4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -27,8 +33,11 @@ PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
 def process_class(ctx: BaseContext) -> Callable[..., process.BaseProcess]:
     """The class of processes for the start method of `ctx`."""
-    if sys.platform != "win32" and isinstance(ctx, context.SpawnContext):
-        return SpawnProcess
+    if sys.platform != "win32":
+        if isinstance(ctx, context.SpawnContext):
+            return SpawnProcess
+        if isinstance(ctx, context.ForkContext):
+            return ForkProcess
     cls: Callable[..., process.BaseProcess] = ctx.Process  # type: ignore[attr-defined]
     return cls
 
@@ -100,14 +109,56 @@ if sys.platform != "win32":
                 self.wait()
             self.finalizer()
 
+    class ForkProcess(context.ForkProcess):
+        """A process of the "fork" start method that does not act on signals as its parent does."""
 
-def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
-    """Start a program that has SIGINT blocked (L3), and return its pid."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _mask: set[int]  # the signals that were held back before the launch
+
+        @staticmethod
+        def _Popen(process_obj: Any) -> Any:  # noqa: N802
+            with _held_back(signal.valid_signals()) as process_obj._mask:  # L4
+                return context.ForkProcess._Popen(process_obj)
+
+        def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+            _put_away_handlers()
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGINT})  # L3
+            code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
+            return code
+
+
+@contextlib.contextmanager
+def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
+    """Let these signals wait, also in a child that is started meanwhile; yields who waited before.
+
+    The child inherits what is held back, and nothing ends that there but itself.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
+        yield {int(signum) for signum in before}
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _put_away_handlers() -> None:
+    """In a forked child: handlers of event loops become the default ones."""
+    signal.set_wakeup_fd(-1)
+    for signum in signal.valid_signals():
+        if _is_of_a_loop(signal.getsignal(signum)):
+            default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, default)
+
+
+def _is_of_a_loop(handler: Any) -> bool:
+    while isinstance(handler, functools.partial):  # asyncio.Runner's SIGINT handler is one
+        handler = handler.func
+    module = getattr(handler, "__module__", None) or ""
+    return module.partition(".")[0] in {"asyncio", "uvloop"}
+
+
+def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
+    """Start a program, with SIGINT held back (L3), and return its pid."""
+    with _held_back({signal.SIGINT}):
+        return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
 
 def _running_tracker() -> int | None:

@@ -120,6 +120,7 @@ class Process:
         self._label = label_of(target or not_implemented)
         self._loop_initializer = loop_initializer
         self._unit: _run.Unit | None = _run.Unit(
+            label=self._label,
             target=target or not_implemented,
             args=_checked_sequence("args", () if args is None else args),
             kwargs=_checked_mapping("kwargs", {} if kwargs is None else kwargs),
@@ -318,7 +319,7 @@ class Worker(Process):
         self._receiver.close()
         incoming = self._receiver.incoming
         if incoming.message is None:
-            what = self._label if incoming.started else "its start, when it imports the main module"
+            what = self._label if incoming.started else f"its start, before {self._label} ran"
             raise WorkerLostError(what, self.pid, self.exitcode)
         return load_result(*incoming.message, self._label)
 

@@ -1,0 +1,169 @@
+"""What the processes of the core tests run. Children import this, so it is light."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
+CONSTANT: object = None
+
+
+class Adder:
+    """A callable with a coroutine method."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    async def add(self, right: int) -> int:
+        return self.left + right
+
+    async def __call__(self, right: int) -> int:
+        return self.left + right
+
+
+class Unpicklable:
+    def __reduce__(self) -> object:
+        raise RuntimeError("this does not travel")
+
+
+class Unloadable:
+    """Pickles, but cannot be unpickled."""
+
+    def __reduce__(self) -> object:
+        return raise_value_error, ("cannot be rebuilt",)
+
+
+def raise_value_error(*args: object) -> None:
+    raise ValueError(*args)
+
+
+def nothing() -> None:
+    """A synchronous function."""
+
+
+def set_constant(value: object) -> None:
+    """An initializer: it finds the loop of its process, as it did in 0.9.1."""
+    global CONSTANT
+    CONSTANT = value
+    VARIABLE.set("set")
+    asyncio.get_event_loop()
+
+
+def make_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.slow_callback_duration = 12.5
+    return loop
+
+
+def make_nothing() -> None:
+    """A loop_initializer that forgets to return the loop."""
+
+
+async def get_constant() -> object:
+    return CONSTANT
+
+
+async def get_variable() -> str:
+    return VARIABLE.get()
+
+
+async def get_pid() -> int:
+    return os.getpid()
+
+
+async def echo(*args: object, **kwargs: object) -> object:
+    return (args, kwargs)
+
+
+async def size_of(data: bytes) -> int:
+    return len(data)
+
+
+async def zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+async def fail(error: BaseException) -> None:
+    raise error
+
+
+async def leave(code: object) -> None:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+async def leave_at_once(code: int) -> None:
+    os._exit(code)
+
+
+async def kill_self(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    await asyncio.sleep(60)
+
+
+async def return_unpicklable() -> object:
+    return Unpicklable()
+
+
+async def return_unloadable() -> object:
+    return Unloadable()
+
+
+async def wait_long() -> None:
+    await asyncio.sleep(60)
+
+
+async def say_and_wait(words: str) -> None:
+    print(words, flush=True)
+    await asyncio.sleep(60)
+
+
+async def start_another() -> str:
+    from aiomultiprocess import Process
+
+    await Process(target=get_pid)
+    return "done"
+
+
+async def fork_and_return(seconds: float) -> int:
+    """Leave a forked process behind, which holds all descriptors open."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(seconds)  # noqa: ASYNC251 - the fork has no loop
+        os._exit(0)
+    return pid
+
+
+async def loop_of() -> tuple[str, float]:
+    loop = asyncio.get_running_loop()
+    return type(loop).__module__.partition(".")[0], loop.slow_callback_duration
+
+
+async def leave_a_task(path: str) -> None:
+    """End while a task still runs, which writes to `path` when it is cancelled."""
+    asyncio.create_task(_wait_and_tell(path))  # noqa: RUF006 - left behind on purpose
+    await asyncio.sleep(0)
+
+
+async def _wait_and_tell(path: str) -> None:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        Path(path).write_text("cancelled")  # noqa: ASYNC240 - nothing else runs any more
+
+
+async def sigint_is_blocked() -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+async def sigterm_is_default() -> bool:
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+add_two = functools.partial(Adder(2).add)
