@@ -6,13 +6,11 @@ is missing or memory is refused (see `backend`). The contract is `transport`'s; 
 Sending: small segments are copied together into a *tail*, so that a batch of small frames is one
 system call; large ones queue in the outbox as they are. What the socket does not take waits for
 `add_writer`. Receiving: one `recv_into` a callback, into a buffer that frames are handed over from
-in place; a payload that is larger than the buffer is received into a bytearray of its own.
+in place; a payload that is larger than the buffer is put together piece by piece.
 
 PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
      never moves: payloads are views of it.
-PP2  A large payload's bytearray grows with what has arrived, not with what the header claims: a
-     damaged length costs no memory.
-PP3  EOF, EPIPE and ECONNRESET mean that the peer has gone (T9): stop listening, drop what is sent.
+PP2  EOF, EPIPE and ECONNRESET mean that the peer has gone (T9): stop listening, drop what is sent.
 
 Descriptors: in the parent two for a worker (socket, ledger), two more until `ChildEnd.release`; in
 the worker two.
@@ -31,6 +29,7 @@ from .frames import (
     HEADER,
     HEADER_SIZE,
     MAX_PAYLOAD,
+    Assembly,
     Handler,
     Segment,
     check_header,
@@ -58,8 +57,8 @@ EAGER: Final = 1 << 16
 SOCKET_BUFFER: Final = 1 << 20
 #: Handed to one `sendmsg`; POSIX promises 16, every kernel of interest takes 1024.
 MAX_SEGMENTS: Final = 64
-#: A large payload's bytearray grows by so much at a time (PP2).
-GROWTH: Final = 1 << 22
+
+_pack, _unpack = HEADER.pack, HEADER.unpack_from
 
 
 class Outbox:
@@ -113,18 +112,10 @@ class Inbox:
         self._view = memoryview(self._buffer)
         self._begin = 0
         self._end = 0
-        self._large: bytearray | None = None
-        self._length = 0
-        self._filled = 0
-        self._header: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+        self._assembly = Assembly()
 
     def receive(self, sock: socket.socket) -> int:
         """Receive once; the number of bytes, 0 at EOF. BlockingIOError if there is nothing."""
-        if self._large is not None:
-            with memoryview(self._large) as view:
-                n = sock.recv_into(view[self._filled : self._length])
-            self._filled += n
-            return n
         if self._begin:
             self._compact()
         n = sock.recv_into(self._view[self._end :])
@@ -138,47 +129,34 @@ class Inbox:
 
     def deliver(self, handler: Handler) -> bool:
         """Hand over the next frame; False if it has not arrived whole."""
-        if self._large is not None:
-            return self._deliver_large(handler)
+        if self._assembly.missing:
+            return self._assemble(handler)
         begin = self._begin + HEADER_SIZE
         if begin > self._end:
             return False
-        header = HEADER.unpack_from(self._buffer, self._begin)
+        header = _unpack(self._buffer, self._begin)
         kind, flags, reserved, count, ident, offset, function, length = header
         check_header(reserved, length)
         end = begin + length
+        if HEADER_SIZE + length > BUFFER_SIZE:
+            self._begin = begin
+            self._assembly.begin((kind, flags, count, ident, offset, function), length)
+            return self._assemble(handler)
         if end > self._end:
-            if HEADER_SIZE + length > BUFFER_SIZE:
-                self._header = (kind, flags, count, ident, offset, function)
-                self._begin_large(begin, length)
             return False
         self._begin = end  # before the call: a handler that raises does not see its frame again
         with self._view[begin:end] as payload:
             handler(kind, flags, count, ident, offset, function, payload)
         return True
 
-    def _begin_large(self, begin: int, length: int) -> None:
-        self._large = bytearray(self._view[begin : self._end])
-        self._length = length
-        self._filled = len(self._large)
-        self._begin = self._end = 0
-        self._grow()
-
-    def _grow(self) -> None:
-        large = self._large
-        assert large is not None
-        if self._filled == len(large) < self._length:
-            large.extend(bytes(min(GROWTH, self._length - self._filled)))
-
-    def _deliver_large(self, handler: Handler) -> bool:
-        large = self._large
-        assert large is not None
-        if self._filled < self._length:
-            self._grow()
+    def _assemble(self, handler: Handler) -> bool:
+        end = min(self._end, self._begin + self._assembly.missing)
+        with self._view[self._begin : end] as piece:
+            self._assembly.add(piece)
+        self._begin = end
+        if self._assembly.missing:
             return False
-        self._large = None
-        with memoryview(large) as payload:
-            handler(*self._header, payload)
+        self._assembly.deliver(handler)
         return True
 
 
@@ -238,7 +216,7 @@ class PipeLink(Endpoint):
         if self._closed or self._broken or self._gone:
             return
         outbox = self._outbox
-        outbox.tail += HEADER.pack(kind, flags, 0, count, ident, offset, function, size)
+        outbox.tail += _pack(kind, flags, 0, count, ident, offset, function, size)
         for segment in payload:
             outbox.add(segment)
         if size + len(outbox.tail) >= EAGER:
@@ -262,7 +240,7 @@ class PipeLink(Endpoint):
                 room -= n
         except BlockingIOError:
             pass
-        except (BrokenPipeError, ConnectionResetError):  # PP3
+        except (BrokenPipeError, ConnectionResetError):  # PP2
             self._gone = True
             self._outbox.clear()
 
@@ -303,7 +281,7 @@ class PipeLink(Endpoint):
             n = self._inbox.receive(self._sock)
         except BlockingIOError:
             return 0
-        except ConnectionResetError:  # PP3
+        except ConnectionResetError:  # PP2
             n = 0
         if not n:
             self._gone = True

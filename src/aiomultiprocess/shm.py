@@ -17,7 +17,6 @@ S3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever r
 S4  The bell is cleared before the rings are read, else it could swallow a ring in between.
 S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
-S6  A partly received payload costs as much memory as has arrived, whatever its header claims.
 
 Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
 and one of each worker. Both carry both messages, "there is data" and "there is room".
@@ -37,6 +36,7 @@ from .frames import (
     HEADER,
     HEADER_SIZE,
     MAX_PAYLOAD,
+    Assembly,
     CorruptHeaderError,
     Handler,
     Segment,
@@ -58,6 +58,8 @@ from .transport import (
 #: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
 CAPACITY: Final = 1 << 20
 
+_pack, _unpack = HEADER.pack, HEADER.unpack_from
+
 
 class Parcel:
     """A frame in the outbox, and how much of it is written."""
@@ -69,37 +71,6 @@ class Parcel:
         self.segments = segments
         self.size = size
         self.offset = 0
-
-
-class Assembly:
-    """A fragmented frame on its way in."""
-
-    def __init__(self, record: memoryview) -> None:
-        """Begin with the first record."""
-        if len(record) < HEADER_SIZE:
-            raise CorruptHeaderError(f"a first fragment of {len(record)} bytes has no header")
-        header = HEADER.unpack_from(record)
-        kind, flags, reserved, count, ident, offset, function, self._length = header
-        check_header(reserved, self._length)
-        self._fields = (kind, flags, count, ident, offset, function)
-        self._data = bytearray()
-        with record[HEADER_SIZE:] as fragment:
-            self.add(fragment)
-
-    def add(self, fragment: memoryview) -> None:
-        """Append a fragment (S6)."""
-        if len(self._data) + len(fragment) > self._length:
-            raise CorruptHeaderError(f"fragments of more than the {self._length} bytes announced")
-        self._data += fragment
-
-    def deliver(self, handler: Handler) -> None:
-        """Hand the frame over."""
-        if len(self._data) != self._length:
-            raise CorruptHeaderError(
-                f"fragments of {len(self._data)} bytes, but {self._length} were announced"
-            )
-        with memoryview(self._data) as payload:
-            handler(*self._fields, payload)
 
 
 class Closeable(Protocol):
@@ -169,7 +140,7 @@ class ShmLink(Endpoint):
         self._most = mapping.capacity // 8  # S1
         self._quarter = mapping.capacity // 4  # S2
         self._outbox: deque[Parcel] = deque()
-        self._assembly: Assembly | None = None
+        self._assembly = Assembly()
         self._final_started: int | None = None
 
     @property
@@ -224,7 +195,7 @@ class ShmLink(Endpoint):
             refuse_payload(size)
         if self._closed or self._broken:
             return
-        frame = (HEADER.pack(kind, flags, 0, count, ident, offset, function, size), *payload)
+        frame = (_pack(kind, flags, 0, count, ident, offset, function, size), *payload)
         size += HEADER_SIZE
         try:
             if self._outbox or size > self._most or not self._producer.write(frame):
@@ -259,14 +230,15 @@ class ShmLink(Endpoint):
         while outbox and budget > 0:
             parcel = outbox[0]
             written = producer.write_some(parcel.segments, parcel.offset)
+            if not written:
+                self._publish()
+                return not producer.want_room()  # S5: the consumer rings, or there is room by now
             parcel.offset += written
             budget -= written
+            if written < parcel.size:  # a fragment: the other side copies while we write the next
+                self._publish()
             if parcel.offset == parcel.size:
                 outbox.popleft()
-            if not written or written != parcel.size:  # a fragment: the other side copies too
-                self._publish()
-            if not written and producer.want_room():
-                return False  # S5: the consumer rings
         return bool(outbox)
 
     def _pump(self) -> bool:
@@ -303,54 +275,56 @@ class ShmLink(Endpoint):
                 self._on_drained()
         return not self._closed and (more or not consumer.sleep())
 
-    def _hand_over(self, record: tuple[int, memoryview]) -> bool:
+    def _hand_over(self, record: tuple[int, memoryview] | None) -> bool:
         """Hand over `record` and what follows; True if that filled the batch (T4)."""
-        read = self._consumer.read
+        read, whole = self._consumer.read, ring.WHOLE
         frames, size, unreleased = 0, 0, 0
-        next_record: tuple[int, memoryview] | None = record
-        while next_record is not None:
-            frames += 1
-            n = self._take(*next_record)
+        while record is not None:
+            flags, view = record
+            n = len(view)
+            with view:
+                if flags == whole:
+                    self._take(view, n)
+                else:
+                    self._take_fragment(flags, view)
             if self._closed:
                 return False
+            frames += 1
             size += n
-            unreleased += n
             if frames >= BATCH_FRAMES or size >= BATCH_BYTES:
                 return True
+            unreleased += n
             if unreleased >= self._quarter:  # S2
                 self._release()
                 unreleased = 0
-            next_record = read()
+            record = read()
         return False
 
-    def _take(self, flags: int, record: memoryview) -> int:
-        """One record: a frame, or a fragment of one; its size."""
-        with record:
-            size = len(record)
-            if flags != ring.WHOLE:
-                self._take_fragment(flags, record)
-                return size
-            if size < HEADER_SIZE:
-                raise CorruptHeaderError(f"a frame of {size} bytes has no header")
-            header = HEADER.unpack_from(record)
-            kind, flags, reserved, count, ident, offset, function, length = header
-            if reserved or length != size - HEADER_SIZE:
-                raise CorruptHeaderError(f"a header {header} in front of a frame of {size} bytes")
-            with record[HEADER_SIZE:] as payload:
-                self._handler(kind, flags, count, ident, offset, function, payload)
-        return size
+    def _take(self, record: memoryview, size: int) -> None:
+        """One frame in one record."""
+        if size < HEADER_SIZE:
+            raise CorruptHeaderError(f"a frame of {size} bytes has no header")
+        kind, flags, reserved, count, ident, offset, function, length = _unpack(record)
+        if reserved or length != size - HEADER_SIZE:
+            raise CorruptHeaderError(f"a frame of {size} bytes, announced as {length} and a header")
+        with record[HEADER_SIZE:] as payload:
+            self._handler(kind, flags, count, ident, offset, function, payload)
 
-    def _take_fragment(self, flags: int, record: memoryview) -> None:
-        """Which flags may follow which, the ring has checked."""
-        if flags & ring.BEGIN:
-            self._assembly = Assembly(record)
-            return
+    def _take_fragment(self, record_flags: int, record: memoryview) -> None:
+        """A part of a frame; the ring has checked that these come in order."""
         assembly = self._assembly
-        assert assembly is not None
-        assembly.add(record)
-        if flags & ring.END:
-            self._assembly = None
-            assembly.deliver(self._handler)
+        if not record_flags & ring.BEGIN:
+            assembly.add(record)
+            if record_flags & ring.END:
+                assembly.deliver(self._handler)
+            return
+        if len(record) < HEADER_SIZE:
+            raise CorruptHeaderError(f"a first fragment of {len(record)} bytes has no header")
+        kind, flags, reserved, count, ident, offset, function, length = _unpack(record)
+        check_header(reserved, length)
+        assembly.begin((kind, flags, count, ident, offset, function), length)
+        with record[HEADER_SIZE:] as payload:
+            assembly.add(payload)
 
     def _release(self) -> None:
         if self._consumer.release():
@@ -359,7 +333,7 @@ class ShmLink(Endpoint):
     def _drain_all(self) -> None:
         """No release: nobody is left to write."""
         while not self._closed and (record := self._consumer.read()) is not None:
-            self._take(*record)
+            self._hand_over(record)
 
     # Closing
 
@@ -369,7 +343,7 @@ class ShmLink(Endpoint):
     def _dispose(self) -> None:
         self._final_started = self._mapping.started
         self._outbox.clear()
-        self._assembly = None
+        self._assembly = Assembly()
         for thing in (self._mapping, *self._owned):
             thing.close()
 
