@@ -62,7 +62,6 @@ class WorkerSpec:
 
 def main(spec: WorkerSpec) -> None:
     """Run one worker until its parent closes it, terminates it, or is gone."""
-    _loops.forget_parent_signals()
     # Ctrl-C reaches the whole process group; it is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     accept_interrupts()  # or they would stay blocked in programs that a task starts
@@ -309,7 +308,7 @@ class WorkerEngine:
             chunk.next = end + 1
             self._running[what] = (chunk.ident, end)
             what.add_done_callback(self._on_task_done)
-        return end > at or status != backend.DONE
+        return bool(status != backend.DONE or end > at)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         ident, offset = self._running.pop(task)

@@ -5,8 +5,9 @@
        |                 |
        +---put_back()----+     (its worker died before it started the task)
 
-`Job` (jobs.py) is the feed of one `map` or `starmap`. Here are the contract and the others: `Calls`,
-all waiting `apply` of one function, and `Share`, what a user's scheduler gave of a job to one queue.
+`Job` (jobs.py) is the feed of one `map` or `starmap`. Here are the contract and the others:
+`Calls`, all waiting `apply` of one function, and `Share`, what a user's scheduler gave of a job to
+one queue.
 
 J1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both,
     never twice. (queues.py keeps the other half of this: a chunk marks what was reported.)

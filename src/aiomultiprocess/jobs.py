@@ -85,8 +85,6 @@ class Job:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             return [index for index, _ in pairs], [item for _, item in pairs]
-        if self.source.exhausted:
-            return (), []
         items = self.source.take(min(n, self._look_ahead()))
         first = self._taken
         self._taken += len(items)
@@ -257,8 +255,10 @@ class Job:
     def _wake(self) -> None:
         still = []
         for index, future in self._waiters:
-            wants_all = index is None
-            ready = self.done or bool(self._errors) if wants_all else self._is_ready(index)
+            if index is None:  # noqa: SIM108 - one line would hide the two kinds of waiters
+                ready = self.done or bool(self._errors)
+            else:
+                ready = self._is_ready(index)
             if not ready:
                 if not future.done():
                     still.append((index, future))

@@ -11,6 +11,8 @@ Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settl
     each offset that was reported; the death of its worker settles or returns the others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
+Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
+    they had not begun, receiving it is what kills them, and its tasks fail.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from .workers import PoolWorker
 
 CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
-FEEDS_A_TURN = 64
+DEATHS_BEFORE_START = 3
 
 
 class Chunk:
@@ -69,6 +71,7 @@ class Queue:
         self._feeds: deque[Feed] = deque()
         self._loop = loop
         self._kicked = False
+        self._deaths = 0  # of workers that had work and had begun none of it, in a row
 
     # -- from feeds to workers -----------------------------------------------------------------
 
@@ -101,11 +104,9 @@ class Queue:
     def serve(self, worker: PoolWorker) -> None:
         """Send one worker as much as it has credit for."""
         link, credit = worker.link, worker.credit
-        # each feed once: the other workers have a share in it too; and not all of thousands
-        for _ in range(min(len(self._feeds), FEEDS_A_TURN)):
-            if link.congested or worker.leaving or not self._feeds:
+        for _ in range(len(self._feeds)):  # each once: the other workers have a share in it too
+            if worker.leaving or not self._feeds or not self._serve_next(worker):
                 break
-            self._serve_next(worker)
         if credit.spent:
             worker.leave()
         link.flush()
@@ -127,11 +128,16 @@ class Queue:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
 
-    def _serve_next(self, worker: PoolWorker) -> None:
-        """Q3: send what the first feed in line may have, and let it go to the end of the line."""
-        feed = self._feeds.popleft()
-        self._feeds.append(feed)
+    def _serve_next(self, worker: PoolWorker) -> bool:
+        """Q3: send what the first feed in line may have, and let it go to the end of the line.
+
+        False if it may have nothing now: it keeps its place, and those behind it wait.
+        """
+        feed = self._feeds[0]
         room = worker.credit.room(worker.link.started, feed.function.id)
+        if room <= 0 or worker.link.congested:
+            return False
+        self._feeds.rotate(-1)
         left = feed.left
         if left is not None:  # known: the other workers get as much
             room = min(room, -(-left // len(self.workers)) or 1)
@@ -142,6 +148,7 @@ class Queue:
                 self._feeds.remove(feed)
                 break
             room -= self._send_chunk(worker, feed, slots, items)
+        return True
 
     def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> int:
         """Send as many of these as one frame carries; returns how many are dealt with."""
@@ -221,16 +228,29 @@ class Queue:
     def on_death(self, worker: PoolWorker) -> None:
         """Q1, Q2: fail what the dead worker had started, return the rest to the feeds."""
         self.workers.remove(worker)
-        started = worker.link.started
-        chunks, worker.chunks = worker.chunks, {}
-        for chunk in reversed(chunks.values()):  # reversed: what is returned goes to the front
-            begun = min(max(started - chunk.first, 0), len(chunk.slots))
+        chunks, worker.chunks = list(worker.chunks.values()), {}
+        doomed = self._is_poisonous(worker, chunks)
+        for chunk in reversed(chunks):  # reversed: what is returned goes to the front
+            begun = min(max(worker.link.started - chunk.first, 0), len(chunk.slots))
+            if doomed and chunk is chunks[0]:
+                begun = len(chunk.slots)
             for at in chunk.unreported(0, begun):
                 chunk.feed.fail(chunk.slots[at], explain_loss(worker, chunk.feed))
             rest = chunk.unreported(begun, len(chunk.slots))
             if rest:
                 slots = [chunk.slots[at] for at in rest]
                 self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
+
+    def _is_poisonous(self, worker: PoolWorker, chunks: list[Chunk]) -> bool:
+        """Q4: whether it must be the first of these chunks that kills workers."""
+        if not chunks:
+            return False
+        begun = worker.link.started > chunks[0].first
+        self._deaths = 0 if begun else self._deaths + 1
+        if self._deaths < DEATHS_BEFORE_START:
+            return False
+        self._deaths = 0
+        return True
 
     def _report(self, worker: PoolWorker, ident: int, offset: int, count: int) -> Chunk:
         chunk = worker.chunks.get(ident)
