@@ -84,7 +84,7 @@ static inline int amp_memory_sealed(int fd)
 
 #else
 
-/* The name lives for two system calls; O_EXCL and the next number deal with whoever had it before. */
+/* The name lives for two system calls; O_EXCL and the next number deal with who had it before. */
 static inline int amp_memory_create(uint64_t size)
 {
     char name[32];
@@ -97,7 +97,8 @@ static inline int amp_memory_create(uint64_t size)
         if (fd < 0 && (errno != EEXIST || number == 1000))
             return -1;
     }
-    if (shm_unlink(name) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || ftruncate(fd, (off_t)size) < 0)
+    if (shm_unlink(name) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0
+        || ftruncate(fd, (off_t)size) < 0)
         return amp_close_failed(fd);
     return fd;
 }

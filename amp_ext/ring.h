@@ -14,36 +14,37 @@
  * grow, modulo 2^64; position = cursor mod capacity, and what lies between them is in use. Only the
  * producer stores tail, only the consumer stores head. Each side keeps its own cursor privately and
  * only stores it to the mapping; it never reads it back. Each side also keeps a copy of the other's
- * cursor and looks at the real one only when that copy says "full" or "empty": that is what keeps the
- * cache lines from travelling with every record.
+ * cursor and looks at the real one only when that copy says "full" or "empty": that is what keeps
+ * the cache lines from travelling with every record.
  *
- * A record is an 8-byte header (length, type), the payload, and slack up to a multiple of 8. A record
- * never crosses the end of the ring: when it does not fit before the end, a padding record fills the
- * end and the record starts at position 0. So every payload is contiguous and can be read in place.
+ * A record is an 8-byte header (length, type), the payload, and slack up to a multiple of 8. A
+ * record never crosses the end of the ring: when it does not fit before the end, a padding record
+ * fills the end and the record starts at position 0. So every payload is contiguous and can be read
+ * in place.
  *
- * Writing is reserve (find room, pad), copy, commit (header, private tail): nothing of it is visible.
- * publish() makes all that was committed visible by one store of the tail. A writer that is killed
- * before that store has written nothing, after it everything: no state in between exists.
+ * Writing is reserve (find room, pad), copy, commit (header, private tail): nothing of it is
+ * visible. publish() makes all that was committed visible by one store of the tail. A writer that
+ * is killed before that store has written nothing, after it everything: no state in between exists.
  *
- * Nobody waits inside this file. A consumer that finds nothing announces it in `sleeping`, looks once
- * more, and returns to its event loop. A producer looks at `sleeping` after it published, and rings
- * the consumer's doorbell if it was set. For room it is the same the other way about, with `waiting`;
- * and the producer is rung only once a quarter of the ring is free, so that it does not wake for each
- * record. The doorbell must be cleared *before* the ring is read: cleared after, it could swallow the
- * ring of a record that came in between.
+ * Nobody waits inside this file. A consumer that finds nothing announces it in `sleeping`, looks
+ * once more, and returns to its event loop. A producer looks at `sleeping` after it published, and
+ * rings the consumer's doorbell if it was set. For room it is the same the other way about, with
+ * `waiting`; and the producer is rung only once a quarter of the ring is free, so that it does not
+ * wake for each record. The doorbell must be cleared *before* the ring is read: cleared after, it
+ * could swallow the ring of a record that came in between.
  *
  * The peer is not trusted with our life. Whatever the mapping holds, these functions read and write
- * inside the ring only and return in bounded time: a peer's cursor is loaded once and checked against
- * the private ones; a header is loaded once, into a local, and checked before it is used. A violation
- * sets `fault`, and from then on nothing is read or written (the ring is poisoned). Payload bytes
- * are the business of the next layer, which must not trust them either.
+ * inside the ring only and return in bounded time: a peer's cursor is loaded once and checked
+ * against the private ones; a header is loaded once, into a local, and checked before it is used. A
+ * violation sets `fault`, and from then on nothing is read or written (the ring is poisoned).
+ * Payload bytes are the business of the next layer, which must not trust them either.
  *
  * Invariants, cited in the code and in the tests
  * ----------------------------------------------
  * R1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
  * R2  cursors are multiples of 8 and head <= tail <= head + capacity, as distances modulo 2^64.
- * R3  every word has one writer: tail, producer; head, consumer; started, worker. The two flags have
- *     two writers, and every change to a flag is a read-modify-write.
+ * R3  every word has one writer: tail, producer; head, consumer; started, worker. The two flags
+ *     have two writers, and every change to a flag is a read-modify-write.
  * R4  bytes between the private head and the published tail are not written by the producer.
  * R5  a record lies within the ring: it does not cross the end, nor the published tail.
  * R6  padding ends exactly at the end of the ring, never starts at position 0, and is published
@@ -52,8 +53,9 @@
  * R7  a record takes at most half the capacity: an empty ring has room for it at whatever position
  *     its cursors are. (All free bytes are then to_end + position = capacity, and one is >= half.)
  * R8  a frame is one record with BEGIN and END, or BEGIN, any number of neither, END.
- * R9  no lost wake-up: if a published record is unread, the consumer is awake, or `sleeping` is clear
- *     and its bell was rung, or the producer is between its store of tail and its look at `sleeping`.
+ * R9  no lost wake-up: if a published record is unread, the consumer is awake, or `sleeping` is
+ *     clear and its bell was rung, or the producer is between its store of tail and its look at
+ *     `sleeping`.
  * R10 no lost room: the same for a producer that waits, once a quarter of the ring is free. Below a
  *     quarter the consumer has unread records and so will release again.
  */
@@ -67,7 +69,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Between any two stores of the producer; the stress program dies here, everyone else compiles it away. */
+/* Between any two stores of the producer: the stress program dies here, others compile it away. */
 #ifndef AMP_STEP
 #define AMP_STEP() ((void)0)
 #endif
@@ -78,7 +80,7 @@
 #define AMP_LINE 128u /* two lines of 64: x86 fetches them in pairs, and Apple's lines are 128 */
 #define AMP_HEADER_SIZE 8u
 #define AMP_MIN_CAPACITY (UINT64_C(1) << 6)
-#define AMP_MAX_CAPACITY (UINT64_C(1) << 30) /* a record's length is 32 bits: far from any overflow */
+#define AMP_MAX_CAPACITY (UINT64_C(1) << 30) /* a length is 32 bits: far from overflow */
 
 /* Flags of a record, as the caller gives and gets them. */
 #define AMP_BEGIN 1u
@@ -199,8 +201,8 @@ static inline uint64_t amp_map_size(uint64_t capacity)
     return AMP_CONTROL_SIZE + 2 * capacity;
 }
 
-/* Makes zeroed memory of amp_map_size(capacity) bytes a mapping.
- * No barrier: starting the worker, or handing it the descriptor, orders these stores before its loads. */
+/* Makes zeroed memory of amp_map_size(capacity) bytes a mapping. No barrier: starting the worker,
+ * or handing it the descriptor, orders these stores before its loads. */
 static inline void amp_map_format(void *base, uint64_t capacity, uint64_t generation)
 {
     struct amp_control *control = base;
@@ -219,7 +221,7 @@ static inline enum amp_fault amp_map_open(struct amp_map *map, void *base, uint6
         || atomic_load_explicit(&control->version, memory_order_relaxed) != AMP_VERSION)
         return AMP_NOT_A_RING;
     uint64_t capacity = atomic_load_explicit(&control->capacity, memory_order_relaxed);
-    if (!amp_capacity_ok(capacity) || amp_map_size(capacity) > size) /* may be rounded up to pages */
+    if (!amp_capacity_ok(capacity) || amp_map_size(capacity) > size) /* may be rounded up */
         return AMP_BAD_CAPACITY;
     map->control = control;
     map->capacity = capacity;
@@ -236,16 +238,17 @@ static inline uint8_t *amp_up_data(const struct amp_map *map)
     return amp_down_data(map) + map->capacity;
 }
 
-/* The worker, before the item's first instruction: "n items are begun".
- * Release, "everything before item n, before n is seen"; pairs with amp_started. No barrier after it
- * is needed: what follows in this thread is lost only with the machine, not with the process, since a
- * store that was executed reaches the shared page whatever kills the process next. */
+/* The worker, before the item's first instruction: "n items are begun". Release, "everything before
+ * item n, before n is seen"; pairs with amp_started. No barrier after it is needed: what follows in
+ * this thread is lost only with the machine, not with the process, since a store that was executed
+ * reaches the shared page whatever kills the process next; and no compiler moves it past the call
+ * of an item, of which it knows nothing. */
 static inline void amp_mark_started(struct amp_map *map, uint64_t n)
 {
     atomic_store_explicit(&map->control->started, n, memory_order_release);
 }
 
-/* The parent. Acquire; pairs with amp_mark_started. Once the worker is reaped the value is final. */
+/* The parent. Acquire; pairs with amp_mark_started. Final once the worker is reaped. */
 static inline uint64_t amp_started(const struct amp_map *map)
 {
     return atomic_load_explicit(&map->control->started, memory_order_acquire);
@@ -344,8 +347,8 @@ static inline uint64_t amp_free(struct amp_producer *p)
     return size > AMP_HEADER_SIZE ? size - AMP_HEADER_SIZE : 0;
 }
 
-/* Where the payload of a record may be written, or NULL: no room, or a fault.
- * No barrier: these bytes are behind the head that was acquired, so the consumer is done with them. */
+/* Where the payload of a record may be written, or NULL: no room, or a fault. No barrier: these
+ * bytes are behind the head that was acquired, so the consumer is done with them. */
 static inline uint8_t *amp_reserve(struct amp_producer *p, uint32_t length)
 {
     uint64_t size = amp_record_size(length);
@@ -361,8 +364,8 @@ static inline uint8_t *amp_reserve(struct amp_producer *p, uint32_t length)
     return p->data + (p->tail & (p->capacity - 1)) + AMP_HEADER_SIZE;
 }
 
-/* Ends the record whose payload was written where amp_reserve said.
- * No barrier: header and payload may reach memory in any order, since nobody looks before publish. */
+/* Ends the record whose payload was written where amp_reserve said. No barrier: header and payload
+ * may reach memory in any order, since nobody looks before publish. */
 static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t flags)
 {
     amp_header_store(p->data + (p->tail & (p->capacity - 1)), length, AMP_DATA | flags);
@@ -376,12 +379,13 @@ static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t 
  *
  * Release, "headers and payloads before tail"; pairs with the acquire in amp_look_at_tail.
  *
- * Then "tail before our look at sleeping"; pairs with "sleeping before the look at tail" in amp_sleep.
- * Two stores each followed by a load of the other's word: release and acquire do not order that, not
- * even on x86, where the store waits in a buffer. Both looks are therefore read-modify-writes of one
- * word, as are all its changes (R3), and those have one order. If ours comes after the consumer's,
- * we see its 1 and ring. If ours comes first, the consumer's reads from ours (or from one that did):
- * it synchronizes with us and so sees the tail that we stored before. R9. */
+ * Then "tail before our look at sleeping"; pairs with "sleeping before the look at tail" in
+ * amp_sleep. Two stores each followed by a load of the other's word: release and acquire do not
+ * order that, not even on x86, where the store waits in a buffer. Both looks are therefore
+ * read-modify-writes of one word, as are all its changes (R3), and those have one order. If ours
+ * comes after the consumer's, we see its 1 and ring. If ours comes first, the consumer's reads from
+ * ours (or from one that did): it synchronizes with us and so sees the tail that we stored before.
+ * R9. */
 static inline bool amp_publish(struct amp_producer *p)
 {
     if (p->fault || p->tail == p->published)
@@ -395,9 +399,9 @@ static inline bool amp_publish(struct amp_producer *p)
 /* After a record of this length did not fit and all was published: asks to be rung, looks again.
  * True: no room, the bell will come. False: there is room now, or a fault.
  *
- * "waiting before our look at head"; pairs with "head before the look at waiting" in amp_release, by
- * the argument at amp_publish. R10.
- * Unpublished records would break R10, as the consumer may have nothing left to read and release. */
+ * "waiting before our look at head"; pairs with "head before the look at waiting" in amp_release,
+ * by the argument at amp_publish. R10. Unpublished records would break R10, as the consumer may
+ * have nothing left to read and release. */
 static inline bool amp_want_room(struct amp_producer *p, uint32_t length)
 {
     if (p->fault)
@@ -494,9 +498,9 @@ static inline bool amp_release(struct amp_consumer *c)
     return atomic_exchange_explicit(&c->shared->waiting, 0, memory_order_seq_cst) != 0;
 }
 
-/* After amp_read found nothing and all was released: asks to be rung, looks again.
- * True: may sleep. False: there is data, or a fault.
- * "sleeping before our look at tail"; pairs with "tail before the look at sleeping", see amp_publish. */
+/* After amp_read found nothing and all was released: asks to be rung, looks again. True: may sleep.
+ * False: there is data, or a fault. "sleeping before our look at tail"; pairs with "tail before the
+ * look at sleeping", see amp_publish. */
 static inline bool amp_sleep(struct amp_consumer *c)
 {
     if (c->fault)
@@ -509,7 +513,8 @@ static inline bool amp_sleep(struct amp_consumer *c)
 }
 
 /* Woken by whatever: no bell is wanted while we read. An exchange and not a store, although nothing
- * here depends on what it returns: a plain store would cut the chain that R9's argument follows (R3). */
+ * here depends on what it returns: a plain store would cut the chain that R9's argument follows
+ * (R3). */
 static inline void amp_awake(struct amp_consumer *c)
 {
     atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst);

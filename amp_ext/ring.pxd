@@ -1,4 +1,4 @@
-"""The ring for other Cython modules: ring.h, mapping.h and the classes over them."""
+"""The ring for other Cython modules: ring.h, the memory of mapping.h, and the classes over them."""
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -6,15 +6,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 cdef extern from "mapping.h" nogil:
     int amp_memory_create(uint64_t size)
     void *amp_memory_map(int fd, uint64_t *size)
-
-    struct amp_bell:
-        int reader
-        int writer
-
-    int amp_bell_create(amp_bell *bell)
-    int amp_bell_ring(const amp_bell *bell)
-    int amp_bell_clear(const amp_bell *bell)
-    void amp_bell_close(amp_bell *bell)
 
 cdef extern from "ring.h" nogil:
     const uint32_t AMP_BEGIN
@@ -69,14 +60,18 @@ cdef extern from "ring.h" nogil:
     uint64_t amp_max_payload(uint64_t capacity)
     bint amp_follows(bint within, uint32_t flags)
 
-    amp_fault amp_producer_open(amp_producer *p, amp_cursors *shared, uint8_t *data, uint64_t capacity)
+    amp_fault amp_producer_open(
+        amp_producer *p, amp_cursors *shared, uint8_t *data, uint64_t capacity
+    )
     uint64_t amp_free(amp_producer *p)
     uint8_t *amp_reserve(amp_producer *p, uint32_t length)
     void amp_commit(amp_producer *p, uint32_t length, uint32_t flags)
     bint amp_publish(amp_producer *p)
     bint amp_want_room(amp_producer *p, uint32_t length)
 
-    amp_fault amp_consumer_open(amp_consumer *c, amp_cursors *shared, const uint8_t *data, uint64_t capacity)
+    amp_fault amp_consumer_open(
+        amp_consumer *c, amp_cursors *shared, const uint8_t *data, uint64_t capacity
+    )
     bint amp_read(amp_consumer *c, amp_record *record)
     bint amp_release(amp_consumer *c)
     bint amp_sleep(amp_consumer *c)
@@ -126,12 +121,3 @@ cdef class Consumer:
     cpdef bint release(self) except -1
     cpdef bint sleep(self) except -1
     cpdef int awake(self) except -1
-
-
-@cython.final
-cdef class Doorbell:
-    cdef amp_bell bell
-
-    cdef int usable(self) except -1
-    cpdef int ring(self) except -1
-    cpdef int clear(self) except -1

@@ -22,6 +22,8 @@ from typing import Final, final
 
 from typing_extensions import Buffer
 
+from amp_ext.doorbell import Doorbell as Doorbell
+
 BEGIN: Final = 1
 END: Final = 2
 WHOLE: Final = 3
@@ -136,29 +138,3 @@ class Consumer:
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...
-
-@final
-class Doorbell:
-    def __init__(self) -> None:
-        """An eventfd, or elsewhere than on Linux a non-blocking pipe; close-on-exec."""
-
-    @staticmethod
-    def attach(fds: Sequence[int]) -> Doorbell:
-        """The doorbell behind `fds` of another process's doorbell, which are taken over."""
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """One descriptor, or two: those to hand to the other process."""
-
-    @property
-    def closed(self) -> bool: ...
-    def fileno(self) -> int:
-        """Readable from ring() to clear()."""
-
-    def ring(self) -> None:
-        """Make it readable. Never blocks."""
-
-    def clear(self) -> None:
-        """Make it unreadable. Clear it before reading the ring, not after."""
-
-    def close(self) -> None: ...

@@ -1,11 +1,11 @@
 # cython: language_level=3, nonecheck=True
-"""The ring of ring.h for Python: a Mapping, its Producers and Consumers, and Doorbells.
+"""The ring of ring.h for Python: a Mapping, its Producers and its Consumers.
 
-aiomultiprocess.backend hands these classes to the shm transport; ring.pyi is their contract. Here are
-only buffers, errors and lifetimes. What a ring does, and why that is right, is in ring.h.
+aiomultiprocess.backend hands these classes to the shm transport; ring.pyi is their contract. Here
+are only buffers, errors and lifetimes. What a ring does, and why that is right, is in ring.h.
 
-L1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at once,
-    and the last view that goes unmaps.
+L1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at
+    once, and the last view that goes unmaps.
 L2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
     copied: `busy` then turns other callers away.
 L3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
@@ -19,6 +19,8 @@ from posix.mman cimport munmap
 from posix.unistd cimport close as close_descriptor
 
 from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+
+from amp_ext.doorbell import Doorbell  # for ring's users: rings and bells go together
 
 BEGIN = AMP_BEGIN
 END = AMP_END
@@ -38,7 +40,7 @@ class RingError(Exception):
 
 
 class RingCorruptError(RingError):
-    """The memory holds what no sound peer writes; the ring is poisoned and refuses all further use."""
+    """The memory holds what no sound peer writes; the ring is poisoned and refuses all use."""
 
 
 cdef int corrupt(amp_fault fault) except -1:
@@ -77,7 +79,8 @@ cdef class Mapping:
         cdef Mapping self = Mapping.__new__(Mapping)
         if not amp_capacity_ok(capacity):
             raise ValueError(
-                f"capacity must be a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, not {capacity}"
+                f"capacity must be a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, "
+                f"not {capacity}"
             )
         self.fd = amp_memory_create(amp_map_size(capacity))
         if self.fd < 0:
@@ -270,7 +273,8 @@ cdef class Producer:
         cdef bint full
         self.usable()
         if self.ring.tail != self.ring.published:
-            raise RingError("publish() before want_room(): nobody reads what is not published")  # R10
+            # R10
+            raise RingError("publish() before want_room(): nobody reads what is not published")
         full = amp_want_room(&self.ring, self.wanted)
         self.sound()
         return full
@@ -279,7 +283,7 @@ cdef class Producer:
 cdef bint put(
     Producer producer, Gather *gather, Py_ssize_t offset, uint32_t length, uint32_t flags
 ) except -1:
-    """One record of `length` bytes from `offset` on; False and `wanted` set when there is no room."""
+    """One record of `length` bytes from `offset` on; False, and `wanted` set, without room."""
     cdef uint8_t *to
     if flags & ~AMP_FLAGS or not amp_follows(producer.ring.within, flags):
         raise ValueError(f"flags {flags} do not follow the record written before")  # R8
@@ -382,64 +386,3 @@ cdef class Consumer:
         self.usable()
         amp_awake(&self.ring)
         return 0
-
-
-# ---- doorbells ----------------------------------------------------------------------------------
-
-@cython.final
-cdef class Doorbell:
-    """Wakes an event loop in another process: readable from ring() to clear()."""
-
-    def __cinit__(self):
-        self.bell.reader = self.bell.writer = -1
-
-    def __init__(self):
-        if self.bell.reader < 0 and amp_bell_create(&self.bell) < 0:
-            self.bell.reader = self.bell.writer = -1
-            PyErr_SetFromErrno(OSError)
-
-    def __dealloc__(self):
-        amp_bell_close(&self.bell)
-
-    @staticmethod
-    def attach(fds):
-        cdef Doorbell self = Doorbell.__new__(Doorbell)
-        reader, *writer = fds
-        self.bell.reader = reader
-        self.bell.writer = writer[0] if writer else reader
-        return self
-
-    @property
-    def fds(self):
-        self.usable()
-        if self.bell.reader == self.bell.writer:
-            return (self.bell.reader,)
-        return (self.bell.reader, self.bell.writer)
-
-    @property
-    def closed(self):
-        return self.bell.reader < 0
-
-    cdef int usable(self) except -1:
-        if self.bell.reader < 0:
-            raise ValueError("the doorbell is closed")
-        return 0
-
-    def fileno(self):
-        self.usable()
-        return self.bell.reader
-
-    cpdef int ring(self) except -1:
-        self.usable()
-        if amp_bell_ring(&self.bell) < 0:
-            PyErr_SetFromErrno(OSError)
-        return 0
-
-    cpdef int clear(self) except -1:
-        self.usable()
-        if amp_bell_clear(&self.bell) < 0:
-            PyErr_SetFromErrno(OSError)
-        return 0
-
-    def close(self):
-        amp_bell_close(&self.bell)

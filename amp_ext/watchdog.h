@@ -1,9 +1,10 @@
 /* Ends this process after its parent died, even while other code holds the GIL for ever.
  *
- * One detached thread, which never touches Python, blocks in poll on a descriptor that becomes readable
- * when the parent is gone: a pidfd, or a pipe whose other end only the parent has. It then sends this
- * process SIGTERM, so that whoever handles that can finish, and after a grace period ends it.
- * It costs no wake-up. PR_SET_PDEATHSIG would not do: it follows the thread that spawned, not the process.
+ * One detached thread, which never touches Python, blocks in poll on a descriptor that becomes
+ * readable when the parent is gone: a pidfd, or a pipe whose other end only the parent has. It then
+ * sends this process SIGTERM, so that whoever handles that can finish, and after a grace period
+ * ends it. It costs no wake-up. PR_SET_PDEATHSIG would not do: it follows the thread that spawned,
+ * not the process.
  */
 #ifndef AMP_WATCHDOG_H
 #define AMP_WATCHDOG_H

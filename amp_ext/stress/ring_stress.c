@@ -1,11 +1,11 @@
 /* Stress for ring.h, to be run under sanitizers (run.sh does).
  *
- *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random lengths,
- *                                  batches, fragments and pauses, sleeping and waking by doorbells
- *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep in the
- *                                  very moment in which the other publishes: each must be woken
- *   ring_stress kills ROUNDS       a writer process that is killed, at each step between its stores in
- *                                  turn and then at random moments; the reader sees whole records only
+ *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random
+ *                                  lengths, batches, fragments and pauses; sleep, and doorbells
+ *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep in
+ *                                  the very moment in which the other publishes: each must wake
+ *   ring_stress kills ROUNDS       a writer process that is killed, at each step between its stores
+ *                                  in turn and then at random moments: only whole records are seen
  *
  * The n-th record's length, flags and bytes follow from n, so that the reader knows what must come.
  * Nothing here times out on a doorbell: a lost wake-up is a hang, and a hang ends by SIGALRM.
@@ -286,13 +286,14 @@ static void *play(void *argument)
     uint8_t *down_data = amp_down_data(map), *up_data = amp_up_data(map);
     struct amp_producer p;
     struct amp_consumer c;
-    amp_producer_open(&p, player->serves ? down : up, player->serves ? down_data : up_data, CAPACITY);
-    amp_consumer_open(&c, player->serves ? up : down, player->serves ? up_data : down_data, CAPACITY);
+    bool serves = player->serves;
+    amp_producer_open(&p, serves ? down : up, serves ? down_data : up_data, CAPACITY);
+    amp_consumer_open(&c, serves ? up : down, serves ? up_data : down_data, CAPACITY);
     for (uint64_t n = 0; n < player->rounds; n++) {
-        if (player->serves)
+        if (serves)
             throw_ball(player, &p, n);
         catch_ball(player, &c, n);
-        if (!player->serves)
+        if (!serves)
             throw_ball(player, &p, n);
     }
     return NULL;
@@ -399,6 +400,6 @@ int main(int argc, char **argv)
     else if (count > 0 && strcmp(argv[1], "kills") == 0)
         run_kills(count);
     else
-        return fprintf(stderr, "usage: ring_stress threads MESSAGES | wakes ROUNDS | kills ROUNDS\n"), 2;
+        return fputs("usage: ring_stress threads|wakes|kills COUNT\n", stderr), 2;
     return 0;
 }

@@ -1,0 +1,30 @@
+"""amp_ext.doorbell: how one process wakes the event loop of another."""
+
+from collections.abc import Sequence
+from typing import final
+
+@final
+class Doorbell:
+    def __init__(self) -> None:
+        """An eventfd, or elsewhere than on Linux a non-blocking pipe; close-on-exec."""
+
+    @staticmethod
+    def attach(fds: Sequence[int]) -> Doorbell:
+        """The doorbell behind `fds` of another process's doorbell, which are taken over."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """One descriptor, or two: those to hand to the other process."""
+
+    @property
+    def closed(self) -> bool: ...
+    def fileno(self) -> int:
+        """Readable from ring() to clear()."""
+
+    def ring(self) -> None:
+        """Make it readable. Never blocks."""
+
+    def clear(self) -> None:
+        """Make it unreadable. Clear it before reading the ring, not after."""
+
+    def close(self) -> None: ...
