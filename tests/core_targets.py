@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import multiprocessing
 import os
 import signal
 import sys
 import time
+from multiprocessing import reduction, resource_tracker
 from pathlib import Path
+from typing import Any
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 CONSTANT: object = None
@@ -64,6 +67,69 @@ def make_loop() -> asyncio.AbstractEventLoop:
 
 def make_nothing() -> None:
     """A loop_initializer that forgets to return the loop."""
+
+
+def exit_soon(code: int) -> None:
+    time.sleep(0.1)  # long enough for the parent to begin to wait
+    sys.exit(code)
+
+
+def sleep_long() -> None:
+    time.sleep(60)
+
+
+def fork_and_exit(path: str) -> None:
+    """Leave a forked process behind, which holds all descriptors open, and write its pid."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    Path(path).write_text(str(pid))
+    time.sleep(0.1)
+    os._exit(5)
+
+
+def close_everything_and_wait() -> None:
+    """What a daemon does: multiprocessing's sentinel is among what it closes."""
+    os.closerange(3, 100)
+    time.sleep(60)
+
+
+def check_size(data: bytes) -> None:
+    sys.exit(0 if data else 1)
+
+
+def check_mask(expected: set[signal.Signals]) -> None:
+    sys.exit(0 if signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= expected else 1)
+
+
+class Fd:
+    """A descriptor on its way into a child."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> Any:
+        return _receive, (reduction.DupFd(self.fd),)
+
+
+def _receive(handle: Any) -> Any:
+    return Fd(handle.detach())
+
+
+def check_descriptors(one: Fd, other: Fd) -> None:
+    sys.exit(0 if os.fstat(one.fd) == os.fstat(other.fd) else 1)
+
+
+async def use_lock(lock: Any) -> tuple[bool, bool]:
+    """Whether the lock works, and whether a resource tracker is known here."""
+    with lock:
+        return True, resource_tracker._resource_tracker._fd is not None
+
+
+async def make_lock() -> str:
+    with multiprocessing.get_context("spawn").Lock():
+        return "made"
 
 
 async def get_constant() -> object:

@@ -25,7 +25,7 @@ import functools
 import pickle
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from .types import ProxyException, TracebackStr
@@ -73,7 +73,7 @@ def describe(exc: BaseException) -> TracebackStr:
 class Parts(NamedTuple):
     """What an exception consists of, besides its type (E2)."""
 
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] | None  # None: those that the builtin base class makes
     base_args: tuple[Any, ...]  # what the builtin base class is created from
     base_state: dict[str, Any]  # what the builtin base class keeps besides
     attributes: dict[str, Any]
@@ -88,7 +88,7 @@ def _take_apart(exc: BaseException) -> Parts:
     else:
         _, base_args, *rest = _static_base(type(exc)).__reduce__(exc)
         state = rest[0] if rest and isinstance(rest[0], dict) else {}
-    attributes = {k: v for k, v in vars(exc).items() if k != _TEXT}
+    attributes = {k: v for k, v in vars(exc).items() if k != _REMOTE}
     return Parts(
         args=_field("args").__get__(exc),
         base_args=base_args,
@@ -104,6 +104,7 @@ def _put_together(cls: type[Any], parts: Parts) -> Any:
     exc = base.__new__(cls, *parts.base_args)
     if not issubclass(cls, BaseExceptionGroup):
         base.__init__(exc, *parts.base_args)
+    if parts.args is not None:
         _field("args").__set__(exc, parts.args)
     for name, value in parts.base_state.items():
         getattr(base, name).__set__(exc, value)
@@ -200,9 +201,9 @@ class _Dumper:
         index = len(self._nodes)
         self._nodes.append(node)
         self._rebuilt.append(rebuilt)
-        # what a proxy stands for is its cause, so the chain of that is its own
-        source = exc.__cause__ if isinstance(exc, _Combined) else exc
-        self._unlinked.append((index, source or exc))
+        # the chain of a proxy is that of what it stands for
+        source = _remote_of(exc).original if isinstance(exc, _Combined) else exc
+        self._unlinked.append((index, source))
         return index
 
     def _node_of(self, exc: BaseException) -> tuple[Node, BaseException]:
@@ -226,11 +227,22 @@ def _recipe(exc: BaseException, *, group: bool) -> object:
     """What is pickled of an exception: itself, if it has a way of its own (E2), or its parts."""
     cls = _original_type(type(exc))
     if _pickles_itself(cls):
-        return exc if cls is type(exc) else exc.__cause__  # a proxy has its original there
+        return _remote_of(exc).original if isinstance(exc, _Combined) else exc
     parts = _take_apart(exc)
     if group:
-        parts = parts._replace(args=(), base_args=parts.base_args[:1])
+        message, members = parts.base_args
+        args = None if _are_members(members, parts.args) else parts.args
+        parts = parts._replace(args=args, base_args=(message,))
     return cls, tuple(parts)
+
+
+def _are_members(members: Sequence[Any], args: Any) -> bool:
+    """Whether `args` of a group are those of its builtin class, message and members."""
+    return (
+        len(args) == 2
+        and isinstance(args[1], Sequence)
+        and list(map(id, args[1])) == list(map(id, members))
+    )
 
 
 def _pickles_itself(cls: type[Any]) -> bool:
@@ -279,7 +291,12 @@ def _at(built: list[Any], index: int | None) -> BaseException | None:
 
 # -- what is raised --------------------------------------------------------------------------------
 
-_TEXT = "_aiomultiprocess_text"
+_REMOTE = "_aiomultiprocess_remote"  # where a combined exception keeps its _Remote
+
+
+class _Remote(NamedTuple):
+    text: TracebackStr
+    original: BaseException  # also its cause, as long as nobody raises it from something else
 
 
 class _Combined(ProxyException):
@@ -299,14 +316,18 @@ class _Combined(ProxyException):
         """Keep the original's `__init_subclass__` from seeing the combined class."""
 
     def __str__(self) -> str:
-        text: str = vars(self)[_TEXT]
-        return text
+        return _remote_of(self).text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _revive, (str(self), *_Dumper().dump(self))
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return self.__reduce__()
+
+
+def _remote_of(proxy: ProxyException) -> _Remote:
+    remote: _Remote = vars(proxy)[_REMOTE]
+    return remote
 
 
 def _revive(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
@@ -332,7 +353,7 @@ def _combine(original: BaseException, text: TracebackStr) -> ProxyException | No
         return None
     try:
         proxy: ProxyException = _put_together(cls, _take_apart(original))
-        vars(proxy)[_TEXT] = text
+        vars(proxy)[_REMOTE] = _Remote(text, original)
     except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; E1
         return None
     return proxy
@@ -365,8 +386,8 @@ def _original_type(cls: type[Any]) -> type[Any]:
 
 def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
     """Append `end` to the causes of `exc`."""
-    seen = set()
-    while exc.__cause__ is not None and id(exc) not in seen:
-        seen.add(id(exc))
+    seen = {id(exc)}
+    while exc.__cause__ is not None and id(exc.__cause__) not in seen:
         exc = exc.__cause__
+        seen.add(id(exc))
     _field("__cause__").__set__(exc, end)

@@ -1,0 +1,173 @@
+"""Exceptions of every awkward kind, importable by name."""
+# ruff: noqa: N818 - their names say what is odd about them
+
+from __future__ import annotations
+
+import copyreg
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class SeveralArguments(Exception):
+    """Its constructor wants what is not in `args`."""
+
+    def __init__(self, code: int, reason: str, *, retry: bool) -> None:
+        super().__init__("told otherwise")
+        self.code = code
+        self.reason = reason
+        self.retry = retry
+
+
+class Counted(Exception):
+    """Counts the calls of its constructor."""
+
+    made = 0
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        Counted.made += 1
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenSlots(Exception):
+    code: int
+    reason: str
+
+
+class Slotted(OSError):
+    __slots__ = ("__private", "extra", "unset")
+
+    def hide(self, value: object) -> None:
+        self.__private = value
+
+    def hidden(self) -> object:
+        return self.__private
+
+
+class OwnStr(Exception):
+    def __str__(self) -> str:
+        return "its own words"
+
+
+class BadStr(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class VeryBadStr(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+    __repr__ = __str__
+
+
+class BadReduce(Exception):
+    def __reduce__(self) -> Any:
+        raise RuntimeError("stays here")
+
+
+class VeryBadReduce(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class OwnReduce(Exception):
+    """Has what does not pickle, and knows its way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> Any:
+        return type(self), (f"{self.args[0]} rebuilt",)
+
+
+class ReducesToText(Exception):
+    def __reduce__(self) -> Any:
+        return str, ("not an exception",)
+
+
+class Registered(Exception):
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
+
+
+copyreg.pickle(Registered, lambda error: (Registered, ("registered",)))
+
+
+class BadSetstate:
+    """A part of an exception that can be pickled but not be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return _raise, ()
+
+
+def _raise() -> None:
+    raise LookupError("not here")
+
+
+class Group(ExceptionGroup[Exception]):
+    """A group with a constructor and a field of its own."""
+
+    code: int
+
+    def __new__(cls, errors: Sequence[Exception], code: int) -> Group:
+        self = super().__new__(cls, "a group", errors)
+        self.code = code
+        return self
+
+    def __init__(self, errors: Sequence[Exception], code: int) -> None:
+        super().__init__()
+
+    def derive(self, excs: Sequence[Exception]) -> Group:
+        return Group(excs, self.code)
+
+
+class NoSubclasses(Exception):
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        raise TypeError("no subclasses please")
+
+
+class RefusingMeta(type):
+    def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> Any:
+        if name != "Refusing":
+            raise TypeError("no subclasses at all")
+        return super().__new__(mcs, name, bases, body)
+
+
+class Refusing(Exception, metaclass=RefusingMeta):
+    pass
+
+
+class Abstract(Exception, ABC):
+    @abstractmethod
+    def method(self) -> None: ...
+
+
+class Concrete(Abstract):
+    def method(self) -> None: ...
+
+
+class WithType(Exception, Generic[T]):
+    pass
+
+
+class TwoBases(ValueError, OSError):
+    pass
+
+
+class ExitSubclass(SystemExit):
+    pass
