@@ -190,7 +190,8 @@ class WorkerEngine:
             self._link.send(Kind.BROKEN, payload=[remote.dump_exception(error, backend.dumps)])
             self._loop.call_soon(self._turn)
         else:
-            self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+            if sys.platform != "win32":  # where terminate() is not a signal
+                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
             self._link.send(Kind.READY)
         self._link.flush()
         self._loop.run_forever()

@@ -164,7 +164,10 @@ class Engine:
         """P2."""
         self._failed_starts += 1
         if not self._ever_ready or self._failed_starts >= START_ATTEMPTS:
-            what = "its start: importing the main module, then the initializer"
+            what = (
+                "its start: importing the main module (its code that makes a pool must be below "
+                '`if __name__ == "__main__":`), then the initializer'
+            )
             self._break(WorkerLostError(what, worker.pid, worker.exitcode))
 
     def _replace(self, qid: QueueID) -> None:
