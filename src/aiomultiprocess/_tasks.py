@@ -1,0 +1,100 @@
+"""What both starters of items (`stepper`, `amp_ext.step`) know of `asyncio.Task`.
+
+Called on the loop's thread, from a callback of the running loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+from asyncio.tasks import _enter_task as enter
+from asyncio.tasks import _leave_task as leave
+from asyncio.tasks import _register_task as register
+from asyncio.tasks import _unregister_task as unregister
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, Final, TypeVar
+
+__all__ = [
+    "DONE",
+    "RAISED",
+    "SUSPENDED",
+    "awaited",
+    "enter",
+    "leave",
+    "outcome",
+    "parked",
+    "register",
+    "unregister",
+]
+
+#: How `Starter.run` ended: nothing is left, an item raised, an item has become a task.
+DONE: Final = 0
+RAISED: Final = 1
+SUSPENDED: Final = 2
+
+_numbers = itertools.count(1)
+
+_Task = TypeVar("_Task", bound=asyncio.Task[Any])
+
+
+async def awaited(awaitable: Awaitable[Any]) -> Any:
+    """The coroutine of an awaitable that is none: a future, a `types.coroutine`, an `__await__`."""
+    return await awaitable
+
+
+def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
+    """Return what a task that is done ended with: `(value, None)` or `(None, exception)`.
+
+    The exception is returned and not raised, also CancelledError, KeyboardInterrupt and SystemExit.
+    """
+    try:
+        error = task.exception()
+    except asyncio.CancelledError as cancelled:
+        return None, cancelled
+    return (task.result(), None) if error is None else (None, error)
+
+
+def parked(
+    kind: type[_Task], driver: Any, loop: asyncio.AbstractEventLoop, context: Context
+) -> _Task:
+    """Make a task whose first step is behind it: it waits for the gate that `driver` is.
+
+    It may be dropped without a complaint as long as it has not become the task of an item.
+    """
+    name = f"aiomultiprocess-item-{next(_numbers)}"
+    if sys.version_info >= (3, 12):
+        task = kind(driver, loop=loop, name=name, context=context, eager_start=True)
+    else:
+        task, step = _captured(kind, driver, loop, context, name)
+        context.run(step)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    return task
+
+
+def _captured(
+    kind: type[_Task],
+    driver: Any,
+    loop: asyncio.AbstractEventLoop,
+    context: Context,
+    name: str,
+) -> tuple[_Task, Callable[[], object]]:
+    """Make a task, and keep its first step from the loop.
+
+    Python 3.11 has no eager start: a new task hands its step to `loop.call_soon`, for the next
+    turn. For that moment an attribute of the loop shadows the method. Nothing else runs within it,
+    save other threads, and those may not use `call_soon`.
+    """
+    steps: list[Callable[[], object]] = []
+    own = vars(loop)
+    before = own.get("call_soon")
+    own["call_soon"] = lambda step, *, context: steps.append(step)
+    try:
+        task = kind(driver, loop=loop, name=name, context=context)
+    finally:
+        if before is None:
+            del own["call_soon"]
+        else:
+            own["call_soon"] = before
+    return task, steps[0]
