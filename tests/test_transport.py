@@ -395,7 +395,7 @@ async def test_a_batch_rings_the_bell_once(pair: Pair) -> None:
         for done in (1, 2, 3):
             say(pair.parent.link, *range(20))
             say(pair.parent.link, *range(20))  # nobody sleeps: nobody is rung
-            assert pair.parent.link.bells == done
+            assert pair.parent.link._producer.bells == done
             await pair.worker.hears(40 * done)
             await asyncio.sleep(0)
 

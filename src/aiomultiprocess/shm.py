@@ -29,7 +29,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from .backend import ring
 from .frames import (
@@ -67,14 +67,9 @@ class Parcel:
     __slots__ = ("offset", "segments", "size")
 
     def __init__(self, segments: Sequence[Segment], size: int) -> None:
-        """A frame of `size` bytes in all, header included."""
         self.segments = segments
-        self.size = size
+        self.size = size  # of all segments, the header's too
         self.offset = 0
-
-
-class Closeable(Protocol):
-    def close(self) -> None: ...
 
 
 class Porch:
@@ -126,17 +121,17 @@ class ShmLink(Endpoint):
         consumer: ring.Consumer,
         bell: ring.Doorbell,
         porch: Porch,
-        owned: Sequence[Closeable],
+        closers: Sequence[Callback],
         links: Links | None = None,
     ) -> None:
-        """Ring the peer by `bell`, hear it at `porch`; close `mapping` and `owned` at the end."""
+        """Ring the peer by `bell`, hear it at `porch`; call `closers` at the end."""
         super().__init__(links)
         self._mapping = mapping
         self._producer = producer
         self._consumer = consumer
         self._bell = bell
         self._porch = porch
-        self._owned = owned
+        self._closers = closers
         self._most = mapping.capacity // 8  # S1
         self._quarter = mapping.capacity // 4  # S2
         self._outbox: deque[Parcel] = deque()
@@ -155,11 +150,6 @@ class ShmLink(Endpoint):
     def mark_started(self, n: int) -> None:
         if not self._closed:
             self._mapping.mark_started(n)
-
-    @property
-    def bells(self) -> int:
-        """How often this end has rung the other."""
-        return self._producer.bells
 
     def start(
         self,
@@ -344,8 +334,9 @@ class ShmLink(Endpoint):
         self._final_started = self._mapping.started
         self._outbox.clear()
         self._assembly = Assembly()
-        for thing in (self._mapping, *self._owned):
-            thing.close()
+        self._mapping.close()
+        for close in self._closers:
+            close()
 
 
 class ShmChildEnd:
@@ -372,7 +363,8 @@ class ShmChildEnd:
         mapping = ring.Mapping.attach(memory_fd)
         porch = Porch(bell)
         producer, consumer = mapping.up_producer(), mapping.down_consumer()
-        return ShmLink(mapping, producer, consumer, pool_bell, porch, (pool_bell, porch))
+        closers = (pool_bell.close, porch.close)
+        return ShmLink(mapping, producer, consumer, pool_bell, porch, closers)
 
     def release(self) -> None:
         self._mapping.close_fd()
@@ -397,7 +389,7 @@ class ShmBackend:
             mapping.close()
             raise
         producer, consumer = mapping.down_producer(), mapping.up_consumer()
-        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell,), self._links)
+        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell.close,), self._links)
         return link, ShmChildEnd(mapping, bell, self._porch.bell, self._abandon)
 
     def close(self) -> None:
