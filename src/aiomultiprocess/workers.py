@@ -13,8 +13,10 @@ V2  A worker costs the parent a constant number of descriptors: those of its lin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -61,7 +63,7 @@ class PoolWorker(Process):
         self.leaving = False
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
-        self._parent_fd = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else None
+        self._parent_fd = _own_pidfd()
         spec = child.WorkerSpec(
             end=end,
             concurrency=options.concurrency,
@@ -132,6 +134,14 @@ class PoolWorker(Process):
             self._kill_timer.cancel()
         self._watch.close()
         self.aio_process.close()
+
+
+def _own_pidfd() -> int | None:
+    """What becomes readable in a worker when this process has gone, where the system has it."""
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
+            return os.pidfd_open(os.getpid())
+    return None
 
 
 def _handover(fd: int) -> Handover:
