@@ -210,8 +210,7 @@ def test_arrays_go_out_of_band_and_keep_their_flags(codec: Any) -> None:
         assert decoded.dtype == array.dtype
         assert (decoded == array).all()
         assert decoded.flags.writeable == array.flags.writeable
-        assert decoded.strides == array.strides or not array.flags.forc
-        )
+        assert decoded.strides == pickle.loads(pickle.dumps(array, 5)).strides
     assert encode(codec, [arrays[2]])[1] == 1  # one buffer beside the pickle
     assert type(echo(codec, numpy.float64(1.5))) is numpy.float64
 
