@@ -14,13 +14,14 @@ from asyncio.tasks import _register_task as register
 from asyncio.tasks import _unregister_task as unregister
 from collections.abc import Awaitable, Callable
 from contextvars import Context
+from inspect import isawaitable
 from typing import Any, Final, TypeVar
 
 __all__ = [
     "DONE",
     "RAISED",
     "SUSPENDED",
-    "awaited",
+    "as_coroutine",
     "enter",
     "leave",
     "outcome",
@@ -39,9 +40,16 @@ _numbers = itertools.count(1)
 _Task = TypeVar("_Task", bound=asyncio.Task[Any])
 
 
-async def awaited(awaitable: Awaitable[Any]) -> Any:
-    """The coroutine of an awaitable that is none: a future, a `types.coroutine`, an `__await__`."""
+async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def as_coroutine(called: Any) -> Any:
+    """The coroutine of an awaitable that is none: a future, a `types.coroutine`, an `__await__`.
+
+    What is not awaitable comes back as it is: it is a value.
+    """
+    return _await(called) if isawaitable(called) else called
 
 
 def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:

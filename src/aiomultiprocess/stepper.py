@@ -34,7 +34,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from inspect import isawaitable
 from sys import getrefcount
 from time import monotonic_ns
 from types import CoroutineType
@@ -264,13 +263,15 @@ def _called(
         else:
             args, kwargs = item
             value = func(*args, **kwargs)
-        if type(value) is CoroutineType:
-            return None, None, value
-        if type(value) in _VALUES or not isawaitable(value):
+        if type(value) in _VALUES:
             return value, None, None
+        if type(value) is not CoroutineType:
+            value = _tasks.as_coroutine(value)
     except BaseException as error:  # noqa: BLE001 - S5
         return None, _theirs(error), None
-    return None, None, _tasks.awaited(value)
+    if type(value) is CoroutineType:
+        return None, None, value
+    return value, None, None
 
 
 def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None, bool]:

@@ -1,0 +1,28 @@
+"""The starter of items, compiled; `aiomultiprocess.stepper` is the same in Python."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+DONE: Final = 0
+RAISED: Final = 1
+SUSPENDED: Final = 2
+
+class _Counter(Protocol):
+    def mark_started(self, n: int, /) -> object: ...
+
+class Starter:
+    def __init__(self, loop: asyncio.AbstractEventLoop, counter: _Counter) -> None: ...
+    @staticmethod
+    def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]: ...
+    def run(
+        self,
+        mode: int,
+        func: Callable[..., Any],
+        items: list[Any],
+        start: int,
+        stop: int,
+        out: list[Any],
+        deadline_ns: int,
+    ) -> tuple[int, int, Any]: ...
+    def close(self) -> None: ...

@@ -1,0 +1,537 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The starter of items: `aiomultiprocess.stepper`, compiled. Its theory and rules (S1-S7) are there.
+
+What differs: the task of an item is exactly an `asyncio.Task`, and what may have been attached to
+it is read from it after each item; the clock is not read for each of a run of quick items.
+"""
+
+import sys
+from _asyncio import Task
+from collections.abc import Coroutine
+from contextvars import copy_context
+from inspect import getattr_static
+
+from aiomultiprocess import _tasks
+
+cimport cython
+from cpython.contextvars cimport PyContext_Enter, PyContext_Exit
+from cpython.dict cimport PyDict_Size
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_REFCNT, Py_XDECREF
+from libc.stdint cimport int64_t, uint64_t
+
+from amp_ext.ring cimport Mapping
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+
+    bint PyCoro_CheckExact(PyObject *)
+    PySendResult PyIter_Send(PyObject *, PyObject *, PyObject **)
+    bint PyErr_ExceptionMatches(object)
+    object PyObject_GenericGetDict(object, void *)
+    Py_ssize_t PyObject_Size(object) except -1
+
+cdef extern from "step.h":
+    int64_t amp_monotonic_ns()
+    PyObject *amp_take_error()
+    Py_ssize_t amp_weakrefs(object)
+    object amp_peek(object, object)
+    PyObject *amp_call(int, object, object, object)
+
+DONE = _tasks.DONE
+RAISED = _tasks.RAISED
+SUSPENDED = _tasks.SUSPENDED
+
+cdef object AS_COROUTINE = _tasks.as_coroutine
+cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
+cdef object READ_NAME = getattr_static(Task, "get_name")
+
+cdef object enter_task = _tasks.enter
+cdef object leave_task = _tasks.leave
+cdef object register = _tasks.register
+cdef object unregister = _tasks.unregister
+
+# Tasks that were started eagerly are listed in a set, which is a quarter of the work that the
+# WeakSet of the others is: good for a spare, which is listed for as long as a burst.
+cdef bint EAGER = (3, 12) <= sys.version_info < (3, 14)
+cdef object register_eager = None
+cdef object unregister_eager = None
+if EAGER:
+    from asyncio.tasks import _register_eager_task as register_eager
+    from asyncio.tasks import _unregister_eager_task as unregister_eager
+
+cdef enum:
+    _DONE = 0        # as in _tasks
+    _RAISED = 1
+    _SUSPENDED = 2
+    _TOUCHED = 3     # ended a burst: the item finished, but its spare is not as it was
+    _FACTORY = 4     # ended a burst: a coroutine that the loop's task factory is to have
+
+cdef enum Stage:
+    PARKED
+    ADOPTING
+    RUNNING
+    FINISHED
+    ENDING
+
+cdef enum:
+    STRIDE = 8             # quick items between two looks at the clock
+    STRIDE_NS = 16_000     # that many items are quick if they took less
+
+
+cdef object take(PyObject *reference):
+    """An object of a reference that was ours and is so no more."""
+    value = <object>reference
+    Py_XDECREF(reference)
+    return value
+
+
+@cython.final
+cdef class Driver:
+    """The coroutine of a spare, and the gate it waits for while it has no item."""
+
+    cdef public bint _asyncio_future_blocking
+    cdef object __weakref__
+    cdef Stage stage
+    cdef bint cancelled        # the task was cancelled, and the gate could not be
+    cdef tuple cancel_message  # arguments of the cancellation that an adopted item has to get
+    cdef object loop
+    cdef object wakeup
+    cdef object value          # what the task is told next: a yielded object, or the outcome,
+    cdef object error          # which is this, if it is not None
+    cdef object coro
+
+    def __cinit__(self, loop, coro=None):
+        self.loop = loop
+        self.coro = coro
+        self.stage = PARKED if coro is None else RUNNING
+
+    # -- for the starter ---------------------------------------------------------------------------
+
+    cdef int adopt(self, yielded) except -1:
+        """Make the task wait for what its item has yielded."""
+        self.stage = ADOPTING
+        self.value = yielded
+        self.wake()
+        return 0
+
+    cdef int finish(self, value, error) except -1:
+        """Make the task done (S3)."""
+        self.stage = FINISHED
+        self.value = value
+        self.error = error
+        self.wake()
+        return 0
+
+    cpdef wake(self):
+        wakeup, self.wakeup = self.wakeup, None
+        try:
+            wakeup(self)
+        except (KeyboardInterrupt, SystemExit):
+            pass  # the task has it, and raises it to stop the loop (S5)
+
+    # -- the gate, as a task sees it ---------------------------------------------------------------
+
+    def get_loop(self):
+        return self.loop
+
+    def add_done_callback(self, wakeup, *, context):
+        self.wakeup = wakeup
+        if self.stage == ENDING:
+            self.loop.call_soon(self.wake, context=context)
+
+    def cancel(self, msg=None):
+        self.cancelled = True
+        return False  # so the task notes the request, as one does that runs
+
+    def result(self):
+        """What the gate was waited for: nothing."""
+
+    # -- the coroutine -----------------------------------------------------------------------------
+
+    def __iter__(self):
+        return self
+
+    def __await__(self):
+        return self
+
+    def __next__(self):
+        """Step, as the task asks: this is send(None)."""
+        if self.stage == RUNNING:
+            return self.step()
+        if self.stage == ADOPTING:
+            return self.adopted()
+        if self.stage == PARKED:
+            return self.gate()
+        self.end()
+
+    def send(self, value, /):
+        if self.stage == RUNNING and value is not None:
+            return self.coro.send(value)
+        return self.__next__()
+
+    def throw(self, error, /, *more):
+        """Step with an exception, which is a CancelledError until the item runs here."""
+        if self.stage == RUNNING:
+            try:
+                return self.coro.throw(error)
+            except (KeyboardInterrupt, SystemExit) as stopper:
+                return self.end_later(stopper)
+        if self.stage == ADOPTING:
+            self.cancel_message = error.args
+            return self.adopted()
+        if self.error is None:
+            raise error
+        self.end()
+
+    def close(self):
+        if self.coro is not None:
+            self.coro.close()
+
+    def __getattr__(self, name):
+        """`cr_frame`, `__qualname__` and the like are those of the item's coroutine."""
+        return getattr(self.coro, name)
+
+    cdef object step(self):
+        cdef PyObject *result = NULL
+        cdef PySendResult sent = PyIter_Send(<PyObject *>self.coro, <PyObject *>None, &result)
+        if sent == PYGEN_NEXT:
+            return take(result)
+        if sent == PYGEN_RETURN:
+            raise StopIteration(take(result))
+        error = take(amp_take_error())
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return self.end_later(error)
+        raise error
+
+    cdef object end_later(self, error):
+        """End the task in a step that is ours, a turn later (S5)."""
+        self.stage = ENDING
+        self.error = error
+        return self.gate()
+
+    cdef object gate(self):
+        self._asyncio_future_blocking = True
+        return self
+
+    cdef object adopted(self):
+        self.stage = RUNNING
+        yielded, self.value = self.value, None
+        return yielded
+
+    cdef int end(self) except -1:
+        value, self.value = self.value, None
+        error, self.error = self.error, None
+        if error is None:
+            raise StopIteration(value)
+        if isinstance(error, StopIteration):  # a coroutine cannot raise it either
+            raise RuntimeError(f"item raised {error!r}")
+        raise error
+
+
+Coroutine.register(Driver)
+
+
+@cython.final
+cdef class Spare:
+    """A parked task, and how it looks when it is untouched."""
+
+    cdef object task
+    cdef object context
+    cdef Driver driver
+    cdef object attributes     # the task's __dict__
+    cdef object name
+    cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
+    cdef Py_ssize_t attribute_count
+    cdef Py_ssize_t task_references
+    cdef Py_ssize_t context_references
+    cdef Py_ssize_t driver_references
+    cdef Py_ssize_t weak_references
+
+    def __cinit__(self, loop, context):
+        self.context = context
+        self.driver = Driver(loop)
+        self.task = _tasks.parked(Task, self.driver, loop, context)
+        self.attributes = PyObject_GenericGetDict(self.task, NULL)
+        self.attribute_count = PyDict_Size(self.attributes)
+        self.name = self.task.get_name()
+        self.listed = True
+
+    cdef int list(self) except -1:
+        """List the task as one that is not (only) eager, as asyncio lists it once it waits."""
+        if not self.listed:
+            register(self.task)
+            self.listed = True
+            if EAGER:
+                unregister_eager(self.task)
+        return 0
+
+    cdef int look(self) except -1:
+        """Remember how the task looks now, within a burst and before an item."""
+        self.task_references = Py_REFCNT(self.task)
+        self.context_references = Py_REFCNT(self.context)
+        self.driver_references = Py_REFCNT(self.driver)
+        self.weak_references = amp_weakrefs(self.task)
+        return 0
+
+    cdef bint untouched(self, tuple inherited) except -1:
+        """Whether the task still looks so (S1), and the context holds what it inherited (S2)."""
+        return (
+            Py_REFCNT(self.task) == self.task_references
+            and Py_REFCNT(self.context) == self.context_references
+            and Py_REFCNT(self.driver) == self.driver_references
+            and not self.driver.cancelled
+            and amp_weakrefs(self.task) == self.weak_references
+            and PyDict_Size(self.attributes) == self.attribute_count
+            and not amp_peek(READ_CALLBACKS, self.task)
+            and amp_peek(READ_NAME, self.task) is self.name
+            and PyObject_Size(self.context) == len(inherited)
+            and (not inherited or inherits(self.context, inherited))
+        )
+
+
+cdef bint inherits(context, tuple inherited) except -1:
+    for var, value in inherited:
+        if context.get(var) is not value:
+            return False
+    return True
+
+
+@cython.final
+cdef class Starter:
+    """Runs the first step of items, and makes tasks of those that need more.
+
+    Made where the items' context variables are as items shall see them: after the initializer.
+    """
+
+    cdef object loop
+    cdef object mark_started
+    cdef Mapping mapping       # takes the mark directly, if that is what counts
+    cdef uint64_t started
+    cdef object base
+    cdef tuple inherited
+    cdef Spare spare
+    # how a burst ended
+    cdef object value
+    cdef object error
+    cdef bint reusable
+
+    outcome = staticmethod(_tasks.outcome)
+
+    def __init__(self, loop, counter):
+        self.loop = loop
+        self.mapping = counter if isinstance(counter, Mapping) else None
+        self.mark_started = counter.mark_started
+        self.base = copy_context()
+        self.inherited = tuple(self.base.items())
+
+    def run(
+        self, int mode, func, list items, Py_ssize_t start, Py_ssize_t stop, list out,
+        int64_t deadline_ns,
+    ):
+        """Start `items[start:stop]` in order, until one of them raises or suspends.
+
+        Values go to `out`. Returns `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n,
+        or `(n, DONE, None)`: item n was not started, because n is `stop` or `time.monotonic_ns()`
+        has reached `deadline_ns`. A task may be done already; `outcome` tells what it ended with.
+        Call it from a callback of the running loop, not from a task.
+        """
+        cdef Spare spare
+        cdef int status
+        cdef Py_ssize_t at = start
+        if not 0 <= start <= stop <= len(items):
+            raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
+        while True:
+            spare = self.enter()
+            try:
+                status = self.burst(spare, mode, func, items, &at, stop, out, deadline_ns)
+            finally:
+                self.leave(spare)
+            value, self.value = self.value, None
+            error, self.error = self.error, None
+            if status == _DONE:
+                self.keep(spare)
+                return at, DONE, None
+            if status == _RAISED:
+                self.keep(spare)
+                return at, RAISED, error
+            if status == _SUSPENDED:
+                return at, SUSPENDED, self.adopt(spare, value)
+            if status == _FACTORY:
+                return self.hand_over(spare, value, at)
+            value, error = self.retire(spare, value, error)
+            if error is not None:
+                return at, RAISED, error
+            out.append(value)
+            at += 1
+
+    def close(self):
+        """Give up the spare."""
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            (<Spare>spare).driver.wakeup = None
+
+    cdef int burst(
+        self, Spare spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop, list out,
+        int64_t deadline,
+    ) except -1:
+        """Run items in the context and as the task of one spare, as long as it may be reused."""
+        cdef Driver driver = spare.driver
+        cdef tuple inherited = self.inherited
+        cdef bint factory = self.loop.get_task_factory() is not None
+        cdef int64_t now, before = 0
+        cdef int unwatched = 0
+        cdef PyObject *result = NULL
+        cdef PySendResult sent
+        value = error = None
+        spare.look()
+        while at[0] < stop:
+            if unwatched == 0:
+                now = amp_monotonic_ns()
+                if now >= deadline:
+                    return _DONE
+                unwatched = STRIDE if now - before < STRIDE_NS else 1
+                before = now
+            unwatched -= 1
+            self.mark()  # S7
+            sent = call(driver, mode, func, items[at[0]], &result)
+            if sent == PYGEN_NEXT and not factory:
+                sent = PyIter_Send(<PyObject *>driver.coro, <PyObject *>None, &result)
+                if sent == PYGEN_NEXT:
+                    self.value = take(result)
+                    return _SUSPENDED
+            if sent == PYGEN_RETURN:
+                value = take(result)
+            elif sent == PYGEN_ERROR:
+                error = take(amp_take_error())
+            else:
+                self.value, driver.coro = driver.coro, None
+                self.reusable = spare.untouched(inherited)
+                return _FACTORY
+            if not spare.untouched(inherited):
+                self.value = value
+                self.error = error
+                return _TOUCHED
+            if error is not None:
+                self.error = error
+                return _RAISED
+            out.append(value)
+            at[0] += 1
+        return _DONE
+
+    cdef inline int mark(self) except -1:
+        self.started += 1
+        if self.mapping is not None:
+            self.mapping.mark_started(self.started)
+        else:
+            self.mark_started(self.started)
+        return 0
+
+    # -- spares ------------------------------------------------------------------------------------
+
+    cdef Spare enter(self):
+        """Make a spare the current task. It is this call's alone until it is kept (S6)."""
+        cdef Spare spare = self.spare
+        self.spare = None
+        if spare is None:
+            spare = Spare(self.loop, self.base.copy())
+        elif EAGER:
+            register_eager(spare.task)
+        else:
+            spare.list()
+        enter_task(self.loop, spare.task)
+        PyContext_Enter(spare.context)
+        return spare
+
+    cdef int leave(self, Spare spare) except -1:
+        PyContext_Exit(spare.context)
+        leave_task(self.loop, spare.task)
+        return 0
+
+    cdef int keep(self, Spare spare) except -1:
+        if spare.listed:
+            spare.listed = False
+            unregister(spare.task)
+        else:
+            unregister_eager(spare.task)
+        spare.driver.coro = None  # it was left for those who may have kept the task
+        self.spare = spare
+        return 0
+
+    cdef object adopt(self, Spare spare, yielded):
+        """Give a spare to the item that suspended in it (S4)."""
+        cdef Driver driver = spare.driver
+        task = spare.task
+        task._log_destroy_pending = True
+        spare.list()
+        PyContext_Enter(spare.context)
+        try:
+            driver.adopt(yielded)
+        finally:
+            PyContext_Exit(spare.context)
+        if driver.cancel_message is not None:
+            self.cancel_again(spare)
+        return task
+
+    cdef int cancel_again(self, Spare spare) except -1:
+        """Cancel what an item waits for that was cancelled in its first step (S4).
+
+        The task took its request back in order to throw. It is made again, now that there is
+        something to cancel; `uncancel` keeps the count, which is not 0 before.
+        """
+        enter_task(self.loop, spare.task)
+        try:
+            spare.context.run(spare.task.cancel, *spare.driver.cancel_message)
+            spare.task.uncancel()
+        finally:
+            leave_task(self.loop, spare.task)
+        return 0
+
+    cdef tuple retire(self, Spare spare, value, error):
+        """Make a spare done for those who kept it (S3); returns the outcome of its item."""
+        trace = None if error is None else error.__traceback__
+        spare.list()
+        PyContext_Enter(spare.context)
+        try:
+            spare.driver.finish(value, error)
+        finally:
+            PyContext_Exit(spare.context)
+        ended = _tasks.outcome(spare.task)
+        if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
+            return ended
+        if error is not None:
+            error.__traceback__ = trace  # without the steps through the driver
+        return value, error
+
+    cdef tuple hand_over(self, Spare spare, coro, Py_ssize_t at):
+        """Let the loop's task factory make the task of an item."""
+        cdef bint reusable = self.reusable
+        try:
+            task = spare.context.run(self.loop.create_task, Driver(self.loop, coro))
+        except BaseException as error:  # the factory's failure is the item's
+            coro.close()
+            result = at, RAISED, error
+        else:
+            result = at, SUSPENDED, task
+        if reusable:
+            self.keep(spare)
+        else:
+            self.retire(spare, None, None)
+        return result
+
+
+cdef inline PySendResult call(
+    Driver driver, int mode, func, item, PyObject **result
+) noexcept:
+    """Call a function with an item. PYGEN_NEXT: the driver has a coroutine to be stepped."""
+    cdef PyObject *called = amp_call(mode, func, item, AS_COROUTINE)
+    if called is NULL:
+        return PYGEN_ERROR
+    if PyCoro_CheckExact(called):
+        driver.coro = take(called)
+        return PYGEN_NEXT
+    result[0] = called
+    return PYGEN_RETURN
