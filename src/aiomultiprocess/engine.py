@@ -195,7 +195,7 @@ class Engine:
         if self._only is not None:
             self._only.offer(job)
             return
-        job.router = Router(job, self._assign, self._scheduler.complete_task)
+        job.router = Router(job, self._assign, self._complete)
         if job.left is None:
             job.router.route(1)
         else:
@@ -211,7 +211,7 @@ class Engine:
         if queue is None:
             tid = TaskID(next(self._task_ids))
             queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
-            future.add_done_callback(lambda _: self._scheduler.complete_task(tid))
+            future.add_done_callback(lambda _: self._complete(tid))
         calls = queue.calls.get(function.id)
         if calls is None:
             calls = queue.calls[function.id] = Calls(function, self.on_settled)
@@ -247,7 +247,7 @@ class Engine:
         """The last task of a feed is settled."""
         self._open.discard(feed)
         for queue in self.queues.values():
-            queue.forget(feed.function)
+            queue.forget(feed, feed.function)
         self._check_finished()
 
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
@@ -259,6 +259,12 @@ class Engine:
         if share is None:
             share = router.shares[qid] = Share(job, router, self._queue(qid).offer)
         return tid, share
+
+    def _complete(self, tid: TaskID) -> None:
+        try:
+            self._scheduler.complete_task(tid)
+        except Exception:  # the task has ended all the same
+            log.exception("complete_task of the scheduler failed")
 
     def _queue(self, qid: QueueID) -> Queue:
         queue = self.queues.get(qid)

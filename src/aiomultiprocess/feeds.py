@@ -177,7 +177,11 @@ class Router:
         """Take up to `n` more tasks from the job and put each into its share."""
         slots, items = self.job.take(n)
         for index, item in zip(slots, items, strict=True):
-            self._ids[index], share = self._assign(self, item)
+            try:
+                self._ids[index], share = self._assign(self, item)
+            except Exception as error:  # noqa: BLE001 - a scheduler of the user's raised it
+                self.job.fail(index, error)
+                continue
             share.waiting.append((index, item))
             if not share.queued:
                 share.offer(share)

@@ -117,9 +117,10 @@ class Queue:
         for worker in self.workers:
             worker.chunks.clear()
 
-    def forget(self, function: Function) -> None:
-        """No later chunk will name this function."""
-        self.calls.pop(function.id, None)
+    def forget(self, feed: object, function: Function) -> None:
+        """A feed of this function has ended; a function with state ends with its feed."""
+        if self.calls.get(function.id) is feed:
+            del self.calls[function.id]
         if function.permanent:
             return
         for worker in self.workers:
