@@ -12,6 +12,10 @@ async def add(a: int, b: int) -> int:
     return a + b
 
 
+async def number(text: str) -> int:
+    return int(text)
+
+
 async def calls(pool: Pool) -> None:
     # All results, a list in the order of the input. A plain function will do as well.
     assert await pool.map(math.sqrt, [1.0, 4.0, 9.0]) == [1.0, 2.0, 3.0]
@@ -29,7 +33,7 @@ async def calls(pool: Pool) -> None:
 
 async def errors(pool: Pool) -> None:
     try:
-        await pool.apply(int, ("seven",))
+        await pool.apply(number, ("seven",))
     except ValueError as error:  # what the worker raised, with its traceback from there
         assert isinstance(error, ProxyException)
         assert "Traceback" in str(error)
