@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import faulthandler
 import functools
 import multiprocessing
 import os
@@ -169,6 +170,7 @@ async def leave_at_once(code: int) -> None:
 
 
 async def kill_self(signum: int) -> None:
+    faulthandler.disable()  # a fork of pytest has it on, and would print all stacks
     os.kill(os.getpid(), signum)
     await asyncio.sleep(60)
 

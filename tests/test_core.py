@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
@@ -18,7 +19,7 @@ import pytest
 
 import aiomultiprocess as amp
 import core_targets as targets
-from aiomultiprocess import Process, Worker, WorkerLostError, core
+from aiomultiprocess import Process, Worker, WorkerLostError, _result, core
 from support import Script, run_script, wait_for_exit
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and descriptors of POSIX")
@@ -41,10 +42,22 @@ async def test_process_runs_to_its_end(start_method: str) -> None:
     process.start()
     assert process.name == "test_process"
     assert process.pid
-    assert process.is_alive()
     await process.join()
     assert not process.is_alive()
     assert process.exitcode == 0
+
+
+async def test_a_process_that_runs_is_alive_and_a_worker_has_no_result_yet() -> None:
+    worker = Worker(target=targets.wait_long)
+    worker.start()
+    assert worker.is_alive()
+    assert worker.exitcode is None
+    with pytest.raises(ValueError, match="coroutine not completed"):
+        _ = worker.result
+    worker.kill()
+    with pytest.raises(WorkerLostError):
+        await worker
+    assert not worker.is_alive()
 
 
 async def test_awaiting_a_process_starts_and_joins_it() -> None:
@@ -75,8 +88,6 @@ async def test_daemon_can_be_changed_before_the_start() -> None:
 async def test_worker_returns_the_result_and_keeps_it(start_method: str) -> None:
     worker = Worker(target=targets.get_pid)
     worker.start()
-    with pytest.raises(ValueError, match="coroutine not completed"):
-        _ = worker.result
     assert await worker.join() == worker.pid
     assert worker.result == worker.pid
     assert await worker.join() == worker.pid
@@ -295,6 +306,16 @@ async def test_a_result_that_cannot_be_unpickled_is_an_error_that_says_so() -> N
         _ = worker.result
 
 
+@pytest.mark.parametrize("size", [0, 10, 5_000_000])
+async def test_a_thread_receives_where_loops_do_not_wait_for_pipes(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_result, "Receiver", _result.ThreadReceiver)
+    assert len(await Worker(target=targets.zeros, args=(size,))) == size
+    with pytest.raises(WorkerLostError, match="during core_targets"):
+        await Worker(target=targets.leave_at_once, args=(7,))
+
+
 @posix
 async def test_a_result_does_not_wait_for_processes_that_the_child_forked() -> None:
     pid = await asyncio.wait_for(Worker(target=targets.fork_and_return, args=(60,)), 20)
@@ -441,7 +462,12 @@ async def test_an_exit_code_that_somebody_else_took_is_not_known(start_method: s
 async def test_a_program_that_reaps_all_children_does_not_disturb_us() -> None:
     worker = Worker(target=targets.get_pid)
     worker.start()
-    thief = threading.Thread(target=os.waitpid, args=(-1, 0))
+
+    def steal() -> None:
+        with contextlib.suppress(ChildProcessError):  # we were first, and there is no other child
+            os.waitpid(-1, 0)
+
+    thief = threading.Thread(target=steal)
     thief.start()
     assert await worker.join() == worker.pid
     assert worker.exitcode in (0, None)

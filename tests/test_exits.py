@@ -49,6 +49,9 @@ def launch() -> Iterator[Launch]:
 
     yield launch
     for process in processes:
+        if process.is_alive():  # the test has failed
+            process.kill()
+            process.join()
         process.close()
 
 
@@ -192,6 +195,7 @@ async def test_asyncio_subprocesses_beside_ours_keep_their_codes(launch: Launch)
     assert (ours.exitcode, theirs.returncode) == (8, 9)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_copy_knows_nothing_and_closes_nothing(launch: Launch) -> None:
     process = launch(targets.sleep_long)
     exit_ = Exit(process)

@@ -12,6 +12,7 @@ R2  The end of a result is told by its length, not by the end of the pipe, which
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import pickle
 import struct
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import remote
 from ._exits import Descriptor
@@ -86,140 +87,150 @@ class Incoming:
         return count
 
 
-if sys.platform != "win32":
+class PipeSender:
+    """The child's end; it travels to the child with the process that starts there."""
 
-    class Sender:
-        """The child's end; it travels to the child with the process that starts there."""
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+        self._fd = -1
 
-        def __init__(self, handover: Handover) -> None:
-            self._handover = handover
-            self._fd = -1
+    def open(self) -> None:
+        """In the child: take the pipe over, and say so."""
+        [self._fd] = self._handover.take()
+        self._write(STARTED)
 
-        def open(self) -> None:
-            """In the child: take the pipe over, and say so."""
-            [self._fd] = self._handover.take()
-            self._write(STARTED)
+    def send(self, kind: int, payload: Any) -> None:
+        """Write the one result; blocks until the parent has read all but what a pipe holds."""
+        self._write(HEADER.pack(kind, len(payload)))
+        self._write(payload)
 
-        def send(self, kind: int, payload: Any) -> None:
-            """Write the one result; blocks until the parent has read all but what a pipe holds."""
-            self._write(HEADER.pack(kind, len(payload)))
-            self._write(payload)
+    def _write(self, data: Any) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BrokenPipeError:
+            return  # nobody is there any more who wants it
 
-        def _write(self, data: Any) -> None:
-            view = memoryview(data)
-            try:
-                while view:
-                    view = view[os.write(self._fd, view) :]
-            except BrokenPipeError:
-                return  # nobody is there any more who wants it
 
-    class Receiver:
-        """The parent's end."""
+class PipeReceiver:
+    """The parent's end: a pipe that the loop reads."""
 
-        def __init__(self) -> None:
-            ours, theirs = os.pipe()
-            self._ours = Descriptor(ours)
-            self._theirs = Descriptor(theirs)
-            os.set_blocking(ours, False)
-            self.incoming = Incoming()
-            self.sender = Sender(Handover([theirs], self._forget))
-            self._loop: asyncio.AbstractEventLoop | None = None
-            self._open = True
-            self._reading = threading.Lock()
+    def __init__(self) -> None:
+        ours, theirs = os.pipe()
+        self._ours = Descriptor(ours)
+        self._theirs = Descriptor(theirs)
+        os.set_blocking(ours, False)
+        self.incoming = Incoming()
+        self.sender = PipeSender(Handover([theirs], self._forget))
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._open = True
+        self._reading = threading.Lock()
 
-        def release(self) -> None:
-            """The process has started: its end is its own."""
-            self._theirs.close()
+    def release(self) -> None:
+        """The process has started: its end is its own."""
+        self._theirs.close()
 
-        def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-            """Read in this loop from now on (R1), unless another running one does so already."""
-            if not self._open or (self._loop is not None and self._loop.is_running()):
-                return
-            self._detach()
-            self._loop = loop
-            loop.add_reader(self._ours.fileno(), self.pump)
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read in this loop from now on (R1), unless another running one does so already."""
+        if not self._open or (self._loop is not None and self._loop.is_running()):
+            return
+        self._detach()
+        self._loop = loop
+        loop.add_reader(self._ours.fileno(), self.pump)
 
-        def pump(self, limit: int = PUMP_BYTES) -> None:
-            """Read what is there, about `limit` bytes at most; from any thread."""
-            with self._reading:
-                while self._open and limit > 0:
-                    try:
-                        count = self.incoming.read(self._read)
-                    except BlockingIOError:
-                        return
-                    limit -= count
-                    if not count or self.incoming.message is not None:
-                        self.close()
+    def pump(self, limit: int = PUMP_BYTES) -> None:
+        """Read what is there, about `limit` bytes at most; from any thread."""
+        with self._reading:
+            while self._open and limit > 0:
+                try:
+                    count = self.incoming.read(self._read)
+                except BlockingIOError:
+                    return
+                limit -= count
+                if not count or self.incoming.message is not None:
+                    self.close()
 
-        def close(self) -> None:
-            """Read no more; what was read stays."""
-            self._open = False
-            self._detach()
-            self._ours.close()
-            self._theirs.close()
+    def close(self) -> None:
+        """Read no more; what was read stays."""
+        self._open = False
+        self._detach()
+        self._ours.close()
+        self._theirs.close()
 
-        def _read(self, view: memoryview) -> int:
-            return os.readv(self._ours.fileno(), [view])
+    def _read(self, view: memoryview) -> int:
+        return os.readv(self._ours.fileno(), [view])
 
-        def _detach(self) -> None:
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.remove_reader(self._ours.fileno())
-            self._loop = None
+    def _detach(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._ours.fileno())
+        self._loop = None
 
-        def _forget(self) -> None:
-            """In a forked child: its copies of the parent's ends would keep the pipe alive."""
-            os.close(self._ours.fileno())
-            os.close(self._theirs.fileno())
+    def _forget(self) -> None:
+        """In a forked child: its copies of the parent's ends would keep the pipe alive."""
+        os.close(self._ours.fileno())
+        os.close(self._theirs.fileno())
 
-else:
 
-    class Sender:
-        """The child's end; it travels to the child with the process that starts there."""
+class ConnectionSender:
+    """The child's end; it travels to the child with the process that starts there."""
 
-        def __init__(self, connection: Any) -> None:
-            self._connection = connection
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
 
-        def open(self) -> None:
-            """In the child: say that it runs."""
-            self._connection.send_bytes(STARTED)
+    def open(self) -> None:
+        """In the child: say that it runs."""
+        self._connection.send_bytes(STARTED)
 
-        def send(self, kind: int, payload: Any) -> None:
-            """Write the one result."""
-            self._connection.send_bytes(HEADER.pack(kind, len(payload)))
-            self._connection.send_bytes(payload)
+    def send(self, kind: int, payload: Any) -> None:
+        """Write the one result."""
+        self._connection.send_bytes(HEADER.pack(kind, len(payload)))
+        self._connection.send_bytes(payload)
 
-    class Receiver:
-        """The parent's end: a thread, for loops on Windows do not wait for pipes."""
 
-        def __init__(self) -> None:
-            self._ours, self._theirs = Pipe(duplex=False)
-            self.incoming = Incoming()
-            self.sender = Sender(self._theirs)
-            self._thread = threading.Thread(target=self._receive, daemon=True)
+class ThreadReceiver:
+    """The parent's end on Windows, where loops do not wait for pipes: a thread reads."""
 
-        def release(self) -> None:
-            """The process has started: its end is its own."""
-            self._theirs.close()
-            self._thread.start()
+    def __init__(self) -> None:
+        self._ours, self._theirs = Pipe(duplex=False)
+        self.incoming = Incoming()
+        self.sender = ConnectionSender(self._theirs)
+        self._thread = threading.Thread(target=self._receive, daemon=True)
 
-        def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-            """The thread reads, whichever loop runs."""
+    def release(self) -> None:
+        """The process has started: its end is its own."""
+        self._theirs.close()
+        self._thread.start()
 
-        def pump(self, limit: int = PUMP_BYTES) -> None:
-            """The thread reads by itself."""
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread reads, whichever loop runs."""
 
-        def close(self) -> None:
-            """Let the thread come to the end of the pipe."""
-            self._theirs.close()
-            if self._thread.ident is not None:
-                self._thread.join()
-            self._ours.close()
+    def pump(self, limit: int = PUMP_BYTES) -> None:
+        """The thread reads by itself."""
 
-        def _receive(self) -> None:
-            try:
-                while self.incoming.message is None:
-                    data = memoryview(self._ours.recv_bytes())
-                    while data:
-                        data = data[self.incoming.read(data.__getitem__) :]
-            except (EOFError, OSError):
-                return
+    def close(self) -> None:
+        """Let the thread come to the end of the pipe."""
+        self._theirs.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._ours.close()
+
+    def _receive(self) -> None:
+        try:
+            while self.incoming.message is None:
+                data = memoryview(self._ours.recv_bytes())
+                while data:
+                    data = data[self.incoming.read(functools.partial(_copy, data)) :]
+        except (EOFError, OSError):
+            return
+
+
+def _copy(source: memoryview, target: memoryview) -> int:
+    count = min(len(source), len(target))
+    target[:count] = source[:count]
+    return count
+
+
+Sender: TypeAlias = PipeSender | ConnectionSender
+Receiver: type[PipeReceiver] | type[ThreadReceiver]
+Receiver = ThreadReceiver if sys.platform == "win32" else PipeReceiver

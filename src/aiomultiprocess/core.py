@@ -19,7 +19,7 @@ from .types import Context, LoopInitializer, WorkerLostError
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
 
-    from ._result import Receiver
+    from ._result import PipeReceiver, ThreadReceiver
 
 DEFAULT_START_METHOD = "spawn"
 
@@ -252,7 +252,7 @@ class Worker(Process):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._receiver: Receiver | None = None
+        self._receiver: PipeReceiver | ThreadReceiver | None = None
         self._result: tuple[Any] | None = None
 
     def start(self) -> None:
