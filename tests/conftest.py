@@ -1,7 +1,14 @@
-"""What holds for every test: the installed package is tested, and the extension where required."""
+"""What holds for every test.
 
+The installed package is tested, with the extension where it is required; nothing is left behind; a
+test that asks for `backend` or `start_method` runs once for each of them.
+"""
+
+import inspect
+import multiprocessing
 import os
 import sys
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,8 +20,19 @@ ROOT = Path(__file__).resolve().parents[1]
 # would be imported in place of the installed package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
+# NumPy's threads would make every fork a fork of a process with threads.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import leaks  # noqa: E402  (after sys.path is right)
+
 REQUIRED = os.environ.get("AIOMULTIPROCESS_REQUIRE_EXTENSION", "") not in ("", "0")
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.ring") is not None
+BACKENDS = ("shm", "pipe") if BUILT else ("pipe",)
+
+# faulthandler_timeout keeps a thread, of which fork warns from 3.12 on
+FORK_WARNING = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
 
 
 def pytest_configure() -> None:
@@ -24,8 +42,67 @@ def pytest_configure() -> None:
             "AIOMULTIPROCESS_REQUIRE_EXTENSION is set, but amp_ext.ring cannot be imported: "
             "install the package with a C compiler at hand (`make test` does)"
         )
+    leaks.adopt_orphans()
+    # spawned workers import the parent's main module: without this, each would import pytest
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    main.__dict__.pop("__file__", None)
 
 
 def pytest_report_header() -> str:
     """Say in the first lines what is tested."""
     return f"aiomultiprocess: extension {'built' if BUILT else 'not built (pipe only)'}"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """No test may leave a pending task in its loop."""
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+        item.obj = leaks.leaves_no_task(item.obj)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test during which asyncio or a resource tracker complained, in whichever process."""
+    report = yield
+    if report.when == "teardown" and report.passed:
+        said = leaks.COMPLAINTS.search(report.capstderr + report.caplog)
+        if said:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: {said.group()!r} was written to stderr or the log"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Processes, threads, descriptors, mappings, shared memory: as before the test."""
+    before = leaks.holdings()
+    yield
+    left = leaks.left_behind(before)
+    if left:
+        leaks.clear_away(left)
+        pytest.fail(f"left behind: {left}", pytrace=False)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the backend that pools, also those of scripts, choose in this test."""
+    name: str = request.param
+    monkeypatch.setenv("AIOMULTIPROCESS_BACKEND", name)
+    return name
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=FORK_WARNING if name == "fork" else ())
+        for name in multiprocessing.get_all_start_methods()
+    ]
+)
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The start method of all processes of this test."""
+    from aiomultiprocess import set_start_method
+
+    set_start_method(request.param)
+    yield request.param
+    set_start_method()

@@ -1,0 +1,149 @@
+"""What a process holds, so that conftest.py can tell what a test has left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import gc
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
+COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
+PR_SET_CHILD_SUBREAPER = 36
+
+Holdings = dict[str, set[Any]]
+
+
+def adopt_orphans() -> None:
+    """Let orphans of our children become our children, so that none can hide (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def holdings() -> Holdings:
+    """What this process holds now."""
+    return {
+        "processes": {
+            (child.pid, child.create_time()) for child in psutil.Process().children(recursive=True)
+        },
+        "threads": set(threading.enumerate()),
+        "descriptors": descriptors(),
+        "mappings": mappings("self"),
+        "shared memory": shared_memory(),
+    }
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """Open descriptors and what they refer to; on systems without /proc, nothing."""
+    found = set()
+    folder = Path("/proc/self/fd")
+    for entry in os.listdir(folder) if folder.exists() else ():
+        try:
+            found.add((entry, os.readlink(folder / entry)))
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+def mappings(pid: str) -> set[str]:
+    """Shared memory that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:  # ended meanwhile, or no /proc
+        return set()
+    return {line for line in lines if "/memfd:" in line or "/dev/shm/" in line}
+
+
+def shared_memory() -> set[str]:
+    """Entries of /dev/shm."""
+    folder = Path("/dev/shm")
+    return set(os.listdir(folder)) if folder.exists() else set()
+
+
+def left_behind(before: Holdings) -> Holdings:
+    """What is held now and was not then, once what is on its way out is out."""
+    stop_helpers_of_multiprocessing()
+    deadline = time.monotonic() + PATIENCE
+    collected = False
+    while True:
+        reap_orphans()
+        left = {kind: now - before[kind] for kind, now in holdings().items()}
+        left["shared memory"] -= {name for name in left["shared memory"] if is_mapped(name)}
+        left = {kind: things for kind, things in left.items() if things}
+        if not left or time.monotonic() > deadline:
+            return left
+        if not collected:
+            collected = True
+            gc.collect()
+        time.sleep(0.01)  # a bounded look at the process table, which has no events for this
+
+
+def reap_orphans() -> None:
+    """Do what init would have done for the children of a script that has ended.
+
+    Scripts have a session of their own. A zombie of our session is a child that was not reaped.
+    """
+    for child in psutil.Process().children():
+        try:
+            if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) != os.getsid(0):
+                os.waitpid(child.pid, 0)
+        except (psutil.NoSuchProcess, ProcessLookupError, ChildProcessError):
+            continue
+
+
+def is_mapped(name: str) -> bool:
+    """Whether some process uses an entry of /dev/shm: then it is not left behind (yet)."""
+    return any(f"/dev/shm/{name}" in line for pid in psutil.pids() for line in mappings(str(pid)))
+
+
+def stop_helpers_of_multiprocessing() -> None:
+    """End the processes that multiprocessing keeps for later: they are CPython's, not ours.
+
+    `_stop` is what CPython's own test suite calls; there is no public way.
+    """
+    if resource_tracker._resource_tracker._pid is not None:
+        gc.collect()  # semaphores of queues are given back before their tracker goes
+    if forkserver._forkserver._forkserver_pid is not None:
+        forkserver._forkserver._stop()
+    if resource_tracker._resource_tracker._pid is not None:
+        resource_tracker._resource_tracker._stop()
+
+
+def clear_away(left: Holdings) -> None:
+    """Spare the tests that follow."""
+    for pid, created in left.get("processes", ()):
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() == created:
+                process.send_signal(signal.SIGKILL)
+                process.wait(PATIENCE)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def leaves_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """The test, which now fails if asyncio tasks are pending at its end."""
+
+    @functools.wraps(test)
+    async def checked(*args: Any, **kwds: Any) -> None:
+        await test(*args, **kwds)
+        for _ in range(10):  # what was cancelled ends within a few turns of the loop
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if not left:
+                return
+            await asyncio.sleep(0)
+        raise AssertionError(f"pending tasks at the end of the test: {left}")
+
+    return checked
