@@ -1,7 +1,8 @@
-"""The C API on borrowed pointers, for the codec.
+"""The C API as the codec needs it: what looks at a value takes a borrowed pointer.
 
-Cython's own declarations take objects, and count a reference to each that passes through a variable;
-the encoder looks at a value for less time than that takes.
+Cython's own declarations take objects and count a reference to each that passes through a variable;
+the encoder looks at a value for less time than that takes. What makes a value, for the decoder,
+returns an object, so that Cython drops it where something fails.
 """
 
 from cpython.object cimport PyObject, PyTypeObject
@@ -20,20 +21,20 @@ cdef extern from "Python.h":
 
     bint PyLong_CheckExact(PyObject *)
     long long PyLong_AsLongLongAndOverflow(PyObject *, int *) except? -1
-    PyObject *PyLong_FromLong(long) except NULL
-    PyObject *PyLong_FromLongLong(long long) except NULL
+    object PyLong_FromLong(long)
+    object PyLong_FromLongLong(long long)
 
     bint PyFloat_CheckExact(PyObject *)
     double PyFloat_AS_DOUBLE(PyObject *)
-    PyObject *PyFloat_FromDouble(double) except NULL
+    object PyFloat_FromDouble(double)
 
     bint PyUnicode_CheckExact(PyObject *)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject *)
     Py_ssize_t PyUnicode_GetLength(PyObject *) except -1
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
-    PyObject *PyUnicode_New(Py_ssize_t, int) except NULL
+    object PyUnicode_New(Py_ssize_t, int)
     void *PyUnicode_DATA(PyObject *)
-    PyObject *PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *) except NULL
+    object PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *)
 
     bint PyBytes_CheckExact(PyObject *)
     char *PyBytes_AS_STRING(PyObject *)
@@ -44,21 +45,20 @@ cdef extern from "Python.h":
 
     bint PyList_CheckExact(PyObject *)
     bint PyTuple_CheckExact(PyObject *)
-    PyObject *PyList_New(Py_ssize_t) except NULL
-    PyObject *PyTuple_New(Py_ssize_t) except NULL
+    object PyList_New(Py_ssize_t)
+    object PyTuple_New(Py_ssize_t)
     Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *)
     PyObject **PySequence_Fast_ITEMS(PyObject *)
 
     bint PyDict_CheckExact(PyObject *)
-    PyObject *PyDict_New() except NULL
     Py_ssize_t PyDict_GET_SIZE(PyObject *)
     bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
     PyObject *PyDict_GetItemWithError(object, PyObject *) except? NULL
-    int PyDict_SetItem(PyObject *, PyObject *, PyObject *) except -1
+    int PyDict_SetItem(object, object, object) except -1
 
     bint PyAnySet_CheckExact(PyObject *)
     bint PyFrozenSet_CheckExact(PyObject *)
-    PyObject *PySet_New(PyObject *) except NULL
-    PyObject *PyFrozenSet_New(PyObject *) except NULL
+    object PySet_New(PyObject *)
+    object PyFrozenSet_New(PyObject *)
     Py_ssize_t PySet_GET_SIZE(PyObject *)
-    int PySet_Add(PyObject *, PyObject *) except -1
+    int PySet_Add(object, object) except -1

@@ -62,37 +62,33 @@ cdef int corrupt(Reader *reader, why) except -1:
     )
 
 
+cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) except -1:
+    return corrupt(reader, f"{number} {what.decode()}")
+
+
 # -- items -------------------------------------------------------------------------------------
 
 cdef tuple read_items(Reader *reader, Py_ssize_t count):
-    cdef PyObject *values
+    cdef list values
     cdef dict failures = {}
+    cdef Py_ssize_t place = 0
+    cdef PyObject **slots
     check_count(reader, count, 1)
     values = PyList_New(count)
     # Unpickling runs user code, which must not find a list with holes: keep it from the collector.
-    PyObject_GC_UnTrack(values)
-    try:
-        fill_items(reader, PySequence_Fast_ITEMS(values), count, failures)
-        if reader.at != reader.end:
-            corrupt(reader, "more than the items")
-        return <object>values, failures or None
-    finally:
-        PyObject_GC_Track(values)
-        Py_DECREF(values)
-
-
-cdef int fill_items(Reader *reader, PyObject **slots, Py_ssize_t count, dict failures) except -1:
-    cdef Py_ssize_t place = 0
+    PyObject_GC_UnTrack(<PyObject *>values)
+    slots = PySequence_Fast_ITEMS(<PyObject *>values)
     while place < count:
-        if reader.at < reader.end and reader.at[0] == PICKLE:
+        if comes(reader, PICKLE):
             reader.at += 1
-            value = read_pickle(reader, failures, place)
-            Py_INCREF(<PyObject *>value)
-            slots[place] = <PyObject *>value
+            keep(slots + place, read_pickle(reader, failures, place))
             place += 1
         else:
             place += fill(reader, slots + place, count - place, 0)
-    return 0
+    if reader.at != reader.end:
+        corrupt(reader, "more than the items")
+    PyObject_GC_Track(<PyObject *>values)
+    return values, failures or None
 
 
 cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
@@ -123,7 +119,7 @@ cdef Py_ssize_t fill(Reader *reader, PyObject **slots, Py_ssize_t room, int dept
     """Fill slots with the value, or the values of the run, that comes; how many these are."""
     if reader.at < reader.end and INT8S <= reader.at[0] <= FLOATS:
         return fill_run(reader, slots, room)
-    slots[0] = read(reader, depth)
+    keep(slots, read(reader, depth))
     return 1
 
 
@@ -132,51 +128,37 @@ cdef Py_ssize_t fill_run(Reader *reader, PyObject **slots, Py_ssize_t room) exce
     cdef int shift = 3 if tag == FLOATS else tag - INT8S
     cdef Py_ssize_t count = read_number(reader), i
     cdef const uint8_t *data
-    cdef double real
     if not 0 < count <= room:
         corrupt(reader, f"a run of {count} where {room} may be")
     data = take(reader, count << shift)
     if tag == FLOATS:
         for i in range(count):
-            memcpy(&real, data + i * 8, 8)
-            slots[i] = PyFloat_FromDouble(real)
+            keep(slots + i, load_float(data + i * 8))
     else:
         for i in range(count):
-            slots[i] = load_int(data + (i << shift), shift)
+            keep(slots + i, load_int(data + (i << shift), shift))
     return count
 
 
-cdef inline PyObject *load_int(const uint8_t *data, int shift) except NULL:
-    cdef int16_t number16
-    cdef int32_t number32
-    cdef int64_t number64
-    if shift == 0:
-        return PyLong_FromLong(<int8_t>data[0])
-    if shift == 1:
-        memcpy(&number16, data, 2)
-        return PyLong_FromLong(number16)
-    if shift == 2:
-        memcpy(&number32, data, 4)
-        return PyLong_FromLong(number32)
-    memcpy(&number64, data, 8)
-    return PyLong_FromLongLong(number64)
+cdef inline void keep(PyObject **slot, object value) noexcept:
+    Py_INCREF(<PyObject *>value)
+    slot[0] = <PyObject *>value
 
 
-cdef PyObject *read(Reader *reader, int depth) except NULL:
-    """The value that comes: a new reference."""
+cdef object read(Reader *reader, int depth):
     cdef int tag = read_byte(reader)
     if tag == NONE:
-        return owned(Py_None)
+        return None
     elif tag == FALSE:
-        return owned(Py_False)
+        return False
     elif tag == TRUE:
-        return owned(Py_True)
+        return True
     elif tag == INT8 or tag == INT16 or tag == INT32 or tag == INT64:
         return load_int(take(reader, 1 << (tag - INT8)), tag - INT8)
     elif tag == BIGINT:
-        return read_bigint(reader)
+        return int.from_bytes(read_bytes(reader), BYTE_ORDER, signed=True)
     elif tag == FLOAT:
-        return read_float(reader)
+        return load_float(take(reader, 8))
     elif tag == STR:
         return read_str(reader, read_number(reader))
     elif tag == BYTES:
@@ -192,127 +174,98 @@ cdef PyObject *read(Reader *reader, int depth) except NULL:
     return read_set(reader, tag, depth + 1)
 
 
-cdef inline PyObject *owned(PyObject *value) noexcept:
-    Py_INCREF(value)
-    return value
-
-
-cdef PyObject *read_sequence(Reader *reader, int tag, int depth) except NULL:
+cdef object read_sequence(Reader *reader, int tag, int depth):
     cdef Py_ssize_t count = read_number(reader), at = 0
-    cdef PyObject *values
     cdef PyObject **slots
     check_count(reader, count, 1)
     values = PyList_New(count) if tag == LIST else PyTuple_New(count)
-    try:
-        slots = PySequence_Fast_ITEMS(values)
-        while at < count:
-            at += fill(reader, slots + at, count - at, depth)
-    except:
-        Py_DECREF(values)
-        raise
+    slots = PySequence_Fast_ITEMS(<PyObject *>values)
+    while at < count:
+        at += fill(reader, slots + at, count - at, depth)
     return values
 
 
-cdef PyObject *read_dict(Reader *reader, int depth) except NULL:
+cdef dict read_dict(Reader *reader, int depth):
     cdef Py_ssize_t count = read_number(reader), i
-    cdef PyObject *pairs
-    cdef PyObject *key = NULL
-    cdef PyObject *value = NULL
+    cdef dict pairs = {}
     check_count(reader, count, 2)
-    pairs = PyDict_New()
-    try:
-        for i in range(count):
-            key = read_key(reader, depth)
-            value = read(reader, depth)
-            PyDict_SetItem(pairs, key, value)
-            Py_DECREF(key)
-            key = NULL
-            Py_DECREF(value)
-            value = NULL
-        if PyDict_GET_SIZE(pairs) != count:
-            corrupt(reader, "a dict with equal keys")
-    except:
-        Py_XDECREF(key)
-        Py_XDECREF(value)
-        Py_DECREF(pairs)
-        raise
+    for i in range(count):
+        key = read_key(reader, depth)
+        PyDict_SetItem(pairs, key, read(reader, depth))
+    if PyDict_GET_SIZE(<PyObject *>pairs) != count:
+        corrupt(reader, "a dict with equal keys")
     return pairs
 
 
-cdef PyObject *read_key(Reader *reader, int depth) except NULL:
+cdef object read_key(Reader *reader, int depth):
     cdef Py_ssize_t size
     cdef int number
-    cdef PyObject *key
-    if reader.at < reader.end and reader.at[0] == KEY:
+    if comes(reader, KEY):
         reader.at += 1
         number = read_byte(reader)
         if number >= reader.key_count:
             corrupt(reader, f"key {number} of {reader.key_count}")
-        return owned(reader.keys[number])
-    if reader.at == reader.end or reader.at[0] != STR:
+        return <object>reader.keys[number]
+    if not comes(reader, STR):
         return read(reader, depth)
     reader.at += 1
     size = read_number(reader)
     key = read_str(reader, size)
     if size <= KEY_SIZE and reader.key_count < KEY_COUNT:
-        reader.keys[reader.key_count] = owned(key)
+        keep(&reader.keys[reader.key_count], key)
         reader.key_count += 1
     return key
 
 
-cdef PyObject *read_set(Reader *reader, int tag, int depth) except NULL:
+cdef object read_set(Reader *reader, int tag, int depth):
     cdef Py_ssize_t count = read_number(reader), i
-    cdef PyObject *members
-    cdef PyObject *member = NULL
     check_count(reader, count, 1)
     members = PySet_New(NULL) if tag == SET else PyFrozenSet_New(NULL)
-    try:
-        for i in range(count):
-            member = read(reader, depth)
-            PySet_Add(members, member)
-            Py_DECREF(member)
-            member = NULL
-        if PySet_GET_SIZE(members) != count:
-            corrupt(reader, "a set with equal members")
-    except:
-        Py_XDECREF(member)
-        Py_DECREF(members)
-        raise
+    for i in range(count):
+        PySet_Add(members, read(reader, depth))
+    if PySet_GET_SIZE(<PyObject *>members) != count:
+        corrupt(reader, "a set with equal members")
     return members
 
 
 # -- numbers, text and bytes -------------------------------------------------------------------
 
-cdef PyObject *read_float(Reader *reader) except NULL:
+cdef inline object load_int(const uint8_t *data, int shift):
+    cdef int16_t number16
+    cdef int32_t number32
+    cdef int64_t number64
+    if shift == 0:
+        return PyLong_FromLong(<int8_t>data[0])
+    if shift == 1:
+        memcpy(&number16, data, 2)
+        return PyLong_FromLong(number16)
+    if shift == 2:
+        memcpy(&number32, data, 4)
+        return PyLong_FromLong(number32)
+    memcpy(&number64, data, 8)
+    return PyLong_FromLongLong(number64)
+
+
+cdef inline object load_float(const uint8_t *data):
     cdef double number
-    memcpy(&number, take(reader, 8), 8)
+    memcpy(&number, data, 8)
     return PyFloat_FromDouble(number)
 
 
-cdef PyObject *read_bigint(Reader *reader) except NULL:
+cdef bytes read_bytes(Reader *reader):
     cdef Py_ssize_t size = read_number(reader)
+    return (<const char *>take(reader, size))[:size]
+
+
+cdef object read_str(Reader *reader, Py_ssize_t size):
     cdef const uint8_t *data = take(reader, size)
-    value = int.from_bytes((<const char *>data)[:size], BYTE_ORDER, signed=True)
-    return owned(<PyObject *>value)
-
-
-cdef PyObject *read_bytes(Reader *reader) except NULL:
-    cdef Py_ssize_t size = read_number(reader)
-    return PyBytes_FromStringAndSize(<const char *>take(reader, size), size)
-
-
-cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
-    cdef const uint8_t *data = take(reader, size)
-    cdef PyObject *text
     cdef uint8_t *copy
-    if size < 2:  # there is one str for each of these
-        return PyUnicode_DecodeUTF8(<const char *>data, size, b"surrogatepass")
-    text = PyUnicode_New(size, 127)
-    copy = <uint8_t *>PyUnicode_DATA(text)
-    memcpy(copy, data, size)
-    if is_ascii(copy, size):
-        return text
-    Py_DECREF(text)
+    if size > 1:  # of those shorter there is one str each, which is CPython's to find
+        text = PyUnicode_New(size, 127)
+        copy = <uint8_t *>PyUnicode_DATA(<PyObject *>text)
+        memcpy(copy, data, size)
+        if is_ascii(copy, size):
+            return text
     return PyUnicode_DecodeUTF8(<const char *>data, size, b"surrogatepass")
 
 
@@ -329,31 +282,37 @@ cdef inline bint is_ascii(const uint8_t *text, Py_ssize_t size) noexcept:
     return seen & <uint64_t>0x8080808080808080 == 0
 
 
+cdef inline bint comes(Reader *reader, int tag) noexcept:
+    return reader.at < reader.end and reader.at[0] == tag
+
+
 cdef inline int read_byte(Reader *reader) except -1:
     return take(reader, 1)[0]
 
 
 cdef inline Py_ssize_t read_number(Reader *reader) except -1:
     cdef int byte = read_byte(reader)
-    cdef uint64_t wide
-    if byte < LONG_SIZE:
-        return byte
-    memcpy(&wide, take(reader, 8), 8)
-    if wide > <uint64_t>(reader.end - reader.at):  # C7: nothing is counted that takes no byte
-        corrupt(reader, f"a number of {wide}")
-    return <Py_ssize_t>wide
+    return byte if byte < LONG_SIZE else read_long_number(reader)
+
+
+cdef Py_ssize_t read_long_number(Reader *reader) except -1:
+    cdef uint64_t number
+    memcpy(&number, take(reader, 8), 8)
+    if number > <uint64_t>(reader.end - reader.at):  # C7: nothing is counted that takes no byte
+        corrupt_number(reader, b"of anything", number)
+    return <Py_ssize_t>number
 
 
 cdef inline int check_count(Reader *reader, Py_ssize_t count, int least) except -1:
     """C7: no room for more members than there can be."""
     if count < 0 or count > (reader.end - reader.at) // least:
-        corrupt(reader, f"{count} members")
+        corrupt_number(reader, b"members", count)
     return 0
 
 
 cdef inline const uint8_t *take(Reader *reader, Py_ssize_t size) except NULL:
     cdef const uint8_t *data = reader.at
     if size > reader.end - data:
-        corrupt(reader, f"{size} bytes")
+        corrupt_number(reader, b"bytes", size)
     reader.at += size
     return data

@@ -223,15 +223,12 @@ cdef class Encoder:
         cdef int tag = container_tag(value)
         if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.meet(value)):
             return FOREIGN
-        Py_INCREF(value)
-        try:
-            if tag == DICT:
-                return self.put_dict(value, depth)
-            if tag == SET or tag == FROZENSET:
-                return self.put_set(tag, value, depth)
-            return self.put_sequence(tag, value, depth)
-        finally:
-            Py_DECREF(value)
+        held = <object>value
+        if tag == DICT:
+            return self.put_dict(value, depth)
+        if tag == SET or tag == FROZENSET:
+            return self.put_set(tag, value, depth)
+        return self.put_sequence(tag, value, depth)
 
     cdef inline bint meet(self, PyObject *value) except -1:
         """C3: whether the item has this already. What one reference holds, it cannot, unless it has
