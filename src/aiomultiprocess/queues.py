@@ -138,17 +138,19 @@ class Queue:
         room = worker.credit.room(worker.link.started, feed.function.id)
         if room <= 0 or worker.link.congested:
             return False
-        self._feeds.rotate(-1)
+        self._feeds.popleft()
+        slots: Slots = ()
         left = feed.left
         if left is not None:  # known: the other workers get as much
-            room = min(room, -(-left // len(self.workers)) or 1)
+            room = min(room, -(-left // len(self.workers)))
         while room > 0 and not worker.link.congested:
             slots, items = feed.take(room)
-            if not slots:  # for now: the feed comes back when it has more
-                feed.queued = False
-                self._feeds.remove(feed)
+            if not slots:
                 break
             room -= self._send_chunk(worker, feed, slots, items)
+        feed.queued = feed.left != 0 and bool(slots)
+        if feed.queued:  # else it comes back when it has more
+            self._feeds.append(feed)
         return True
 
     def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> int:
@@ -161,7 +163,7 @@ class Queue:
             rest = count + 1
             feed.fail(slots[count], explain_item(error, feed, slots[count]))
         if rest < len(slots):
-            self._return(feed, slots[rest:], items[rest:])
+            feed.put_back(slots[rest:], items[rest:])
         return rest
 
     def _send_encoded(
