@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import functools
 import os
 import signal
@@ -111,6 +112,13 @@ async def append_to(items: list[Any], value: Any) -> list[Any]:
     return items.copy()
 
 
+_shared: list[Any] = []
+
+
+async def shared_list(_: object = None) -> list[Any]:
+    return _shared
+
+
 async def append_one(items: list[Any]) -> list[Any]:
     items.append(1)
     return items.copy()
@@ -149,7 +157,9 @@ def note(path: str, text: object = "") -> None:
 
 def initialize_and_fail(path: str, way: str) -> None:
     note(path, os.getpid())
-    die(way) if way in WAYS_TO_DIE else fail_now("no database", way)
+    if way in WAYS_TO_DIE:
+        die(way)
+    fail_now("no database", way)
 
 
 def note_error(path: str, error: BaseException) -> None:
@@ -309,7 +319,6 @@ class Sudden(SystemExit):
 
 ERRORS: dict[str, Callable[[str], BaseException]] = {
     "RuntimeError": RuntimeError,
-    "LookupError": LookupError,
     "SystemExit": SystemExit,
     "Sudden": Sudden,
     "KeyboardInterrupt": KeyboardInterrupt,
@@ -331,6 +340,75 @@ async def fail_at_once(text: str, kind: str = "RuntimeError") -> NoReturn:
 async def fail_after_a_turn(text: str, kind: str = "RuntimeError") -> NoReturn:
     await asyncio.sleep(0)
     fail_now(text, kind)
+
+
+class TwoArgumentsError(Exception):
+    """Not to be rebuilt by a call with its `args`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+
+
+class PickyError(Exception):
+    """Its constructor refuses most calls."""
+
+    def __init__(self, *, token: object = None) -> None:
+        if token is None:
+            raise AssertionError("constructed without a token")
+        super().__init__("picky")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Refuses every attribute that is set, even those that `raise` sets."""
+
+    code: int
+
+
+class HoldingError(Exception):
+    """Has state that cannot be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class LostError(Exception):
+    """Can be pickled, but never rebuilt."""
+
+    def __reduce__(self) -> Any:
+        return fail_now, ("cannot be rebuilt",)
+
+
+def long_chain(length: int) -> BaseException:
+    error: BaseException = ValueError("the deepest")
+    for depth in range(length):
+        outer = ValueError(f"depth {depth}")
+        outer.__cause__ = error
+        error = outer
+    return error
+
+
+def error_of_kind(kind: str) -> BaseException:
+    """Errors that are hard to carry."""
+    return {
+        "two arguments": lambda: TwoArgumentsError(404, "not found"),
+        "picky": lambda: PickyError(token=1),
+        "frozen": lambda: FrozenError(42),
+        "holding": lambda: HoldingError("holds a lock"),
+        "lost": lambda: LostError("gone"),
+        "chain": lambda: long_chain(10_000),
+        "key": lambda: KeyError("missing"),
+        "os": lambda: FileNotFoundError(2, "No such file", "/nowhere"),
+        "unicode": lambda: UnicodeDecodeError("utf-8", b"x", 0, 1, "because"),
+        "group": lambda: ExceptionGroup("both", [ValueError("one"), TypeError("two")]),
+        "base group": lambda: BaseExceptionGroup("both", [KeyboardInterrupt("one")]),
+    }[kind]()
+
+
+async def fail_as(kind: str) -> NoReturn:
+    raise error_of_kind(kind)
 
 
 async def fail_at(bad: int, value: int) -> int:
