@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import multiprocessing
 import pickle
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import _loops, _run
 from ._exits import Exit
 from ._spawn import process_class
-from .functions import label_of
+from .functions import check_synchronous, is_coroutine_function, label_of
 from .types import Context, LoopInitializer, WorkerLostError
 
 if TYPE_CHECKING:
@@ -109,14 +108,14 @@ class Process:
     ) -> None:
         if group is not None:
             raise ValueError(f"group must be None, not {group!r}")
-        if target is not None and not _is_coroutine_function(target):
+        if target is not None and not is_coroutine_function(target):
             raise ValueError(
                 f"target must be coroutine function, not {target!r}; define it with `async def`"
             )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
-        _check_synchronous("initializer", initializer)
-        _check_synchronous("loop_initializer", loop_initializer)
+        check_synchronous("initializer", initializer)
+        check_synchronous("loop_initializer", loop_initializer)
         self._label = label_of(target or not_implemented)
         self._loop_initializer = loop_initializer
         self._unit: _run.Unit | None = _run.Unit(
@@ -329,24 +328,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _is_coroutine_function(target: object) -> bool:
-    if inspect.iscoroutinefunction(target):
-        return True
-    marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
-    if marker is not None and getattr(target, "_is_coroutine", None) is marker:
-        return True
-    return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
-
-
-def _check_synchronous(name: str, function: object) -> None:
-    if function is None:
-        return
-    if _is_coroutine_function(function):
-        raise ValueError(f"{name} must be synchronous function, not {function!r}")
-    if not callable(function):
-        raise TypeError(f"{name} must be a function or None, not {function!r}")
 
 
 def _checked_sequence(name: str, values: object) -> Sequence[Any]:

@@ -129,8 +129,8 @@ class Share:
         self._router = router
 
     @property
-    def left(self) -> int:
-        return len(self.waiting)
+    def left(self) -> int | None:
+        return len(self.waiting) if self.waiting or self._job.source.exhausted else None
 
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         if len(self.waiting) < n:

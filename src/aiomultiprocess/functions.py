@@ -9,6 +9,7 @@ state cannot change.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import itertools
@@ -89,6 +90,26 @@ def check_callable(func: object) -> None:
             f"{label_of(func)} is an async generator function and has no single result; "
             "pass a coroutine function or a plain function"
         )
+
+
+def is_coroutine_function(target: object) -> bool:
+    """Whether calling `target` makes a coroutine, as far as can be told before."""
+    if inspect.iscoroutinefunction(target):
+        return True
+    marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
+    if marker is not None and getattr(target, "_is_coroutine", None) is marker:
+        return True
+    return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
+
+
+def check_synchronous(name: str, function: object) -> None:
+    """Refuse what cannot be called, or makes a coroutine that nobody would await."""
+    if function is None:
+        return
+    if is_coroutine_function(function):
+        raise ValueError(f"{name} must be synchronous function, not {function!r}")
+    if not callable(function):
+        raise TypeError(f"{name} must be a function or None, not {function!r}")
 
 
 def label_of(func: object) -> str:

@@ -28,7 +28,7 @@ from ._cpus import usable_cpus
 from .core import get_context
 from .engine import Engine
 from .frames import Mode
-from .functions import check_callable
+from .functions import check_synchronous
 from .jobs import Job, Reader
 from .scheduler import RoundRobin, Scheduler
 from .sources import source_of
@@ -138,9 +138,9 @@ class Pool:
         *,
         backend: str | None = None,
     ) -> None:
-        _check_synchronous("initializer", initializer)
-        _check_synchronous("loop_initializer", loop_initializer)
-        _check_synchronous("exception_handler", exception_handler)
+        check_synchronous("initializer", initializer)
+        check_synchronous("loop_initializer", loop_initializer)
+        check_synchronous("exception_handler", exception_handler)
         self.context = get_context()
         self.process_count = _count("processes", processes) or usable_cpus()
         self.queue_count = _count("queuecount", queuecount) or 1
@@ -389,11 +389,3 @@ def _whole(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
-
-
-def _check_synchronous(name: str, func: object) -> None:
-    if func is None:
-        return
-    check_callable(func)
-    if asyncio.iscoroutinefunction(func):
-        raise ValueError(f"{name} must be synchronous function, got coroutine function {func!r}")
