@@ -219,6 +219,14 @@ async def tasks_alive(_: object = None) -> int:
     return len(asyncio.all_tasks())
 
 
+def initialize_once(path: str) -> None:
+    """An initializer that works in the first worker only."""
+    if os.path.exists(path):
+        note(path, os.getpid())
+        raise LookupError("once only")
+    note(path, os.getpid())
+
+
 async def use_timeout(_: object = None) -> str:
     try:
         async with asyncio.timeout(0.01):
@@ -493,14 +501,23 @@ def forget_core_dumps() -> None:
 
 async def die_at(bad: int, way: str, value: int) -> int:
     if value == bad:
+        await asyncio.sleep(0.05)  # results of tasks before this one leave first
         die(way)
         await asyncio.Event().wait()  # until SIGTERM is heard
     return value
 
 
-async def note_and_die_at(path: str, bad: int, value: int) -> int:
+async def note_and_die_at_some(path: str, bad: list[int], value: int) -> int:
     note(path, value)
-    return await die_at(bad, "SIGKILL", value)
+    if value in bad:
+        die("SIGKILL")
+    return value
+
+
+async def meet_and_kill(port: int, token: object) -> object:
+    """Kill the process whose number is the answer."""
+    os.kill(int(await meet(port, token)), signal.SIGKILL)
+    return token
 
 
 async def meet_or_die(port: int, token: object) -> object:
@@ -517,21 +534,19 @@ async def publish_then_die(port: int) -> str:
 
 
 def leave_a_child(port: int) -> None:
-    """Die, survived by a forked process that holds every descriptor."""
+    """Die when told to, survived by a forked process that holds every descriptor."""
     if os.fork() == 0:
         meet_blocking(port, "survivor")
         os._exit(0)
+    meet_blocking(port, "worker")
     os._exit(7)
 
 
-def spin(_: object = None) -> NoReturn:
-    while True:
-        pass
-
-
-def hold_the_gil(_: object = None) -> int:
+def hold_the_gil(port: int) -> int:
     """A loop in C: no signal handler and no other thread of Python runs for minutes."""
-    return sum(range(10**11))
+    with socket.create_connection((HOST, port)) as connection:
+        connection.sendall(f"{os.getpid()} holding\n".encode())
+        return sum(range(10**11))
 
 
 async def busy(seconds: float) -> None:
