@@ -348,6 +348,10 @@ cdef class Starter:
             spare = self.enter()
             try:
                 status = self.burst(spare, mode, func, items, &at, stop, out, deadline_ns)
+            except BaseException:  # not an item's: the mark could not be set
+                self.keep(spare)
+                self.close()
+                raise
             finally:
                 self.leave(spare)
             value, self.value = self.value, None

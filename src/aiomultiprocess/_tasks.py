@@ -37,6 +37,9 @@ SUSPENDED: Final = 2
 
 _numbers = itertools.count(1)
 
+#: Modules whose frames stand between a task and the item's code.
+_OURS: Final = frozenset({__name__, "aiomultiprocess.driver", "amp_ext.step"})
+
 _Task = TypeVar("_Task", bound=asyncio.Task[Any])
 
 
@@ -56,12 +59,19 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
     """Return what a task that is done ended with: `(value, None)` or `(None, exception)`.
 
     The exception is returned and not raised, also CancelledError, KeyboardInterrupt and SystemExit.
+    Its traceback shows the item's code, as that of a plain task would.
     """
     try:
         error = task.exception()
     except asyncio.CancelledError as cancelled:
-        return None, cancelled
-    return (task.result(), None) if error is None else (None, error)
+        error = cancelled
+    if error is None:
+        return task.result(), None
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    return None, error
 
 
 def parked(

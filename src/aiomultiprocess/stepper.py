@@ -125,27 +125,29 @@ class Starter:
         has reached `deadline_ns`. A task may be done already; `outcome` tells what it ended with.
         Call it from a callback of the running loop, not from a task.
         """
-        at = start
-        while True:
-            spare = self._enter()
-            try:
-                at, status, what = spare.context.run(
-                    self._burst, spare, mode, func, items, at, stop, out, deadline_ns
-                )
-            finally:
-                _tasks.leave(self._loop, spare.task)
-            if status in (DONE, RAISED):
-                self._keep(spare)
-                return at, status, what
-            if status == SUSPENDED:
-                return at, SUSPENDED, self._adopt(spare, what)
-            if status == _FACTORY:
-                return at, *self._hand_over(spare, *what)
-            value, error = self._retire(spare, *what)
-            if error is not None:
-                return at, RAISED, error
-            out.append(value)
-            at += 1
+        at, what = start, None
+        try:
+            while True:
+                spare = self._enter()
+                try:
+                    at, status, what = spare.context.run(
+                        self._burst, spare, mode, func, items, at, stop, out, deadline_ns
+                    )
+                except BaseException:  # not an item's: the mark could not be set
+                    self._keep(spare)
+                    self.close()
+                    raise
+                finally:
+                    _tasks.leave(self._loop, spare.task)
+                if status != _TOUCHED:
+                    return at, *self._ended(spare, status, what)
+                what, error = self._retire(spare, *what)
+                if error is not None:
+                    return at, RAISED, error
+                out.append(what)
+                at += 1
+        finally:
+            what = error = None  # this frame lives on in the tracebacks of items (see _burst)
 
     def close(self) -> None:
         """Give up the spare."""
@@ -168,25 +170,42 @@ class Starter:
         driver, inherited = spare.driver, self._inherited
         factory = self._loop.get_task_factory()
         spare.look()
-        while at < stop and monotonic_ns() < deadline_ns:
-            self._started += 1
-            self._mark_started(self._started)  # S7
-            value, error, coro = _called(mode, func, items[at])
-            if coro is not None:
-                if factory is not None:
-                    return at, _FACTORY, (coro, spare.untouched(inherited))
-                driver.coro = coro
-                value, error, suspended = _first_step(coro)
-                if suspended:
-                    return at, SUSPENDED, value
-                coro = None
-            if not spare.untouched(inherited):
-                return at, _TOUCHED, (value, error)
-            if error is not None:
-                return at, RAISED, error
-            out.append(value)
-            at += 1
-        return at, DONE, None
+        try:
+            while at < stop and monotonic_ns() < deadline_ns:
+                self._started += 1
+                self._mark_started(self._started)  # S7
+                value, error, coro = _called(mode, func, items[at])
+                if coro is not None:
+                    if factory is not None:
+                        return at, _FACTORY, (coro, spare.untouched(inherited))
+                    driver.coro = coro
+                    value, error, suspended = _first_step(coro)
+                    if suspended:
+                        return at, SUSPENDED, value
+                    coro = None
+                if not spare.untouched(inherited):
+                    return at, _TOUCHED, (value, error)
+                if error is not None:
+                    return at, RAISED, error
+                out.append(value)
+                at += 1
+            return at, DONE, None
+        finally:
+            # An exception holds its traceback, that the item's frame, and that its callers' frames
+            # with all they know. What they know must not be the exception: that is a cycle.
+            value = error = coro = None
+
+    def _ended(self, spare: Spare, status: int, what: Any) -> tuple[int, Any]:
+        """What `run` returns after a burst that ended so."""
+        if status == SUSPENDED:
+            return SUSPENDED, self._adopt(spare, what)
+        if status == _FACTORY:
+            return self._hand_over(spare, *what)
+        self._keep(spare)
+        try:
+            return status, what
+        finally:
+            what = None
 
     # -- spares --------------------------------------------------------------------------------
 

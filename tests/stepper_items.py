@@ -1,0 +1,657 @@
+"""Items for test_stepper.py: what user code does with the task that it runs in.
+
+Each is called with a `pause` and tells what it saw. A plain task must see the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+Pause = Callable[[], Awaitable[None]]
+Behaviour = Callable[[Pause], Any]
+
+INHERITED: contextvars.ContextVar[str] = contextvars.ContextVar("inherited")
+MINE: contextvars.ContextVar[str] = contextvars.ContextVar("mine", default="nothing")
+
+ALL: list[Behaviour] = []
+
+
+def behaviour(function: Behaviour) -> Behaviour:
+    ALL.append(function)
+    return function
+
+
+def me() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+# -- what a task finds -----------------------------------------------------------------------------
+
+
+@behaviour
+async def finds_a_task_of_its_own(pause: Pause) -> Any:
+    task = me()
+    seen = (
+        isinstance(task, asyncio.Task),
+        task.done(),
+        task.cancelling(),
+        task in asyncio.all_tasks(),
+    )
+    await pause()
+    return (
+        *seen,
+        me() is task,
+        task.get_loop() is asyncio.get_running_loop(),
+        repr(task.cancelled()),
+    )
+
+
+@behaviour
+async def finds_itself_in_its_coroutine(pause: Pause) -> Any:
+    task = me()
+    seen = []
+    for _ in range(2):
+        coro: Any = task.get_coro()
+        names = coro.__name__, coro.__qualname__, coro.cr_code.co_name
+        seen.append((names, coro.cr_running, len(task.get_stack()) > 0, "itself_in" in repr(task)))
+        await pause()
+    return seen
+
+
+@behaviour
+async def finds_inherited_context(pause: Pause) -> Any:
+    before = INHERITED.get(), MINE.get()
+    MINE.set("set")
+    await pause()
+    return before, INHERITED.get(), MINE.get()
+
+
+@behaviour
+async def changes_inherited_context(pause: Pause) -> Any:
+    before = INHERITED.get()
+    INHERITED.set("changed")
+    await pause()
+    return before, INHERITED.get()
+
+
+@behaviour
+async def resets_its_context(pause: Pause) -> Any:
+    token = MINE.set("set")
+    await pause()
+    MINE.reset(token)
+    return MINE.get()
+
+
+@behaviour
+async def reads_the_context_of_its_task(pause: Pause) -> Any:
+    MINE.set("set")
+    if sys.version_info < (3, 12):
+        return MINE.get()
+    seen = me().get_context()[MINE]
+    await pause()
+    return seen, me().get_context()[MINE], MINE not in me().get_context().copy()
+
+
+@behaviour
+def sets_context_in_a_function(pause: Pause) -> Any:
+    before = MINE.get()
+    MINE.set("set")
+    return before, asyncio.current_task() is not None
+
+
+@behaviour
+def sets_context_before_its_coroutine(pause: Pause) -> Any:
+    before = MINE.get()
+    MINE.set("set")
+
+    async def rest() -> Any:
+        await pause()
+        return before, MINE.get()
+
+    return rest()
+
+
+@behaviour
+async def is_seen_by_callbacks(pause: Pause) -> Any:
+    MINE.set("set")
+    seen: list[Any] = []
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    loop.call_soon(lambda: seen.append((MINE.get(), asyncio.current_task())))
+    loop.call_soon(done.set_result, None)
+    await pause()
+    await done
+    return seen
+
+
+# -- what a task leaves behind ---------------------------------------------------------------------
+
+
+@behaviour
+async def names_its_task(pause: Pause) -> Any:
+    before = me().get_name() == "mine"
+    me().set_name("mine")
+    await pause()
+    return before, me().get_name()
+
+
+@behaviour
+async def puts_an_attribute_on_its_task(pause: Pause) -> Any:
+    task: Any = me()
+    before = hasattr(task, "mine")
+    task.mine = 1
+    await pause()
+    return before, task.mine
+
+
+@behaviour
+async def adds_a_callback_to_its_task(pause: Pause) -> Any:
+    loop = asyncio.get_running_loop()
+    called = loop.create_future()
+
+    def call(task: asyncio.Task[Any]) -> None:
+        called.set_result((task.done(), task.exception(), task.result()[0]))
+
+    me().add_done_callback(call)
+    await pause()
+    return "value", called
+
+
+@behaviour
+async def remembers_its_task_weakly(pause: Pause) -> Any:
+    known: weakref.WeakKeyDictionary[Any, str] = KNOWN
+    before = known.get(me())
+    known[me()] = "known"
+    await pause()
+    return before, known[me()]
+
+
+KNOWN: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+@behaviour
+async def is_in_a_cycle_with_its_task(pause: Pause) -> Any:
+    cycle: list[Any] = [me()]
+    cycle.append(cycle)
+    await pause()
+    return len(cycle)
+
+
+# -- cancellation ----------------------------------------------------------------------------------
+
+
+@behaviour
+async def cancels_itself_and_returns(pause: Pause) -> Any:
+    return me().cancel("why"), me().cancelling()
+
+
+@behaviour
+async def cancels_itself_after_a_pause(pause: Pause) -> Any:
+    await pause()
+    me().cancel("why")
+
+
+@behaviour
+async def cancels_itself_and_pauses(pause: Pause) -> Any:
+    me().cancel("why")
+    await pause()
+    return "returned"
+
+
+@behaviour
+async def cancels_itself_and_raises(pause: Pause) -> Any:
+    me().cancel("why")
+    raise ValueError("raised")
+
+
+@behaviour
+async def cancels_itself_and_waits(pause: Pause) -> Any:
+    me().cancel()
+    await asyncio.sleep(10)
+
+
+@behaviour
+async def cancels_itself_and_catches(pause: Pause) -> Any:
+    task = me()
+    task.cancel("why")
+    task.cancel("again")
+    try:
+        await asyncio.sleep(10)
+    except asyncio.CancelledError as error:
+        seen = error.args, task.cancelling()
+        await pause()
+        return *seen, task.uncancel(), task.uncancel(), task.cancelling()
+
+
+@behaviour
+async def cancels_itself_and_takes_it_back(pause: Pause) -> Any:
+    me().cancel("why")
+    left = me().uncancel()
+    try:
+        await pause()
+    except asyncio.CancelledError as error:  # up to 3.12, uncancel does not take it back
+        return left, error.args
+    return left, me().cancelling()
+
+
+@behaviour
+async def takes_one_of_two_back_and_waits(pause: Pause) -> Any:
+    me().cancel("first")
+    me().cancel("second")
+    me().uncancel()
+    try:
+        await asyncio.sleep(10)
+    except asyncio.CancelledError as error:
+        await pause()
+        return error.args, me().cancelling()
+
+
+@behaviour
+async def waits_for_what_cannot_be_cancelled(pause: Pause) -> Any:
+    class Stubborn(asyncio.Future):  # type: ignore[type-arg]
+        requests = 0
+
+        def cancel(self, msg: Any = None) -> bool:
+            self.requests += 1
+            seen.append((msg, asyncio.current_task() is task, MINE.get()))
+            return False
+
+    MINE.set("set")
+    task = me()
+    seen: list[Any] = []
+    loop = asyncio.get_running_loop()
+    future = Stubborn(loop=loop)
+    task.cancel("why")
+    loop.call_soon(future.set_result, "result")
+    try:
+        await future
+    except asyncio.CancelledError as error:
+        return error.args, future.requests, seen, task.cancelling()
+
+
+@behaviour
+async def cancels_what_it_waits_for(pause: Pause) -> Any:
+    child = asyncio.create_task(asyncio.sleep(10))
+    me().cancel("why")
+    try:
+        await child
+    except asyncio.CancelledError as error:
+        return child.cancelled(), error.args
+
+
+@behaviour
+async def is_cancelled_by_another(pause: Pause) -> Any:
+    asyncio.get_running_loop().call_soon(me().cancel, "by another")
+    try:
+        await asyncio.sleep(10)
+    finally:
+        await pause()
+
+
+@behaviour
+async def is_cancelled_while_it_shields(pause: Pause) -> Any:
+    inner = asyncio.create_task(asyncio.sleep(0, "inner"))
+    asyncio.get_running_loop().call_soon(me().cancel)
+    try:
+        await asyncio.shield(inner)
+    except asyncio.CancelledError:
+        return await inner, inner.cancelled()
+
+
+@behaviour
+async def raises_a_cancellation(pause: Pause) -> Any:
+    await pause()
+    raise asyncio.CancelledError("mine")
+
+
+# -- timeouts and groups ---------------------------------------------------------------------------
+
+
+@behaviour
+async def stays_within_its_timeout(pause: Pause) -> Any:
+    async with asyncio.timeout(10) as timeout:
+        await pause()
+    return timeout.expired()
+
+
+@behaviour
+async def runs_into_its_timeout(pause: Pause) -> Any:
+    async with asyncio.timeout(0.001):
+        await asyncio.sleep(10)
+
+
+@behaviour
+async def runs_into_a_timeout_that_is_over(pause: Pause) -> Any:
+    try:
+        async with asyncio.timeout(0):
+            await pause()
+            await asyncio.sleep(10)
+    except TimeoutError:
+        return me().cancelling(), me().cancelled()
+
+
+@behaviour
+async def waits_for_a_time(pause: Pause) -> Any:
+    try:
+        await asyncio.wait_for(asyncio.sleep(10), 0.001)
+    except TimeoutError:
+        return await asyncio.wait_for(asyncio.sleep(0, "value"), 10), me().cancelling()
+
+
+@behaviour
+async def runs_a_group(pause: Pause) -> Any:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(asyncio.sleep(0, n)) for n in range(3)]
+        await pause()
+    return [task.result() for task in tasks]
+
+
+@behaviour
+async def runs_an_empty_group(pause: Pause) -> Any:
+    async with asyncio.TaskGroup():
+        await pause()
+    return me().cancelling()
+
+
+@behaviour
+async def runs_a_group_that_fails(pause: Pause) -> Any:
+    async def fail() -> None:
+        raise ValueError("a child's")
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            await asyncio.sleep(10)
+    except* ValueError as errors:
+        seen = [repr(error) for error in errors.exceptions]
+    await pause()
+    return seen, me().cancelling()
+
+
+@behaviour
+async def moves_on_with_anyio(pause: Pause) -> Any:
+    with anyio.move_on_after(0.001) as scope:
+        await anyio.sleep(10)
+    await pause()
+    return scope.cancelled_caught, me().cancelling(), anyio.get_current_task().id == id(me())
+
+
+@behaviour
+async def finishes_within_a_scope_of_anyio(pause: Pause) -> Any:
+    with anyio.move_on_after(10) as scope:
+        await pause()
+    return scope.cancelled_caught, scope.cancel_called
+
+
+@behaviour
+async def cancels_a_scope_of_anyio(pause: Pause) -> Any:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await anyio.sleep(10)
+    await pause()
+    return scope.cancelled_caught, me().cancelling()
+
+
+@behaviour
+async def runs_a_group_of_anyio(pause: Pause) -> Any:
+    seen = []
+
+    async def child(n: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        seen.append(n)
+
+    async with anyio.create_task_group() as group:
+        for n in range(3):
+            group.start_soon(child, n)
+        await pause()
+    return seen
+
+
+@behaviour
+async def fails_after_a_time_with_anyio(pause: Pause) -> Any:
+    with anyio.fail_after(0.001):
+        await anyio.sleep(10)
+
+
+# -- other tasks and threads -----------------------------------------------------------------------
+
+
+@behaviour
+async def gathers(pause: Pause) -> Any:
+    async def child(n: int) -> tuple[int, bool]:
+        await pause()
+        return n, asyncio.current_task() is not task
+
+    task = me()
+    return await asyncio.gather(*(child(n) for n in range(3)))
+
+
+@behaviour
+async def goes_to_a_thread(pause: Pause) -> Any:
+    MINE.set("set")
+    where, var = await asyncio.to_thread(lambda: (threading.current_thread(), MINE.get()))
+    await pause()
+    return where is not threading.main_thread(), var
+
+
+@behaviour
+async def leaves_a_task_running(pause: Pause) -> Any:
+    async def child() -> str:
+        await asyncio.sleep(0)
+        return MINE.get()
+
+    MINE.set("set")
+    return "child", asyncio.create_task(child())
+
+
+@behaviour
+async def is_awaited_by_its_child(pause: Pause) -> Any:
+    async def child(parent: asyncio.Task[Any]) -> Any:
+        return (await parent)[0]
+
+    task = asyncio.create_task(child(me()))
+    await pause()
+    return "parent", task
+
+
+@behaviour
+async def awaits_itself(pause: Pause) -> Any:
+    await me()
+
+
+@behaviour
+async def iterates_asynchronously(pause: Pause) -> Any:
+    async def numbers() -> AsyncGenerator[int, None]:
+        try:
+            for n in range(10):
+                await pause()
+                yield n
+        finally:
+            await pause()
+
+    async with contextlib.aclosing(numbers()) as iterator:
+        async for n in iterator:
+            if n == 3:
+                break
+    return n
+
+
+@behaviour
+async def collects_garbage(pause: Pause) -> Any:
+    gc.collect()
+    await pause()
+    return gc.collect() >= 0
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+class Base(BaseException):
+    """Neither an Exception nor one that stops the loop."""
+
+
+@behaviour
+async def raises(pause: Pause) -> Any:
+    await pause()
+    raise ValueError("raised") from KeyError("cause")
+
+
+@behaviour
+async def raises_a_base_exception(pause: Pause) -> Any:
+    await pause()
+    raise Base("raised")
+
+
+@behaviour
+async def raises_generator_exit(pause: Pause) -> Any:
+    await pause()
+    raise GeneratorExit
+
+
+@behaviour
+async def raises_stop_iteration(pause: Pause) -> Any:
+    await pause()
+    raise StopIteration("value")
+
+
+@behaviour
+async def raises_and_keeps_its_task(pause: Pause) -> Any:
+    keep = me()
+    await pause()
+    raise ValueError(keep.cancelling())
+
+
+@behaviour
+def raises_in_a_function(pause: Pause) -> Any:
+    raise ValueError("raised")
+
+
+# -- what is no coroutine --------------------------------------------------------------------------
+
+
+class Yields:
+    """An awaitable that yields what no loop understands, or does."""
+
+    def __init__(self, *what: Any) -> None:
+        self.what = what
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        sent = []
+        for what in self.what:
+            sent.append((yield what))  # noqa: PERF401 - no yield in a comprehension
+        return sent
+
+
+@behaviour
+async def yields_nothing(pause: Pause) -> Any:
+    await pause()
+    return await Yields(None, None)
+
+
+@behaviour
+async def yields_nonsense(pause: Pause) -> Any:
+    await pause()
+    await Yields(42)
+
+
+@behaviour
+async def yields_a_future_by_hand(pause: Pause) -> Any:
+    await pause()
+    try:
+        await Yields(FakeFuture())
+    except RuntimeError as error:
+        return "yield was used instead of yield from" in str(error)
+
+
+class FakeFuture:
+    _asyncio_future_blocking = False
+
+    def get_loop(self) -> Any:
+        return asyncio.get_running_loop()
+
+
+@behaviour
+async def awaits_a_future_of_another_loop(pause: Pause) -> Any:
+    other = asyncio.SelectorEventLoop()
+    await pause()
+    try:
+        await other.create_future()
+    except RuntimeError as error:
+        return "attached to a different loop" in str(error)
+    finally:
+        other.close()
+
+
+@behaviour
+def returns_a_value(pause: Pause) -> Any:
+    return "value"
+
+
+@behaviour
+def returns_an_awaitable(pause: Pause) -> Any:
+    return Yields(None)
+
+
+@behaviour
+def returns_a_future(pause: Pause) -> Any:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_soon(future.set_result, "value")
+    return future
+
+
+@behaviour
+def returns_a_future_that_is_done(pause: Pause) -> Any:
+    future = asyncio.get_running_loop().create_future()
+    future.set_result("value")
+    return future
+
+
+@behaviour
+def returns_a_task(pause: Pause) -> Any:
+    return asyncio.create_task(asyncio.sleep(0, "value"))
+
+
+@behaviour
+@types.coroutine
+def is_a_generator_based_coroutine(pause: Pause) -> Generator[Any, Any, Any]:
+    yield from pause().__await__()
+    return "value", asyncio.current_task() is not None
+
+
+@behaviour
+def returns_a_generator(pause: Pause) -> Any:
+    return isinstance((n for n in ""), types.GeneratorType)
+
+
+class Callables:
+    async def method(self, pause: Pause) -> str:
+        await pause()
+        return "method"
+
+    async def __call__(self, pause: Pause) -> str:
+        await pause()
+        return "call"
+
+
+async def _pair(word: str, pause: Pause) -> str:
+    await pause()
+    return word
+
+
+ALL += [Callables().method, Callables(), functools.partial(_pair, "partial")]
