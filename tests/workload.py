@@ -227,6 +227,10 @@ def initialize_once(path: str) -> None:
     note(path, os.getpid())
 
 
+async def wait_for_ever(_: object = None) -> None:
+    await asyncio.Event().wait()
+
+
 async def use_timeout(_: object = None) -> str:
     try:
         async with asyncio.timeout(0.01):
