@@ -305,7 +305,7 @@ def test_a_task_in_a_cycle_is_collected(worker: Worker) -> None:
     assert [one() for one in known] == [None] * 3
 
 
-class Mortal(Exception):
+class MortalError(Exception):
     """One that can be referenced weakly."""
 
 
@@ -317,7 +317,7 @@ def test_nothing_waits_for_the_garbage_collector(worker: Worker, pause: Pause) -
 
     async def fail(n: int) -> None:
         await pause()
-        raise Mortal(n)
+        raise MortalError(n)
 
     known: list[weakref.ref[Any]] = []
     gc.collect()
@@ -428,6 +428,17 @@ def _special(loop: Any, coro: Any, **kwargs: Any) -> Any:
     return Special(coro, loop=loop, **kwargs)
 
 
+def can_make_tasks(loop: asyncio.AbstractEventLoop) -> bool:
+    """False for uvloop with the eager factory of Python 3.13.0, whose arguments were others."""
+    coro = no_pause()
+    try:
+        loop.create_task(coro)
+    except TypeError:
+        coro.close()
+        return False
+    return True
+
+
 FACTORIES: list[Any] = [_special]
 if sys.version_info >= (3, 12):
     FACTORIES.append(asyncio.eager_task_factory)
@@ -445,6 +456,8 @@ def test_the_loops_task_factory_makes_the_tasks(worker: Worker, factory: Any, pa
 
     kept: list[Any] = []
     worker.loop.set_task_factory(factory)
+    if not in_loop(worker, lambda: can_make_tasks(worker.loop)):
+        pytest.skip("this loop does not get on with this factory of this Python")
     special = factory is _special
     try:
         found = [told(one) for one in worker.outcomes(item, [1, 2, 3])]
@@ -477,12 +490,9 @@ def test_a_factory_that_fails_fails_the_item(worker: Worker) -> None:
 def in_loop(worker: Worker, call: Callable[[], Any]) -> Any:
     """What `call` returns as a callback of the running loop."""
 
-    async def start() -> Any:
-        future = worker.loop.create_future()
-        worker.loop.call_soon(lambda: future.set_result(call()))
-        return await future
-
-    return worker.loop.run_until_complete(start())
+    future = worker.loop.create_future()
+    worker.loop.call_soon(lambda: future.set_result(call()))
+    return worker.loop.run_until_complete(future)
 
 
 def test_the_mark_is_set_before_the_function_is_called(worker: Worker) -> None:
