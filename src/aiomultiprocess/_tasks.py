@@ -38,7 +38,7 @@ SUSPENDED: Final = 2
 _numbers = itertools.count(1)
 
 #: Modules whose frames stand between a task and the item's code.
-_OURS: Final = frozenset({__name__, "aiomultiprocess.driver", "amp_ext.step"})
+_OURS: Final = frozenset({__name__, "aiomultiprocess.driver", "amp_ext.driver", "amp_ext.step"})
 
 _Task = TypeVar("_Task", bound=asyncio.Task[Any])
 

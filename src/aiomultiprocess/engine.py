@@ -277,7 +277,9 @@ class Engine:
 
     def close(self) -> None:
         """Take no more calls; workers go when all tasks are settled."""
-        if self.state is State.OPEN:
+        if self.loop.is_closed():
+            self._kill()
+        elif self.state is State.OPEN:
             self.state = State.CLOSING
             for feed in list(self._open):
                 if isinstance(feed, Job):
@@ -286,7 +288,9 @@ class Engine:
 
     def terminate(self) -> None:
         """Fail all that is not settled and end the workers."""
-        if self.state is not State.TERMINATED:
+        if self.loop.is_closed():
+            self._kill()
+        elif self.state is not State.TERMINATED:
             self._give_up(State.TERMINATED, PoolTerminatedError("the pool was terminated"))
 
     async def join(self) -> None:
@@ -300,17 +304,18 @@ class Engine:
         """
         if os.getpid() != self._pid or not self.workers:
             return
-        if self.state is State.OPEN:
+        forgotten, count = self.state is State.OPEN, len(self.workers)
+        if not self.loop.is_running():
+            self._kill()
+        elif forgotten:
+            self.loop.call_soon_threadsafe(self.terminate)
+        if forgotten:  # last, as a warning may be made an error
             warnings.warn(
-                f"a pool of {len(self.workers)} workers was never closed: use `async with Pool()`, "
+                f"a pool of {count} workers was never closed: use `async with Pool()`, "
                 "or close() and join()",
                 ResourceWarning,
                 stacklevel=2,
             )
-        if not self.loop.is_running():
-            self._kill()
-        elif self.state is State.OPEN:
-            self.loop.call_soon_threadsafe(self.terminate)
 
     def _kill(self) -> None:
         """End the workers here and now: there is no loop any more that would tell of their exit."""

@@ -64,6 +64,7 @@ class Job:
         self._values: list[Any] = []  # results from index _base on
         self._base = 0
         self._errors: dict[int, BaseException] = {}
+        self._error_of_the_rest: BaseException | None = None  # once all was given up
         self._wanted_all = False
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
@@ -115,13 +116,14 @@ class Job:
 
     def fail_all(self, error: BaseException) -> None:
         self._returned.clear()
+        left = self.source.left or 0
         self.source.stop()
-        for at, value in enumerate(self._values):
-            if value is PENDING:
-                self._values[at] = FAILED
-                self._errors[self._base + at] = error
-        # whatever was never pulled from the input fails as the item after the last one
-        self._errors.setdefault(self._taken, error)
+        self._values = [FAILED if value is PENDING else value for value in self._values]
+        self._values += [FAILED] * left
+        self._taken += left
+        if not self._is_bounded:  # what was never pulled fails as the item after the last one
+            self._errors.setdefault(self._taken, error)
+        self._error_of_the_rest = error
         self._settled = self._taken
         self._finish()
 
@@ -151,6 +153,8 @@ class Job:
             await self._wait(None)
         if self._errors:
             raise self._errors[min(self._errors)]
+        if self._error_of_the_rest is not None:
+            raise self._error_of_the_rest
         return self._values.copy()
 
     async def result_at(self, index: int) -> Any:
@@ -162,7 +166,11 @@ class Job:
         if index >= self._taken:
             raise StopAsyncIteration
         self._require_kept(index)
-        return self._values[index - self._base]
+        value = self._values[index - self._base]
+        if value is FAILED:
+            assert self._error_of_the_rest is not None
+            raise self._error_of_the_rest
+        return value
 
     def add_reader(self) -> Reader:
         """A new position for an `async for`, at the first task."""
