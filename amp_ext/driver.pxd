@@ -1,0 +1,54 @@
+"""The coroutine of a spare task, for step.pyx."""
+
+cimport cython
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+
+cdef extern from "Python.h":
+    ctypedef enum PySendResult:
+        PYGEN_RETURN
+        PYGEN_ERROR
+        PYGEN_NEXT
+
+    PySendResult PyIter_Send(PyObject *, PyObject *, PyObject **)
+
+cdef extern from "step.h":
+    PyObject *amp_take_error()
+
+
+cdef inline object take(PyObject *reference):
+    """An object of a reference that was ours and is so no more."""
+    value = <object>reference
+    Py_XDECREF(reference)
+    return value
+
+
+cdef enum Stage:
+    PARKED
+    ADOPTING
+    RUNNING
+    FINISHED
+    ENDING
+
+
+@cython.final
+cdef class Driver:
+    cdef public bint _asyncio_future_blocking
+    cdef object __weakref__
+    cdef Stage stage
+    cdef bint cancelled        # the task was cancelled, and the gate could not be
+    cdef tuple cancel_message  # arguments of the cancellation that an adopted item has to get
+    cdef object loop
+    cdef object wakeup
+    cdef object value          # what the task is told next: a yielded object, or the outcome,
+    cdef object error          # which is this, if it is not None
+    cdef object coro
+
+    cdef int adopt(self, yielded) except -1
+    cdef int finish(self, value, error) except -1
+    cpdef wake(self)
+    cdef object step(self)
+    cdef object end_later(self, error)
+    cdef object gate(self)
+    cdef object adopted(self)
+    cdef int end(self) except -1

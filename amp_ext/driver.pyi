@@ -1,0 +1,3 @@
+"""Made and used by `amp_ext.step` alone."""
+
+class Driver: ...
