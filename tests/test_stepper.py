@@ -456,10 +456,10 @@ def test_the_loops_task_factory_makes_the_tasks(worker: Worker, factory: Any, pa
 
     kept: list[Any] = []
     worker.loop.set_task_factory(factory)
-    if not in_loop(worker, lambda: can_make_tasks(worker.loop)):
-        pytest.skip("this loop does not get on with this factory of this Python")
     special = factory is _special
     try:
+        if not in_loop(worker, lambda: can_make_tasks(worker.loop)):
+            pytest.skip("this loop does not get on with this factory of this Python")
         found = [told(one) for one in worker.outcomes(item, [1, 2, 3])]
         functions = worker.outcomes(str, [1, 2])
     finally:
