@@ -21,6 +21,7 @@ import psutil
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
+OURS = re.compile(r"sem\.|psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
 
 Holdings = dict[str, set[Any]]
@@ -67,9 +68,13 @@ def mappings(pid: str) -> set[str]:
 
 
 def shared_memory() -> set[str]:
-    """Entries of /dev/shm."""
+    """Entries of /dev/shm that this package or multiprocessing can have made.
+
+    The folder is the whole machine's: others come and go while a test runs.
+    """
     folder = Path("/dev/shm")
-    return set(os.listdir(folder)) if folder.exists() else set()
+    names = os.listdir(folder) if folder.exists() else ()
+    return {name for name in names if OURS.match(name)}
 
 
 def left_behind(before: Holdings) -> Holdings:

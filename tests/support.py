@@ -223,6 +223,15 @@ class Script:
             await asyncio.sleep(0.01)  # a file has no events
 
 
+def pool_script(body: str, *, setup: str = "", call: str = "asyncio.run(main())") -> str:
+    """A script whose coroutine `main` has this body."""
+    lines = ["import asyncio, os, signal, sys, time, gc", "import mishaps, workload"]
+    lines += ["from aiomultiprocess import Pool, set_start_method", setup]
+    lines += ["async def main():", *("    " + line for line in body.strip("\n").splitlines())]
+    lines += ['if __name__ == "__main__":', *("    " + line for line in call.splitlines())]
+    return "\n".join(lines) + "\n"
+
+
 def run_script(folder: Path, source: str, *options: str, within: float = 20.0) -> Script:
     """Run a program to its end."""
     with Script(folder, source, *options) as script:

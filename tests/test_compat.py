@@ -13,6 +13,7 @@ from unittest.mock import patch
 import pytest
 
 import aiomultiprocess as amp
+import mishaps
 import workload
 from aiomultiprocess.core import get_context
 from aiomultiprocess.pool import ProxyException
@@ -189,7 +190,7 @@ async def test_join_and_await_give_the_result_of_a_worker() -> None:
 
 
 async def test_a_worker_returns_what_its_target_raised() -> None:
-    result = await amp.Worker(target=workload.fail_at_once, args=("raising",))
+    result = await amp.Worker(target=mishaps.fail_at_once, args=("raising",))
     assert isinstance(result, RuntimeError)
     assert "raising" in str(result)
 
@@ -312,7 +313,7 @@ async def test_results_of_starmap_are_awaited_or_iterated(backend: str) -> None:
 async def test_an_error_of_a_task_is_a_proxy_exception(backend: str) -> None:
     async with amp.Pool(2) as pool:
         with pytest.raises(ProxyException, match="RuntimeError: raising"):
-            await pool.apply(workload.fail_at_once, args=("raising",))
+            await pool.apply(mishaps.fail_at_once, args=("raising",))
 
 
 async def test_a_bound_method_of_a_queue_is_an_exception_handler(backend: str) -> None:
@@ -320,7 +321,7 @@ async def test_a_bound_method_of_a_queue_is_an_exception_handler(backend: str) -
     try:
         async with amp.Pool(2, exception_handler=queue.put) as pool:
             with pytest.raises(ProxyException):
-                await pool.apply(workload.fail_at_once, args=("raising",))
+                await pool.apply(mishaps.fail_at_once, args=("raising",))
             error = await asyncio.to_thread(queue.get, timeout=10)
             assert isinstance(error, RuntimeError)
             assert error.args == ("raising",)

@@ -6,8 +6,9 @@ import asyncio
 import functools
 import math
 import os
+import signal
+import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mishaps
 import workload
-from aiomultiprocess import Pool, PoolResult, ProxyException, Scheduler
+from aiomultiprocess import (
+    Pool,
+    PoolResult,
+    PoolTerminatedError,
+    ProxyException,
+    WorkerLostError,
+)
 from support import Meeting, lines
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -76,7 +84,7 @@ KINDS = {
     "function that returns an awaitable": (workload.awaitable_of, [2, 4]),
     "builtin": (math.sqrt, [1.0, math.sqrt(2)]),
     "class": (str, ["1", "2"]),
-    "partial of a coroutine function": (functools.partial(workload.with_two, 9), [(9, 1), (9, 2)]),
+    "partial of a coroutine function": (functools.partial(mishaps.with_two, 9), [(9, 1), (9, 2)]),
     "partial of a sync function": (functools.partial(math.pow, 3), [3.0, 9.0]),
     "partial of a method": (workload.times_three, [3, 6]),
     "bound coroutine method": (workload.Multiplier(5).times, [5, 10]),
@@ -87,13 +95,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_is_callable_is_run(kind: str) -> None:
-    func, expected = KINDS[kind]
+async def test_whatever_is_callable_is_run() -> None:
     async with Pool(1) as pool:
-        assert await pool.map(func, [1, 2]) == expected
-        assert await pool.starmap(func, [(1,), (2,)]) == expected
-        assert await pool.apply(func, (1,)) == expected[0]
+        for kind, (func, expected) in KINDS.items():
+            assert await pool.map(func, [1, 2]) == expected, kind
+            assert await pool.starmap(func, [(1,), (2,)]) == expected, kind
+            assert await pool.apply(func, (1,)) == expected[0], kind
 
 
 async def test_a_callable_is_snapshotted_at_each_call() -> None:
@@ -239,7 +246,7 @@ async def test_the_exception_handler_runs_in_the_worker(tmp_path: Path) -> None:
     async with Pool(1, exception_handler=handler) as pool:
         (process,) = pool.processes
         assert await pool.apply(workload.double, (1,)) == 2
-        for func in (workload.fail_at_once, workload.fail_after_a_turn, workload.fail_now):
+        for func in (mishaps.fail_at_once, mishaps.fail_after_a_turn, mishaps.fail_now):
             with pytest.raises(ProxyException, match="no way"):
                 await pool.apply(func, ("no way",))
         assert lines(path) == [f"{process.pid} RuntimeError no way"] * 3
@@ -280,6 +287,30 @@ def test_a_loop_initializer_wins_over_the_parents_loop(uvloop: Any) -> None:
         runner.run(program())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_pool_lives_its_whole_life_under_uvloop(uvloop: Any) -> None:
+    async def program() -> None:
+        async with Meeting() as meeting:
+            async with Pool(2) as pool:
+                lost = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+                os.kill((await meeting.next()).pid, signal.SIGTERM)
+                with pytest.raises(WorkerLostError):
+                    await lost
+                given_up = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+                arrival = await meeting.next()
+                given_up.cancel()
+                await arrival.gone
+                large = [bytes(1 << 20)] * 20
+                assert await pool.map(workload.identity, large) == large
+                pending = pool.starmap(workload.meet, [(meeting.port,)])
+                await meeting.next()
+            with pytest.raises(PoolTerminatedError):
+                await pending
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(program())
+
+
 async def test_workers_of_a_plain_asyncio_parent_run_plain_asyncio() -> None:
     async with Pool(1) as pool:
         assert (await pool.apply(workload.name_of_loop)).startswith("asyncio.")
@@ -292,7 +323,7 @@ async def test_every_start_method_gives_workers_of_their_own(start_method: str) 
         assert pid != os.getpid()
         assert greeting == start_method
         with pytest.raises(ProxyException, match="gone wrong"):
-            await pool.apply(workload.fail_after_a_turn, ("gone wrong",))
+            await pool.apply(mishaps.fail_after_a_turn, ("gone wrong",))
 
 
 def test_a_pool_may_be_made_before_the_loop() -> None:
@@ -314,6 +345,12 @@ async def test_two_pools_at_once_do_not_meet() -> None:
             one.map(workload.get_greeting, range(20)), two.map(workload.get_greeting, range(20))
         )
         assert [{greeting for _, greeting in part} for part in found] == [{"one"}, {"two"}]
+
+
+async def test_tasks_may_have_pools_and_subprocesses_of_their_own() -> None:
+    async with Pool(2) as pool:
+        assert await pool.map(workload.use_a_pool, [2, 3]) == [[0, 2], [0, 2, 4]]
+        assert await pool.map(workload.use_a_subprocess, [5, 6]) == [(5, b"ready"), (6, b"ready")]
 
 
 # -- values ----------------------------------------------------------------------------------------
@@ -340,103 +377,9 @@ async def test_pandas_frames_come_back_equal_and_writable() -> None:
         assert got["a"].tolist() == [10, 2, 3]
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, 1 << 16, (1 << 20) + 1, 9 << 20])
-async def test_payloads_of_any_size_go_both_ways(size: int) -> None:
-    payload = os.urandom(min(size, 1 << 16)) * max(1, size >> 16)
+async def test_payloads_of_any_size_go_both_ways() -> None:
+    pattern = os.urandom(1 << 16)
     async with Pool(1) as pool:
-        got: Sequence[bytes] = await pool.map(workload.identity, [payload, payload])
-        assert got == [payload, payload]
-
-
-# -- schedulers ------------------------------------------------------------------------------------
-
-
-class ByParity(Scheduler):
-    """Even numbers to one queue, odd ones to the other; remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.queues: list[str] = []
-        self.processes: list[str] = []
-        self.scheduled: dict[int, tuple[Any, Any, Any]] = {}
-        self.completed: list[int] = []
-
-    def register_queue(self, tx: Any) -> Any:
-        self.queues.append(("even", "odd")[len(self.queues)])
-        return self.queues[-1]
-
-    def register_process(self, qid: Any) -> None:
-        self.processes.append(qid)
-
-    def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        assert task_id not in self.scheduled
-        self.scheduled[task_id] = (func, tuple(args), dict(kwargs))
-        return ("even", "odd")[args[0] % 2]
-
-    def complete_task(self, task_id: Any) -> None:
-        self.completed.append(task_id)
-
-
-async def test_a_users_scheduler_decides_the_queue_of_each_task() -> None:
-    scheduler = ByParity()
-    async with Pool(3, queuecount=2, scheduler=scheduler) as pool:
-        assert scheduler.queues == ["even", "odd"]
-        assert sorted(scheduler.processes) == ["even", "even", "odd"]
-        ran = await pool.map(workload.where, range(40))
-        pids = {
-            queue: {process.pid for process, qid in pool.processes.items() if qid == queue}
-            for queue in ("even", "odd")
-        }
-        assert set(ran[0::2]) <= pids["even"]
-        assert set(ran[1::2]) == pids["odd"]
-
-
-async def test_a_users_scheduler_is_told_of_each_task_and_of_its_end() -> None:
-    scheduler = ByParity()
-    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
-        await pool.map(workload.double, [3, 4])
-        await pool.starmap(workload.describe, [(5, 6)])
-        await pool.apply(workload.describe, (7,), {"key": 8})
-        with pytest.raises(ProxyException):
-            await pool.apply(workload.fail_at, (1, 1))
-        assert list(scheduler.scheduled.values()) == [
-            (workload.double, (3,), {}),
-            (workload.double, (4,), {}),
-            (workload.describe, (5, 6), {}),
-            (workload.describe, (7,), {"key": 8}),
-            (workload.fail_at, (1, 1), {}),
-        ]
-        assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
-
-
-async def test_a_users_scheduler_sees_generators_too() -> None:
-    scheduler = ByParity()
-    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
-        assert await pool.map(workload.double, (i for i in range(30))) == list(range(0, 60, 2))
-        assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
-        assert len(scheduler.scheduled) == 30
-
-
-class Wayward(ByParity):
-    """Names a queue that does not exist."""
-
-    def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        return "nowhere"
-
-
-async def test_a_queue_that_does_not_exist_is_an_error_of_the_caller() -> None:
-    async with Pool(2, queuecount=2, scheduler=Wayward()) as pool:
-        with pytest.raises((KeyError, ValueError), match="nowhere"):
-            await pool.apply(workload.double, (1,))
-        with pytest.raises((KeyError, ValueError), match="nowhere"):
-            await pool.map(workload.double, [1])
-
-
-async def test_queues_without_a_scheduler_are_served_in_turn() -> None:
-    async with Meeting() as meeting, Pool(2, queuecount=2, childconcurrency=1) as pool:
-        items = [(meeting.port, i) for i in range(4)]
-        results = pool.starmap(workload.meet_and_count, items)
-        first, second = await meeting.release_together(2)
-        assert first.pid != second.pid
-        await meeting.release_all(2)
-        ran = [pid for pid, _ in await results]
-        assert ran[0] == ran[2] != ran[1] == ran[3]
+        for size in (0, 1, 1000, 1 << 16, (1 << 20) + 1, 9 << 20):
+            payload = (pattern * (size // len(pattern) + 1))[:size]
+            assert await pool.map(workload.identity, [payload, payload]) == [payload, payload]

@@ -6,7 +6,6 @@ A number such as B13 is that of the row in the catalogue of failures.
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import time
@@ -16,8 +15,9 @@ from typing import Any
 
 import pytest
 
+import mishaps
 import workload
-from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, WorkerLostError
+from aiomultiprocess import Pool, ProxyException, WorkerLostError
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
 pytestmark = [
@@ -43,12 +43,12 @@ def assert_lost(error: Any, way: str, pid: int | None = None) -> None:
 # -- B13 to B16: workers that die ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", workload.WAYS_TO_DIE)
+@pytest.mark.parametrize("way", mishaps.WAYS_TO_DIE)
 async def test_one_task_of_a_hundred_kills_its_worker_and_99_succeed(way: str) -> None:
     """The killer awaits first: results that were not sent yet would die with the worker."""
     async with Pool(2, childconcurrency=1) as pool:
         items = [(50, way, i) for i in range(100)]
-        found = await outcomes(pool.starmap(workload.die_at, items))
+        found = await outcomes(pool.starmap(mishaps.die_at, items))
         assert [*found[:50], *found[51:]] == [*range(50), *range(51, 100)]
         assert_lost(found[50], way)
         assert len(pool.processes) == 2
@@ -86,7 +86,7 @@ async def until_noticed(pool: Pool, pid: int) -> None:
 async def test_a_death_fails_exactly_the_started_tasks_and_moves_the_others() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=16) as pool:
         items = [(meeting.port, i) for i in range(20)]
-        reading = asyncio.ensure_future(outcomes(pool.starmap(workload.meet_or_die, items)))
+        reading = asyncio.ensure_future(outcomes(pool.starmap(mishaps.meet_or_die, items)))
         started = await meeting.first(16)
         started[7].release("die")
         moved = await meeting.first(4)
@@ -102,7 +102,7 @@ async def test_a_death_fails_exactly_the_started_tasks_and_moves_the_others() ->
 
 async def test_a_result_published_before_the_death_is_delivered() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
-        task = asyncio.ensure_future(pool.apply(workload.publish_then_die, (meeting.port,)))
+        task = asyncio.ensure_future(pool.apply(mishaps.publish_then_die, (meeting.port,)))
         arrival = await meeting.next()
         arrival.release()
         block_until_dead(arrival.pid)  # this loop sees the result and the death at once
@@ -132,7 +132,7 @@ async def test_no_task_runs_twice_however_often_workers_die(tmp_path: Path) -> N
     deadly = range(40, 400, 40)
     async with Pool(2, childconcurrency=4) as pool:
         items = [(str(path), list(deadly), i) for i in range(400)]
-        found = await outcomes(pool.starmap(workload.note_and_die_at_some, items))
+        found = await outcomes(pool.starmap(mishaps.note_and_die_at_some, items))
         ran = Counter(map(int, lines(path)))
         assert ran == Counter(range(400))
         for i, value in enumerate(found):
@@ -171,7 +171,7 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
 async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int) -> None:
     async with Meeting() as meeting, Pool(count, childconcurrency=1) as pool:
         items = [(meeting.port, i) for i in range(count)]
-        reading = asyncio.ensure_future(outcomes(pool.starmap(workload.meet_and_kill, items)))
+        reading = asyncio.ensure_future(outcomes(pool.starmap(mishaps.meet_and_kill, items)))
         arrivals = await meeting.first(count)
         for arrival, victim in zip(arrivals, [*arrivals[1:], arrivals[0]], strict=True):
             arrival.release(str(victim.pid))
@@ -185,7 +185,7 @@ async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
-        task = asyncio.ensure_future(pool.apply(workload.leave_a_child, (meeting.port,)))
+        task = asyncio.ensure_future(pool.apply(mishaps.leave_a_child, (meeting.port,)))
         both = {arrival.token: arrival for arrival in await meeting.first(2)}
         began = time.monotonic()
         both["worker"].release()
@@ -215,8 +215,8 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
     tmp_path: Path, way: str, message: str
 ) -> None:
     path = tmp_path / "started"
-    pool = Pool(2, initializer=workload.initialize_and_fail, initargs=(str(path), way))
-    expected = WorkerLostError if way in workload.WAYS_TO_DIE else ProxyException
+    pool = Pool(2, initializer=mishaps.initialize_and_fail, initargs=(str(path), way))
+    expected = WorkerLostError if way in mishaps.WAYS_TO_DIE else ProxyException
     for _ in range(2):
         with pytest.raises(expected, match=message):
             await pool.map(workload.double, range(10))
@@ -229,7 +229,7 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
 
 async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(tmp_path: Path) -> None:
     path = tmp_path / "started"
-    async with Pool(1, initializer=workload.initialize_once, initargs=(str(path),)) as pool:
+    async with Pool(1, initializer=mishaps.initialize_once, initargs=(str(path),)) as pool:
         pid = await pool.apply(workload.where)
         os.kill(pid, signal.SIGKILL)
         await until_noticed(pool, pid)
@@ -247,193 +247,3 @@ async def test_a_backlog_is_finished_by_workers_of_one_task_each() -> None:
     async with asyncio.timeout(20):
         assert len(set(await results)) == 8
         await pool.join()
-
-
-# -- the end of a pool -----------------------------------------------------------------------------
-
-
-async def test_close_lets_all_tasks_finish(tmp_path: Path) -> None:
-    path = tmp_path / "ran"
-    async with Meeting() as meeting:
-        pool = Pool(2, childconcurrency=2)
-        items = [(str(path), meeting.port, i) for i in range(10)]
-        pool.starmap(workload.note_and_meet, items)  # that nobody reads the results is no matter
-        call = asyncio.ensure_future(pool.apply(workload.note_and_meet, items[0]))
-        await asyncio.sleep(0)
-        pool.close()
-        joining = asyncio.ensure_future(pool.join())
-        await meeting.release_all(11)
-        await joining
-        assert await call == 0
-        assert sorted(map(int, lines(path))) == [0, *range(10)]
-        assert pool.processes == {}
-
-
-async def test_results_may_be_read_after_the_pool_has_gone() -> None:
-    pool = Pool(1)
-    results = pool.map(workload.double, range(10))
-    pool.close()
-    await pool.join()
-    assert await results == [2 * i for i in range(10)]
-    assert [value async for value in results] == [2 * i for i in range(10)]
-
-
-async def test_terminate_fails_what_is_pending_and_runs_finally_blocks(tmp_path: Path) -> None:
-    path = tmp_path / "cleaned"
-    async with Meeting() as meeting:
-        pool = Pool(1, childconcurrency=2)
-        results = pool.starmap(workload.clean_up, [(str(path), meeting.port, i) for i in range(5)])
-        tasks = [
-            asyncio.ensure_future(results),
-            asyncio.ensure_future(outcomes(results)),
-            asyncio.ensure_future(pool.apply(workload.two)),
-        ]
-        await meeting.first(2)
-        pool.terminate()
-        whole, each, call = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(whole, PoolTerminatedError)
-        assert isinstance(call, PoolTerminatedError)
-        assert [type(error) for error in each] == [PoolTerminatedError] * 5
-        await pool.join()
-        assert sorted(lines(path)) == ["cleaned 0", "cleaned 1"]
-
-
-async def test_terminate_keeps_the_results_that_are_there() -> None:
-    async with Meeting() as meeting:
-        pool = Pool(1, childconcurrency=1)
-        results = pool.starmap(workload.meet_if_first, [(meeting.port, i) for i in (1, 2, 0, 3)])
-        iterator = aiter(results)
-        assert [await anext(iterator), await anext(iterator)] == [1, 2]
-        await meeting.next()
-        pool.terminate()
-        with pytest.raises(PoolTerminatedError):
-            await anext(iterator)
-        assert (await outcomes(results))[:2] == [1, 2]
-        await pool.join()
-
-
-async def test_terminate_ends_a_worker_that_hears_nothing() -> None:
-    async with Meeting() as meeting:
-        pool = Pool(1)
-        task = asyncio.ensure_future(pool.apply(workload.hold_the_gil, (meeting.port,)))
-        await meeting.next()
-        pool.terminate()
-        with pytest.raises(PoolTerminatedError):
-            await task
-        async with asyncio.timeout(8):
-            await pool.join()
-
-
-@pytest.mark.parametrize("ends", ["close close", "terminate terminate", "close terminate"])
-async def test_ending_twice_is_no_error(ends: str) -> None:
-    pool = Pool(1)
-    for end in ends.split():
-        getattr(pool, end)()
-    await pool.join()
-    await pool.join()
-    assert not pool.running
-
-
-@pytest.mark.parametrize("end", ["close", "terminate"])
-async def test_a_pool_may_be_ended_before_its_workers_have_started(end: str) -> None:
-    pool = Pool(3)
-    getattr(pool, end)()
-    await pool.join()
-
-
-def test_a_pool_that_never_had_a_loop_may_be_ended() -> None:
-    for end in ("close", "terminate"):
-        pool = Pool(1)
-        getattr(pool, end)()
-        asyncio.run(pool.join())
-
-
-async def test_an_exception_in_the_with_block_ends_the_pool_and_passes() -> None:
-    async with Meeting() as meeting:
-        results: Any = None
-
-        async def program() -> None:
-            nonlocal results
-            async with Pool(1) as pool:
-                results = pool.starmap(workload.meet, [(meeting.port,)])
-                await meeting.next()
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            await program()
-        with pytest.raises(PoolTerminatedError):
-            await results
-
-
-@pytest.mark.parametrize("how", ["cancel", "timeout"])
-async def test_a_with_block_that_is_cut_off_ends_the_pool(how: str) -> None:
-    async with Meeting() as meeting:
-        pids: list[int] = []
-
-        async def program() -> None:
-            async with asyncio.timeout(0.5 if how == "timeout" else None), Pool(2) as pool:
-                pids.extend(process.pid or 0 for process in pool.processes)
-                await pool.starmap(workload.meet, [(meeting.port, i) for i in range(50)])
-
-        task = asyncio.ensure_future(program())
-        await meeting.next()
-        if how == "cancel":
-            task.cancel()
-        with pytest.raises((asyncio.CancelledError, TimeoutError)):
-            await task
-        await wait_for_exit(pids, within=0)
-
-
-# -- D38: calls that are given up ------------------------------------------------------------------
-
-
-async def test_a_cancelled_apply_cancels_the_call_and_frees_its_slot() -> None:
-    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
-        task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
-        arrival = await meeting.next()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await arrival.gone  # the worker cancelled it
-        assert await pool.apply(workload.two) == 2
-        assert await pool.apply(workload.tasks_alive) == 1
-
-
-async def test_an_apply_that_is_cancelled_before_it_is_sent_never_runs(tmp_path: Path) -> None:
-    path = tmp_path / "ran"
-    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
-        blocking = asyncio.ensure_future(pool.apply(workload.meet_blocking, (meeting.port,)))
-        arrival = await meeting.next()
-        note = functools.partial(workload.note, str(path))
-        calls = [asyncio.ensure_future(pool.apply(note, (i,))) for i in range(50)]
-        await asyncio.sleep(0)
-        for call in calls[1::2]:
-            call.cancel()
-        arrival.release()
-        found = await asyncio.gather(blocking, *calls, return_exceptions=True)
-        assert sum(isinstance(value, asyncio.CancelledError) for value in found) == 25
-        assert lines(path) == [str(i) for i in range(0, 50, 2)]
-
-
-async def test_the_late_result_of_a_timed_out_apply_is_dropped() -> None:
-    async with Meeting() as meeting, Pool(1) as pool:
-        call = asyncio.ensure_future(pool.apply(workload.meet_blocking, (meeting.port,)))
-        arrival = await meeting.next()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(call, 0.05)  # the worker cannot be interrupted
-        arrival.release("late")
-        assert await pool.apply(workload.double, ("in time ",)) == "in time in time "
-        pool.close()
-        await pool.join()
-
-
-async def test_calls_that_are_given_up_leave_nothing_behind() -> None:
-    async with Pool(2) as pool:
-        for _ in range(20):
-            calls = [asyncio.ensure_future(pool.apply(workload.use_timeout)) for _ in range(10)]
-            await asyncio.sleep(0)
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-        assert await pool.map(workload.double, range(10)) == [2 * i for i in range(10)]
-        assert await pool.map(workload.tasks_alive, range(4)) == [1] * 4

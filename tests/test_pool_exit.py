@@ -1,4 +1,4 @@
-"""The end of the parent: Ctrl-C, a kill, a forgotten pool, interpreter exit, a forked copy.
+"""The end of the parent: Ctrl-C, a kill, a forgotten pool, interpreter exit.
 
 Most of these are scripts with a session of their own, run to their end under a time limit.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,8 +16,8 @@ import pytest
 
 import workload
 from aiomultiprocess import Pool
-from conftest import BUILT, FORK_WARNING
-from support import Meeting, Script, run_script, wait_for_exit
+from conftest import BUILT
+from support import Meeting, Script, pool_script, run_script, wait_for_exit
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -32,15 +31,6 @@ WITHIN = 5.0  # seconds from the death of a parent to that of its workers
 async def meeting() -> AsyncIterator[Meeting]:
     async with Meeting() as place:
         yield place
-
-
-def program(body: str, *, setup: str = "", call: str = "asyncio.run(main())") -> str:
-    """A script whose coroutine `main` has this body."""
-    lines = ["import asyncio, os, signal, sys, time, gc", "import workload"]
-    lines += ["from aiomultiprocess import Pool, set_start_method", setup]
-    lines += ["async def main():", *("    " + line for line in body.strip("\n").splitlines())]
-    lines += ['if __name__ == "__main__":', *("    " + line for line in call.splitlines())]
-    return "\n".join(lines) + "\n"
 
 
 # -- Ctrl-C (E40) ----------------------------------------------------------------------------------
@@ -78,7 +68,7 @@ async with Pool(2) as pool:
 async def test_ctrl_c_is_one_keyboard_interrupt_of_the_parent(
     tmp_path: Path, meeting: Meeting, body: str, arrivals: int, released: int
 ) -> None:
-    source = program(body.format(port=meeting.port), call=INTERRUPTED)
+    source = pool_script(body.format(port=meeting.port), call=INTERRUPTED)
     with Script(tmp_path, source) as script:
         for arrival in (await meeting.first(arrivals))[:released]:
             arrival.release()
@@ -91,7 +81,7 @@ async def test_ctrl_c_is_one_keyboard_interrupt_of_the_parent(
 async def test_ctrl_c_that_nobody_catches_is_one_traceback(
     tmp_path: Path, meeting: Meeting
 ) -> None:
-    with Script(tmp_path, program(BUSY.format(port=meeting.port))) as script:
+    with Script(tmp_path, pool_script(BUSY.format(port=meeting.port))) as script:
         await meeting.first(4)
         script.kill_group(signal.SIGINT)
         await asyncio.to_thread(script.finish, 10)
@@ -104,7 +94,7 @@ async def test_ctrl_c_that_nobody_catches_is_one_traceback(
 async def test_ctrl_c_while_workers_start_is_one_keyboard_interrupt(tmp_path: Path) -> None:
     body = 'async with Pool(2) as pool:\n    print("made", flush=True)\n    '
     body += "await pool.map(workload.busy, [0.01] * 1000)"
-    with Script(tmp_path, program(body, call=INTERRUPTED)) as script:
+    with Script(tmp_path, pool_script(body, call=INTERRUPTED)) as script:
         await script.line("made")
         script.kill_group(signal.SIGINT)
         await asyncio.to_thread(script.finish, 10)
@@ -126,7 +116,7 @@ DOING = {
 async def test_workers_end_soon_after_their_parent_was_killed(tmp_path: Path, doing: str) -> None:
     warm = "" if doing == "starting" else "await pool.map(workload.double, range(100))\n"
     body = f"pool = Pool(2)\n{warm}{SAY_PIDS}{DOING[doing]}"
-    with Script(tmp_path, program(body)) as script:
+    with Script(tmp_path, pool_script(body)) as script:
         pids = [int(word) for word in await script.line("pids")]
         assert len(pids) == 2
         script.process.kill()
@@ -139,8 +129,8 @@ async def test_workers_end_soon_after_their_parent_was_killed(tmp_path: Path, do
 async def test_workers_end_soon_though_c_code_holds_their_gil(
     tmp_path: Path, meeting: Meeting
 ) -> None:
-    body = f"pool = Pool(2)\n{SAY_PIDS}await pool.map(workload.hold_the_gil, [{meeting.port}] * 2)"
-    with Script(tmp_path, program(body)) as script:
+    body = f"pool = Pool(2)\n{SAY_PIDS}await pool.map(mishaps.hold_the_gil, [{meeting.port}] * 2)"
+    with Script(tmp_path, pool_script(body)) as script:
         pids = [int(word) for word in await script.line("pids")]
         await meeting.first(2)
         script.process.kill()
@@ -151,7 +141,7 @@ async def test_workers_end_soon_though_c_code_holds_their_gil(
 async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_method: str) -> None:
     body = f"pool = Pool(2)\nawait pool.map(workload.double, range(100))\n{SAY_PIDS}"
     body += DOING["waiting"]
-    with Script(tmp_path, program(body, setup=f'set_start_method("{start_method}")')) as script:
+    with Script(tmp_path, pool_script(body, setup=f'set_start_method("{start_method}")')) as script:
         pids = [int(word) for word in await script.line("pids")]
         script.process.kill()
         script.process.wait()
@@ -160,7 +150,7 @@ async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_m
 
 async def test_a_killed_group_leaves_nothing(tmp_path: Path) -> None:
     body = f"pool = Pool(2)\nawait pool.map(workload.double, range(100))\n{SAY_PIDS}"
-    with Script(tmp_path, program(body + DOING["busy"])) as script:
+    with Script(tmp_path, pool_script(body + DOING["busy"])) as script:
         pids = [int(word) for word in await script.line("pids")]
         script.kill_group()
         script.process.wait()
@@ -263,7 +253,7 @@ EXITS = {
 async def test_the_interpreter_exits_with_a_pool_open(tmp_path: Path, how: str, work: str) -> None:
     body = "global pool, work\npool = Pool(2)\nawait pool.apply(workload.two)\n"
     body += work + SAY_PIDS
-    source = program(body, call=EXITS[how])
+    source = pool_script(body, call=EXITS[how])
     script = await asyncio.to_thread(run_script, tmp_path, source, "-Wdefault", within=10)
     assert script.process.returncode == 0
     assert "Traceback" not in script.err
@@ -273,7 +263,7 @@ async def test_the_interpreter_exits_with_a_pool_open(tmp_path: Path, how: str, 
 
 async def test_an_error_in_the_program_ends_it_with_its_pool(tmp_path: Path) -> None:
     body = f"async with Pool(2) as pool:\n    {SAY_PIDS}    raise LookupError('mine')"
-    script = await asyncio.to_thread(run_script, tmp_path, program(body), within=10)
+    script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=10)
     assert script.process.returncode == 1
     assert script.err.count("Traceback") == 1
     assert script.err.endswith("LookupError: mine\n")
@@ -281,126 +271,6 @@ async def test_an_error_in_the_program_ends_it_with_its_pool(tmp_path: Path) -> 
 
 async def test_os_exit_of_the_parent_ends_its_workers(tmp_path: Path) -> None:
     body = f"pool = Pool(2)\nawait pool.apply(workload.two)\n{SAY_PIDS}os._exit(3)"
-    script = await asyncio.to_thread(run_script, tmp_path, program(body), within=10)
+    script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=10)
     assert script.process.returncode == 3
     await wait_for_exit((int(word) for word in script.out.split()[1:]), WITHIN)
-
-
-# -- forked copies of the parent (B25) -------------------------------------------------------------
-
-
-async def in_a_forked_copy(pool: Pool) -> str:
-    """What a copy of this process says when it uses the pool, forgets it, and exits."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        said = "nothing"
-        try:
-            pool.map(workload.double, [1])
-        except RuntimeError as error:
-            said = str(error)
-        finally:
-            os.write(writing, said.encode())
-            del pool
-            gc.collect()
-            os._exit(0)
-    os.close(writing)
-    await asyncio.to_thread(os.waitpid, pid, 0)
-    with os.fdopen(reading) as said_there:
-        return said_there.read()
-
-
-@FORK_WARNING
-async def test_a_forked_copy_refuses_the_pool_and_leaves_it_alone() -> None:
-    async with Pool(2) as pool:
-        pids = {process.pid for process in pool.processes}
-        assert "forked copy" in await in_a_forked_copy(pool)
-        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
-        assert {process.pid for process in pool.processes} == pids
-
-
-FORKING = """
-async def first():
-    global pool
-    pool = Pool(2)
-    return await pool.map(workload.where, range(100))
-
-async def second():
-    pids = {process.pid for process in pool.processes}
-    assert set(await pool.map(workload.where, range(100))) <= pids
-    pool.close()
-    await pool.join()
-    return pids
-"""
-FORKED_EXIT = """
-runner = asyncio.Runner()
-pids = set(runner.run(first()))
-child = os.fork()
-if child == 0:
-    try:
-        asyncio.run(second())
-    except RuntimeError as error:
-        print("refused:", error, flush=True)
-    sys.exit(0)
-assert os.waitpid(child, 0)[1] == 0
-assert pids <= runner.run(second())
-runner.close()
-print("alive")
-"""
-
-
-def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: Path) -> None:
-    source = program("pass", setup=FORKING, call=FORKED_EXIT)
-    script = run_script(tmp_path, source, "-Wignore", within=20)
-    # multiprocessing says itself that a copy cannot join the processes of its original
-    assert "aiomultiprocess" not in script.err
-    assert script.process.returncode == 0
-    refused, alive = script.out.splitlines()
-    assert refused.startswith("refused:")
-    assert alive == "alive"
-
-
-# -- a system that refuses (B20) -------------------------------------------------------------------
-
-FEW_DESCRIPTORS = """
-import resource
-used = max(map(int, os.listdir("/proc/self/fd")))
-resource.setrlimit(resource.RLIMIT_NOFILE, (used + {more}, used + {more}))
-"""
-
-
-async def test_workers_that_cannot_be_started_are_an_error_of_the_caller(tmp_path: Path) -> None:
-    body = (
-        FEW_DESCRIPTORS.format(more=12)
-        + """
-try:
-    async with Pool(8) as pool:
-        await pool.apply(workload.two)
-except OSError as error:
-    print("refused", error.errno, flush=True)
-while multiprocessing.active_children():
-    await asyncio.sleep(0.01)
-"""
-    )
-    source = program(body, setup="import multiprocessing")
-    script = await asyncio.to_thread(run_script, tmp_path, source, within=15)
-    assert (script.out, script.err) == ("refused 24\n", "")
-
-
-async def test_work_that_waits_for_a_worker_that_cannot_be_replaced_fails(tmp_path: Path) -> None:
-    body = "async with Pool(1) as pool:\n    pid = await pool.apply(workload.where)\n"
-    body += FEW_DESCRIPTORS.format(more=1).replace("\n", "\n    ")
-    body += """spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(1)]
-    calls = [pool.apply(workload.wait_for_ever), pool.map(workload.double, range(100))]
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    await asyncio.sleep(0)
-    os.kill(pid, signal.SIGKILL)
-    found = await asyncio.gather(*tasks, return_exceptions=True)
-    print(*[isinstance(value, (OSError, RuntimeError, list)) for value in found])
-    try:
-        await pool.apply(workload.two)
-    except (OSError, RuntimeError) as error:
-        print("refused")
-"""
-    script = await asyncio.to_thread(run_script, tmp_path, program(body), within=15)
-    assert "refused" in script.out, script.err

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException
 from support import Meeting, outcomes
@@ -77,7 +78,7 @@ async def test_readers_do_not_disturb_each_other() -> None:
 
 async def test_an_error_is_raised_at_every_await() -> None:
     async with Pool(1) as pool:
-        results = pool.map(workload.fail_at_once, ["first"])
+        results = pool.map(mishaps.fail_at_once, ["first"])
         for _ in range(2):
             with pytest.raises(ProxyException, match="first"):
                 await results
@@ -112,7 +113,7 @@ async def test_a_timed_out_step_of_a_loop_loses_no_result() -> None:
 
 async def test_a_result_that_nobody_reads_is_no_complaint() -> None:
     async with Pool(1) as pool:
-        pool.map(workload.fail_at_once, ["unread"])
+        pool.map(mishaps.fail_at_once, ["unread"])
         assert await pool.apply(workload.two) == 2
         gc.collect()
 
@@ -138,7 +139,7 @@ async def test_results_come_in_input_order_and_as_soon_as_they_can() -> None:
 
 async def test_errors_come_at_their_place_and_the_loop_may_go_on() -> None:
     async with Pool(1) as pool:
-        results = pool.starmap(workload.fail_at, [(3, i) for i in range(6)])
+        results = pool.starmap(mishaps.fail_at, [(3, i) for i in range(6)])
         found = await outcomes(results)
         assert [*found[:3], *found[4:]] == [0, 1, 2, 4, 5]
         assert isinstance(found[3], ProxyException)
@@ -148,7 +149,7 @@ async def test_errors_come_at_their_place_and_the_loop_may_go_on() -> None:
 
 async def test_await_raises_the_first_error() -> None:
     async with Pool(1) as pool:
-        results = pool.map(workload.fail_after_a_turn, ["a", "b", "c"])
+        results = pool.map(mishaps.fail_after_a_turn, ["a", "b", "c"])
         found = await outcomes(results)
         with pytest.raises(ProxyException, match="RuntimeError: a") as caught:
             await results
@@ -157,7 +158,7 @@ async def test_await_raises_the_first_error() -> None:
 
 async def test_await_raises_as_soon_as_an_error_is_known() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
-        results = pool.starmap(workload.meet_or_raise, [(meeting.port, i) for i in range(2)])
+        results = pool.starmap(mishaps.meet_or_raise, [(meeting.port, i) for i in range(2)])
         one, other = await meeting.first(2)
         one.release("raise")
         with pytest.raises(ProxyException, match="told to"):

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import functools
 import os
-import signal
 import socket
-import threading
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator
+from typing import Any
 
 CONTEXT: contextvars.ContextVar[object] = contextvars.ContextVar("CONTEXT", default=None)
 HOST = "127.0.0.1"
@@ -155,21 +153,9 @@ def note(path: str, text: object = "") -> None:
         os.close(descriptor)
 
 
-def initialize_and_fail(path: str, way: str) -> None:
-    note(path, os.getpid())
-    if way in WAYS_TO_DIE:
-        die(way)
-    fail_now("no database", way)
-
-
 def note_error(path: str, error: BaseException) -> None:
     """An exception_handler."""
     note(path, f"{os.getpid()} {type(error).__name__} {error}")
-
-
-def refuse_error(error: BaseException) -> NoReturn:
-    """An exception_handler that does not work."""
-    raise LookupError("the handler itself is broken")
 
 
 async def name_of_loop(_: object = None) -> str:
@@ -219,14 +205,6 @@ async def tasks_alive(_: object = None) -> int:
     return len(asyncio.all_tasks())
 
 
-def initialize_once(path: str) -> None:
-    """An initializer that works in the first worker only."""
-    if os.path.exists(path):
-        note(path, os.getpid())
-        raise LookupError("once only")
-    note(path, os.getpid())
-
-
 async def wait_for_ever(_: object = None) -> None:
     await asyncio.Event().wait()
 
@@ -254,11 +232,20 @@ async def use_anyio(value: int) -> tuple[int, bool]:
     return value, scope.cancelled_caught
 
 
-async def cancel_oneself(_: object = None) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    task.cancel()
-    await asyncio.sleep(0)
+async def use_a_pool(count: int) -> list[int]:
+    from aiomultiprocess import Pool
+
+    async with Pool(1) as pool:
+        return await pool.map(double, range(count))
+
+
+async def use_a_subprocess(code: int) -> tuple[int | None, bytes]:
+    program = f"import sys; print('ready', end=''); sys.exit({code})"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out
 
 
 # -- meetings ------------------------------------------------------------------------------------
@@ -320,237 +307,6 @@ async def meet_if_first(port: int, value: int) -> int:
     if value == 0:
         await meet(port, value)
     return value
-
-
-# -- errors --------------------------------------------------------------------------------------
-
-
-class Sudden(SystemExit):
-    """A subclass, as libraries of command lines have them."""
-
-
-ERRORS: dict[str, Callable[[str], BaseException]] = {
-    "RuntimeError": RuntimeError,
-    "SystemExit": SystemExit,
-    "Sudden": Sudden,
-    "KeyboardInterrupt": KeyboardInterrupt,
-    "CancelledError": asyncio.CancelledError,
-    "GeneratorExit": GeneratorExit,
-    "StopIteration": StopIteration,
-    "StopAsyncIteration": StopAsyncIteration,
-}
-
-
-def fail_now(text: str, kind: str = "RuntimeError") -> NoReturn:
-    raise ERRORS[kind](text)
-
-
-async def fail_at_once(text: str, kind: str = "RuntimeError") -> NoReturn:
-    fail_now(text, kind)
-
-
-async def fail_after_a_turn(text: str, kind: str = "RuntimeError") -> NoReturn:
-    await asyncio.sleep(0)
-    fail_now(text, kind)
-
-
-class TwoArgumentsError(Exception):
-    """Not to be rebuilt by a call with its `args`."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(f"{code}: {reason}")
-        self.code = code
-
-
-class PickyError(Exception):
-    """Its constructor refuses most calls."""
-
-    def __init__(self, *, token: object = None) -> None:
-        if token is None:
-            raise AssertionError("constructed without a token")
-        super().__init__("picky")
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenError(Exception):
-    """Refuses every attribute that is set, even those that `raise` sets."""
-
-    code: int
-
-
-class HoldingError(Exception):
-    """Has state that cannot be pickled."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.lock = threading.Lock()
-
-
-class LostError(Exception):
-    """Can be pickled, but never rebuilt."""
-
-    def __reduce__(self) -> Any:
-        return fail_now, ("cannot be rebuilt",)
-
-
-def long_chain(length: int) -> BaseException:
-    error: BaseException = ValueError("the deepest")
-    for depth in range(length):
-        outer = ValueError(f"depth {depth}")
-        outer.__cause__ = error
-        error = outer
-    return error
-
-
-def error_of_kind(kind: str) -> BaseException:
-    """Errors that are hard to carry."""
-    return {
-        "two arguments": lambda: TwoArgumentsError(404, "not found"),
-        "picky": lambda: PickyError(token=1),
-        "frozen": lambda: FrozenError(42),
-        "holding": lambda: HoldingError("holds a lock"),
-        "lost": lambda: LostError("gone"),
-        "chain": lambda: long_chain(10_000),
-        "key": lambda: KeyError("missing"),
-        "os": lambda: FileNotFoundError(2, "No such file", "/nowhere"),
-        "unicode": lambda: UnicodeDecodeError("utf-8", b"x", 0, 1, "because"),
-        "group": lambda: ExceptionGroup("both", [ValueError("one"), TypeError("two")]),
-        "base group": lambda: BaseExceptionGroup("both", [KeyboardInterrupt("one")]),
-    }[kind]()
-
-
-async def fail_as(kind: str) -> NoReturn:
-    raise error_of_kind(kind)
-
-
-async def fail_at(bad: int, value: int) -> int:
-    if value == bad:
-        raise ValueError(f"{value} is bad")
-    return value
-
-
-async def meet_or_raise(port: int, token: object) -> str:
-    answer = await meet(port, token)
-    if answer == "raise":
-        raise ValueError("told to")
-    return answer
-
-
-async def with_two(first: Any, second: Any) -> tuple[Any, Any]:
-    return first, second
-
-
-def rebuild_here_only(pid: int) -> Any:
-    """The unpickling of HomeBound."""
-    if os.getpid() != pid:
-        raise RuntimeError("homesick")
-    return HomeBound(pid)
-
-
-class HomeBound:
-    """Can be pickled, but unpickled only in the process `pid`."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def __reduce__(self) -> Any:
-        return rebuild_here_only, (self.pid,)
-
-
-async def home_bound(_: object = None) -> HomeBound:
-    """A result that fails in the parent when it is unpickled."""
-    return HomeBound(os.getpid())
-
-
-class Unsendable:
-    """Fails to be pickled, and says so."""
-
-    def __reduce__(self) -> NoReturn:
-        raise RuntimeError("never leaves home")
-
-
-def results_that_do_not_travel(kind: str) -> Any:
-    return {
-        "lambda": lambda: 1,
-        "lock": threading.Lock(),
-        "generator": (value for value in ()),
-        "nested": {"deep": [threading.Lock()]},
-        "reduce": Unsendable(),
-    }[kind]
-
-
-async def result_of_kind(kind: str) -> Any:
-    return "fine" if kind == "fine" else results_that_do_not_travel(kind)
-
-
-# -- death ---------------------------------------------------------------------------------------
-
-WAYS_TO_DIE = ("SIGKILL", "SIGSEGV", "SIGTERM", "exit 7")
-
-
-def die(way: str) -> None:
-    """End this process; SIGTERM may take its time."""
-    if way == "exit 7":
-        os._exit(7)
-    if way == "SIGSEGV":
-        forget_core_dumps()
-    os.kill(os.getpid(), getattr(signal, way))
-
-
-def forget_core_dumps() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-async def die_at(bad: int, way: str, value: int) -> int:
-    if value == bad:
-        await asyncio.sleep(0.05)  # results of tasks before this one leave first
-        die(way)
-        await asyncio.Event().wait()  # until SIGTERM is heard
-    return value
-
-
-async def note_and_die_at_some(path: str, bad: list[int], value: int) -> int:
-    note(path, value)
-    if value in bad:
-        die("SIGKILL")
-    return value
-
-
-async def meet_and_kill(port: int, token: object) -> object:
-    """Kill the process whose number is the answer."""
-    os.kill(int(await meet(port, token)), signal.SIGKILL)
-    return token
-
-
-async def meet_or_die(port: int, token: object) -> object:
-    if await meet(port, token) == "die":
-        die("SIGSEGV")
-    return token
-
-
-async def publish_then_die(port: int) -> str:
-    """The result leaves in this turn of the loop; the process a little later."""
-    await meet(port)
-    asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGKILL)
-    return "published"
-
-
-def leave_a_child(port: int) -> None:
-    """Die when told to, survived by a forked process that holds every descriptor."""
-    if os.fork() == 0:
-        meet_blocking(port, "survivor")
-        os._exit(0)
-    meet_blocking(port, "worker")
-    os._exit(7)
-
-
-def hold_the_gil(port: int) -> int:
-    """A loop in C: no signal handler and no other thread of Python runs for minutes."""
-    with socket.create_connection((HOST, port)) as connection:
-        connection.sendall(f"{os.getpid()} holding\n".encode())
-        return sum(range(10**11))
 
 
 async def busy(seconds: float) -> None:

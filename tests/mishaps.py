@@ -1,0 +1,281 @@
+"""What goes wrong in workers, on purpose: errors, values that do not travel, and death.
+
+Used by name, as `workload` is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from workload import HOST, meet, meet_blocking, note
+
+# -- errors --------------------------------------------------------------------------------------
+
+
+class Sudden(SystemExit):
+    """A subclass, as libraries of command lines have them."""
+
+
+ERRORS: dict[str, Callable[[str], BaseException]] = {
+    "RuntimeError": RuntimeError,
+    "SystemExit": SystemExit,
+    "Sudden": Sudden,
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "CancelledError": asyncio.CancelledError,
+    "GeneratorExit": GeneratorExit,
+    "StopIteration": StopIteration,
+    "StopAsyncIteration": StopAsyncIteration,
+}
+
+
+def fail_now(text: str, kind: str = "RuntimeError") -> NoReturn:
+    raise ERRORS[kind](text)
+
+
+async def fail_at_once(text: str, kind: str = "RuntimeError") -> NoReturn:
+    fail_now(text, kind)
+
+
+async def fail_after_a_turn(text: str, kind: str = "RuntimeError") -> NoReturn:
+    await asyncio.sleep(0)
+    fail_now(text, kind)
+
+
+class TwoArgumentsError(Exception):
+    """Not to be rebuilt by a call with its `args`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+
+
+class PickyError(Exception):
+    """Its constructor refuses most calls."""
+
+    def __init__(self, *, token: object = None) -> None:
+        if token is None:
+            raise AssertionError("constructed without a token")
+        super().__init__("picky")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Refuses every attribute that is set, even those that `raise` sets."""
+
+    code: int
+
+
+class HoldingError(Exception):
+    """Has state that cannot be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class LostError(Exception):
+    """Can be pickled, but never rebuilt."""
+
+    def __reduce__(self) -> Any:
+        return fail_now, ("cannot be rebuilt",)
+
+
+def long_chain(length: int) -> BaseException:
+    error: BaseException = ValueError("the deepest")
+    for depth in range(length):
+        outer = ValueError(f"depth {depth}")
+        outer.__cause__ = error
+        error = outer
+    return error
+
+
+def error_of_kind(kind: str) -> BaseException:
+    """Errors that are hard to carry."""
+    return {
+        "two arguments": lambda: TwoArgumentsError(404, "not found"),
+        "picky": lambda: PickyError(token=1),
+        "frozen": lambda: FrozenError(42),
+        "holding": lambda: HoldingError("holds a lock"),
+        "lost": lambda: LostError("gone"),
+        "chain": lambda: long_chain(10_000),
+        "key": lambda: KeyError("missing"),
+        "os": lambda: FileNotFoundError(2, "No such file", "/nowhere"),
+        "unicode": lambda: UnicodeDecodeError("utf-8", b"x", 0, 1, "because"),
+        "group": lambda: ExceptionGroup("both", [ValueError("one"), TypeError("two")]),
+        "base group": lambda: BaseExceptionGroup("both", [KeyboardInterrupt("one")]),
+    }[kind]()
+
+
+async def fail_as(kind: str) -> NoReturn:
+    raise error_of_kind(kind)
+
+
+async def fail_at(bad: int, value: int) -> int:
+    if value == bad:
+        raise ValueError(f"{value} is bad")
+    return value
+
+
+async def meet_or_raise(port: int, token: object) -> str:
+    answer = await meet(port, token)
+    if answer == "raise":
+        raise ValueError("told to")
+    return answer
+
+
+async def with_two(first: Any, second: Any) -> tuple[Any, Any]:
+    return first, second
+
+
+def rebuild_here_only(pid: int) -> Any:
+    """The unpickling of HomeBound."""
+    if os.getpid() != pid:
+        raise RuntimeError("homesick")
+    return HomeBound(pid)
+
+
+class HomeBound:
+    """Can be pickled, but unpickled only in the process `pid`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return rebuild_here_only, (self.pid,)
+
+
+async def home_bound(_: object = None) -> HomeBound:
+    """A result that fails in the parent when it is unpickled."""
+    return HomeBound(os.getpid())
+
+
+class Unsendable:
+    """Fails to be pickled, and says so."""
+
+    def __reduce__(self) -> NoReturn:
+        raise RuntimeError("never leaves home")
+
+
+STAYING = ("lambda", "lock", "generator", "nested", "reduce")
+
+
+def result_that_stays(kind: str) -> Any:
+    """Values that cannot be pickled."""
+    return {
+        "lambda": lambda: 1,
+        "lock": threading.Lock(),
+        "generator": (value for value in ()),
+        "nested": {"deep": [threading.Lock()]},
+        "reduce": Unsendable(),
+    }[kind]
+
+
+async def result_of_kind(kind: str) -> Any:
+    return "fine" if kind == "fine" else result_that_stays(kind)
+
+
+# -- initializers and handlers ---------------------------------------------------------------------
+
+
+def initialize_and_fail(path: str, way: str) -> None:
+    note(path, os.getpid())
+    if way in WAYS_TO_DIE:
+        die(way)
+    fail_now("no database", way)
+
+
+def initialize_once(path: str) -> None:
+    """An initializer that works in the first worker only."""
+    if os.path.exists(path):
+        note(path, os.getpid())
+        raise LookupError("once only")
+    note(path, os.getpid())
+
+
+def refuse_error(error: BaseException) -> NoReturn:
+    """An exception_handler that does not work."""
+    raise LookupError("the handler itself is broken")
+
+
+async def cancel_oneself(_: object = None) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+# -- death ---------------------------------------------------------------------------------------
+
+WAYS_TO_DIE = ("SIGKILL", "SIGSEGV", "SIGTERM", "exit 7")
+
+
+def die(way: str) -> None:
+    """End this process; SIGTERM may take its time."""
+    if way == "exit 7":
+        os._exit(7)
+    if way == "SIGSEGV":
+        forget_core_dumps()
+    os.kill(os.getpid(), getattr(signal, way))
+
+
+def forget_core_dumps() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+async def die_at(bad: int, way: str, value: int) -> int:
+    if value == bad:
+        await asyncio.sleep(0.05)  # results of tasks before this one leave first
+        die(way)
+        await asyncio.Event().wait()  # until SIGTERM is heard
+    return value
+
+
+async def note_and_die_at_some(path: str, bad: list[int], value: int) -> int:
+    note(path, value)
+    if value in bad:
+        die("SIGKILL")
+    return value
+
+
+async def meet_and_kill(port: int, token: object) -> object:
+    """Kill the process whose number is the answer."""
+    os.kill(int(await meet(port, token)), signal.SIGKILL)
+    return token
+
+
+async def meet_or_die(port: int, token: object) -> object:
+    if await meet(port, token) == "die":
+        die("SIGSEGV")
+    return token
+
+
+async def publish_then_die(port: int) -> str:
+    """The result leaves in this turn of the loop; the process a little later."""
+    await meet(port)
+    asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGKILL)
+    return "published"
+
+
+def leave_a_child(port: int) -> None:
+    """Die when told to, survived by a forked process that holds every descriptor."""
+    if os.fork() == 0:
+        meet_blocking(port, "survivor")
+        os._exit(0)
+    meet_blocking(port, "worker")
+    os._exit(7)
+
+
+def hold_the_gil(port: int) -> int:
+    """A loop in C: no signal handler and no other thread of Python runs for minutes."""
+    with socket.create_connection((HOST, port)) as connection:
+        connection.sendall(f"{os.getpid()} holding\n".encode())
+        return sum(range(10**11))

@@ -1,0 +1,166 @@
+"""What else a program does: it forks, waits for any child, and runs out of descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import workload
+from aiomultiprocess import Pool, WorkerLostError
+from conftest import FORK_WARNING
+from support import Meeting, pool_script, run_script
+
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.skipif(sys.platform == "win32", reason="forks, waits and limits of POSIX"),
+]
+
+
+# -- forked copies of the parent (B25) -------------------------------------------------------------
+
+
+async def in_a_forked_copy(pool: Pool) -> str:
+    """What a copy of this process says when it uses the pool, forgets it, and exits."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "nothing"
+        try:
+            pool.map(workload.double, [1])
+        except RuntimeError as error:
+            said = str(error)
+        finally:
+            os.write(writing, said.encode())
+            del pool
+            gc.collect()
+            os._exit(0)
+    os.close(writing)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    with os.fdopen(reading) as said_there:
+        return said_there.read()
+
+
+@FORK_WARNING
+async def test_a_forked_copy_refuses_the_pool_and_leaves_it_alone() -> None:
+    async with Pool(2) as pool:
+        pids = {process.pid for process in pool.processes}
+        assert "forked copy" in await in_a_forked_copy(pool)
+        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
+        assert {process.pid for process in pool.processes} == pids
+
+
+FORKING = """
+async def first():
+    global pool
+    pool = Pool(2)
+    return await pool.map(workload.where, range(100))
+
+async def second():
+    pids = {process.pid for process in pool.processes}
+    assert set(await pool.map(workload.where, range(100))) <= pids
+    pool.close()
+    await pool.join()
+    return pids
+"""
+FORKED_EXIT = """
+runner = asyncio.Runner()
+pids = set(runner.run(first()))
+child = os.fork()
+if child == 0:
+    try:
+        asyncio.run(second())
+    except RuntimeError as error:
+        print("refused:", error, flush=True)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert pids <= runner.run(second())
+runner.close()
+print("alive")
+"""
+
+
+def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: Path) -> None:
+    source = pool_script("pass", setup=FORKING, call=FORKED_EXIT)
+    script = run_script(tmp_path, source, "-Wignore", within=20)
+    # multiprocessing says itself that a copy cannot join the processes of its original
+    assert "aiomultiprocess" not in script.err
+    assert script.process.returncode == 0
+    refused, alive = script.out.splitlines()
+    assert refused.startswith("refused:")
+    assert alive == "alive"
+
+
+# -- somebody else reaps (E43) ---------------------------------------------------------------------
+
+
+async def test_a_program_that_waits_for_any_child_takes_only_the_exit_code() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        os.kill(arrival.pid, signal.SIGKILL)
+        assert os.waitpid(-1, 0) == (arrival.pid, signal.SIGKILL)  # noqa: ASYNC222 - the point
+        with pytest.raises(WorkerLostError) as caught:
+            await task
+        assert caught.value.pid == arrival.pid
+        assert caught.value.exitcode is None
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_subprocesses_of_the_program_keep_their_exit_codes() -> None:
+    async with Pool(1, maxtasksperchild=1) as pool:
+        results = pool.map(workload.double, range(5))
+        codes = await asyncio.gather(*(workload.use_a_subprocess(code) for code in range(3)))
+        assert codes == [(code, b"ready") for code in range(3)]
+        assert await results == [0, 2, 4, 6, 8]
+
+
+# -- a system that refuses (B20) -------------------------------------------------------------------
+
+FEW_DESCRIPTORS = """
+import resource
+used = max(map(int, os.listdir("/proc/self/fd")))
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + {more}, used + {more}))
+"""
+
+
+async def test_workers_that_cannot_be_started_are_an_error_of_the_caller(tmp_path: Path) -> None:
+    body = (
+        FEW_DESCRIPTORS.format(more=12)
+        + """
+try:
+    async with Pool(8) as pool:
+        await pool.apply(workload.two)
+except OSError as error:
+    print("refused", error.errno, flush=True)
+while multiprocessing.active_children():
+    await asyncio.sleep(0.01)
+"""
+    )
+    source = pool_script(body, setup="import multiprocessing")
+    script = await asyncio.to_thread(run_script, tmp_path, source, within=15)
+    assert (script.out, script.err) == ("refused 24\n", "")
+
+
+async def test_work_that_waits_for_a_worker_that_cannot_be_replaced_fails(tmp_path: Path) -> None:
+    body = "async with Pool(1) as pool:\n    pid = await pool.apply(workload.where)\n"
+    body += FEW_DESCRIPTORS.format(more=1).replace("\n", "\n    ")
+    body += """spare = [os.open(os.devnull, os.O_RDONLY) for _ in range(1)]
+    calls = [pool.apply(workload.wait_for_ever), pool.map(workload.double, range(100))]
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    print(*[isinstance(value, (OSError, RuntimeError, list)) for value in found])
+    try:
+        await pool.apply(workload.two)
+    except (OSError, RuntimeError) as error:
+        print("refused")
+"""
+    script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=15)
+    assert "refused" in script.out, script.err
