@@ -1,0 +1,145 @@
+/* The memory of C11, as far as ring.h uses it: what ring.pml's steps read and write.
+ *
+ * A word is not one value but all its stores, in the order in which they were made (modification
+ * order). A load may return any store, except one older than a store that its thread knows of: stale
+ * values are possible until an ordering forbids them. A release store carries what its thread has
+ * done before, and an acquire load that reads it knows of that from then on ("synchronizes with").
+ * A read-modify-write reads the last store, and its own store carries also what that one carried
+ * (the release sequence). A ring has two threads, and what one of them learnt from the other it need
+ * not tell it again, so stores carry deeds of their own thread only.
+ *
+ * This is weaker than a machine with store buffers (x86's TSO): a store that nobody knows of is one
+ * that is still in the buffer, and a buffer that is emptied in order is a row of release stores;
+ * but here stores to different words may also pass each other, as on ARM and POWER. It is weaker
+ * than C11 too, so what holds here holds there:
+ *
+ *   - a read-modify-write with seq_cst counts as acq_rel only (ring.h's argument asks no more);
+ *   - what a thread learns by the words of one ring it does not know for the other ring;
+ *   - doorbells order nothing. (A system call does, but ring.h shall not depend on it.)
+ *
+ * Headers and payloads are not stored that way but checked for races, as ThreadSanitizer does: who
+ * touches bytes must know that the other side is done with them, else it is an error at once. So
+ * nothing is lost by their having one value only; and an error it is also where a machine would
+ * delay a load past a store, which the order of execution here would not show.
+ */
+
+/* What a thread has done that the other must know of before it may rely on it. */
+typedef Deeds {
+    byte stores;   /* the number of its newest store to its cursor's word */
+    byte bytes;    /* a cursor: the bytes before it are written, or read, for good */
+    byte sleeping; /* the numbers of its newest stores to the flags; 0 without PLAIN_LOOKS, as */
+    byte waiting;  /* nothing depends on them where every look is a read-modify-write */
+};
+
+/* One store of a word that has one writer. Its place in the array is its number: not a plain count,
+ * but the records written or read by then, so that states are alike which behave alike. */
+typedef Store {
+    bit made;
+    byte value;
+    byte bytes;    /* carried */
+};
+
+typedef Word {
+    Store stores[STORES];
+    byte newest;
+};
+
+/* A word that both change, by read-modify-writes. These see the last store only. */
+typedef Flag {
+    bit value;
+    Deeds from[2];   /* carried, of producer and consumer */
+#ifdef PLAIN_LOOKS
+    byte newest;   /* plain loads may see older ones too */
+    bit values[FLAG_STORES];
+#endif
+};
+
+inline raise(mine, other)
+{
+    mine = (other > mine -> other : mine)
+}
+
+inline learn(mine, other)
+{
+    raise(mine.stores, other.stores);
+    raise(mine.bytes, other.bytes);
+    raise(mine.sleeping, other.sleeping);
+    raise(mine.waiting, other.waiting)
+}
+
+/* word = new by its only writer, who did `mine`; `number` is larger than any before. */
+inline store(word, number, new, order, mine)
+{
+    mine.stores = number;
+    word.newest = number;
+    word.stores[number].made = true;
+    word.stores[number].value = new;
+    word.stores[number].bytes = (order == RELEASE -> mine.bytes : 0)
+}
+
+/* result = word, by its only reader, who knows `other` of its writer: that store or a newer one.
+ * Older ones than this are gone for good, and forgotten. */
+inline load(word, result, order, other)
+{
+    do /* every way through this loop is explored */
+    :: other.stores < word.newest -> forget(word.stores[other.stores]); other.stores++
+    :: word.stores[other.stores].made -> break
+    od;
+    result = word.stores[other.stores].value;
+    if
+    :: order == ACQUIRE -> raise(other.bytes, word.stores[other.stores].bytes)
+    :: else
+    fi
+}
+
+inline forget(gone)
+{
+    gone.made = false;
+    gone.value = 0;
+    gone.bytes = 0
+}
+
+#ifdef PLAIN_LOOKS
+inline count_store(flag, own, new)
+{
+    flag.newest++;
+    assert(flag.newest < FLAG_STORES);
+    flag.values[flag.newest] = new;
+    own = flag.newest
+}
+
+/* result = flag by a plain, relaxed load. */
+inline look(flag, result, own, others)
+{
+    raise(own, others);
+    do
+    :: own < flag.newest -> own++
+    :: result = flag.values[own]; break
+    od
+}
+#else
+#define count_store(flag, own, new) skip
+#endif
+
+/* old = flag, flag = new in one step, by a thread that did `mine` and knows `other` of the other;
+ * `own` is the number of its newest store to this flag. Relaxed: hands on what it read, takes
+ * nothing and adds nothing. */
+inline exchange(flag, own, new, old, order, role, mine, other)
+{
+    old = flag.value;
+    flag.value = new;
+    count_store(flag, own, new);
+    if
+    :: order == ACQ_REL -> learn(other, flag.from[1 - role]); learn(flag.from[role], mine)
+    :: else
+    fi
+}
+
+/* flag = 0 by a plain store: what the flag carried ends here. (In C11 it may stand before the last
+ * store in modification order, too; only a mutant does this, and is caught without.) */
+inline store_zero(flag)
+{
+    flag.value = 0;
+    flag.from[0].stores = 0; flag.from[0].bytes = 0;
+    flag.from[1].stores = 0; flag.from[1].bytes = 0
+}

@@ -1,0 +1,475 @@
+/* Model of ring.h, checked exhaustively by Spin: run.sh does it, and shows that each mutant is caught.
+ *
+ * Two sides, 0 and 1, each one thread with an event loop, as shm.py has it: a ring each way, one
+ * doorbell for each side, which says both "there is data" and "there is room". Side s writes ring s,
+ * reads ring 1 - s and waits for bell[s]. Memory is C11's, see memory.pml. What is checked, in every
+ * interleaving and for every choice of sizes, batches, releases, stale values and spurious bells:
+ *
+ *   R2, R4 to R7, and that records come whole, each once, in order, without a race: by assertions.
+ *   R9, R10: there is no state in which nobody can go on and a side has not sent or received all.
+ *   A bell is all that a side waits for, so a lost wake-up or a lost room leads to such a state.
+ *   With pan's -DNP: no execution goes on for ever. Then each one ends with all delivered.
+ *
+ * A writer that is killed is a side that makes no more steps. That the other side reads whole records
+ * only is asserted all along every execution, so this is checked too.
+ *
+ * Names are ring.h's and shm.py's. An atomic block is one access to what is shared; what lies between
+ * them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (R8), which are
+ * records like others here, and cursors that wrap at 2^64.
+ *
+ * Bytes are counted in units of 8, the size of a header. Options (-D):
+ *
+ *   CAPACITY=n             of each ring; 8 is the least that ring.h allows, 4 has the same quarters
+ *   RECORDS0=n RECORDS1=n  how many side 0 and side 1 send
+ *   SMALLEST=n LARGEST=n   their sizes, header included, are any from SMALLEST to LARGEST
+ *   SPURIOUS=n             so many bells are rung for nothing, at any time, on either side
+ *   FULL_BATCHES           sides send and read all they can before they publish and release: fewer
+ *                          executions, so that more records can be sent
+ *   a mutant               see run.sh
+ */
+#ifndef RECORDS0
+#define RECORDS0 3
+#endif
+#ifndef RECORDS1
+#define RECORDS1 0
+#endif
+#ifndef SPURIOUS
+#define SPURIOUS 1
+#endif
+#ifndef CAPACITY
+#define CAPACITY 8
+#endif
+#ifndef SMALLEST
+#define SMALLEST 1
+#endif
+#ifndef LARGEST
+#define LARGEST HALF /* R7 */
+#endif
+
+#define HALF (CAPACITY / 2)
+#define QUARTER (CAPACITY / 4)
+#define PADDING 255 /* instead of a record's number */
+#define RECORDS_OF(side) (side == 0 -> RECORDS0 : RECORDS1)
+#if RECORDS0 > RECORDS1
+#define STORES (RECORDS0 + 1)
+#else
+#define STORES (RECORDS1 + 1)
+#endif
+#define FLAG_STORES 40
+
+/* The memory order of each access; a mutant has a weaker one. */
+#define RELAXED 0
+#define ACQUIRE 1
+#define RELEASE 2
+#define ACQ_REL 3
+#ifndef STORE_TAIL
+#define STORE_TAIL RELEASE
+#endif
+#ifndef LOAD_TAIL
+#define LOAD_TAIL ACQUIRE
+#endif
+#ifndef STORE_HEAD
+#define STORE_HEAD RELEASE
+#endif
+#ifndef LOAD_HEAD
+#define LOAD_HEAD ACQUIRE
+#endif
+#ifndef CHANGE_SLEEPING
+#define CHANGE_SLEEPING ACQ_REL
+#endif
+#ifndef CHANGE_WAITING
+#define CHANGE_WAITING ACQ_REL
+#endif
+#if defined(LOOK_AT_SLEEPING_FIRST) || defined(LOOK_AT_WAITING_FIRST)
+#define PLAIN_LOOKS
+#endif
+
+#include "memory.pml"
+
+/* ---- what is shared (struct amp_cursors, and the bytes) ------------------------------------- */
+
+typedef Ring {
+    Word tail;
+    Word head;
+    Flag sleeping;
+    Flag waiting;
+};
+
+/* Headers: which record begins here, or PADDING; 0 is none; and how long it is. `local` tells Spin
+ * that what is done to them commutes with the other side's steps. It does: put() and take() assert
+ * that the other side is done with these bytes. */
+typedef Bytes {
+    byte number[CAPACITY];
+    byte size[CAPACITY];
+};
+
+Ring ring[2];
+local Bytes data[2];
+bit bell[2];
+
+/* ---- what is private to each side ----------------------------------------------------------- */
+
+typedef Producer {
+    byte tail;
+    byte published;
+    byte head;
+    byte records;
+    byte wanted; /* size of the record that did not fit: the outbox */
+    Deeds did;
+    Deeds knows; /* of the consumer */
+};
+
+typedef Consumer {
+    byte head;
+    byte released;
+    byte tail;
+    byte records;
+    Deeds did;
+    Deeds knows; /* of the producer */
+};
+
+#define OUT ring[me]
+#define IN ring[1 - me]
+#define OUT_DATA data[me]
+#define IN_DATA data[1 - me]
+
+/* ---- flags and bells ------------------------------------------------------------------------ */
+
+#define PRODUCER 0
+#define CONSUMER 1
+
+inline change_sleeping(a_ring, to, role, who)
+{
+    atomic {
+        exchange(a_ring.sleeping, who.did.sleeping, to, was_set, CHANGE_SLEEPING, role, who.did,
+                 who.knows)
+    }
+}
+
+inline change_waiting(a_ring, to, role, who)
+{
+    atomic {
+        exchange(a_ring.waiting, who.did.waiting, to, was_set, CHANGE_WAITING, role, who.did,
+                 who.knows)
+    }
+}
+
+inline ring_if_it_was_set()
+{
+    if
+    :: was_set -> bell[1 - me] = 1; was_set = 0
+    :: else
+    fi
+}
+
+/* ---- the producer: p ------------------------------------------------------------------------ */
+
+#define TO_END (CAPACITY - p.tail % CAPACITY)
+#define FREE (CAPACITY - (p.tail - p.head))
+#define FITS(size) (FREE >= (size <= TO_END -> size : TO_END + size))
+
+inline look_at_head()
+{
+    load(OUT.head, p.head, LOAD_HEAD, p.knows);
+    assert(p.head <= p.published) /* R2 */
+}
+
+/* amp_reserve, the copying, amp_commit: they touch bytes only, and those one may touch alone. */
+inline put(what, length)
+{
+    assert(p.knows.bytes + CAPACITY >= p.tail + length); /* R4: they were read, and we know it */
+    assert(p.tail % CAPACITY + length <= CAPACITY);     /* R5 */
+    OUT_DATA.number[p.tail % CAPACITY] = what;
+    OUT_DATA.size[p.tail % CAPACITY] = length;
+    p.tail = p.tail + length;
+    p.did.bytes = p.tail
+}
+
+inline write(length)
+{
+    if
+    :: FITS(length)
+    :: else -> atomic { look_at_head() }
+    fi;
+    d_step {
+        written = FITS(length);
+        if
+        :: written ->
+            if
+            :: length > TO_END -> put(PADDING, TO_END) /* R6 */
+            :: else
+            fi;
+            p.records++;
+            put(p.records, length)
+        :: else
+        fi
+    }
+}
+
+/* amp_publish, and the ring that it asks for. R9. */
+inline publish()
+{
+    if
+    :: p.tail != p.published ->
+        atomic {
+            store(OUT.tail, p.records, p.tail, STORE_TAIL, p.did);
+            p.published = p.tail
+        };
+#ifdef LOOK_AT_SLEEPING_FIRST
+        atomic { look(OUT.sleeping, was_set, p.did.sleeping, p.knows.sleeping) };
+        if
+        :: was_set -> change_sleeping(OUT, 0, PRODUCER, p)
+        :: else
+        fi;
+#else
+        change_sleeping(OUT, 0, PRODUCER, p);
+#endif
+        ring_if_it_was_set()
+    :: else
+    fi
+}
+
+/* amp_want_room. R10. */
+inline want_room(length)
+{
+    change_waiting(OUT, 1, PRODUCER, p);
+    was_set = 0;
+#ifdef NO_RECHECK_IN_WANT_ROOM
+    no_room = true;
+#else
+    atomic { look_at_head(); no_room = !FITS(length) };
+#endif
+    if
+    :: no_room
+    :: else -> change_waiting(OUT, 0, PRODUCER, p); was_set = 0
+    fi
+}
+
+/* ---- the consumer: c ------------------------------------------------------------------------ */
+
+inline look_at_tail()
+{
+    load(IN.tail, c.tail, LOAD_TAIL, c.knows);
+    assert(c.head <= c.tail && c.tail <= c.released + CAPACITY) /* R2 */
+}
+
+#define AT (c.head % CAPACITY)
+
+/* The bytes of a record; forgotten afterwards, so that states are alike which behave alike. */
+inline take(what)
+{
+    assert(c.knows.bytes > c.head);  /* the header is written, and we know it */
+    assert(IN_DATA.number[AT] == what);   /* whole, once, in order */
+    length = IN_DATA.size[AT];
+    assert(c.knows.bytes >= c.head + length);
+    assert(AT + length <= CAPACITY && c.head + length <= c.tail); /* R5 */
+    IN_DATA.number[AT] = 0;
+    IN_DATA.size[AT] = 0;
+    c.head = c.head + length;
+    length = 0
+}
+
+inline read()
+{
+    if
+    :: c.head == c.tail -> atomic { look_at_tail() }
+    :: else
+    fi;
+    d_step {
+        got = c.head != c.tail;
+        if
+        :: got ->
+            if
+            :: c.knows.bytes > c.head && IN_DATA.number[AT] == PADDING ->
+                assert(AT != 0 && AT + IN_DATA.size[AT] == CAPACITY); /* R6 */
+                take(PADDING);
+                assert(c.head != c.tail) /* R6: published with what it makes way for */
+            :: else
+            fi;
+            c.records++;
+            take(c.records)
+        :: else
+        fi
+    }
+}
+
+/* amp_release, and the ring that it asks for. R10. */
+inline release()
+{
+    if
+    :: c.head != c.released ->
+        atomic {
+            c.did.bytes = c.head; /* the views of the records are given up by now */
+            store(IN.head, c.records, c.head, STORE_HEAD, c.did);
+            c.released = c.head
+        };
+        if
+        :: CAPACITY - (c.tail - c.head) >= QUARTER ->
+#ifdef LOOK_AT_WAITING_FIRST
+            atomic { look(IN.waiting, was_set, c.did.waiting, c.knows.waiting) };
+            if
+            :: was_set -> change_waiting(IN, 0, CONSUMER, c)
+            :: else
+            fi;
+#else
+            change_waiting(IN, 0, CONSUMER, c);
+#endif
+            ring_if_it_was_set()
+        :: else
+        fi
+    :: else
+    fi
+}
+
+/* amp_sleep. R9. */
+inline sleep()
+{
+    change_sleeping(IN, 1, CONSUMER, c);
+    was_set = 0;
+#ifdef NO_RECHECK_IN_SLEEP
+    may_sleep = true;
+#else
+    atomic { look_at_tail(); may_sleep = c.head == c.tail };
+#endif
+    if
+    :: may_sleep
+    :: else -> change_sleeping(IN, 0, CONSUMER, c); was_set = 0
+    fi
+}
+
+inline awake()
+{
+#ifdef AWAKE_BY_A_STORE
+    atomic { store_zero(IN.sleeping) }
+#else
+    change_sleeping(IN, 0, CONSUMER, c);
+    was_set = 0
+#endif
+}
+
+/* ---- a side: shm.py's ShmLink in its event loop --------------------------------------------- */
+
+/* After a record did not fit: S5. */
+inline stall()
+{
+    publish();
+    want_room(p.wanted);
+    again = again || !no_room;
+    no_room = false
+}
+
+/* A batch of records of any sizes, and a flush, while nothing is in the outbox. */
+inline send()
+{
+    do
+    :: p.wanted == 0 && p.records < RECORDS_OF(me) ->
+        select(size : SMALLEST .. LARGEST);
+        write(size);
+        if
+        :: written -> size = 0
+        :: else -> p.wanted = size; size = 0; stall()
+        fi;
+        written = false
+#ifdef FULL_BATCHES
+    :: p.records == RECORDS_OF(me) || p.wanted != 0 -> break
+#else
+    :: p.tail != p.published || p.wanted != 0 -> break
+#endif
+    od;
+    publish()
+}
+
+/* ShmLink._pump */
+inline pump()
+{
+    if
+    :: p.wanted != 0 ->
+        write(p.wanted);
+        if
+        :: written -> p.wanted = 0; written = false; publish()
+        :: else -> stall()
+        fi
+    :: else
+    fi
+}
+
+/* ShmLink._drain: a batch that may end, and releases that may come, after any record. S2, S3. */
+inline drain_a_batch()
+{
+    read();
+    if
+    :: got ->
+        awake();
+        do
+        :: got -> read()
+#ifndef FULL_BATCHES
+        :: got -> release(); read()
+        :: got -> break
+#endif
+        :: !got -> break
+        od;
+        release()
+    :: else
+    fi;
+    if
+    :: got -> again = true; got = false
+    :: else -> sleep(); again = again || !may_sleep; may_sleep = false
+    fi
+}
+
+inline drain()
+{
+    if
+    :: RECORDS_OF(1 - me) == 0 -> skip /* one ring only: what is nobody's business is left out */
+    :: else -> drain_a_batch()
+    fi
+}
+
+#define FINISHED (p.records == RECORDS_OF(me) && p.wanted == 0 && p.tail == p.published \
+    && c.records == RECORDS_OF(1 - me) && c.head == c.released)
+
+proctype Side(bit me)
+{
+    Producer p;
+    Consumer c;
+    byte length, size;
+    bit written, no_room, got, may_sleep, was_set;
+    bit again = true; /* the first turn, in which it goes to sleep for the first time: S3 */
+
+    do
+    :: p.wanted == 0 && p.records < RECORDS_OF(me) -> send()
+    :: atomic {
+        if
+        :: again -> again = false
+#if defined(BELL_CLEARED_LATE) || defined(BELL_NOT_CLEARED)
+        :: bell[me]
+#else
+        :: bell[me] -> bell[me] = 0 /* S4 */
+#endif
+        fi };
+        pump();
+        drain();
+#ifdef BELL_CLEARED_LATE
+        bell[me] = 0
+#endif
+    :: FINISHED -> break
+    od
+}
+
+/* A bell may be rung for another link, or for what was noticed without it. */
+proctype Spurious()
+{
+    byte left = SPURIOUS;
+end:
+    do
+    :: atomic { left > 0 -> left--; if :: bell[0] = 1 :: bell[1] = 1 fi }
+    od
+}
+
+init {
+    atomic {
+        ring[0].tail.stores[0].made = true; ring[0].head.stores[0].made = true;
+        ring[1].tail.stores[0].made = true; ring[1].head.stores[0].made = true;
+        run Side(0); run Side(1); run Spurious()
+    }
+}

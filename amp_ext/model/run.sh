@@ -1,0 +1,104 @@
+#!/bin/sh
+# Checks the model of the ring with Spin: as written it must be free of errors, and every mutant of
+# it must be caught. Needs spin and a C compiler (CC). Any other outcome is a non-zero exit.
+#
+#   amp_ext/model/run.sh [short|full|deep]
+#
+# short: some seconds, 0.5 GB. full (default): about a minute, 1 GB. deep: many minutes, 12 GB.
+set -eu
+
+extent=${1:-full}
+case $extent in short | full | deep) ;; *) sed -n '2,7p' "$0" >&2; exit 2 ;; esac
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+# explore OPTIMIZATION SEARCH MACRO...: builds and runs the verifier; its output is in pan.log.
+explore() {
+    optimization=$1 search=$2
+    shift 2
+    for macro; do
+        shift
+        set -- "$@" "-D$macro"
+    done
+    spin -a "$@" "$here/ring.pml" >spin.log 2>&1 || { cat spin.log; exit 1; }
+    case $search in
+    states) set -- -DSAFETY ;;
+    cycles) set -- -DNP ;;
+    esac
+    "${CC:-cc}" "$optimization" -w -DCOLLAPSE "$@" -o pan pan.c
+    if [ "$search" = cycles ]; then set -- -l; else set --; fi
+    ./pan -m100000 -w24 "$@" >pan.log 2>&1 || true
+    rm -f ./*.trail
+}
+
+number() { sed -n "s/$1/\1/p" pan.log | head -n 1; }
+
+# sound NAME SEARCH MACRO...
+sound() {
+    name=$1
+    shift
+    explore -O2 "$@"
+    if ! grep -q 'errors: 0$' pan.log || grep -Eq 'not completed|max search depth|out of memory' pan.log
+    then
+        cat pan.log
+        echo "FAILED: $name ($*)"
+        exit 1
+    fi
+    printf '%-72s %10s states, depth %s, %s s\n' "$name" "$(number '^ *\([0-9]*\) states, stored.*')" \
+        "$(number '.*depth reached \([0-9]*\).*')" "$(number '.*elapsed time \([0-9.]*\).*')"
+}
+
+# caught NAME SEARCH MACRO...
+caught() {
+    name=$1
+    shift
+    explore -O0 "$@" # there is more to compile than to explore
+    how=$(number '^pan:1: \(assertion violated.*\|invalid end state\|non-progress cycle\) (at.*')
+    if [ -z "$how" ]; then
+        cat pan.log
+        echo "FAILED: not caught: $name ($*)"
+        exit 1
+    fi
+    mutants=$((mutants + 1))
+    printf '  caught: %-48s %s\n' "$name" "$how"
+}
+
+echo "as written"
+small='states CAPACITY=4 RECORDS0'
+sound "one ring, 2 records" $small=2 SPURIOUS=2
+sound "one ring, 2 records: no execution is endless" cycles CAPACITY=4 RECORDS0=2
+sound "one ring, 4 records in full batches" $small=4 FULL_BATCHES
+sound "both rings, 2 records each way" $small=2 RECORDS1=2 SMALLEST=2 SPURIOUS=0
+if [ "$extent" != short ]; then
+    sound "one ring, 3 records" $small=3
+    sound "one ring of 64 bytes, 3 records of up to half of it" states RECORDS0=3 SMALLEST=3
+    sound "one ring, 5 records in full batches" $small=5 FULL_BATCHES SPURIOUS=0
+    sound "both rings full at once, 3 records each way" \
+        $small=3 RECORDS1=3 SMALLEST=2 FULL_BATCHES SPURIOUS=0
+    sound "both rings: no execution is endless" cycles CAPACITY=4 RECORDS0=2 RECORDS1=1 SMALLEST=2
+fi
+if [ "$extent" = deep ]; then
+    sound "one ring of 64 bytes, 3 records of any size" states RECORDS0=3
+    sound "one ring, 4 records" $small=4 SPURIOUS=0
+fi
+
+echo "mutants"
+mutants=0
+mutant='states CAPACITY=4 RECORDS0=3'
+caught "tail stored relaxed" $mutant STORE_TAIL=RELAXED
+caught "tail loaded relaxed" $mutant LOAD_TAIL=RELAXED
+caught "head stored relaxed" $mutant STORE_HEAD=RELAXED
+caught "head loaded relaxed" $mutant LOAD_HEAD=RELAXED
+caught "sleeping exchanged relaxed" $mutant CHANGE_SLEEPING=RELAXED
+caught "waiting exchanged relaxed" $mutant CHANGE_WAITING=RELAXED
+caught "sleeping looked at before it is exchanged" $mutant LOOK_AT_SLEEPING_FIRST
+caught "waiting looked at before it is exchanged" $mutant LOOK_AT_WAITING_FIRST
+caught "sleeping cleared by a store in awake" $mutant AWAKE_BY_A_STORE
+caught "no second look in sleep" $mutant NO_RECHECK_IN_SLEEP
+caught "no second look in want_room" $mutant NO_RECHECK_IN_WANT_ROOM
+caught "bell cleared after reading" $mutant BELL_CLEARED_LATE
+caught "bell not cleared" cycles CAPACITY=4 RECORDS0=2 BELL_NOT_CLEARED
+caught "a record larger than half the ring (R7)" $mutant LARGEST=3
+echo "all $mutants mutants caught"
