@@ -162,7 +162,7 @@ class WorkerEngine:
         self._link = link
         self._concurrency = concurrency
         self._exception_handler = exception_handler
-        self._starter = backend.Starter(loop, link.counter)
+        self._starter: backend.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], tuple[int, int]] = {}
@@ -185,6 +185,8 @@ class WorkerEngine:
         try:
             if initializer is not None:
                 initializer(*initargs)
+            # now: items see the context variables that the initializer set
+            self._starter = backend.Starter(self._loop, self._link.counter)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
             self.broken = self._closing = True
             self._link.send(Kind.BROKEN, payload=[remote.dump_exception(error, backend.dumps)])
@@ -197,7 +199,9 @@ class WorkerEngine:
         self._loop.run_forever()
 
     def close(self) -> None:
-        self._starter.close()
+        """Give up what only running items need."""
+        if self._starter is not None:
+            self._starter.close()
 
     def _terminate(self) -> None:
         """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
@@ -243,7 +247,7 @@ class WorkerEngine:
     def _on_chunk(
         self, mode: int, count: int, ident: int, function: int, payload: memoryview
     ) -> None:
-        if self.terminated:
+        if self.terminated or self.broken:
             return
         items, failures = backend.decode_items(payload, count)
         func = self._functions[function]
@@ -298,6 +302,7 @@ class WorkerEngine:
             mode, func, items = Mode(chunk.mode), chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
         values: list[Any] = []
+        assert self._starter is not None  # there are no chunks before
         end, status, what = self._starter.run(mode, func, items, at, stop, values, deadline)
         if values:
             self._finished.append((chunk.ident, at, values))
@@ -309,15 +314,17 @@ class WorkerEngine:
             chunk.next = end + 1
             self._running[what] = (chunk.ident, end)
             what.add_done_callback(self._on_task_done)
+        del what  # an exception and this frame would keep each other
         return bool(status != backend.DONE or end > at)
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         ident, offset = self._running.pop(task)
-        value, error = self._starter.outcome(task)
+        value, error = backend.Starter.outcome(task)
         if error is None:
             self._finished.append((ident, offset, [value]))
         elif not (self.terminated and isinstance(error, asyncio.CancelledError)):
             self._send_error(ident, offset, error)
+        del error  # as in _advance
         self._schedule_turn()
 
     def _ask_for_more(self) -> None:
