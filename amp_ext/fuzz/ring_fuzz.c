@@ -1,0 +1,263 @@
+/* libFuzzer target for ring.h: a mapping of arbitrary bytes, and a peer that changes any of them
+ * between any two operations. run.sh builds and runs it, with AddressSanitizer and UBSan.
+ *
+ * The input is a byte of options, the words of the control page, the bytes of both rings, and then
+ * a script of operations for a producer and a consumer (of the same ring, or of one each, as a side
+ * has them). What nobody may touch is poisoned, so that a stray access is a report even where it
+ * stays inside the mapping. Checked besides: every payload lies in its ring and before the tail that
+ * was loaded, private cursors keep R2, a record is where the last one ended or, after padding, at
+ * position 0 (so amp_read's loop has two turns at most, R6), a poisoned ring does nothing any more.
+ *
+ * HONEST: a fresh mapping and no peer that pokes: then there must be no fault at all, and what comes
+ * out is what was put in.
+ */
+#include "../ring.h"
+
+#include <sanitizer/asan_interface.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Options, the lowest two bits choosing the capacity. */
+#define FORMATTED 0x04u /* magic, version and capacity are right */
+#define HONEST 0x08u
+#define TWO_RINGS 0x10u
+#define UP 0x20u
+
+#define must(holds) ((holds) ? (void)0 : violated(#holds, __LINE__))
+
+static void violated(const char *what, int line)
+{
+    fprintf(stderr, "ring_fuzz: line %d: %s\n", line, what);
+    abort();
+}
+
+/* ---- the input ----------------------------------------------------------------------------- */
+
+struct input {
+    const uint8_t *at;
+    size_t left;
+};
+
+/* Past its end the input is zeros: an input that was cut is an input. */
+static void take(struct input *input, void *to, size_t size)
+{
+    size_t taken = size < input->left ? size : input->left;
+    memset(to, 0, size);
+    if (taken > 0)
+        memcpy(to, input->at, taken);
+    input->at += taken;
+    input->left -= taken;
+}
+
+static uint8_t take_byte(struct input *input)
+{
+    uint8_t byte;
+    take(input, &byte, 1);
+    return byte;
+}
+
+static uint64_t take_word(struct input *input)
+{
+    uint64_t word;
+    take(input, &word, 8);
+    return word;
+}
+
+/* ---- the mapping --------------------------------------------------------------------------- */
+
+static void fill_cursors(struct amp_cursors *cursors, struct input *input)
+{
+    atomic_store(&cursors->tail, take_word(input));
+    atomic_store(&cursors->head, take_word(input));
+    atomic_store(&cursors->sleeping, (uint32_t)take_word(input));
+    atomic_store(&cursors->waiting, (uint32_t)take_word(input));
+}
+
+static void fill_map(struct amp_control *control, uint64_t capacity, uint8_t options,
+                     struct input *input)
+{
+    atomic_store(&control->magic, take_word(input));
+    atomic_store(&control->version, take_word(input));
+    atomic_store(&control->capacity, take_word(input));
+    atomic_store(&control->started, take_word(input));
+    fill_cursors(&control->down, input);
+    fill_cursors(&control->up, input);
+    take(input, (uint8_t *)control + AMP_CONTROL_SIZE, 2 * capacity);
+    if (options & HONEST)
+        memset(control, 0, amp_map_size(capacity));
+    if (options & (FORMATTED | HONEST))
+        amp_map_format(control, capacity, 1);
+}
+
+/* ---- a course: one script over one mapping -------------------------------------------------- */
+
+struct course {
+    struct amp_map map;
+    struct amp_producer p;
+    struct amp_consumer c;
+    struct input input;
+    uint64_t written, read; /* bytes of payload, for HONEST: each has the value of its count */
+    bool honest;
+};
+
+static void check_producer(const struct amp_producer *p)
+{
+    must(p->fault || (p->tail - p->head <= p->capacity && p->published - p->head <= p->capacity));
+    must((p->tail & 7) == 0 || p->fault);
+}
+
+static void check_consumer(const struct amp_consumer *c)
+{
+    must(c->fault || (c->tail - c->released <= c->capacity && c->tail - c->head <= c->capacity));
+    must(((c->head | c->released) & 7) == 0 || c->fault);
+    must((c->tail & 7) == 0 || c->fault);
+}
+
+static void write_record(struct course *course)
+{
+    struct amp_producer *p = &course->p;
+    uint8_t choice = take_byte(&course->input);
+    uint32_t flags = choice & AMP_FLAGS;
+    uint32_t length = choice < 0xf0 ? choice >> 2 : (uint32_t)take_word(&course->input);
+    if (course->honest && !amp_follows(p->within, flags))
+        flags ^= AMP_BEGIN;
+    uint64_t free = amp_free(p);
+    uint8_t *to = amp_reserve(p, length);
+    must(to == NULL || (to > p->data && to + length <= p->data + p->capacity));
+    must(to != NULL || free == 0 || length > free || p->fault);
+    if (to == NULL)
+        return;
+    for (uint32_t i = 0; i < length; i++)
+        to[i] = (uint8_t)course->written++;
+    amp_commit(p, length, flags);
+}
+
+static void read_record(struct course *course)
+{
+    struct amp_consumer *c = &course->c;
+    struct amp_record record;
+    uint64_t head = c->head;
+    if (!amp_read(c, &record)) {
+        must(c->head == head || c->fault); /* R6: padding makes way for a record */
+        return;
+    }
+    const uint8_t *at = record.payload - AMP_HEADER_SIZE;
+    must(at == c->data || at == c->data + (head & (c->capacity - 1))); /* R6 */
+    must(record.payload > c->data && record.payload + record.length <= c->data + c->capacity);
+    must(record.length <= amp_max_payload(c->capacity)); /* R7 */
+    must(c->head - head <= c->capacity && c->tail - c->head <= c->capacity);
+    for (uint32_t i = 0; i < record.length; i++) {
+        uint8_t byte = *(const volatile uint8_t *)(record.payload + i);
+        must(!course->honest || byte == (uint8_t)course->read);
+        course->read++;
+    }
+}
+
+/* A length of less than twice the capacity, a type that exists. */
+static uint64_t plausible_header(uint64_t value, uint64_t capacity)
+{
+    uint64_t type = value >> 63 ? AMP_PADDING : AMP_DATA | (value >> 60 & AMP_FLAGS);
+    return type << 32 | (value & (2 * capacity - 1));
+}
+
+/* The peer: any word of a ring's cursors or bytes, to any value or by a little. */
+static void poke(struct course *course, struct amp_cursors *cursors, uint8_t *data)
+{
+    uint8_t where = take_byte(&course->input);
+    uint64_t value = take_word(&course->input), capacity = course->map.capacity;
+    switch (where & 7) {
+    case 0: atomic_store(&cursors->tail, value); break;
+    case 1: atomic_store(&cursors->head, value); break;
+    case 2: atomic_store(&cursors->sleeping, (uint32_t)value); break;
+    case 3: atomic_store(&cursors->waiting, (uint32_t)value); break;
+    case 4: atomic_fetch_add(&cursors->tail, 8 * (where >> 3)); break;
+    case 5: atomic_fetch_add(&cursors->head, 8 * (where >> 3)); break;
+    case 6: /* there where the consumer reads next, if this ring is its ring */
+        value = plausible_header(value, capacity);
+        memcpy(data + (course->c.head & (capacity - 1) & ~UINT64_C(7)), &value, 8);
+        break;
+    case 7: memcpy(data + (where >> 3) * UINT64_C(8) % capacity, &value, 8); break;
+    }
+}
+
+/* Poisoned is poisoned: nothing is given out, nothing in the mapping changes. */
+static void check_poisoned(struct course *course)
+{
+    struct amp_producer *p = &course->p;
+    struct amp_consumer *c = &course->c;
+    struct amp_record record;
+    if (p->fault)
+        must(amp_free(p) == 0 && amp_reserve(p, 0) == NULL && !amp_publish(p)
+             && !amp_want_room(p, 0));
+    if (c->fault)
+        must(!amp_read(c, &record) && !amp_release(c) && !amp_sleep(c));
+}
+
+static void act(struct course *course, uint8_t what)
+{
+    struct amp_producer *p = &course->p;
+    struct amp_consumer *c = &course->c;
+    switch (what % 12) {
+    case 0: case 1: case 2: write_record(course); break;
+    case 3: amp_publish(p); break;
+    case 4: /* publish comes first: want_room's condition */
+        amp_publish(p);
+        amp_want_room(p, take_byte(&course->input));
+        break;
+    case 5: case 6: read_record(course); break;
+    case 7: amp_release(c); break;
+    case 8: amp_sleep(c); break;
+    case 9: amp_awake(c); break;
+    case 10: poke(course, p->shared, p->data); break;
+    case 11: poke(course, c->shared, (uint8_t *)(uintptr_t)c->data); break;
+    }
+}
+
+static void play(struct course *course)
+{
+    while (course->input.left > 0) {
+        uint8_t what = take_byte(&course->input);
+        if (course->honest && what % 12 >= 10)
+            continue;
+        act(course, what);
+        check_producer(&course->p);
+        check_consumer(&course->c);
+        check_poisoned(course);
+        must(!course->honest || (!course->p.fault && !course->c.fault));
+    }
+}
+
+static void open_ends(struct course *course, uint8_t options)
+{
+    struct amp_control *control = course->map.control;
+    uint64_t capacity = course->map.capacity;
+    struct amp_cursors *cursors[2] = {&control->down, &control->up};
+    uint8_t *data[2] = {amp_down_data(&course->map), amp_up_data(&course->map)};
+    int out = options & UP ? 1 : 0, in = options & TWO_RINGS ? 1 - out : out;
+    amp_producer_open(&course->p, cursors[out], data[out], capacity);
+    amp_consumer_open(&course->c, cursors[in], data[in], capacity);
+    if (in == out)
+        ASAN_POISON_MEMORY_REGION(data[1 - in], capacity);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
+{
+    struct course course = {.input = {bytes, size}};
+    uint8_t options = take_byte(&course.input);
+    uint64_t capacity = AMP_MIN_CAPACITY << (options & 3);
+    uint64_t map_size = amp_map_size(capacity);
+    struct amp_control *control = aligned_alloc(AMP_LINE, map_size);
+    must(control != NULL);
+    memset(control, 0, map_size);
+    fill_map(control, capacity, options, &course.input);
+    ASAN_POISON_MEMORY_REGION(control + 1, AMP_CONTROL_SIZE - sizeof *control);
+    if (amp_map_open(&course.map, control, map_size) == AMP_SOUND) {
+        must(course.map.capacity <= capacity); /* smaller is sound: memory may be rounded up */
+        course.honest = (options & HONEST) && !(options & TWO_RINGS);
+        open_ends(&course, options);
+        play(&course);
+    }
+    ASAN_UNPOISON_MEMORY_REGION(control, map_size);
+    free(control);
+    return 0;
+}
