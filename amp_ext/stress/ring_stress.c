@@ -4,11 +4,15 @@
  *                                  lengths, batches, fragments and pauses; sleep, and doorbells
  *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep in
  *                                  the very moment in which the other publishes: each must wake
- *   ring_stress kills ROUNDS       a writer process that is killed, at each step between its stores
- *                                  in turn and then at random moments: only whole records are seen
+ *   ring_stress steps KILLS        a writer process that fills the ring and is killed at each step
+ *                                  between its stores: first, second, and so on until it finishes,
+ *                                  then from another position, until so many were killed
+ *   ring_stress kills ROUNDS       the same while the ring is read, so that it wraps; after that
+ *                                  writers that are killed at random moments
  *
- * The n-th record's length, flags and bytes follow from n, so that the reader knows what must come.
- * Nothing here times out on a doorbell: a lost wake-up is a hang, and a hang ends by SIGALRM.
+ * After a kill only whole records are seen, and all that was known to be published. The n-th record's
+ * length, flags and bytes follow from n, so that the reader knows what must come. Nothing here times
+ * out on a doorbell: a lost wake-up is a hang, and no progress for STUCK_AFTER ends by SIGALRM.
  */
 #define _GNU_SOURCE
 static void step(void);
@@ -26,12 +30,18 @@ static void step(void);
 #include <time.h>
 
 #define CAPACITY 4096u /* small: it is to be full, empty and wrapped all the time */
-#define STUCK_AFTER 900u /* seconds */
+#define STUCK_AFTER 120u /* seconds */
 
 static void fail(const char *what, uint64_t n)
 {
     fprintf(stderr, "ring_stress: %s (record %llu)\n", what, (unsigned long long)n);
     exit(1);
+}
+
+static void progress(uint64_t n)
+{
+    if (n % 4096 == 0)
+        alarm(STUCK_AFTER);
 }
 
 /* ---- the n-th record ----------------------------------------------------------------------- */
@@ -200,6 +210,7 @@ static void *consume(void *argument)
         while (amp_read(&c, &record)) {
             uint64_t dice = mix(n ^ UINT64_C(0x5555555555555555));
             check(&record, n++);
+            progress(n);
             if (dice % 8 == 0)
                 release(course, &c);
             pause_now_and_then(dice);
@@ -290,6 +301,7 @@ static void *play(void *argument)
     amp_producer_open(&p, serves ? down : up, serves ? down_data : up_data, CAPACITY);
     amp_consumer_open(&c, serves ? up : down, serves ? up_data : down_data, CAPACITY);
     for (uint64_t n = 0; n < player->rounds; n++) {
+        progress(n);
         if (serves)
             throw_ball(player, &p, n);
         catch_ball(player, &c, n);
@@ -322,7 +334,33 @@ static void run_wakes(uint64_t rounds)
 
 /* ---- kills --------------------------------------------------------------------------------- */
 
-/* Never returns. `started` tells the reader how much was published for certain. */
+/* `started` tells the reader how much was published for certain. */
+static void publish_and_tell(struct amp_map *map, struct amp_producer *p)
+{
+    amp_publish(p);
+    amp_mark_started(map, p->records);
+}
+
+static bool publishes_after(uint64_t n)
+{
+    return mix(n) % 4 == 0;
+}
+
+/* Writes until the ring is full, which nobody empties, or until killed. */
+static void write_until_full(struct amp_map *map, uint64_t steps)
+{
+    struct amp_producer p;
+    uint64_t n = 0;
+    open_producer(&p, map);
+    steps_left = steps;
+    for (; write_record(&p, n); n++)
+        if (publishes_after(n))
+            publish_and_tell(map, &p);
+    publish_and_tell(map, &p);
+    _exit(amp_want_room(&p, length_of(n)) ? 0 : 1);
+}
+
+/* Never returns. */
 static void write_until_killed(struct amp_map *map, uint64_t steps)
 {
     struct amp_producer p;
@@ -330,26 +368,74 @@ static void write_until_killed(struct amp_map *map, uint64_t steps)
     steps_left = steps;
     for (uint64_t n = 0;; n++) {
         while (!write_record(&p, n)) {
-            amp_publish(&p);
-            amp_mark_started(map, p.records);
+            publish_and_tell(map, &p);
             sched_yield();
         }
-        if (mix(n) % 4 == 0) {
-            amp_publish(&p);
-            amp_mark_started(map, p.records);
-        }
+        if (publishes_after(n))
+            publish_and_tell(map, &p);
     }
 }
 
 static uint64_t read_all(struct amp_consumer *c, uint64_t n)
 {
     struct amp_record record;
+    uint64_t before = n;
     while (amp_read(c, &record))
         check(&record, n++);
     amp_release(c);
+    if (n == before)
+        sched_yield();
     if (c->fault)
         fail(amp_fault_text(c->fault), n);
     return n;
+}
+
+static bool was_killed(int status, uint64_t n)
+{
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
+        return true;
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        fail("the writer did not die as planned", n);
+    return false;
+}
+
+/* Lets the writer begin at cursor `start` and make `steps` steps. Tells how many records were seen,
+ * of `all` at most. */
+static uint64_t run_step(uint64_t start, uint64_t steps, uint64_t all, bool *killed)
+{
+    struct amp_map map;
+    struct amp_consumer c;
+    int status = 0;
+    make_map(&map);
+    atomic_store(&map.control->down.tail, start);
+    atomic_store(&map.control->down.head, start);
+    open_consumer(&c, &map);
+    pid_t writer = fork();
+    if (writer == 0)
+        write_until_full(&map, steps);
+    waitpid(writer, &status, 0);
+    uint64_t n = read_all(&c, 0);
+    *killed = was_killed(status, n);
+    if (n < amp_started(&map))
+        fail("a published record is missing", n);
+    if (*killed && n > 0 && n != all && !publishes_after(n - 1))
+        fail("a part of a batch is seen", n);
+    munmap(map.control, amp_map_size(CAPACITY));
+    return n;
+}
+
+static void run_steps(uint64_t kills)
+{
+    uint64_t killed = 0, starts = 0;
+    for (; killed < kills; starts++) { /* every other one passes 2^64 */
+        uint64_t start = starts % 2 ? mix(starts) & ~UINT64_C(7) : -(starts * 8);
+        bool dies;
+        uint64_t all = run_step(start, UINT64_MAX, 0, &dies);
+        for (uint64_t step = 0; run_step(start, step, all, &dies), dies; step++)
+            killed++, alarm(STUCK_AFTER);
+    }
+    printf("steps: %llu writers killed, at each step from each of %llu positions\n",
+           (unsigned long long)killed, (unsigned long long)starts);
 }
 
 /* Kills the writer at its `steps`-th step, or, without one, when `records` records have come. */
@@ -372,8 +458,8 @@ static void run_kill(uint64_t steps, uint64_t records)
     while (waitpid(writer, &status, steps == UINT64_MAX ? 0 : WNOHANG) == 0)
         n = read_all(&c, n);
     n = read_all(&c, n);
-    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-        fail("the writer did not die as planned", n);
+    if (!was_killed(status, n))
+        fail("the writer ended by itself", n);
     if (n < amp_started(&map))
         fail("a published record is missing", n);
     munmap(map.control, amp_map_size(CAPACITY));
@@ -381,11 +467,13 @@ static void run_kill(uint64_t steps, uint64_t records)
 
 static void run_kills(uint64_t rounds)
 {
-    for (uint64_t round = 0; round < rounds; round++)
+    for (uint64_t round = 0; round < rounds; round++) {
+        alarm(STUCK_AFTER);
         if (round < rounds / 2)
             run_kill(round, 0);
         else
             run_kill(UINT64_MAX, mix(round) % 512);
+    }
     printf("kills: %llu writers killed\n", (unsigned long long)rounds);
 }
 
@@ -397,9 +485,11 @@ int main(int argc, char **argv)
         run_threads(count);
     else if (count > 0 && strcmp(argv[1], "wakes") == 0)
         run_wakes(count);
+    else if (count > 0 && strcmp(argv[1], "steps") == 0)
+        run_steps(count);
     else if (count > 0 && strcmp(argv[1], "kills") == 0)
         run_kills(count);
     else
-        return fputs("usage: ring_stress threads|wakes|kills COUNT\n", stderr), 2;
+        return fputs("usage: ring_stress threads|wakes|steps|kills COUNT\n", stderr), 2;
     return 0;
 }
