@@ -4,7 +4,7 @@
 #
 #   amp_ext/model/run.sh [short|full|deep]
 #
-# short: some seconds, 0.5 GB. full (default): about a minute, 1 GB. deep: many minutes, 12 GB.
+# short: half a minute, 0.5 GB. full (default): two minutes, 0.7 GB. deep: a quarter of an hour, 4 GB.
 set -eu
 
 extent=${1:-full}
