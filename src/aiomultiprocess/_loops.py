@@ -34,6 +34,14 @@ def spec_of(
     return None
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
     """Make the loop of a child process, and make it current."""
     if isinstance(spec, str):

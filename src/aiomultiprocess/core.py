@@ -149,7 +149,7 @@ class Process:
         if self._unit is None:
             raise RuntimeError("a process can be started only once")
         unit = self._unit
-        unit.loop = _loops.spec_of(_running_loop(), self._loop_initializer)
+        unit.loop = _loops.spec_of(_loops.running_loop(), self._loop_initializer)
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -301,7 +301,7 @@ class Worker(Process):
             self._receiver.close()
 
     def _listen(self) -> None:
-        loop = _running_loop()
+        loop = _loops.running_loop()
         if self._receiver is not None and loop is not None:
             self._receiver.attach(loop)
 
@@ -321,13 +321,6 @@ class Worker(Process):
             what = self._label if incoming.started else f"its start, before {self._label} ran"
             raise WorkerLostError(what, self.pid, self.exitcode)
         return load_result(*incoming.message, self._label)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _checked_sequence(name: str, values: object) -> Sequence[Any]:

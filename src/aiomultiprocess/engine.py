@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
-from . import backend, remote
+from . import _loops, backend, remote
 from .feeds import Calls, Router, Share
 from .frames import CorruptHeaderError, Handler, Kind, Mode
 from .functions import FunctionTable
@@ -305,10 +305,12 @@ class Engine:
         if os.getpid() != self._pid or not self.workers:
             return
         forgotten, count = self.state is State.OPEN, len(self.workers)
-        if not self.loop.is_running():
+        # Nobody will wait for the workers' exits, and the loop may end with the next callback: so
+        # they are killed here and now, unless this is another thread's garbage collection.
+        if not self.loop.is_running() or (forgotten and _loops.running_loop() is self.loop):
             self._kill()
         elif forgotten:
-            self.loop.call_soon_threadsafe(self.terminate)
+            self.loop.call_soon_threadsafe(self._kill)
         if forgotten:  # last, as a warning may be made an error
             warnings.warn(
                 f"a pool of {count} workers was never closed: use `async with Pool()`, "
@@ -318,7 +320,7 @@ class Engine:
             )
 
     def _kill(self) -> None:
-        """End the workers here and now: there is no loop any more that would tell of their exit."""
+        """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
         workers, self.workers = self.workers, {}
         for worker in workers:

@@ -161,7 +161,7 @@ class Pool:
         self._pid = os.getpid()
         self._closed = False
         self._engine: Engine | None = None
-        if asyncio._get_running_loop() is not None:
+        if _loops.running_loop() is not None:
             self._bind()
 
     async def __aenter__(self) -> Pool:
