@@ -253,6 +253,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     ASAN_POISON_MEMORY_REGION(control + 1, AMP_CONTROL_SIZE - sizeof *control);
     if (amp_map_open(&course.map, control, map_size) == AMP_SOUND) {
         must(course.map.capacity <= capacity); /* smaller is sound: memory may be rounded up */
+        must((course.map.capacity & (course.map.capacity - 1)) == 0); /* R1 */
         course.honest = (options & HONEST) && !(options & TWO_RINGS);
         open_ends(&course, options);
         play(&course);
