@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -143,7 +144,13 @@ def leaves_no_task(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaita
 
     @functools.wraps(test)
     async def checked(*args: Any, **kwds: Any) -> None:
-        await test(*args, **kwds)
+        try:
+            await test(*args, **kwds)
+        except asyncio.CancelledError:  # the time limit was hit: show where everything waits
+            traceback.print_exc()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.print_stack()
+            raise
         for _ in range(10):  # what was cancelled ends within a few turns of the loop
             left = asyncio.all_tasks() - {asyncio.current_task()}
             if not left:

@@ -175,6 +175,9 @@ async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int)
         arrivals = await meeting.first(count)
         for arrival, victim in zip(arrivals, [*arrivals[1:], arrivals[0]], strict=True):
             arrival.release(str(victim.pid))
+        again = asyncio.ensure_future(meeting.next())
+        await asyncio.wait({reading, again}, return_when=asyncio.FIRST_COMPLETED)
+        assert again.cancel(), "a task was run twice"
         found = await reading
         assert len(found) == count
         assert all(isinstance(value, int | WorkerLostError) for value in found)
