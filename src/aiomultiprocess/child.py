@@ -211,7 +211,8 @@ class WorkerEngine:
         self._chunks.clear()
         for task in self._running:
             task.cancel()
-        self._loop.call_later(GRACE, self._loop.stop)
+        # not by closing the loop, which would wait for an item that ignores its cancellation
+        self._loop.call_later(GRACE, die_of, signal.SIGTERM)
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
