@@ -22,7 +22,7 @@ mkdir "$work/corpus"
 # one run may take 5 seconds: none takes a millisecond, so an endless loop is a finding
 "$work/ring_fuzz" -max_total_time="$seconds" -timeout=5 -max_len=1024 -use_value_profile=1 \
     -print_final_stats=1 -verbosity=1 "$work/corpus" >"$work/log" 2>&1 || {
-    cat "$work/log"
+    tail -n 60 "$work/log"
     exit 1
 }
 grep -E '^Done |cov: .*(DONE|INITED)|stat::(number|average)' "$work/log"
