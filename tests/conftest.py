@@ -7,6 +7,7 @@ test that asks for `backend` or `start_method` runs once for each of them.
 import inspect
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
@@ -43,6 +44,8 @@ def pytest_configure() -> None:
             "install the package with a C compiler at hand (`make test` does)"
         )
     leaks.adopt_orphans()
+    # A job that a shell started in the background ignores SIGINT, and so would all our scripts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # spawned workers import the parent's main module: without this, each would import pytest
     main = sys.modules["__main__"]
     main.__spec__ = None
