@@ -2,10 +2,11 @@
 
 The worker itself runs at most `childconcurrency` tasks at once. Credit decides how many more wait
 behind them: as many as the worker starts in `HORIZON` seconds, by the rate measured so far for the
-function in question, and at least one. So trivial tasks travel by the thousand, a slow task has one
-other behind it at most, and the tail of a map is shared evenly. Tasks that wait (for a socket, say)
-show themselves by running side by side: `_slots` follows how many did, and a worker that has free
-slots and nothing to start says so (frame WANT).
+function in question. So trivial tasks travel by the thousand; behind a task that takes longer than
+that, or of which nothing is known yet, nothing waits while another worker may be idle; and the tail
+of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running side by
+side: `_slots` follows how many did, and a worker that has free slots and nothing to start says so
+(frame WANT).
 
 K1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
 K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
@@ -14,7 +15,6 @@ K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`
 from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker
-FIRST_BACKLOG = 1
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -25,11 +25,11 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate = 0.0  # tasks finished per second, while there was work
-        self.backlog = FIRST_BACKLOG
+        self.backlog = 0
 
     def measure(self, rate: float) -> None:
         self.rate = (self.rate + rate) / 2 if self.rate else rate
-        self.backlog = max(FIRST_BACKLOG, min(int(self.rate * HORIZON), self.backlog * GROWTH))
+        self.backlog = min(int(self.rate * HORIZON), max(self.backlog, 1) * GROWTH)
 
 
 class Credit:
@@ -73,7 +73,7 @@ class Credit:
         pace = self._paces.get(function)
         running = started - self.finished
         free = max(self._slots - running, self._wanted, 0)
-        room = (pace.backlog if pace else FIRST_BACKLOG) + free - (self.sent - started)
+        room = (pace.backlog if pace else 0) + free - (self.sent - started)
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def send(self, count: int, now: float) -> None:
