@@ -1,12 +1,12 @@
 /* The memory of C11, as far as ring.h uses it: what ring.pml's steps read and write.
  *
  * A word is not one value but all its stores, in the order in which they were made (modification
- * order). A load may return any store, except one older than a store that its thread knows of: stale
- * values are possible until an ordering forbids them. A release store carries what its thread has
- * done before, and an acquire load that reads it knows of that from then on ("synchronizes with").
- * A read-modify-write reads the last store, and its own store carries also what that one carried
- * (the release sequence). A ring has two threads, and what one of them learnt from the other it need
- * not tell it again, so stores carry deeds of their own thread only.
+ * order). A load may return any store, except one older than a store that its thread knows of:
+ * stale values are possible until an ordering forbids them. A release store carries what its thread
+ * has done before, and an acquire load that reads it knows of that from then on ("synchronizes
+ * with"). A read-modify-write reads the last store, and its own store carries also what that one
+ * carried (the release sequence). A ring has two threads, and what one of them learnt from the
+ * other it need not tell it again, so stores carry deeds of their own thread only.
  *
  * This is weaker than a machine with store buffers (x86's TSO): a store that nobody knows of is one
  * that is still in the buffer, and a buffer that is emptied in order is a row of release stores;

@@ -1,21 +1,23 @@
-/* Model of ring.h, checked exhaustively by Spin: run.sh does it, and shows that each mutant is caught.
+/* Model of ring.h, checked exhaustively by Spin: run.sh does it, and shows that each mutant is
+ * caught.
  *
  * Two sides, 0 and 1, each one thread with an event loop, as shm.py has it: a ring each way, one
- * doorbell for each side, which says both "there is data" and "there is room". Side s writes ring s,
- * reads ring 1 - s and waits for bell[s]. Memory is C11's, see memory.pml. What is checked, in every
- * interleaving and for every choice of sizes, batches, releases, stale values and spurious bells:
+ * doorbell for each side, which says both "there is data" and "there is room". Side s writes ring
+ * s, reads ring 1 - s and waits for bell[s]. Memory is C11's, see memory.pml. What is checked, in
+ * every interleaving and for every choice of sizes, batches, releases, stale values and spurious
+ * bells:
  *
  *   R2, R4 to R7, and that records come whole, each once, in order, without a race: by assertions.
  *   R9, R10: there is no state in which nobody can go on and a side has not sent or received all.
  *   A bell is all that a side waits for, so a lost wake-up or a lost room leads to such a state.
  *   With pan's -DNP: no execution goes on for ever. Then each one ends with all delivered.
  *
- * A writer that is killed is a side that makes no more steps. That the other side reads whole records
- * only is asserted all along every execution, so this is checked too.
+ * A writer that is killed is a side that makes no more steps. That the other side reads whole
+ * records only is asserted all along every execution, so this is checked too.
  *
- * Names are ring.h's and shm.py's. An atomic block is one access to what is shared; what lies between
- * them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (R8), which are
- * records like others here, and cursors that wrap at 2^64.
+ * Names are ring.h's and shm.py's. An atomic block is one access to what is shared; what lies
+ * between them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (R8),
+ * which are records like others here, and cursors that wrap at 2^64.
  *
  * Bytes are counted in units of 8, the size of a header. Options (-D):
  *

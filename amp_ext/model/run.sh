@@ -4,11 +4,12 @@
 #
 #   amp_ext/model/run.sh [short|full|deep]
 #
-# short: half a minute, 0.5 GB. full (default): two minutes, 0.7 GB. deep: a quarter of an hour, 4 GB.
+# short: half a minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: a quarter of an hour,
+# 4 GB.
 set -eu
 
 extent=${1:-full}
-case $extent in short | full | deep) ;; *) sed -n '2,7p' "$0" >&2; exit 2 ;; esac
+case $extent in short | full | deep) ;; *) sed -n '2,8p' "$0" >&2; exit 2 ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -40,14 +41,16 @@ sound() {
     name=$1
     shift
     explore -O2 "$@"
-    if ! grep -q 'errors: 0$' pan.log || grep -Eq 'not completed|max search depth|out of memory' pan.log
-    then
+    if ! grep -q 'errors: 0$' pan.log \
+        || grep -Eq 'not completed|max search depth|out of memory' pan.log; then
         cat pan.log
         echo "FAILED: $name ($*)"
         exit 1
     fi
-    printf '%-72s %10s states, depth %s, %s s\n' "$name" "$(number '^ *\([0-9]*\) states, stored.*')" \
-        "$(number '.*depth reached \([0-9]*\).*')" "$(number '.*elapsed time \([0-9.]*\).*')"
+    printf '%-72s %10s states, depth %s, %s s\n' "$name" \
+        "$(number '^ *\([0-9]*\) states, stored.*')" \
+        "$(number '.*depth reached \([0-9]*\).*')" \
+        "$(number '.*elapsed time \([0-9.]*\).*')"
 }
 
 # caught NAME SEARCH MACRO...

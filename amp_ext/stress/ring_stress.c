@@ -10,9 +10,10 @@
  *   ring_stress kills ROUNDS       the same while the ring is read, so that it wraps; after that
  *                                  writers that are killed at random moments
  *
- * After a kill only whole records are seen, and all that was known to be published. The n-th record's
- * length, flags and bytes follow from n, so that the reader knows what must come. Nothing here times
- * out on a doorbell: a lost wake-up is a hang, and no progress for STUCK_AFTER ends by SIGALRM.
+ * After a kill only whole records are seen, and all that was known to be published. The n-th
+ * record's length, flags and bytes follow from n, so that the reader knows what must come. Nothing
+ * here times out on a doorbell: a lost wake-up is a hang, and no progress for STUCK_AFTER ends by
+ * SIGALRM.
  */
 #define _GNU_SOURCE
 static void step(void);
