@@ -24,7 +24,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress lint typecheck workflows wheels format bench clean
+.PHONY: demo test stress verify lint typecheck workflows wheels format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -34,6 +34,14 @@ test: $(VENV)/.installed
 
 stress:
 	amp_ext/stress/run.sh $(ARGS)
+
+# The ring, by a model checker, a fuzzer and sanitizers: some minutes (docs/verification.md). Needs
+# spin, clang and libclang-rt from the system.
+VERIFY_MESSAGES ?= 10000000
+verify:
+	amp_ext/model/run.sh
+	amp_ext/fuzz/run.sh 60
+	amp_ext/stress/run.sh $(VERIFY_MESSAGES) 10000
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
