@@ -2,6 +2,7 @@
 #
 #   make demo      the library at work on real input
 #   make test      build the extension, require it, run the suite over both backends
+#   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
 
@@ -24,7 +25,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress verify lint typecheck workflows wheels format bench clean
+.PHONY: demo test stress verify lint typecheck workflows wheels format bench compare clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -66,7 +67,11 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed
+# The first run also makes an environment for each peer, below .benchmarks/.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick) $(ARGS)
+
+compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
 clean:
@@ -83,6 +88,10 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.installed
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.installed

@@ -1,0 +1,100 @@
+"""What the workers of every peer run. Light, because workers import it.
+
+Each task is a coroutine function and its synchronous twin, for peers that cannot run coroutines.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+Function = Callable[..., Any]
+
+
+class Task(NamedTuple):
+    """The same work, as a coroutine function and as a plain one."""
+
+    coroutine: Function
+    twin: Function
+
+
+async def echo(value: Any) -> Any:
+    return value
+
+
+def echo_sync(value: Any) -> Any:
+    return value
+
+
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+def add_sync(a: int, b: int) -> int:
+    return a + b
+
+
+async def wait(seconds: float) -> float:
+    await asyncio.sleep(seconds)
+    return seconds
+
+
+def wait_sync(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+async def burn(seconds: float) -> float:
+    return burn_sync(seconds)
+
+
+def burn_sync(seconds: float) -> float:
+    """Use so much CPU: not wall time, which would pass for work while others have the core."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return seconds
+
+
+ECHO = Task(echo, echo_sync)
+PLAIN_ECHO = Task(echo_sync, echo_sync)
+ADD = Task(add, add_sync)
+WAIT = Task(wait, wait_sync)
+BURN = Task(burn, burn_sync)
+
+
+def bells_of_worker(_: object) -> tuple[int, tuple[int, int]]:
+    """The process, its doorbells rung and its frames published: what its link has counted.
+
+    Nothing public leads to the link of a worker: it is found behind what its loop listens to.
+    """
+    loop: Any = asyncio.get_running_loop()
+    for key in loop._selector.get_map().values():
+        porch = getattr(key.data[0]._callback, "__self__", None)
+        for link in getattr(porch, "_links", ()):
+            return os.getpid(), (link._producer.bells, link._producer.published)
+    raise LookupError("this worker has no link on shared memory")
+
+
+# Chunks, for peers that take one call after the other and leave it to the user to make them larger.
+
+
+def each(function: Function, items: Iterable[Any]) -> list[Any]:
+    return [function(item) for item in items]
+
+
+def each_star(function: Function, items: Iterable[Sequence[Any]]) -> list[Any]:
+    return [function(*item) for item in items]
+
+
+async def each_coroutine(function: Function, items: Iterable[Any]) -> list[Any]:
+    return [await function(item) for item in items]
+
+
+async def each_coroutine_star(function: Function, items: Iterable[Sequence[Any]]) -> list[Any]:
+    return [await function(*item) for item in items]
+
+
+def chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[begin : begin + size] for begin in range(0, len(items), size)]
