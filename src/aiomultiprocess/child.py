@@ -175,6 +175,8 @@ class WorkerEngine:
 
     def run(self, initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
         """Initialize, then serve until closed or terminated."""
+        failure = self._initialize(initializer, initargs)
+        # only now: an initializer may run the loop, and no item may start before it has ended
         self._link.start(
             self._loop,
             self._on_frame,
@@ -182,21 +184,29 @@ class WorkerEngine:
             on_broken=self._on_broken,
             on_drained=self._turn,
         )
+        if failure is None:
+            if sys.platform != "win32":  # where terminate() is not a signal
+                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+            self._link.send(Kind.READY)
+        else:
+            self.broken = self._closing = True
+            self._link.send(Kind.BROKEN, payload=[failure])
+            self._loop.call_soon(self._turn)
+        self._link.flush()
+        self._loop.run_forever()
+
+    def _initialize(
+        self, initializer: Callable[..., object] | None, initargs: Sequence[Any]
+    ) -> bytes | None:
+        """Run the initializer; returns what the parent is told if it fails."""
         try:
             if initializer is not None:
                 initializer(*initargs)
             # now: items see the context variables that the initializer set
             self._starter = backend.Starter(self._loop, self._link.counter)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
-            self.broken = self._closing = True
-            self._link.send(Kind.BROKEN, payload=[remote.dump_exception(error, backend.dumps)])
-            self._loop.call_soon(self._turn)
-        else:
-            if sys.platform != "win32":  # where terminate() is not a signal
-                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
-            self._link.send(Kind.READY)
-        self._link.flush()
-        self._loop.run_forever()
+            return remote.dump_exception(error, backend.dumps)
+        return None
 
     def close(self) -> None:
         """Give up what only running items need."""

@@ -173,7 +173,7 @@ class Engine:
     def _replace(self, qid: QueueID) -> None:
         try:
             self._add_worker(qid)
-        except OSError as error:
+        except Exception as error:  # the system refuses, or initargs cannot be pickled any more
             log.error("a worker could not be started", exc_info=error)
             if not self.queues[qid].workers:
                 self._break(error)
@@ -237,6 +237,11 @@ class Engine:
             job.router.route(1)
         elif self._only is not None:
             self._only.offer(job)
+
+    def reader_gone(self, job: Job) -> None:
+        """An `async for` over the job's results was dropped; may be called from any thread."""
+        if self.loop.is_running():
+            self.loop.call_soon_threadsafe(job.reader_gone)
 
     def let_go(self, job: Job) -> None:
         """Nobody can read the job's results any more; may be called from any thread."""

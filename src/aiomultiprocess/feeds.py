@@ -174,17 +174,25 @@ class Router:
         self._ids: dict[int, Any] = {}
 
     def route(self, n: int) -> None:
-        """Take up to `n` more tasks from the job and put each into its share."""
-        slots, items = self.job.take(n)
-        for index, item in zip(slots, items, strict=True):
-            try:
-                self._ids[index], share = self._assign(self, item)
-            except Exception as error:  # noqa: BLE001 - a scheduler of the user's raised it
-                self.job.fail(index, error)
-                continue
-            share.waiting.append((index, item))
-            if not share.queued:
-                share.offer(share)
+        """Take `n` more tasks from the job, if it has them, and put each into its share."""
+        while n > 0:
+            slots, items = self.job.take(n)
+            if not slots:
+                break
+            for index, item in zip(slots, items, strict=True):
+                n -= self._route_one(index, item)
+
+    def _route_one(self, index: int, item: Any) -> bool:
+        """False if the scheduler failed: the task ends, and nothing of it will come back."""
+        try:
+            self._ids[index], share = self._assign(self, item)
+        except Exception as error:  # noqa: BLE001 - a scheduler of the user's raised it
+            self.job.fail(index, error)
+            return False
+        share.waiting.append((index, item))
+        if not share.queued:
+            share.offer(share)
+        return True
 
     def route_all(self) -> None:
         """Route a whole sequence at the call, as a scheduler that counts would expect."""
@@ -192,4 +200,10 @@ class Router:
             self.route(self.job.left)
 
     def complete(self, index: int) -> None:
+        """Tell the scheduler that a task has ended."""
         self._completed(self._ids.pop(index))
+
+    def complete_all(self) -> None:
+        """Tell it of all that have not."""
+        while self._ids:
+            self._completed(self._ids.popitem()[1])

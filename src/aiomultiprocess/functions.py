@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-PLAIN = (types.FunctionType, types.BuiltinFunctionType, type)
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 
 
@@ -32,7 +31,7 @@ class Function:
         self.id = number
         self.label = label_of(func)
         self.payload = payload
-        self.permanent = isinstance(func, PLAIN)
+        self.permanent = is_plain(func)
         self.stateful = not is_immutable(func)
 
 
@@ -50,7 +49,7 @@ class FunctionTable:
         Raises TypeError for something that is not callable or is an async generator function, and
         pickle.PicklingError for a callable that a worker could not import.
         """
-        if isinstance(func, PLAIN):
+        if is_plain(func):
             known = self._known.get(func)
             if known is not None:
                 return known
@@ -71,6 +70,16 @@ class FunctionTable:
             ) from error
 
 
+def is_plain(func: object) -> bool:
+    """Whether `func` travels by reference and so has no state of its own.
+
+    A method of a builtin object, such as `[].append`, is a builtin function too, but has.
+    """
+    if isinstance(func, types.BuiltinFunctionType):
+        return func.__self__ is None or isinstance(func.__self__, types.ModuleType | type)
+    return isinstance(func, types.FunctionType | type)
+
+
 def is_immutable(value: object) -> bool:
     """Whether items may share one copy of `value`: nothing they do to it can show."""
     if isinstance(value, functools.partial):
@@ -78,7 +87,7 @@ def is_immutable(value: object) -> bool:
         return type(value) is functools.partial and all(map(is_immutable, parts))
     if type(value) is tuple:
         return all(map(is_immutable, value))
-    return isinstance(value, PLAIN) or type(value) in ATOMS
+    return is_plain(value) or type(value) in ATOMS
 
 
 def check_callable(func: object) -> None:

@@ -66,6 +66,8 @@ class Job:
         self._errors: dict[int, BaseException] = {}
         self._error_of_the_rest: BaseException | None = None  # once all was given up
         self._wanted_all = False
+        self._was_read = False
+        self._pool_closes = False
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
@@ -125,6 +127,8 @@ class Job:
             self._errors.setdefault(self._taken, error)
         self._error_of_the_rest = error
         self._settled = self._taken
+        if self.router is not None:
+            self.router.complete_all()
         self._finish()
 
     def let_go(self) -> None:
@@ -135,13 +139,21 @@ class Job:
             return
         if not self._was_read:
             self._want_all()
-        elif not self._is_bounded and not self._wanted_all:
+        elif not self._is_bounded and not self._wanted_all and not self.source.exhausted:
             self.source.stop()
+            self._errors[self._taken] = RuntimeError(
+                "the input was pulled no further: the pool was closed when nobody read on"
+            )
             self._after_change()
 
     def pool_closes(self) -> None:
         """Closing waits for this job: it must not wait in turn for somebody to read."""
-        if not self._readers:
+        self._pool_closes = True
+        self.reader_gone()
+
+    def reader_gone(self) -> None:
+        """An `async for` may have ended before the last result."""
+        if self._pool_closes and not self._readers:
             self.let_go()
 
     # -- the reader's side ---------------------------------------------------------------------
@@ -191,8 +203,6 @@ class Job:
             self._drop_read(max(64, kept // 2))
 
     # -- inside --------------------------------------------------------------------------------
-
-    _was_read = False
 
     @property
     def _is_bounded(self) -> bool:

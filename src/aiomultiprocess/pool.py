@@ -75,8 +75,10 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         return await self._job.all_results()
 
     def __aiter__(self) -> AsyncIterator[R]:
-        self.pool._check_loop()
-        return _ResultIterator(self, self._job.add_reader())
+        engine = self.pool._bind()
+        reader = self._job.add_reader()
+        weakref.finalize(reader, engine.reader_gone, self._job).atexit = False
+        return _ResultIterator(self, reader)
 
     def results_generator(self) -> AsyncIterator[R]:
         """The same as `aiter(result)`."""
@@ -151,7 +153,7 @@ class Pool:
             )
         self.scheduler = scheduler or RoundRobin()
         self.initializer = initializer
-        self.initargs = initargs
+        self.initargs = tuple(initargs)
         self.loop_initializer = loop_initializer
         # as in 0.9.1, what is too small means the least there is
         self.maxtasksperchild = max(0, _whole("maxtasksperchild", maxtasksperchild))
@@ -229,9 +231,10 @@ class Pool:
         engine = self._use()
         if args is not None and not isinstance(args, Iterable):
             raise TypeError(f"args must be a sequence of arguments, got {args!r}")
+        args = () if args is None else tuple(args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
-        future = engine.submit_call(func, args or (), dict(kwds) if kwds else {})
+        future = engine.submit_call(func, args, dict(kwds) if kwds else {})
         try:
             return await future
         except asyncio.CancelledError:

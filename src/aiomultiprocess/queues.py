@@ -154,7 +154,10 @@ class Queue:
         return True
 
     def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> int:
-        """Send as many of these as one frame carries; returns how many are dealt with."""
+        """Send as many of these as one frame carries and put back the rest; returns how many went.
+
+        One that cannot be sent fails and does not count: its answer will not bring the next turn.
+        """
         payload, count, error = backend.encode_items(items, 0, len(items), CHUNK_BYTES)
         if count:
             self._send_encoded(worker, feed, slots[:count], items[:count], payload)
@@ -164,7 +167,7 @@ class Queue:
             feed.fail(slots[count], explain_item(error, feed, slots[count]))
         if rest < len(slots):
             feed.put_back(slots[rest:], items[rest:])
-        return rest
+        return count
 
     def _send_encoded(
         self,

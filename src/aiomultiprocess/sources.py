@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -106,28 +106,40 @@ class AsyncSource:
         self._room = asyncio.Event()
         self._ended = False
         self._on_items = on_items
-        self._task = asyncio.ensure_future(self._pull(aiter(iterable)))
+        self._task = asyncio.ensure_future(self._pull(iterable))
 
     @property
     def exhausted(self) -> bool:
         return self._ended and not self._buffer
 
-    async def _pull(self, iterator: AsyncIterator[Any]) -> None:
+    async def _pull(self, iterable: AsyncIterable[Any]) -> None:
         try:
-            async for item in iterator:
-                self._buffer.append(item)
-                self._on_items()
-                while len(self._buffer) >= self.AHEAD:
-                    self._room.clear()
-                    await self._room.wait()
+            iterator = aiter(iterable)
+            try:
+                async for item in iterator:
+                    await self._put(item)
+            finally:
+                close = getattr(iterator, "aclose", None)
+                if close is not None:
+                    await close()
+        except asyncio.CancelledError as error:
+            if not self._ended:  # not by stop(): to the awaiter it must not look like its own
+                self.error = RuntimeError("the async iterable was cancelled")
+                self.error.__cause__ = error
         except Exception as error:  # noqa: BLE001 - the user's iterable failed: its awaiter is told
             self.error = error
         finally:
             self._ended = True
-            close = getattr(iterator, "aclose", None)
-            if close is not None:
-                await close()
+            self._on_items()
+
+    async def _put(self, item: Any) -> None:
+        if self._ended:
+            return
+        self._buffer.append(item)
         self._on_items()
+        while len(self._buffer) >= self.AHEAD:
+            self._room.clear()
+            await self._room.wait()
 
     def take(self, n: int) -> list[Any]:
         buffer = self._buffer
@@ -136,6 +148,7 @@ class AsyncSource:
         return items
 
     def stop(self) -> None:
+        self._ended = True
         self._buffer.clear()
         self._task.cancel()
 

@@ -1,0 +1,115 @@
+"""Corners where a pool once waited for an answer that could not come."""
+
+import asyncio
+import itertools
+import operator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import workload
+from aiomultiprocess import Pool, RoundRobin
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+async def finish(pool: Pool) -> None:
+    pool.close()
+    async with asyncio.timeout(20):
+        await pool.join()
+
+
+async def test_items_that_cannot_be_sent_do_not_stop_those_behind_them() -> None:
+    pool = Pool(1)
+    await pool.apply(workload.two)
+    found: list[Any] = []
+    results = aiter(pool.map(workload.double, [lambda: 0] * 6 + [7]))
+    async with asyncio.timeout(20):
+        for _ in range(7):
+            try:
+                found.append(await anext(results))
+            except Exception as error:  # noqa: BLE001 - its type depends on the Python
+                found.append(type(error))
+    assert found[-1] == 14
+    assert len(found) == 7
+    await finish(pool)
+
+
+async def test_a_pool_closes_though_an_async_input_was_left_midway() -> None:
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    pool = Pool(1)
+    async for value in pool.map(workload.double, slow()):
+        assert value == 2
+        break
+    await finish(pool)
+
+
+async def test_an_async_input_that_is_cancelled_from_within_is_an_error() -> None:
+    async def cancelled() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError
+
+    pool = Pool(1)
+    with pytest.raises(RuntimeError, match="cancelled"):
+        await pool.map(workload.double, cancelled())
+    await finish(pool)
+
+
+async def test_a_pool_closes_once_the_reader_of_an_endless_input_stops() -> None:
+    pool = Pool(1)
+    results = pool.map(workload.double, itertools.count())
+    async for _ in results:
+        pool.close()
+        break
+    await finish(pool)
+    with pytest.raises(RuntimeError, match="no further"):
+        await results
+
+
+async def test_a_builtin_method_is_as_its_object_is_at_the_call() -> None:
+    table = {1: "old"}
+    look_up = table.get
+    async with Pool(1) as pool:
+        assert await pool.map(look_up, [1]) == ["old"]
+        table[1] = "new"
+        assert await pool.map(look_up, [1]) == ["new"]
+        assert await pool.map(operator.neg, [1]) == [-1]
+
+
+async def test_items_that_a_scheduler_refuses_do_not_stop_those_behind_them() -> None:
+    class Picky(RoundRobin):
+        def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+            if args[0] < 5:
+                raise LookupError("not this one")
+            return super().schedule_task(task_id, func, args, kwargs)
+
+    pool = Pool(1, scheduler=Picky())
+    with pytest.raises(LookupError):
+        await pool.map(workload.double, iter(range(50)))
+    await finish(pool)
+
+
+async def test_an_apply_whose_arguments_cannot_be_had_leaves_nothing_open() -> None:
+    def arguments() -> Iterator[int]:
+        raise LookupError("no arguments")
+        yield 1
+
+    pool = Pool(1)
+    with suppress(LookupError):
+        await pool.apply(workload.double, arguments())
+    await finish(pool)
+
+
+def run_the_loop() -> None:
+    asyncio.get_event_loop().run_until_complete(asyncio.sleep(0.05))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_an_initializer_may_run_the_loop() -> None:
+    async with Pool(1, initializer=run_the_loop) as pool:
+        assert await pool.map(workload.double, range(5)) == [0, 2, 4, 6, 8]
