@@ -106,7 +106,7 @@ def goals(found: dict[str, Any]) -> list[Goal]:
         at_most("cost of an item, 10^7 to 10^5", 1.2, by_items, unit="x"),
         at_most(
             "memory of the parent, async for over 10^7 items to 10^5",
-            1.1,
+            1.25,
             ratio(
                 results, ("stream_10000000", "shm", "parent"), ("stream_100000", "shm", "parent")
             ),

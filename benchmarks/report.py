@@ -103,6 +103,8 @@ def rows_of(found: dict[str, Any], workloads: Iterable[Workload]) -> list[tuple[
 
 def whole_table(found: dict[str, Any], workloads: Iterable[Workload], peers: list[str]) -> str:
     rows = rows_of(found, workloads)
+    if not rows:
+        return "Not measured."
     seen = [peer for peer in peers if any(shown(found, *row, peer) for row in rows)]
     return table(
         ["", *map(heading, seen)],

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -82,7 +83,10 @@ class Session:
     def kill(self) -> None:
         """End the runner and all its descendants."""
         self._family = list({*self._family, *family(self.pid)})
-        for process in self._family:
+        # the group first, at one stroke: a pool that is alive replaces the workers it loses
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in self._family:  # those that left the group
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self._process.wait()
