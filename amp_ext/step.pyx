@@ -341,7 +341,7 @@ cdef class Starter:
         if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
             return ended
         if error is not None:
-            error.__traceback__ = trace  # without the steps through the driver
+            BaseException.with_traceback(error, trace)  # without the steps through the driver
         return value, error
 
     cdef tuple hand_over(self, Spare spare, coro, Py_ssize_t at):

@@ -70,7 +70,7 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
         trace = trace.tb_next
-    error.__traceback__ = trace
+    BaseException.with_traceback(error, trace)  # an attribute may be frozen
     return None, error
 
 

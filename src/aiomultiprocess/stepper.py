@@ -250,7 +250,7 @@ class Starter:
         if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
             return ended
         if error is not None:
-            error.__traceback__ = trace  # without the steps through the driver
+            BaseException.with_traceback(error, trace)  # without the steps through the driver
         return value, error
 
     def _hand_over(
@@ -306,5 +306,5 @@ def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | No
 def _theirs(error: BaseException) -> BaseException:
     """The exception without our frame, as from a task; and without a reference cycle through it."""
     if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
+        BaseException.with_traceback(error, error.__traceback__.tb_next)  # it may be frozen
     return error
