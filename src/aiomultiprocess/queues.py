@@ -15,7 +15,7 @@ Q2  A task is returned to its feed only if its worker had not marked it started 
     that was started has failed, unless its caller said that it may run again (suspects.py).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
-    they had not begun, receiving it is what kills them, and its tasks fail.
+    they had not begun, receiving it is what kills them, and its tasks are lost as if started.
 """
 
 from __future__ import annotations

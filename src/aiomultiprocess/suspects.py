@@ -9,8 +9,8 @@ together again, the one that kills workers would use up the attempts of the othe
 alone. A task that loses its worker there was the cause, or at least its worker's only task. A queue
 (queues.py) has one line of them. It tells of losses, and asks what a worker may have.
 
-A1  A task that lost its worker runs again only if its caller allowed it, and `retries` times at
-    most; then the error of the last loss ends it. So does the first, if its caller gave up.
+A1  A task that lost its worker runs again only if its caller allowed it and still waits for it, and
+    `retries` times at most. Otherwise the error of that loss ends it.
 A2  A worker that holds a suspect holds nothing else.
 A3  Suspects go first. A worker without work gets the next in line before anything else; as long as
     no worker runs one, the worker with the least to do gets no more. So nothing keeps suspects
