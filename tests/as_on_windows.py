@@ -17,11 +17,21 @@ from multiprocessing import popen_spawn_posix, reduction
 from pathlib import Path
 from typing import Any
 
-from aiomultiprocess import _exits, _loops, _result, _spawn, _windows, child, pipe, watchdog
+from aiomultiprocess import (
+    _exits,
+    _loops,
+    _result,
+    _spawn,
+    _windows,
+    child,
+    pipe,
+    watchdog,
+    workers,
+)
 from aiomultiprocess import backend as backends
 
 #: These ask for the platform when they are called.
-ASKING = (_exits, _loops, _spawn, backends, child, watchdog)
+ASKING = (_exits, _loops, _spawn, backends, child, watchdog, workers)
 
 
 class WindowsSys:
