@@ -12,6 +12,7 @@ does not choose: it opens the child end that it was started with.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -143,12 +144,11 @@ def _probe_shm() -> str | None:
 
 
 def _probe_pipe() -> str | None:
-    """Why there is no socket pair with a ledger, or None."""
-    import socket
-
-    if not hasattr(socket.socket, "sendmsg"):
-        return "this platform has no sockets that take several buffers (sendmsg)"
-    from .ledger import Ledger
+    """Why there is no ledger, or None; socket pairs are everywhere."""
+    if sys.platform == "win32":
+        from ._windows import NamedLedger as Ledger
+    else:
+        from .ledger import Ledger
 
     try:
         Ledger.create().close()
@@ -164,7 +164,10 @@ def _make_shm() -> Backend:
 
 
 def _make_pipe() -> Backend:
-    from .pipe import PipeBackend
+    if sys.platform == "win32":
+        from ._windows import WindowsPipeBackend as PipeBackend
+    else:
+        from .pipe import PipeBackend
 
     return PipeBackend()
 

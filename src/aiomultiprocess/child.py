@@ -71,7 +71,7 @@ def main(spec: WorkerSpec) -> None:
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
-    loop = _loops.new_loop(spec.loop)
+    loop = _loops.new_loop(_loops.watching(spec.loop))
     asyncio.set_event_loop(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     try:

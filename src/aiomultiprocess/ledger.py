@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 
 JOURNAL = 128 << 10  # bytes
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
@@ -30,7 +31,7 @@ def _reserve(fd: int) -> None:
 
 def _memory_fd() -> int:
     """A new descriptor of `SIZE` bytes of memory that have no name."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform != "win32" and hasattr(os, "memfd_create"):
         fd = os.memfd_create("aiomultiprocess-ledger", os.MFD_CLOEXEC)
     else:
         import tempfile  # not on Linux, where a worker would load it for nothing
@@ -52,7 +53,7 @@ class Ledger:
         """Map the memory behind `fd` and keep the descriptor until `close_fd`."""
         self.fd = fd
         try:
-            self._map = mmap.mmap(fd, SIZE)
+            self._map = self._map_page()
         except (OSError, ValueError):
             self.close_fd()
             raise
@@ -62,6 +63,9 @@ class Ledger:
     def create(cls) -> Ledger:
         """A new ledger that counts from 0; OSError if there is no memory for it."""
         return cls(_memory_fd())
+
+    def _map_page(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, SIZE)
 
     @property
     def started(self) -> int:
