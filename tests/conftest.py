@@ -26,6 +26,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import leaks  # noqa: E402  (after sys.path is right)
 
+pytest_plugins = ["catalogue"]
+
 REQUIRED = os.environ.get("AIOMULTIPROCESS_REQUIRE_EXTENSION", "") not in ("", "0")
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.ring") is not None
 BACKENDS = ("shm", "pipe") if BUILT else ("pipe",)

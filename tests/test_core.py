@@ -182,6 +182,7 @@ def test_bad_arguments_are_refused_by_name(
         Worker(target=targets.get_pid, **arguments)
 
 
+@pytest.mark.row("A2")
 @pytest.mark.parametrize("part", ["target", "args"])
 async def test_what_cannot_be_pickled_is_named_at_the_start(part: str) -> None:
     async def local() -> None: ...

@@ -79,6 +79,7 @@ async def test_the_target_can_be_interrupted() -> None:
     assert await Worker(target=targets.sigint_is_blocked) is False
 
 
+@pytest.mark.row("E40")
 @posix
 async def test_ctrl_c_prints_one_traceback_the_parents(start_method: str, tmp_path: Path) -> None:
     program = f"""
@@ -106,6 +107,7 @@ async def test_ctrl_c_prints_one_traceback_the_parents(start_method: str, tmp_pa
     assert "_run.py" not in script.err
 
 
+@pytest.mark.row("E40")
 @posix
 async def test_ctrl_c_waits_while_a_child_starts(tmp_path: Path) -> None:
     program = """
@@ -154,12 +156,14 @@ def program(guard: str = 'if __name__ == "__main__": ') -> str:
     return PROGRAM.format(path=sys.path, guard=guard)
 
 
+@pytest.mark.row("E45")
 @pytest.mark.parametrize("options", [(), ("-I",), ("-m", "program")], ids=["script", "-I", "-m"])
 def test_functions_of_the_main_module_run(options: tuple[str, ...], tmp_path: Path) -> None:
     script = run_script(tmp_path, program(), *options)
     assert (script.out, script.err) == ("hello from __mp_main__\n", "")
 
 
+@pytest.mark.row("E41")
 def test_a_missing_main_guard_is_named(tmp_path: Path) -> None:
     script = run_script(tmp_path, program(guard=""))
     assert script.process.returncode == 1
@@ -168,11 +172,13 @@ def test_a_missing_main_guard_is_named(tmp_path: Path) -> None:
     assert "WorkerLostError: worker process" in script.err
 
 
+@pytest.mark.row("E44")
 async def test_a_daemon_may_not_have_children(tmp_path: Path) -> None:
     worker = Worker(target=targets.start_another, daemon=True)
     assert "daemonic processes are not allowed to have children" in str(await worker)
 
 
+@pytest.mark.row("E44")
 async def test_a_process_that_is_no_daemon_may_have_children() -> None:
     assert await Worker(target=targets.start_another) == "done"
 

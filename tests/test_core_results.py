@@ -60,6 +60,7 @@ def test_a_worker_is_awaited_in_another_loop_than_it_was_started_in() -> None:
     assert asyncio.run(join(asyncio.run(start()))) == 3_000_000
 
 
+@pytest.mark.row("A4")
 async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so() -> None:
     worker = Worker(target=targets.return_unpicklable)
     result = await worker
@@ -68,6 +69,7 @@ async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so() -> Non
     assert "this does not travel" in str(result)
 
 
+@pytest.mark.row("A5")
 async def test_a_result_that_cannot_be_unpickled_is_an_error_that_says_so() -> None:
     worker = Worker(target=targets.return_unloadable)
     with pytest.raises(pickle.UnpicklingError, match=r"return_unloadable arrived .*ValueError"):
@@ -86,6 +88,7 @@ async def test_a_thread_receives_where_loops_do_not_wait_for_pipes(
         await Worker(target=targets.leave_at_once, args=(7,))
 
 
+@pytest.mark.row("B18")
 @posix
 async def test_a_result_does_not_wait_for_processes_that_the_child_forked() -> None:
     pid = await asyncio.wait_for(Worker(target=targets.fork_and_return, args=(60,)), 20)
@@ -103,6 +106,7 @@ async def test_sys_exit_in_the_target_gives_the_exit_code(code: object, expected
     assert process.exitcode == expected
 
 
+@pytest.mark.row("A7")
 async def test_worker_returns_the_system_exit_of_its_target() -> None:
     worker = Worker(target=targets.leave, args=(3,))
     result = await worker
@@ -111,6 +115,7 @@ async def test_worker_returns_the_system_exit_of_its_target() -> None:
     assert worker.exitcode == 3
 
 
+@pytest.mark.row("A7")
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError("stop")])
 async def test_worker_returns_even_base_exceptions(error: BaseException) -> None:
     worker = Worker(target=targets.fail, args=(error,))
@@ -118,6 +123,7 @@ async def test_worker_returns_even_base_exceptions(error: BaseException) -> None
     assert worker.exitcode == 1
 
 
+@pytest.mark.row("B13")
 @posix
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 async def test_a_worker_killed_by_a_signal_is_lost(
@@ -135,6 +141,7 @@ async def test_a_worker_killed_by_a_signal_is_lost(
         _ = worker.result
 
 
+@pytest.mark.row("B13")
 async def test_a_worker_that_exits_without_a_result_is_lost() -> None:
     with pytest.raises(WorkerLostError, match="exited with code 7") as lost:
         await Worker(target=targets.leave_at_once, args=(7,))
@@ -212,6 +219,7 @@ async def test_what_is_left_in_the_loop_is_cancelled_at_the_end(tmp_path: Path) 
     assert path.read_text() == "cancelled"
 
 
+@pytest.mark.row("E43")
 @posix
 async def test_an_exit_code_that_somebody_else_took_is_not_known(start_method: str) -> None:
     if start_method == "forkserver":
@@ -228,6 +236,7 @@ async def test_an_exit_code_that_somebody_else_took_is_not_known(start_method: s
     process.close()
 
 
+@pytest.mark.row("E43")
 @posix
 async def test_a_program_that_reaps_all_children_does_not_disturb_us() -> None:
     worker = Worker(target=targets.get_pid)

@@ -46,6 +46,7 @@ async def in_a_forked_copy(pool: Pool) -> str:
         return said_there.read()
 
 
+@pytest.mark.row("B25")
 @FORK_WARNING
 async def test_a_forked_copy_refuses_the_pool_and_leaves_it_alone() -> None:
     async with Pool(2) as pool:
@@ -85,6 +86,7 @@ print("alive")
 """
 
 
+@pytest.mark.row("B25")
 def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: Path) -> None:
     source = pool_script("pass", setup=FORKING, call=FORKED_EXIT)
     script = run_script(tmp_path, source, "-Wignore", within=20)
@@ -99,6 +101,7 @@ def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: 
 # -- somebody else reaps (E43) ---------------------------------------------------------------------
 
 
+@pytest.mark.row("E43")
 async def test_a_program_that_waits_for_any_child_takes_only_the_exit_code() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
@@ -112,6 +115,7 @@ async def test_a_program_that_waits_for_any_child_takes_only_the_exit_code() -> 
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("E43")
 async def test_subprocesses_of_the_program_keep_their_exit_codes() -> None:
     async with Pool(1, maxtasksperchild=1) as pool:
         results = pool.map(workload.double, range(5))
@@ -129,6 +133,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (used + {more}, used + {more}))
 """
 
 
+@pytest.mark.row("B20")
 async def test_workers_that_cannot_be_started_are_an_error_of_the_caller(tmp_path: Path) -> None:
     body = (
         FEW_DESCRIPTORS.format(more=12)
@@ -147,6 +152,7 @@ while multiprocessing.active_children():
     assert (script.out, script.err) == ("refused 24\n", "")
 
 
+@pytest.mark.row("B20")
 async def test_work_that_waits_for_a_worker_that_cannot_be_replaced_fails(tmp_path: Path) -> None:
     body = "async with Pool(1) as pool:\n    pid = await pool.apply(workload.where)\n"
     body += FEW_DESCRIPTORS.format(more=1).replace("\n", "\n    ")

@@ -33,7 +33,9 @@ worker = stepper_support.worker
 # -- items cannot tell -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("behave", stepper_items.ALL, ids=lambda f: getattr(f, "__name__", repr(f)))
+@pytest.mark.parametrize(
+    "behave", stepper_items.ALL, ids=lambda f: getattr(f, "__name__", type(f).__name__)
+)
 def test_an_item_sees_what_it_would_see_in_a_plain_task(worker: Worker, behave: Any) -> None:
     token = INHERITED.set("inherited")
     expected = worker.plainly([(behave, pause) for pause in PAUSES * 2])
@@ -79,6 +81,7 @@ def test_a_request_by_aiohttp_is_answered(worker: Worker) -> None:
         worker.loop.run_until_complete(runner.cleanup())
 
 
+@pytest.mark.row("A7")
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("stopper", [SystemExit, KeyboardInterrupt])
 def test_what_stops_a_loop_is_an_outcome(worker: Worker, stopper: Any, pause: Pause) -> None:

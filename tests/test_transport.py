@@ -51,6 +51,7 @@ async def test_every_header_field_arrives_as_it_was_sent(pair: Pair) -> None:
     assert pair.worker.frames == [small, large]
 
 
+@pytest.mark.row("C27")
 @pytest.mark.parametrize("size", SIZES)
 async def test_a_payload_of_any_size_arrives_both_ways(pair: Pair, size: int) -> None:
     pair.listen()
@@ -103,6 +104,7 @@ async def test_many_frames_wrap_around_many_times(pair: Pair) -> None:
     assert pair.worker.payloads == [payload for payloads in rounds for payload in payloads]
 
 
+@pytest.mark.row("D39")
 async def test_a_payload_over_the_limit_is_refused_with_the_limit(pair: Pair) -> None:
     pair.listen()
     segment = memoryview(bytes(1 << 26))
@@ -137,6 +139,7 @@ async def test_what_is_sent_from_on_room_keeps_its_place(pair: Pair) -> None:
     assert pair.worker.idents == list(range(count + 1))
 
 
+@pytest.mark.row("C34")
 @pytest.mark.parametrize("size", [100, 1000, 200_000, FLOOD])
 async def test_two_full_directions_do_not_wait_for_each_other(pair: Pair, size: int) -> None:
     count = 2 * FLOOD // size
@@ -157,6 +160,7 @@ async def test_a_peer_that_answers_everything_at_once_does_not_deadlock(pair: Pa
     assert set(pair.parent.payloads) == {pattern(20_000)}
 
 
+@pytest.mark.row("C34")
 async def test_a_saturated_bell_neither_blocks_nor_swallows(pair: Pair) -> None:
     if isinstance(pair.end, shm.ShmChildEnd):
         for ear in (pair.parent, pair.worker):

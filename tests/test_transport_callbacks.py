@@ -171,6 +171,7 @@ async def spoiled(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Pair, 
     backend.close()
 
 
+@pytest.mark.row("C31")
 @pytest.mark.skipif("shm" not in conftest.BACKENDS, reason="there is no ring without amp_ext")
 @pytest.mark.parametrize(
     ("offset", "damage"),

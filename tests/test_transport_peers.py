@@ -114,6 +114,7 @@ def test_the_started_counter_is_readable_after_sigkill(made: Backend) -> None:
     process.close()
 
 
+@pytest.mark.row("B15", "C32")
 def test_the_dead_are_drained_to_their_last_whole_frame(made: Backend) -> None:
     loop = asyncio.new_event_loop()
     link, end = made.create()

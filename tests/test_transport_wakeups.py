@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 import conftest
 import transport_peers as peers
 import transport_support
@@ -64,6 +66,7 @@ def test_a_congested_pair_whose_peer_sleeps_makes_no_wake_up(made: Backend) -> N
     run_counted(scenario)
 
 
+@pytest.mark.row("C33")
 @conftest.FORK_WARNING
 async def test_a_ping_pong_of_sleepers_loses_no_wake_up(made: Backend) -> None:
     link, end = made.create()
