@@ -4,6 +4,7 @@ The installed package is tested, with the extension where it is required; nothin
 test that asks for `backend` or `start_method` runs once for each of them.
 """
 
+import gc
 import inspect
 import multiprocessing
 import os
@@ -57,6 +58,12 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """Say in the first lines what is tested."""
     return f"aiomultiprocess: extension {'built' if BUILT else 'not built (pipe only)'}"
+
+
+def pytest_collection_finish() -> None:
+    """What all tests share is not theirs to look through: each collects garbage, some often."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
