@@ -41,6 +41,12 @@ BURST = 0.002  # seconds
 RESULTS_BYTES = 128 << 10  # about how much one RESULTS frame carries
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
 
+#: What helps where a function cannot be had; CPython says which one.
+NOT_FOUND = (
+    "The function must be importable in a worker, which is a process of its own: define it at the "
+    "top level of a module, not in an interactive session or below `if __name__ == '__main__'`"
+)
+
 RAISED, SUSPENDED = backend.RAISED, backend.SUSPENDED
 
 log = logging.getLogger(__name__)
@@ -96,6 +102,7 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = backend.loads(payload)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
+        error.add_note(NOT_FOUND)
         return Unloadable(error)
     return function
 
