@@ -18,6 +18,7 @@ import pytest
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError
+from conftest import BUILT
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
 pytestmark = [
@@ -176,7 +177,7 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
 
 
 @pytest.mark.row("B17")
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 2, 5, 13])
 async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int) -> None:
     async with Meeting() as meeting, Pool(count, childconcurrency=1) as pool:
         items = [(meeting.port, i) for i in range(count)]
@@ -263,3 +264,38 @@ async def test_a_backlog_is_finished_by_workers_of_one_task_each() -> None:
     async with asyncio.timeout(20):
         assert len(set(await results)) == 8
         await pool.join()
+
+
+@pytest.mark.row("B21")
+async def test_a_backlog_of_a_pool_that_was_dropped_is_finished_too() -> None:
+    calls = [asyncio.ensure_future(call) for call in backlog_of_a_dropped_pool()]
+    with pytest.warns(ResourceWarning, match="never closed"):
+        assert len(set(await asyncio.gather(*calls))) == 6
+
+
+def backlog_of_a_dropped_pool() -> list[Any]:
+    pool = Pool(2, maxtasksperchild=1)
+    return [pool.apply(workload.where) for _ in range(6)]
+
+
+# -- C31: damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("C31")
+@pytest.mark.skipif(not BUILT, reason="there is no ring without the extension")
+async def test_a_worker_that_damages_its_ring_is_killed_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Meeting() as meeting, Pool(2, childconcurrency=1, backend="shm") as pool:
+        vandal = asyncio.ensure_future(pool.apply(mishaps.damage_the_ring, (meeting.port,)))
+        other = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        held = {arrival.token: arrival for arrival in await meeting.first(2)}
+        waiting = asyncio.ensure_future(pool.map(workload.double, range(100)))
+        held["about to"].release()
+        with pytest.raises(WorkerLostError) as caught:
+            await vandal
+        assert_lost(caught.value, "SIGKILL", held["about to"].pid)
+        assert "its link is broken" in caplog.text
+        held[""].release("sound")
+        assert await other == "sound"
+        assert await waiting == [2 * i for i in range(100)]

@@ -155,13 +155,17 @@ async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_m
 
 
 @pytest.mark.row("B24")
-async def test_a_killed_group_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_killed_group_leaves_nothing(tmp_path: Path, start_method: str) -> None:
+    setup = f'set_start_method("{start_method}")'
     body = f"pool = Pool(2)\nawait pool.map(workload.double, range(100))\n{SAY_PIDS}"
-    with Script(tmp_path, pool_script(body + DOING["busy"])) as script:
+    with Script(tmp_path, pool_script(body + DOING["busy"], setup=setup)) as script:
         pids = [int(word) for word in await script.line("pids")]
         script.kill_group()
         script.process.wait()
         await wait_for_exit(pids)  # the fixture looks for mappings and entries of /dev/shm
+    body = "async with Pool(2) as pool:\n    print(await pool.apply(workload.two))"
+    script = await asyncio.to_thread(run_script, tmp_path, pool_script(body, setup=setup))
+    assert (script.out, script.err) == ("2\n", "")
 
 
 # -- forgotten pools, and interpreter exit (E42) ---------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import workload
-from aiomultiprocess import Pool, WorkerLostError
+from aiomultiprocess import Pool, WorkerLostError, _spawn, core
 from conftest import FORK_WARNING
 from support import Meeting, pool_script, run_script
 
@@ -125,6 +129,42 @@ async def test_subprocesses_of_the_program_keep_their_exit_codes() -> None:
 
 
 # -- a system that refuses (B20) -------------------------------------------------------------------
+
+
+def no_more_processes(*args: object) -> NoReturn:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.row("B20")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+async def test_work_that_waits_fails_where_the_system_starts_no_process(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by fork: multiprocessing leaves the ends of two pipes open when that fails."""
+    monkeypatch.setattr(core, "context", multiprocessing.get_context(method))
+    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
+        running = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        waiting = [
+            asyncio.ensure_future(pool.apply(workload.two)),
+            asyncio.ensure_future(pool.map(workload.double, range(100))),
+        ]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(*START_OF[method], no_more_processes)
+        os.kill(arrival.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            await running
+        for call in (*waiting, pool.apply(workload.two)):
+            with pytest.raises(BlockingIOError):
+                await call
+        monkeypatch.undo()
+
+
+#: What asks the system for a process.
+START_OF = {
+    "spawn": (_spawn, "_run"),
+    "forkserver": (forkserver, "connect_to_new_process"),
+}
 
 FEW_DESCRIPTORS = """
 import resource
