@@ -55,15 +55,15 @@ def pytest_configure() -> None:
     main.__dict__.pop("__file__", None)
 
 
+def pytest_collection_finish() -> None:
+    """Spare the tests that collect garbage what no test has made: it is most of what there is."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_report_header() -> str:
     """Say in the first lines what is tested."""
     return f"aiomultiprocess: extension {'built' if BUILT else 'not built (pipe only)'}"
-
-
-def pytest_collection_finish() -> None:
-    """What all tests share is not theirs to look through: each collects garbage, some often."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -1,8 +1,8 @@
 """The one place that knows whether the accelerator is there, and the one place that imports it.
 
 `amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
-of items and the watchdog thread. Without it their Python counterparts do the same, byte for byte
-on the wire, so that a parent and a worker of different builds still understand each other.
+of items, the journal and the watchdog thread. Without it their Python counterparts do the same, byte
+for byte on the wire, so that a parent and a worker of different builds still understand each other.
 
 `select` chooses the transport of a pool: what the caller asks for, else what the environment
 variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
-    from .stepper import DONE, RAISED, SUSPENDED, Starter
+    from .driver import Driver
+    from .journal import Journal
+    from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
     EXTENSION_ERROR: ImportError | None
     _watchdog: Any
@@ -31,12 +33,16 @@ else:
         from amp_ext import ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
-        from amp_ext.step import DONE, RAISED, SUSPENDED, Starter
+        from amp_ext.driver import Driver
+        from amp_ext.journal import Journal
+        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter
 
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads
-        from .stepper import DONE, RAISED, SUSPENDED, Starter
+        from .driver import Driver
+        from .journal import Journal
+        from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
         ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
@@ -44,8 +50,11 @@ else:
 __all__ = [
     "DONE",
     "EXTENSION_ERROR",
+    "FULL",
     "RAISED",
     "SUSPENDED",
+    "Driver",
+    "Journal",
     "Selection",
     "Starter",
     "decode_items",

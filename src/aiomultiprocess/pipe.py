@@ -186,6 +186,10 @@ class PipeLink(Endpoint):
         if not self._closed:
             self._ledger.mark_started(n)
 
+    @property
+    def journal(self) -> memoryview:
+        return self._ledger.journal
+
     def start(
         self,
         loop: asyncio.AbstractEventLoop,

@@ -13,17 +13,20 @@ Q2  A task is returned to its feed only if its worker had not marked it started 
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
     they had not begun, receiving it is what kills them, and its tasks fail.
+Q5  What a dead worker had finished is not lost: its journal is heard after its link. What was
+    reported before is skipped, and a journal that makes no sense is heard no further.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import backend, remote
+from . import backend, journal, remote
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind
 from .functions import Function
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
 DEATHS_BEFORE_START = 3
+
+log = logging.getLogger(__name__)
 
 
 class Chunk:
@@ -234,6 +239,8 @@ class Queue:
     def on_death(self, worker: PoolWorker) -> None:
         """Q1, Q2: fail what the dead worker had started, return the rest to the feeds."""
         self.workers.remove(worker)
+        if worker.trusted:
+            self._hear_journal(worker)
         chunks, worker.chunks = list(worker.chunks.values()), {}
         doomed = self._is_poisonous(worker, chunks)
         for chunk in reversed(chunks):  # reversed: what is returned goes to the front
@@ -246,6 +253,39 @@ class Queue:
             if rest:
                 slots = [chunk.slots[at] for at in rest]
                 self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
+
+    def _hear_journal(self, worker: PoolWorker) -> None:
+        """Q5."""
+        with worker.link.journal as memory:
+            try:
+                for entry in journal.read(memory):
+                    self._hear_entry(worker, *entry)
+            except Exception as error:  # whatever it is, no more of it can be believed
+                log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+
+    def _hear_entry(
+        self,
+        worker: PoolWorker,
+        kind: int,
+        ident: int,
+        offset: int,
+        count: int,
+        payload: memoryview,
+    ) -> None:
+        chunk = worker.chunks.get(ident)
+        if chunk is None:  # all of it was reported
+            return
+        end = offset + count
+        if not count or end > len(chunk.slots) or chunk.first + end > worker.link.started:
+            raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {ident}")
+        if not chunk.unreported(offset, end):
+            return
+        if kind == Kind.RESULTS:
+            self.on_results(worker, ident, offset, count, payload)
+        elif kind == Kind.ERROR and count == 1:
+            self.on_error(worker, ident, offset, payload)
+        else:
+            raise CorruptHeaderError(f"an entry of kind {kind}")
 
     def _is_poisonous(self, worker: PoolWorker, chunks: list[Chunk]) -> bool:
         """Q4: whether it must be the first of these chunks that kills workers."""

@@ -107,6 +107,10 @@ class Link(Protocol):
     def mark_started(self, n: int) -> None:
         """For the worker: `counter.mark_started(n)`."""
 
+    @property
+    def journal(self) -> memoryview:
+        """A new view of the worker's journal, to be released before `close`; see `journal`."""
+
     def drain_dead(self) -> None:
         """For the parent of a dead worker: hand over, now, all that it had published (T9).
 

@@ -60,6 +60,7 @@ class PoolWorker(Process):
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that the worker was told
         self.ready = False
+        self.trusted = True
         self.leaving = False
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
@@ -107,6 +108,7 @@ class PoolWorker(Process):
     def distrust(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
         log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
+        self.trusted = False
         self.kill()
 
     def kill_now(self) -> None:
