@@ -80,15 +80,20 @@ print("forked:", asyncio.run(main(of_the_session)))
 
 
 @pytest.mark.row("E45")
-def test_functions_of_an_interactive_session_run_under_fork_and_are_explained_elsewhere() -> None:
-    said = subprocess.run(
+def test_a_function_of_an_interactive_session_runs_under_fork_and_is_explained_elsewhere(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
         [sys.executable, "-i", "-q", "-Wignore"],
         input=CELL,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         timeout=60,
-    ).stdout
+    )
+    said = done.stdout
+    assert "Error" not in done.stderr
     assert "imported: [0, 2, 4]" in said
     assert "refused: Traceback" in said
     assert "of_the_session" in said
