@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import gc
@@ -125,6 +126,18 @@ def stop_helpers_of_multiprocessing() -> None:
         forkserver._forkserver._stop()
     if resource_tracker._resource_tracker._pid is not None:
         resource_tracker._resource_tracker._stop()
+
+
+def dump_stacks_of_descendants() -> None:
+    """Let every process that descends from this one write the stacks of its threads, and end.
+
+    SIGABRT does it where PYTHONFAULTHANDLER is set, even while C code holds the GIL; a forked
+    process has pytest's own handler.
+    """
+    for process in reversed(psutil.Process().children(recursive=True)):  # not the oldest first
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            process.send_signal(signal.SIGABRT)
+            process.wait(1.0)  # one after the other, or their lines would mix
 
 
 def clear_away(left: Holdings) -> None:

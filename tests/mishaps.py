@@ -279,3 +279,50 @@ def hold_the_gil(port: int) -> int:
     with socket.create_connection((HOST, port)) as connection:
         connection.sendall(f"{os.getpid()} holding\n".encode())
         return sum(range(10**11))
+
+
+# -- attacks on the shared memory ----------------------------------------------------------------
+
+
+def shrink_shared_memory(_: object = None) -> list[int | None]:
+    """Try it with every shared memory that this process has mapped; the errors."""
+    refused = []
+    for line in mapped_memory():
+        path = f"/proc/self/map_files/{line.split()[0]}"
+        try:
+            descriptor = os.open(path, os.O_RDWR)  # refused, too, without privileges
+        except OSError as error:
+            refused.append(error.errno)
+            continue
+        try:
+            os.ftruncate(descriptor, 0)
+        except OSError as error:
+            refused.append(error.errno)
+        finally:
+            os.close(descriptor)
+    return refused
+
+
+def mapped_memory() -> list[str]:
+    """The lines of the shared memory in the table of this process's mappings."""
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if "/memfd:" in line]
+
+
+UP_TAIL = 768  # where a worker says how far it has written (ring.h)
+
+
+def damage_the_ring(port: int) -> None:
+    """Say to the parent, at every bell, that there is what cannot be there; then stay."""
+    import ctypes
+
+    meet_blocking(port, "about to")
+    for line in mapped_memory():
+        ctypes.memset(int(line.partition("-")[0], 16) + UP_TAIL, 0xFF, 8)
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if "eventfd" in os.readlink(f"/proc/self/fd/{entry}"):
+                os.write(int(entry), (1).to_bytes(8, "little"))
+        except FileNotFoundError:  # the listing's own
+            continue
+    signal.pause()

@@ -147,6 +147,7 @@ def test_a_call_without_a_running_loop_is_an_error() -> None:
     pool.terminate()
 
 
+@pytest.mark.row("E41")
 @pytest.mark.parametrize("start_method_name", ["spawn", "forkserver"])
 def test_a_missing_main_guard_is_named(tmp_path: Path, start_method_name: str) -> None:
     program = f"""

@@ -1,4 +1,4 @@
-"""The worker's side of test_transport.py: light, because spawned processes import it."""
+"""The worker's side of test_transport_*.py: light, because spawned processes import it."""
 
 from __future__ import annotations
 

@@ -85,6 +85,12 @@ if sys.platform != "win32":
 
         def _message(self, process_obj: process.BaseProcess) -> memoryview:
             """What the child reads first. RuntimeError in a child whose main has no guard."""
+            if spawn.is_forking(sys.argv):  # a frozen program, which runs anew for each child
+                raise RuntimeError(
+                    "this process was to be a child of a frozen program, and began as the program "
+                    "does: call multiprocessing.freeze_support() first thing in its main module, "
+                    "below `if __name__ == '__main__':`"
+                )
             buffer = io.BytesIO()
             preparation = spawn.get_preparation_data(process_obj.name)
             context.set_spawning_popen(self)

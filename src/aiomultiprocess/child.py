@@ -44,6 +44,12 @@ from .transport import ChildEnd, Handover, Link
 BURST = 0.002  # seconds
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
 
+#: What helps where a function cannot be had; CPython says which one.
+NOT_FOUND = (
+    "The function must be importable in a worker, which is a process of its own: define it at the "
+    "top level of a module, not in an interactive session or below `if __name__ == '__main__'`"
+)
+
 RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 
 log = logging.getLogger(__name__)
@@ -99,6 +105,7 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = backend.loads(payload)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
+        error.add_note(NOT_FOUND)
         return Unloadable(error)
     return function
 

@@ -226,10 +226,10 @@ class Job:
             return LOOK_AHEAD_ITEMS
         read = max((reader.index for reader in self._readers), default=0)
         unread = self._taken - read
-        room = LOOK_AHEAD_ITEMS - unread
-        if self._settled and self._bytes_of(unread) > LOOK_AHEAD_BYTES:
-            room = 64 - unread  # large results: a few for each worker
-        return max(0, room)
+        limit = LOOK_AHEAD_ITEMS
+        if self._bytes:  # of large results, a few for each worker
+            limit = min(limit, max(64, LOOK_AHEAD_BYTES * self._settled // self._bytes))
+        return max(0, limit - unread)
 
     def _bytes_of(self, results: int) -> float:
         return self._bytes / max(1, self._settled) * results
@@ -240,6 +240,8 @@ class Job:
         if count > 0:
             del self._values[:count]
             self._base += count
+            for index in [index for index in self._errors if index < self._base]:
+                del self._errors[index]
 
     def _require_kept(self, index: int) -> None:
         if index < self._base:
