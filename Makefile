@@ -25,13 +25,19 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress verify lint typecheck workflows wheels format bench compare clean
+.PHONY: demo test chaos stress verify lint typecheck workflows wheels format bench compare clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
+
+# Random deaths of workers under a mixed load, and exact accounts of it: an hour is SECONDS=3600.
+SECONDS ?= 60
+SEED ?= 1
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 stress:
 	amp_ext/stress/run.sh $(ARGS)
