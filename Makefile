@@ -44,7 +44,7 @@ stress:
 
 # The ring, by a model checker, a fuzzer and sanitizers: some minutes (docs/verification.md). Needs
 # spin, clang and libclang-rt from the system.
-VERIFY_MESSAGES ?= 10000000
+VERIFY_MESSAGES ?= 100000000
 verify:
 	amp_ext/model/run.sh
 	amp_ext/fuzz/run.sh 60
