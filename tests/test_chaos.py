@@ -148,4 +148,3 @@ def test_a_hang_shows_the_stacks_of_parent_and_workers_and_ends(
     assert "child.py" in worker
     assert "stall.py" in parent
     assert "await pool.apply(workload.wait_for_ever)" in parent
-
