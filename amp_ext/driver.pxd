@@ -43,12 +43,15 @@ cdef class Driver:
     cdef object value          # what the task is told next: a yielded object, or the outcome,
     cdef object error          # which is this, if it is not None
     cdef object coro
+    cdef public object on_value  # called with what the item returns, before anything else can run
 
     cdef int adopt(self, yielded) except -1
     cdef int finish(self, value, error) except -1
     cpdef wake(self)
     cdef object step(self)
+    cdef object step_with(self, step, what)
     cdef object end_later(self, error)
+    cdef int tell(self, value) except -1
     cdef object gate(self)
     cdef object adopted(self)
     cdef int end(self) except -1

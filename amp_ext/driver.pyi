@@ -1,3 +1,8 @@
-"""Made and used by `amp_ext.step` alone."""
+"""Made by `amp_ext.step` alone."""
 
-class Driver: ...
+from collections.abc import Callable
+from typing import Any
+
+class Driver:
+    on_value: Callable[[Any], object] | None
+    """Called with what the item returns, before anything else can run."""

@@ -77,16 +77,13 @@ cdef class Driver:
 
     def send(self, value, /):
         if self.stage == RUNNING and value is not None:
-            return self.coro.send(value)
+            return self.step_with(self.coro.send, value)
         return self.__next__()
 
     def throw(self, error, /, *more):
         """Step with an exception, which is a CancelledError until the item runs here."""
         if self.stage == RUNNING:
-            try:
-                return self.coro.throw(error)
-            except (KeyboardInterrupt, SystemExit) as stopper:
-                return self.end_later(stopper)
+            return self.step_with(self.coro.throw, error)
         if self.stage == ADOPTING:
             self.cancel_message = error.args
             return self.adopted()
@@ -108,11 +105,27 @@ cdef class Driver:
         if sent == PYGEN_NEXT:
             return take(result)
         if sent == PYGEN_RETURN:
-            raise StopIteration(take(result))
+            value = take(result)
+            self.tell(value)
+            raise StopIteration(value)
         error = take(amp_take_error())
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return self.end_later(error)
         raise error
+
+    cdef object step_with(self, step, what):
+        try:
+            return step(what)
+        except StopIteration as stop:
+            self.tell(stop.value)
+            raise
+        except (KeyboardInterrupt, SystemExit) as stopper:
+            return self.end_later(stopper)
+
+    cdef int tell(self, value) except -1:
+        if self.on_value is not None:
+            self.on_value(value)
+        return 0
 
     cdef object end_later(self, error):
         """End the task in a step that is ours, a turn later (S5)."""

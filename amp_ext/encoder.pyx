@@ -378,3 +378,37 @@ cdef inline bint matters(PyObject *value, int tag) noexcept:
     if tag == FROZENSET:
         return PySet_GET_SIZE(value) > 0
     return True
+
+
+# -- payloads that are made item by item (encoder.Payload) -----------------------------------------
+
+cdef object new_payload():
+    return Encoder(0, 4096)
+
+
+cdef Py_ssize_t put_item(object payload, object item, const char **data) except -2:
+    """Encode one more item; the size of what lies at `data` then, -1 if it is not in one piece."""
+    cdef Encoder encoder = <Encoder>payload
+    cdef Py_ssize_t size = encoder.block.size
+    if not (PyLong_CheckExact(<PyObject *>item) and block.put_int(&encoder.block, <PyObject *>item)):
+        put_other(encoder, item)
+        if encoder.large is not None:
+            return -1
+    data[0] = PyBytes_AS_STRING(encoder.block.data) + size
+    return encoder.block.size - size
+
+
+cdef int put_other(Encoder encoder, item) except -1:
+    encoder.mark()
+    try:
+        if encoder.put(<PyObject *>item, 0) == FOREIGN:
+            encoder.take_back()
+            encoder.put_pickle(item)
+    except BaseException:  # C4: user code was run, which may raise anything
+        encoder.take_back()
+        raise
+    return 0
+
+
+cdef list take_payload(object payload):
+    return (<Encoder>payload).segments()

@@ -8,7 +8,10 @@
  * One mapping serves one worker. It opens with a control page and continues with two rings of equal
  * capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- *     | control page: who we are, `started`, cursors of down, cursors of up | down | up |
+ *     | control page: who we are, `started`, cursors of down, cursors of up | down | up | journal |
+ *
+ * The journal is the worker's to fill as it likes, an eighth of a ring: what a dead worker leaves
+ * there can be read. Nothing in this file touches it.
  *
  * A ring has two cursors, counts of bytes ever written (tail) and ever released (head). They only
  * grow, modulo 2^64; position = cursor mod capacity, and what lies between them is in use. Only the
@@ -196,9 +199,14 @@ static inline bool amp_capacity_ok(uint64_t capacity) /* R1 */
         && (capacity & (capacity - 1)) == 0;
 }
 
+static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by R1 */
+{
+    return capacity / 8 > AMP_LINE ? capacity / 8 : AMP_LINE;
+}
+
 static inline uint64_t amp_map_size(uint64_t capacity)
 {
-    return AMP_CONTROL_SIZE + 2 * capacity;
+    return AMP_CONTROL_SIZE + 2 * capacity + amp_journal_size(capacity);
 }
 
 /* Makes zeroed memory of amp_map_size(capacity) bytes a mapping. No barrier: starting the worker,
@@ -236,6 +244,11 @@ static inline uint8_t *amp_down_data(const struct amp_map *map)
 static inline uint8_t *amp_up_data(const struct amp_map *map)
 {
     return amp_down_data(map) + map->capacity;
+}
+
+static inline uint8_t *amp_journal(const struct amp_map *map)
+{
+    return amp_up_data(map) + map->capacity;
 }
 
 /* The worker, before the item's first instruction: "n items are begun". Release, "everything before

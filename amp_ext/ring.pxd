@@ -55,6 +55,8 @@ cdef extern from "ring.h" nogil:
     amp_fault amp_map_open(amp_map *map, void *base, uint64_t size)
     uint8_t *amp_down_data(const amp_map *map)
     uint8_t *amp_up_data(const amp_map *map)
+    uint8_t *amp_journal(const amp_map *map)
+    uint64_t amp_journal_size(uint64_t capacity)
     void amp_mark_started(amp_map *map, uint64_t n)
     uint64_t amp_started(const amp_map *map)
     uint64_t amp_max_payload(uint64_t capacity)

@@ -37,7 +37,7 @@ class RingCorruptError(RingError): ...
 class Mapping:
     @staticmethod
     def create(capacity: int, generation: int = 0) -> Mapping:
-        """New memory of 4096 + 2 * capacity bytes, reserved, sealed against any change of size.
+        """New memory for two rings and a journal, reserved, sealed against any change of size.
 
         `capacity` of each ring: bytes, a power of two. ValueError if it is not; OSError if there is
         no memory or no descriptor.
@@ -66,6 +66,10 @@ class Mapping:
 
     def mark_started(self, n: int) -> None:
         """Worker: make `n` the number of items begun; SIGKILL right after it changes nothing."""
+
+    @property
+    def journal(self) -> memoryview:
+        """An eighth of `capacity` for the worker to write, and for the parent to read after it."""
 
     def close_fd(self) -> None:
         """Close the descriptor; the memory stays. Idempotent."""

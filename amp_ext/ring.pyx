@@ -58,7 +58,7 @@ cdef enum:
 
 @cython.final
 cdef class Mapping:
-    """The memory between the parent and one worker: a control page and a ring each way."""
+    """The memory between the parent and one worker: a control page, a ring each way, a journal."""
 
     def __cinit__(self):
         self.fd = -1
@@ -138,6 +138,28 @@ cdef class Mapping:
         self.usable()
         amp_mark_started(&self.map, n)
         return 0
+
+    @property
+    def journal(self):
+        return PyMemoryView_FromObject(self)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        self.usable()
+        # By hand: PyBuffer_FillInfo would leak the None that Cython put in view.obj.
+        view.obj = self
+        view.buf = amp_journal(&self.map)
+        view.len = <Py_ssize_t>amp_journal_size(self.map.capacity)
+        view.readonly = False
+        view.itemsize = view.ndim = 1
+        view.format = BYTES if flags & PyBUF_FORMAT else NULL
+        view.shape = &view.len
+        view.strides = &view.itemsize
+        view.suboffsets = NULL
+        view.internal = NULL
+        self.exports += 1  # L1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.drop_export()
 
     def close_fd(self):
         cdef int fd = self.fd

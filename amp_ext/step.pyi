@@ -5,11 +5,15 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 DONE: Final = 0
+FULL: Final = 3
 RAISED: Final = 1
 SUSPENDED: Final = 2
 
 class _Counter(Protocol):
     def mark_started(self, n: int, /) -> object: ...
+
+class _Sink(Protocol):
+    def append(self, value: Any, /) -> bool | None: ...
 
 class Starter:
     def __init__(self, loop: asyncio.AbstractEventLoop, counter: _Counter) -> None: ...
@@ -22,7 +26,7 @@ class Starter:
         items: list[Any],
         start: int,
         stop: int,
-        out: list[Any],
+        out: _Sink,
         deadline_ns: int,
     ) -> tuple[int, int, Any]: ...
     def close(self) -> None: ...

@@ -22,6 +22,7 @@ from libc.stdint cimport int64_t, uint64_t
 from amp_ext.driver cimport (
     PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Driver, PyIter_Send, PySendResult, amp_take_error, take,
 )
+from amp_ext.journal cimport Journal
 from amp_ext.ring cimport Mapping
 
 cdef extern from "Python.h":
@@ -36,6 +37,7 @@ cdef extern from "step.h":
     PyObject *amp_call(int, object, object, object)
 
 DONE = _tasks.DONE
+FULL = _tasks.FULL
 RAISED = _tasks.RAISED
 SUSPENDED = _tasks.SUSPENDED
 
@@ -61,8 +63,9 @@ cdef enum:
     _DONE = 0        # as in _tasks
     _RAISED = 1
     _SUSPENDED = 2
-    _TOUCHED = 3     # ended a burst: the item finished, but its spare is not as it was
-    _FACTORY = 4     # ended a burst: a coroutine that the loop's task factory is to have
+    _FULL = 3
+    _TOUCHED = 4     # ended a burst: the item finished, but its spare is not as it was
+    _FACTORY = 5     # ended a burst: a coroutine that the loop's task factory is to have
 
 cdef enum:
     STRIDE = 8             # quick items between two looks at the clock
@@ -148,9 +151,13 @@ cdef class Starter:
     cdef object base
     cdef tuple inherited
     cdef Spare spare
+    # where values go, and the same if it is a journal
+    cdef object out
+    cdef Journal journal
     # how a burst ended
     cdef object value
     cdef object error
+    cdef int kept              # _DONE: the value was given away; _FULL; _TOUCHED: it was not
     cdef bint reusable
 
     outcome = staticmethod(_tasks.outcome)
@@ -163,25 +170,29 @@ cdef class Starter:
         self.inherited = tuple(self.base.items())
 
     def run(
-        self, int mode, func, list items, Py_ssize_t start, Py_ssize_t stop, list out,
+        self, int mode, func, list items, Py_ssize_t start, Py_ssize_t stop, out,
         int64_t deadline_ns,
     ):
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`. Returns `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n,
-        or `(n, DONE, None)`: item n was not started, because n is `stop` or `time.monotonic_ns()`
-        has reached `deadline_ns`. A task may be done already; `outcome` tells what it ended with.
-        Call it from a callback of the running loop, not from a task.
+        Values go to `out`; what `out` raises for a value is raised by its item. Returns
+        `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
+        that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
+        `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
+        `outcome` tells what it ended with. Call it from a callback of the running loop, not from a
+        task.
         """
         cdef Spare spare
         cdef int status
         cdef Py_ssize_t at = start
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
+        self.out = out
+        self.journal = out if isinstance(out, Journal) else None
         while True:
             spare = self.enter()
             try:
-                status = self.burst(spare, mode, func, items, &at, stop, out, deadline_ns)
+                status = self.burst(spare, mode, func, items, &at, stop, deadline_ns)
             except BaseException:  # not an item's: the mark could not be set
                 self.keep(spare)
                 self.close()
@@ -190,9 +201,9 @@ cdef class Starter:
                 self.leave(spare)
             value, self.value = self.value, None
             error, self.error = self.error, None
-            if status == _DONE:
+            if status == _DONE or status == _FULL:
                 self.keep(spare)
-                return at, DONE, None
+                return at, status, None
             if status == _RAISED:
                 self.keep(spare)
                 return at, RAISED, error
@@ -201,10 +212,13 @@ cdef class Starter:
             if status == _FACTORY:
                 return self.hand_over(spare, value, at)
             value, error = self.retire(spare, value, error)
+            if error is None and self.kept == _TOUCHED:
+                error = self.give(value)
             if error is not None:
                 return at, RAISED, error
-            out.append(value)
             at += 1
+            if self.kept == _FULL:
+                return at, FULL, None
 
     def close(self):
         """Give up the spare."""
@@ -213,7 +227,7 @@ cdef class Starter:
             (<Spare>spare).driver.wakeup = None
 
     cdef int burst(
-        self, Spare spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop, list out,
+        self, Spare spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop,
         int64_t deadline,
     ) except -1:
         """Run items in the context and as the task of one spare, as long as it may be reused."""
@@ -249,6 +263,9 @@ cdef class Starter:
                 self.value, driver.coro = driver.coro, None
                 self.reusable = spare.untouched(inherited)
                 return _FACTORY
+            self.kept = _TOUCHED  # a value that may become a cancellation (retire) has to wait
+            if error is None and not driver.cancelled:
+                error = self.give(value)
             if not spare.untouched(inherited):
                 self.value = value
                 self.error = error
@@ -256,9 +273,21 @@ cdef class Starter:
             if error is not None:
                 self.error = error
                 return _RAISED
-            out.append(value)
             at[0] += 1
+            if self.kept == _FULL:
+                return _FULL
         return _DONE
+
+    cdef inline object give(self, value):
+        """Give a value away; returns why it cannot be had (it may have to be pickled)."""
+        try:
+            if self.journal is not None:
+                self.kept = _DONE if self.journal.add(value) else _FULL
+            else:
+                self.kept = _FULL if self.out.append(value) is False else _DONE
+        except BaseException as error:  # S5
+            return error
+        return None
 
     cdef inline int mark(self) except -1:
         self.started += 1

@@ -4,6 +4,7 @@ The installed package is tested, with the extension where it is required; nothin
 test that asks for `backend` or `start_method` runs once for each of them.
 """
 
+import gc
 import inspect
 import multiprocessing
 import os
@@ -50,6 +51,12 @@ def pytest_configure() -> None:
     main = sys.modules["__main__"]
     main.__spec__ = None
     main.__dict__.pop("__file__", None)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the tests that collect garbage what no test has made: it is most of what there is."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -58,6 +58,11 @@ if sys.platform != "win32":
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802
             return Popen(process_obj)
 
+    def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
+        """Start a program, with SIGINT held back (L3), and return its pid."""
+        with _held_back({signal.SIGINT}):
+            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
+
     class Popen(popen_spawn_posix.Popen):
         """What multiprocessing holds of a child: its pid, and the parent's ends of two pipes."""
 
@@ -132,6 +137,8 @@ def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
 
     The child inherits what is held back, and nothing ends that there but itself.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield {int(signum) for signum in before}
@@ -153,12 +160,6 @@ def _is_of_a_loop(handler: Any) -> bool:
         handler = handler.func
     module = getattr(handler, "__module__", None) or ""
     return module.partition(".")[0] in {"asyncio", "uvloop"}
-
-
-def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
-    """Start a program, with SIGINT held back (L3), and return its pid."""
-    with _held_back({signal.SIGINT}):
-        return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
 
 def _running_tracker() -> int | None:

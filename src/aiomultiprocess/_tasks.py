@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 __all__ = [
     "DONE",
+    "FULL",
     "RAISED",
     "SUSPENDED",
     "as_coroutine",
@@ -30,10 +31,12 @@ __all__ = [
     "unregister",
 ]
 
-#: How `Starter.run` ended: nothing is left, an item raised, an item has become a task.
+#: How `Starter.run` ended: nothing is left, an item raised, an item has become a task, and: the
+#: last value is where all are, but would not outlive the process.
 DONE: Final = 0
 RAISED: Final = 1
 SUSPENDED: Final = 2
+FULL: Final = 3
 
 _numbers = itertools.count(1)
 

@@ -1,8 +1,8 @@
 """The one place that knows whether the accelerator is there, and the one place that imports it.
 
 `amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
-of items and the watchdog thread. Without it their Python counterparts do the same, byte for byte
-on the wire, so that a parent and a worker of different builds still understand each other.
+of items, the journal and the watchdog thread. Without it their Python counterparts do the same, byte
+for byte on the wire, so that a parent and a worker of different builds still understand each other.
 
 `select` chooses the transport of a pool: what the caller asks for, else what the environment
 variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
@@ -12,6 +12,7 @@ does not choose: it opens the child end that it was started with.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
-    from .stepper import DONE, RAISED, SUSPENDED, Starter
+    from .driver import Driver
+    from .journal import Journal
+    from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
     EXTENSION_ERROR: ImportError | None
     _watchdog: Any
@@ -31,12 +34,16 @@ else:
         from amp_ext import ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
-        from amp_ext.step import DONE, RAISED, SUSPENDED, Starter
+        from amp_ext.driver import Driver
+        from amp_ext.journal import Journal
+        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter
 
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads
-        from .stepper import DONE, RAISED, SUSPENDED, Starter
+        from .driver import Driver
+        from .journal import Journal
+        from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
         ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
@@ -44,8 +51,11 @@ else:
 __all__ = [
     "DONE",
     "EXTENSION_ERROR",
+    "FULL",
     "RAISED",
     "SUSPENDED",
+    "Driver",
+    "Journal",
     "Selection",
     "Starter",
     "decode_items",
@@ -134,12 +144,11 @@ def _probe_shm() -> str | None:
 
 
 def _probe_pipe() -> str | None:
-    """Why there is no socket pair with a ledger, or None."""
-    import socket
-
-    if not hasattr(socket.socket, "sendmsg"):
-        return "this platform has no sockets that take several buffers (sendmsg)"
-    from .ledger import Ledger
+    """Why there is no ledger, or None; socket pairs are everywhere."""
+    if sys.platform == "win32":
+        from ._windows import NamedLedger as Ledger
+    else:
+        from .ledger import Ledger
 
     try:
         Ledger.create().close()
@@ -155,7 +164,10 @@ def _make_shm() -> Backend:
 
 
 def _make_pipe() -> Backend:
-    from .pipe import PipeBackend
+    if sys.platform == "win32":
+        from ._windows import WindowsPipeBackend as PipeBackend
+    else:
+        from .pipe import PipeBackend
 
     return PipeBackend()
 

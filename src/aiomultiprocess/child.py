@@ -15,6 +15,10 @@ W3  Every item that arrived is answered by one RESULTS or ERROR frame, except th
 W4  Items that finish at once are run in bursts of `BURST` seconds, so that timers and sockets of
     the others are served; results leave in one batch for each turn of the loop.
 W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
+W6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
+    published, before code of another item is run. An answer that fits neither, for lack of room in
+    a congested link, waits in this process; and an exception of an item that was suspended is
+    an answer from the callback of its task on.
 
 This module is the first that a fresh worker imports: it must stay light.
 """
@@ -30,7 +34,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from . import _loops, backend, remote, watchdog
 from ._spawn import accept_interrupts
@@ -38,10 +42,9 @@ from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
 
 BURST = 0.002  # seconds
-RESULTS_BYTES = 128 << 10  # about how much one RESULTS frame carries
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
 
-RAISED, SUSPENDED = backend.RAISED, backend.SUSPENDED
+RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def main(spec: WorkerSpec) -> None:
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
-    loop = _loops.new_loop(spec.loop)
+    loop = _loops.new_loop(_loops.watching(spec.loop))
     asyncio.set_event_loop(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     try:
@@ -125,6 +128,9 @@ class Unloadable:
         raise self.error
 
 
+Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there
+
+
 class Chunk:
     """Items of one frame, those from `next` on not started yet."""
 
@@ -165,8 +171,8 @@ class WorkerEngine:
         self._starter: backend.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: deque[Chunk] = deque()
-        self._running: dict[asyncio.Task[Any], tuple[int, int]] = {}
-        self._finished: list[tuple[int, int, list[Any]]] = []  # chunk, first offset, values
+        self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
+        self._journal = backend.Journal(link.journal)
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
         self._closing = False
@@ -212,6 +218,7 @@ class WorkerEngine:
         """Give up what only running items need."""
         if self._starter is not None:
             self._starter.close()
+        self._journal.close()
 
     def _terminate(self) -> None:
         """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
@@ -295,9 +302,8 @@ class WorkerEngine:
                 break
             if chunks[0].next >= len(chunks[0].items):
                 chunks.popleft()
-        self._send_finished()
         self._ask_for_more()
-        link.flush()
+        self._publish()
         if self._closing and not chunks and not self._running and not link.congested:
             self._loop.stop()
 
@@ -312,31 +318,60 @@ class WorkerEngine:
         else:
             mode, func, items = Mode(chunk.mode), chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
-        values: list[Any] = []
         assert self._starter is not None  # there are no chunks before
-        end, status, what = self._starter.run(mode, func, items, at, stop, values, deadline)
-        if values:
-            self._finished.append((chunk.ident, at, values))
+        journal = self._journal
+        journal.begin(chunk.ident, at)
+        end, status, what = self._starter.run(mode, func, items, at, stop, journal, deadline)
+        self._send_values()
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
             self._send_error(chunk.ident, end, what)
         elif status == SUSPENDED:
             chunk.next = end + 1
-            self._running[what] = (chunk.ident, end)
-            what.add_done_callback(self._on_task_done)
+            self._on_suspended(what, (chunk.ident, end))
+        elif status == FULL:
+            self._publish()
         del what  # an exception and this frame would keep each other
         return bool(status != backend.DONE or end > at)
 
+    def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
+        self._running[task] = place
+        task.add_done_callback(self._on_task_done)
+        driver = task.get_coro()
+        if isinstance(driver, backend.Driver):  # unless a task factory has put another in between
+            driver.on_value = self._on_value
+
+    def _on_value(self, value: object) -> None:
+        """A suspended item returns: answer now, code of others may run before its callback (W6)."""
+        task = asyncio.current_task(self._loop)
+        place = None if task is None else self._running.get(task)
+        if task is None or place is None or getattr(task, "_must_cancel", False):
+            return  # it may end otherwise, the callback will know
+        try:
+            self._answer(*place, value)
+        except BaseException:  # noqa: BLE001 - it cannot be pickled, which the callback will report
+            return
+        self._running[task] = None
+
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
-        ident, offset = self._running.pop(task)
+        place = self._running.pop(task)
+        if place is not None:
+            self._end_task(task, *place)
+        self._schedule_turn()
+
+    def _end_task(self, task: asyncio.Task[Any], ident: int, offset: int) -> None:
         value, error = backend.Starter.outcome(task)
-        if error is None:
-            self._finished.append((ident, offset, [value]))
-        elif not (self.terminated and isinstance(error, asyncio.CancelledError)):
+        try:
+            if error is None:
+                self._answer(ident, offset, value)
+        except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
+            error = failure
+        if error is not None and not (
+            self.terminated and isinstance(error, asyncio.CancelledError)
+        ):
             self._send_error(ident, offset, error)
         del error  # as in _advance
-        self._schedule_turn()
 
     def _ask_for_more(self) -> None:
         """Say once that items wait side by side here, and how many more could."""
@@ -347,23 +382,22 @@ class WorkerEngine:
 
     # -- answers -------------------------------------------------------------------------------
 
-    def _send_finished(self) -> None:
-        finished, self._finished = self._finished, []
-        for ident, first, values in finished:
-            self._send_values(ident, first, values)
+    def _answer(self, ident: int, offset: int, value: object) -> None:
+        """Answer one item. Raises what pickling its value raises, and nothing was answered then."""
+        self._journal.begin(ident, offset)
+        fits = True
+        try:
+            fits = self._journal.append(value)
+        finally:
+            self._send_values()
+        if not fits:
+            self._publish()
 
-    def _send_values(self, ident: int, first: int, values: list[Any]) -> None:
-        at = 0
-        while at < len(values):
-            payload, count, error = backend.encode_items(values, at, len(values), RESULTS_BYTES)
-            if count:
-                self._link.send(
-                    Kind.RESULTS, count=count, ident=ident, offset=first + at, payload=payload
-                )
-                at += count
-            if error is not None:
-                self._send_error(ident, first + at, error)
-                at += 1
+    def _send_values(self) -> None:
+        """Close the entry of the journal and send what it holds."""
+        ident, offset, count, payload = self._journal.take()
+        if count:
+            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
 
     def _send_error(self, ident: int, offset: int, error: BaseException) -> None:
         if self._exception_handler is not None:
@@ -372,4 +406,13 @@ class WorkerEngine:
             except BaseException:  # the item's own error is what counts
                 log.exception("exception_handler failed")
         payload = [remote.dump_exception(error, backend.dumps)]
+        fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
         self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
+        if not fits:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Let all answers leave; the journal is empty when they have (D3)."""
+        self._link.flush()
+        if not self._link.congested:
+            self._journal.reset()

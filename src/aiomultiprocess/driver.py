@@ -50,6 +50,7 @@ class Driver(Coroutine[Any, Any, Any]):
         "cancel_message",
         "cancelled",
         "coro",
+        "on_value",
     )
 
     def __init__(
@@ -63,6 +64,8 @@ class Driver(Coroutine[Any, Any, Any]):
         self.cancelled = False  # the task was cancelled, and the gate could not be
         self.cancel_message: list[Any] | None = None
         self.coro: Coroutine[Any, Any, Any] | None = coro
+        #: Called with what the item returns, before anything else can run.
+        self.on_value: Callable[[Any], object] | None = None
 
     # -- for the starter -----------------------------------------------------------------------
 
@@ -139,6 +142,10 @@ class Driver(Coroutine[Any, Any, Any]):
     def _step(self, step: Callable[[Any], Any], what: Any) -> Any:
         try:
             return step(what)
+        except StopIteration as stop:
+            if self.on_value is not None:
+                self.on_value(stop.value)
+            raise
         except _LOOP_STOPPERS as error:  # raised in a step that is ours, a turn later (S5)
             self._stage, self._result = _ENDING, (None, error)
             return self._gate()

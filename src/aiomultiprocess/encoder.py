@@ -301,6 +301,28 @@ class _Encoder:
             self._out += pack("=BQ", LONG_SIZE, number)
 
 
+class Payload(_Encoder):
+    """A payload that is made item by item, as results come in."""
+
+    def add(self, item: object) -> bytes | bytearray:
+        """Encode one more item, whatever that takes; its bytes, none if it is not in one piece.
+
+        Whatever is raised while it is pickled leaves nothing behind (C4).
+        """
+        mark = self._mark()
+        self._met.clear()
+        try:
+            try:
+                self._put(item, 0)
+            except _ForeignError:
+                self._take_back(*mark)
+                self._put_pickle(item)
+        except BaseException:
+            self._take_back(*mark)
+            raise
+        return b"" if self._done else self._out[mark[3] :]
+
+
 class _ItemPickler:
     """Pickles the items of one payload, one at a time, with nothing carried over (C2)."""
 

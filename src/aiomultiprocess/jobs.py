@@ -47,6 +47,7 @@ class Job:
         mode: Mode,
         on_more: Callable[[Job], None],
         on_done: Callable[[Job], None],
+        retries: int = 0,
     ) -> None:
         self.func = func
         self.function = function
@@ -57,6 +58,7 @@ class Job:
         self.source: Source = SequenceSource(())
         self._on_more = on_more
         self._on_done = on_done
+        self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
@@ -98,6 +100,9 @@ class Job:
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         self._returned.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def retries_of(self, slot: int) -> int:
+        return self._retries
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         base = self._base

@@ -1,8 +1,9 @@
-"""One shared counter that outlives its writer: how many items a worker has started.
+"""Shared memory that outlives its writer: how many items a worker has started, and its journal.
 
-The pipe transport keeps it (the ring transport has one in its mapping). The worker stores the
+The pipe transport keeps it (the ring transport has both in its mapping). The worker stores the
 total before it runs user code; the parent reads it, also after the worker was killed by a signal
-that left it no time to say anything. So it is memory, not a message.
+that left it no time to say anything. So it is memory, not a message. What a journal is, and who
+reads it when, is told in `journal`; here it is bytes.
 
 G1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
     fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
@@ -15,8 +16,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 
-SIZE = mmap.PAGESIZE
+JOURNAL = 128 << 10  # bytes
+_JOURNAL_AT = 128  # bytes: on a cache line of its own
+SIZE = mmap.PAGESIZE + JOURNAL
 
 
 def _reserve(fd: int) -> None:
@@ -26,8 +30,8 @@ def _reserve(fd: int) -> None:
 
 
 def _memory_fd() -> int:
-    """A new descriptor of one page of memory that has no name."""
-    if hasattr(os, "memfd_create"):
+    """A new descriptor of `SIZE` bytes of memory that have no name."""
+    if sys.platform != "win32" and hasattr(os, "memfd_create"):
         fd = os.memfd_create("aiomultiprocess-ledger", os.MFD_CLOEXEC)
     else:
         import tempfile  # not on Linux, where a worker would load it for nothing
@@ -43,22 +47,25 @@ def _memory_fd() -> int:
 
 
 class Ledger:
-    """A page with one counter, `started`."""
+    """A counter, `started`, and room for a journal."""
 
     def __init__(self, fd: int) -> None:
-        """Map the page behind `fd` and keep the descriptor until `close_fd`."""
+        """Map the memory behind `fd` and keep the descriptor until `close_fd`."""
         self.fd = fd
         try:
-            self._map = mmap.mmap(fd, SIZE)
+            self._map = self._map_page()
         except (OSError, ValueError):
             self.close_fd()
             raise
-        self._counter = memoryview(self._map).cast("Q")
+        self._counter = memoryview(self._map)[:8].cast("Q")
 
     @classmethod
     def create(cls) -> Ledger:
         """A new ledger that counts from 0; OSError if there is no memory for it."""
         return cls(_memory_fd())
+
+    def _map_page(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, SIZE)
 
     @property
     def started(self) -> int:
@@ -69,14 +76,19 @@ class Ledger:
         """Store the total `n` where the parent will find it, whatever happens next (G1)."""
         self._counter[0] = n
 
+    @property
+    def journal(self) -> memoryview:
+        """A view of the journal's bytes; it must be released before `close`."""
+        return memoryview(self._map)[_JOURNAL_AT : _JOURNAL_AT + JOURNAL]
+
     def close_fd(self) -> None:
-        """Give up the descriptor; the page stays mapped."""
+        """Give up the descriptor; the memory stays mapped."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def close(self) -> None:
-        """Give up the descriptor and the page; the last total stays readable. Idempotent."""
+        """Give up the descriptor and the memory; the last total stays readable. Idempotent."""
         self.close_fd()
         if not self._map.closed:
             shared, self._counter = self._counter, memoryview(bytearray(8)).cast("Q")

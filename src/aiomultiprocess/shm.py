@@ -151,6 +151,10 @@ class ShmLink(Endpoint):
         if not self._closed:
             self._mapping.mark_started(n)
 
+    @property
+    def journal(self) -> memoryview:
+        return self._mapping.journal
+
     def start(
         self,
         loop: asyncio.AbstractEventLoop,

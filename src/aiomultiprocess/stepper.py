@@ -26,7 +26,8 @@ S5  SystemExit and KeyboardInterrupt of an item are its outcome; they do not lea
     loop, which they would stop.
 S6  Between two calls of `run` a spare is not in `asyncio.all_tasks()`, not current, and known to
     nobody else.
-S7  An item is marked as started before its function is called (W1).
+S7  An item is marked as started before its function is called (W1), and the value of the item
+    before it was given away by then (W6).
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from typing import Any, Final, Protocol
 from weakref import getweakrefcount
 
 from . import _tasks
-from ._tasks import DONE, RAISED, SUSPENDED
+from ._tasks import DONE, FULL, RAISED, SUSPENDED
 from .driver import Driver, Item
 from .frames import Mode
 
-__all__ = ["DONE", "RAISED", "SUSPENDED", "Starter"]
+__all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
 
-_TOUCHED: Final = 3  # ended a burst: the item finished, but its spare is not as it was
-_FACTORY: Final = 4  # ended a burst: a coroutine that the loop's task factory is to have
+_TOUCHED: Final = 4  # ended a burst: the item finished, but its spare is not as it was
+_FACTORY: Final = 5  # ended a burst: a coroutine that the loop's task factory is to have
 
 #: Types of values that are seen to be no awaitables at once.
 _VALUES: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
@@ -59,6 +60,13 @@ class Counter(Protocol):
 
     def mark_started(self, n: int) -> object:
         """Store the total `n`."""
+
+
+class Sink(Protocol):
+    """Where values go: a list, or a journal."""
+
+    def append(self, value: Any, /) -> bool | None:
+        """Take a value; False if it should travel on before anything else runs."""
 
 
 class Spare:
@@ -115,15 +123,17 @@ class Starter:
         items: list[Any],
         start: int,
         stop: int,
-        out: list[Any],
+        out: Sink,
         deadline_ns: int,
     ) -> tuple[int, int, Any]:
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`. Returns `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n,
-        or `(n, DONE, None)`: item n was not started, because n is `stop` or `time.monotonic_ns()`
-        has reached `deadline_ns`. A task may be done already; `outcome` tells what it ended with.
-        Call it from a callback of the running loop, not from a task.
+        Values go to `out`; what `out` raises for a value is raised by its item. Returns
+        `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
+        that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
+        `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
+        `outcome` tells what it ended with. Call it from a callback of the running loop, not from a
+        task.
         """
         at, what = start, None
         try:
@@ -141,11 +151,15 @@ class Starter:
                     _tasks.leave(self._loop, spare.task)
                 if status != _TOUCHED:
                     return at, *self._ended(spare, status, what)
-                what, error = self._retire(spare, *what)
+                what, error, kept = what
+                what, error = self._retire(spare, what, error)
+                if error is None and kept is None:
+                    kept, error = _kept(out, what)
                 if error is not None:
                     return at, RAISED, error
-                out.append(what)
                 at += 1
+                if kept == FULL:
+                    return at, FULL, None
         finally:
             what = error = None  # this frame lives on in the tracebacks of items (see _burst)
 
@@ -163,7 +177,7 @@ class Starter:
         items: list[Any],
         at: int,
         stop: int,
-        out: list[Any],
+        out: Sink,
         deadline_ns: int,
     ) -> tuple[int, int, Any]:
         """Run items in the context and as the task of one spare, as long as it may be reused."""
@@ -183,12 +197,16 @@ class Starter:
                     if suspended:
                         return at, SUSPENDED, value
                     coro = None
+                kept = None  # a value that may become a cancellation (`_retire`) has to wait
+                if error is None and not driver.cancelled:
+                    kept, error = _kept(out, value)
                 if not spare.untouched(inherited):
-                    return at, _TOUCHED, (value, error)
+                    return at, _TOUCHED, (value, error, kept)
                 if error is not None:
                     return at, RAISED, error
-                out.append(value)
                 at += 1
+                if kept == FULL:
+                    return at, FULL, None
             return at, DONE, None
         finally:
             # An exception holds its traceback, that the item's frame, and that its callers' frames
@@ -291,6 +309,14 @@ def _called(
     if type(value) is CoroutineType:
         return None, None, value
     return value, None, None
+
+
+def _kept(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
+    """Give a value away: DONE or FULL, or why it cannot be had (it may have to be pickled)."""
+    try:
+        return FULL if out.append(value) is False else DONE, None
+    except BaseException as error:  # noqa: BLE001 - S5
+        return None, error
 
 
 def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None, bool]:

@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import context, reduction
 from typing import Any, Final, Protocol
@@ -106,6 +107,10 @@ class Link(Protocol):
 
     def mark_started(self, n: int) -> None:
         """For the worker: `counter.mark_started(n)`."""
+
+    @property
+    def journal(self) -> memoryview:
+        """A new view of the worker's journal, to be released before `close`; see `journal`."""
 
     def drain_dead(self) -> None:
         """For the parent of a dead worker: hand over, now, all that it had published (T9).
@@ -313,6 +318,8 @@ class Handover:
         self._pid = os.getpid()
 
     def __getstate__(self) -> tuple[Any, ...]:
+        if sys.platform == "win32":
+            raise NotImplementedError  # descriptors are numbers of one process there
         context.assert_spawning(self)
         return tuple(reduction.DupFd(fd) for fd in self._fds)
 

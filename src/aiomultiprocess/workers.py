@@ -23,7 +23,7 @@ from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from . import _loops, child
-from ._exits import Exit
+from ._exits import Descriptor, Exit
 from ._spawn import process_class
 from .core import Process
 from .credit import Credit
@@ -60,6 +60,7 @@ class PoolWorker(Process):
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that the worker was told
         self.ready = False
+        self.trusted = True
         self.leaving = False
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
@@ -68,7 +69,7 @@ class PoolWorker(Process):
             end=end,
             concurrency=options.concurrency,
             parent_pid=os.getpid(),
-            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd),
+            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
             loop=options.loop,
             initializer=options.initializer,
             initargs=options.initargs,
@@ -84,7 +85,7 @@ class PoolWorker(Process):
             self.aio_process.start()
         finally:
             if self._parent_fd is not None:
-                os.close(self._parent_fd)
+                self._parent_fd.close()
         self._pid = self.aio_process.pid
         self._loop = loop
         self._exit = Exit(self.aio_process)
@@ -98,7 +99,10 @@ class PoolWorker(Process):
             self.link.flush()
 
     def end(self) -> None:
-        """Let the worker cancel what it runs and go; kill it after the grace period."""
+        """Let the worker cancel what it runs and go; kill it after the grace period.
+
+        On Windows it is killed at once: a process cannot be asked there.
+        """
         if self._kill_timer is None and self.is_alive():
             self.leaving = True
             self.terminate()
@@ -107,6 +111,7 @@ class PoolWorker(Process):
     def distrust(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
         log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
+        self.trusted = False
         self.kill()
 
     def kill_now(self) -> None:
@@ -136,11 +141,11 @@ class PoolWorker(Process):
         self.aio_process.close()
 
 
-def _own_pidfd() -> int | None:
+def _own_pidfd() -> Descriptor | None:
     """What becomes readable in a worker when this process has gone, where the system has it."""
     if sys.platform == "linux" and hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
-            return os.pidfd_open(os.getpid())
+            return Descriptor(os.pidfd_open(os.getpid()))
     return None
 
 

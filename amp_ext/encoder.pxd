@@ -1,0 +1,5 @@
+"""A payload that is made item by item, for journal.pyx."""
+
+cdef object new_payload()
+cdef Py_ssize_t put_item(object payload, object item, const char **data) except -2
+cdef list take_payload(object payload)

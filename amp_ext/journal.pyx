@@ -1,0 +1,149 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The journal of a worker, written at the speed of C. What it is, and D1 to D5:
+aiomultiprocess/journal.py, which does the same in Python.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
+
+from amp_ext.encoder cimport new_payload, put_item, take_payload
+from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    #include <stdint.h>
+
+    /* Everything stored before, then this: one store, whenever the process is killed (D1). */
+    static inline void amp_store(uint8_t *to, uint64_t value)
+    {
+        atomic_store_explicit((_Atomic uint64_t *)to, value, memory_order_release);
+    }
+    """
+    void amp_store(uint8_t *to, uint64_t value) noexcept
+
+cdef enum:
+    # words of an entry
+    LENGTH = 0
+    IDENT = 1
+    OFFSET = 2
+    COUNT = 3
+    KIND = 4
+    HEAD = 40  # bytes that they take
+    FIRST = 8  # where the first entry begins
+    COUNT_SHIFT = 32
+    RESULTS = 18  # frames.Kind
+
+
+@cython.final
+cdef class Journal:
+    """The worker's side of a journal."""
+
+    def __cinit__(self, memory):
+        PyObject_GetBuffer(memory, &self.view, PyBUF_WRITABLE)
+        self.mapped = True
+        self.data = <uint8_t *>self.view.buf
+        self.size = self.view.len
+        self.end = FIRST
+        if <size_t>self.data % 8 or self.size < FIRST:
+            raise ValueError("a journal begins with an aligned word")
+
+    def __dealloc__(self):
+        self.close()
+
+    def begin(self, uint64_t ident, uint64_t offset):
+        if self.payload is not None:
+            raise RuntimeError("an entry is open")
+        self.usable()
+        self.payload = new_payload()
+        self.ident = ident
+        self.offset = offset
+        self.count = self.items = 0
+        self.start = aligned(self.end)
+        self.at = self.start + HEAD
+        self.fits = self.at < self.size
+        if self.fits:
+            self.write_head(0, ident, offset, 0, RESULTS)
+
+    def append(self, item):
+        return self.add(item)
+
+    cdef bint add(self, item) except -1:
+        cdef const char *data = NULL
+        cdef Py_ssize_t size
+        if self.payload is None:
+            raise RuntimeError("no entry is open")
+        size = put_item(self.payload, item, &data)
+        self.items += 1
+        if size < 0 or not self.fits or size > self.size - self.at:
+            self.fits = False
+            return False
+        memcpy(self.data + self.at, data, size)
+        self.at += size
+        self.count += 1
+        amp_store(self.data, <uint64_t>self.at | self.count << COUNT_SHIFT)  # D1
+        return True
+
+    def take(self):
+        payload, self.payload = self.payload, None
+        if payload is None:
+            raise RuntimeError("no entry is open")
+        if self.count:
+            self.store(COUNT, self.count)  # D2
+            self.store(LENGTH, self.at - self.start - HEAD)
+            self.end = self.at
+        return self.ident, self.offset, self.items, take_payload(payload)
+
+    def put(self, uint64_t kind, uint64_t ident, uint64_t offset, uint64_t count, payload):
+        cdef Gather gather
+        self.usable()
+        if self.payload is not None:
+            return False
+        try:
+            gather_take(&gather, payload)
+            self.start = aligned(self.end)
+            self.at = self.start + HEAD
+            if not 0 < gather.total <= self.size - self.at:
+                return False
+            self.write_head(gather.total, ident, offset, count, kind)
+            gather_copy(&gather, self.data + self.at, 0, gather.total)
+            self.end = self.at + gather.total
+            amp_store(self.data, self.end)  # D1
+            return True
+        finally:
+            gather_drop(&gather)
+
+    def reset(self):
+        if self.payload is None and self.end > FIRST:
+            self.usable()
+            amp_store(self.data, 0)
+            self.end = FIRST
+
+    def close(self):
+        if self.mapped:
+            self.mapped = False
+            self.payload = None
+            PyBuffer_Release(&self.view)
+
+    cdef int usable(self) except -1:
+        if not self.mapped:
+            raise ValueError("the journal is closed")
+        return 0
+
+    cdef void store(self, int word, uint64_t value) noexcept:
+        amp_store(self.data + self.start + 8 * word, value)
+
+    cdef void write_head(
+        self, uint64_t length, uint64_t ident, uint64_t offset, uint64_t count, uint64_t kind
+    ) noexcept:
+        self.store(LENGTH, length)
+        self.store(IDENT, ident)
+        self.store(OFFSET, offset)
+        self.store(COUNT, count)
+        self.store(KIND, kind)
+
+
+cdef inline Py_ssize_t aligned(Py_ssize_t at) noexcept:
+    return (at + 7) & ~<Py_ssize_t>7
