@@ -154,6 +154,8 @@ class Job:
     def pool_closes(self) -> None:
         """Closing waits for this job: it must not wait in turn for somebody to read."""
         self._pool_closes = True
+        for error in self._errors.values():  # one that was raised holds the frames it came through,
+            error.__traceback__ = None  # and so the `async for`, which would never seem to be gone
         self.reader_gone()
 
     def reader_gone(self) -> None:
