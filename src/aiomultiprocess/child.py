@@ -95,8 +95,8 @@ def main(spec: WorkerSpec) -> None:
         engine.run(spec.initializer, spec.initargs)
     finally:
         engine.close()
-        _loops.close_loop(loop)
-        link.close()
+        _loops.close_loop(loop)  # may end items, which are still answered
+        engine.close_link()
     if engine.terminated:
         die_of(signal.SIGTERM)
     if engine.broken:
@@ -236,7 +236,11 @@ class WorkerEngine:
         """Give up what only running items need."""
         if self._starter is not None:
             self._starter.close()
+
+    def close_link(self) -> None:
+        """Give up the link, and first the memory of its that is used here."""
         self._journal.close()
+        self._link.close()
 
     def _terminate(self) -> None:
         """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
