@@ -25,7 +25,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test stress verify lint typecheck workflows wheels format bench compare clean
+.PHONY: demo test chaos stress verify lint typecheck workflows wheels format bench compare clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -33,12 +33,18 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
 
+# Random deaths of workers under a mixed load, and exact accounts of it: an hour is SECONDS=3600.
+SECONDS ?= 60
+SEED ?= 1
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
 stress:
 	amp_ext/stress/run.sh $(ARGS)
 
 # The ring, by a model checker, a fuzzer and sanitizers: some minutes (docs/verification.md). Needs
 # spin, clang and libclang-rt from the system.
-VERIFY_MESSAGES ?= 10000000
+VERIFY_MESSAGES ?= 100000000
 verify:
 	amp_ext/model/run.sh
 	amp_ext/fuzz/run.sh 60

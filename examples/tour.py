@@ -44,6 +44,12 @@ async def errors(pool: Pool) -> None:
         assert error.exitcode == 7
 
 
+async def retries(pool: Pool) -> None:
+    # `add` has no effects: let it run up to twice more, should its worker die.
+    assert await pool.starmap(add, [(1, 2), (3, 4)], retries=2) == [3, 7]
+    assert await pool.apply(add, (5, 6), retries=2) == 11
+
+
 async def one_process() -> None:
     assert await Worker(target=add, args=(1, 2)) == 3
 
@@ -52,6 +58,7 @@ async def main() -> None:
     async with Pool(2) as pool:
         await calls(pool)
         await errors(pool)
+        await retries(pool)
     await one_process()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ async def test_close_lets_all_tasks_finish(tmp_path: Path) -> None:
         assert await call == 0
         assert sorted(map(int, lines(path))) == [0, *range(10)]
         assert pool.processes == {}
+
+
+async def test_close_does_not_wait_for_a_reader_that_left_after_an_error() -> None:
+    async def read_some(pool: Pool) -> None:
+        iterator = aiter(pool.starmap(mishaps.fail_at, zip(itertools.repeat(1), itertools.count())))
+        assert await anext(iterator) == 0
+        with pytest.raises(ValueError, match="1 is bad"):
+            await anext(iterator)
+
+    pool = Pool(1)
+    await read_some(pool)
+    pool.close()
+    async with asyncio.timeout(20):
+        await pool.join()
 
 
 async def test_results_may_be_read_after_the_pool_has_gone() -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import multiprocessing
 import selectors
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
+import as_on_windows
 import conftest
 from aiomultiprocess import backend as backends
 from aiomultiprocess.frames import Kind
@@ -110,10 +114,20 @@ class Pair:
         self.parent.link.close()
 
 
-@pytest.fixture
-def made(backend: str) -> Iterator[Backend]:
-    made = backends.select(backend).make()
-    assert made.name == backend
+AS_ON_WINDOWS = "pipe as on Windows"
+
+
+@pytest.fixture(params=[*conftest.BACKENDS, *([] if sys.platform == "win32" else [AS_ON_WINDOWS])])
+def made(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Backend]:
+    name, _, elsewhere = request.param.partition(" ")
+    if elsewhere:
+        if request.node.callspec.params.get("method", "spawn") != "spawn":
+            pytest.skip("Windows has no other start method than spawn")
+        as_on_windows.pretend(tmp_path, functools.partial(monkeypatch.setattr, raising=False))
+    made = backends.select(name).make()
+    assert made.name == name
     yield made
     made.close()
 

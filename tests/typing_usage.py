@@ -80,6 +80,9 @@ async def maps() -> None:
         assert_type(await pool.map(math.sqrt, [1.0, 2.0]), list[float])
         assert_type(await pool.starmap(power, [(2, 0.5), (3, 1.5)]), list[float])
         assert_type(await pool.starmap(power, zip([1], [2.0], strict=True)), list[float])
+        assert_type(await pool.map(spell, [1, 2], retries=2), list[str])
+        assert_type(await pool.map(halve, numbers(), retries=2), list[float])
+        assert_type(await pool.starmap(power, [(2, 0.5)], retries=2), list[float])
         async for word in pool.map(spell, [1, 2]):
             assert_type(word, str)
         gathered = await asyncio.gather(pool.apply(spell, (1,)), pool.apply(halve, (2,)))
@@ -92,6 +95,8 @@ async def applies() -> None:
         assert_type(await pool.apply(spell, (1,)), str)
         assert_type(await pool.apply(power, args=[2], kwds={"exponent": 2.0}), float)
         assert_type(await pool.apply(halve, (1,)), float)
+        assert_type(await pool.apply(spell, (1,), retries=3), str)
+        assert_type(await pool.apply(halve, (1,), retries=3), float)
     except WorkerLostError as lost:
         assert_type(lost, WorkerLostError)
     except (PoolTerminatedError, ProxyException) as error:

@@ -98,7 +98,8 @@ class Exit:
         if sys.platform == "win32":
             from multiprocessing.connection import wait
 
-            wait([self._process.sentinel])
+            with contextlib.suppress(ValueError, OSError):  # closed: somebody saw the end before us
+                wait([self._process.sentinel])
         elif self._by_server:
             for fd in self.descriptors():
                 _is_readable(fd, timeout=None)
@@ -149,6 +150,8 @@ class Exit:
                 self._end(status.si_status if exited else -status.si_status)
 
     def _collect_by_pid(self) -> None:
+        if sys.platform == "win32":
+            raise NotImplementedError
         try:
             pid, status = os.waitpid(self._popen.pid, os.WNOHANG)
         except ChildProcessError:
@@ -268,6 +271,8 @@ def _duplicates(fds: Iterable[int]) -> list[Descriptor]:
 
 
 def _is_readable(fd: int, timeout: int | None = 0) -> bool:
+    if sys.platform == "win32":
+        raise NotImplementedError
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(timeout))

@@ -34,6 +34,16 @@ def spec_of(
     return None
 
 
+def watching(spec: LoopSpec) -> LoopSpec:
+    """`spec`, for a worker: its link wants a loop that watches sockets, if nobody chose another.
+
+    asyncio's own choice on Windows does not.
+    """
+    if spec is None and sys.platform == "win32":
+        return asyncio.SelectorEventLoop
+    return spec
+
+
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """The loop that runs in this thread, if one does."""
     try:

@@ -120,7 +120,8 @@ class PipeReceiver:
         ours, theirs = os.pipe()
         self._ours = Descriptor(ours)
         self._theirs = Descriptor(theirs)
-        os.set_blocking(ours, False)
+        if sys.platform != "win32":
+            os.set_blocking(ours, False)
         self.incoming = Incoming()
         self.sender = PipeSender(Handover([theirs], self._forget))
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -159,6 +160,8 @@ class PipeReceiver:
         self._theirs.close()
 
     def _read(self, view: memoryview) -> int:
+        if sys.platform == "win32":
+            raise NotImplementedError
         return os.readv(self._ours.fileno(), [view])
 
     def _detach(self) -> None:

@@ -9,8 +9,8 @@ self-pipe, which the two share: a SIGTERM for the child would be handled in the 
 
 L1  A launch that fails leaves no process and no descriptor.
 L2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
-L3  SIGINT is held back in a spawned or forked child until it calls `accept_interrupts`, so that
-    Ctrl-C during its start-up does not print a traceback of half-imported modules.
+L3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
+    until the child is up (_startup.py).
 L4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
 """
 
@@ -28,6 +28,8 @@ from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from ._startup import HOLD_GARBAGE
+
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
 
@@ -42,12 +44,6 @@ def process_class(ctx: BaseContext) -> Callable[..., process.BaseProcess]:
     return cls
 
 
-def accept_interrupts() -> None:
-    """In a child that has settled what SIGINT does: let it come (L3)."""
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 if sys.platform != "win32":
     from multiprocessing import popen_spawn_posix, spawn, util
 
@@ -57,6 +53,11 @@ if sys.platform != "win32":
         @staticmethod
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802
             return Popen(process_obj)
+
+    def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
+        """Start a program, with SIGINT held back (L3), and return its pid."""
+        with _held_back({signal.SIGINT}):
+            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
     class Popen(popen_spawn_posix.Popen):
         """What multiprocessing holds of a child: its pid, and the parent's ends of two pipes."""
@@ -105,7 +106,7 @@ if sys.platform != "win32":
             ours.append(feed)
             theirs.append(start)
             tracker = _running_tracker()
-            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=start)
+            command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
             self.pid = _run(command, sorted(inherited))
 
@@ -138,6 +139,8 @@ def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
 
     The child inherits what is held back, and nothing ends that there but itself.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield {int(signum) for signum in before}
@@ -161,10 +164,13 @@ def _is_of_a_loop(handler: Any) -> bool:
     return module.partition(".")[0] in {"asyncio", "uvloop"}
 
 
-def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
-    """Start a program, with SIGINT held back (L3), and return its pid."""
-    with _held_back({signal.SIGINT}):
-        return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
+def _command(**descriptors: int | None) -> list[Any]:
+    """What starts a child; a frozen program has no place for code of ours (L3)."""
+    command = spawn.get_command_line(**descriptors)
+    if "-c" in command:
+        at = command.index("-c") + 1
+        command[at] = HOLD_GARBAGE + command[at]
+    return command
 
 
 def _running_tracker() -> int | None:

@@ -1,8 +1,9 @@
 """The one place that knows whether the accelerator is there, and the one place that imports it.
 
 `amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
-of items, the journal and the watchdog thread. Without it their Python counterparts do the same, byte
-for byte on the wire, so that a parent and a worker of different builds still understand each other.
+of items, the journal and the watchdog thread. Without it their Python counterparts do the same,
+byte for byte on the wire, so that a parent and a worker of different builds still understand each
+other.
 
 `select` chooses the transport of a pool: what the caller asks for, else what the environment
 variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
@@ -12,6 +13,7 @@ does not choose: it opens the child end that it was started with.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -143,12 +145,11 @@ def _probe_shm() -> str | None:
 
 
 def _probe_pipe() -> str | None:
-    """Why there is no socket pair with a ledger, or None."""
-    import socket
-
-    if not hasattr(socket.socket, "sendmsg"):
-        return "this platform has no sockets that take several buffers (sendmsg)"
-    from .ledger import Ledger
+    """Why there is no ledger, or None; socket pairs are everywhere."""
+    if sys.platform == "win32":
+        from ._windows import NamedLedger as Ledger
+    else:
+        from .ledger import Ledger
 
     try:
         Ledger.create().close()
@@ -164,7 +165,10 @@ def _make_shm() -> Backend:
 
 
 def _make_pipe() -> Backend:
-    from .pipe import PipeBackend
+    if sys.platform == "win32":
+        from ._windows import WindowsPipeBackend as PipeBackend
+    else:
+        from .pipe import PipeBackend
 
     return PipeBackend()
 

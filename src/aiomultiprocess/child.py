@@ -33,11 +33,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from . import _loops, backend, remote, watchdog
-from ._spawn import accept_interrupts
+from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
 
@@ -55,18 +54,29 @@ RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class WorkerSpec:
     """The start-up message: all that a worker is told by its parent."""
 
-    end: ChildEnd
-    concurrency: int
-    parent_pid: int
-    parent_fd: Handover | None  # the parent's own pidfd, None where there is none
-    loop: _loops.LoopSpec
-    initializer: Callable[..., object] | None = None
-    initargs: Sequence[Any] = ()
-    exception_handler: Callable[[BaseException], object] | None = None
+    def __init__(
+        self,
+        *,
+        end: ChildEnd,
+        concurrency: int,
+        parent_pid: int,
+        parent_fd: Handover | None,  # the parent's own pidfd, None where there is none
+        loop: _loops.LoopSpec,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.end = end
+        self.concurrency = concurrency
+        self.parent_pid = parent_pid
+        self.parent_fd = parent_fd
+        self.loop = loop
+        self.initializer = initializer
+        self.initargs = initargs
+        self.exception_handler = exception_handler
 
 
 def main(spec: WorkerSpec) -> None:
@@ -74,10 +84,11 @@ def main(spec: WorkerSpec) -> None:
     # Ctrl-C reaches the whole process group; it is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     accept_interrupts()  # or they would stay blocked in programs that a task starts
+    collect_garbage()  # what is here by now stays, and is not to be looked at again
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
-    loop = _loops.new_loop(spec.loop)
+    loop = _loops.new_loop(_loops.watching(spec.loop))
     asyncio.set_event_loop(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     try:

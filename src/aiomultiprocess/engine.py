@@ -202,7 +202,11 @@ class Engine:
             job.router.route_all()
 
     def submit_call(
-        self, func: Callable[..., Any], args: Sequence[Any], kwds: dict[str, Any]
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwds: dict[str, Any],
+        retries: int = 0,
     ) -> asyncio.Future[Any]:
         """Give one `apply` to the workers; the future is its result."""
         function = self.functions.of(func)
@@ -216,7 +220,7 @@ class Engine:
         if calls is None:
             calls = queue.calls[function.id] = Calls(function, self.on_settled)
             self._open.add(calls)
-        calls.add(future, args, kwds)
+        calls.add(future, args, kwds, retries)
         queue.offer(calls)
         return future
 
@@ -224,10 +228,14 @@ class Engine:
         """The caller gave up on a call: stop it wherever it is."""
         for worker in self.workers:
             for ident, chunk in worker.chunks.items():
-                if isinstance(chunk.feed, Calls) and future in chunk.slots:
+                if chunk.feed.mode is Mode.APPLY and future in chunk.slots:
                     worker.link.send(Kind.CANCEL, ident=ident, offset=chunk.slots.index(future))
                     worker.link.flush()
                     return
+        for queue in self.queues.values():
+            if queue.suspects.drop(future):
+                queue.kick()  # a worker may have been kept free for it
+                return
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""

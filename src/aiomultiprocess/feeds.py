@@ -5,6 +5,9 @@
        |                 |
        +---put_back()----+     (its worker died before it started the task)
 
+A task whose worker died after that has failed, or is sent again as a suspect (suspects.py) until it
+is done or has failed.
+
 `Job` (jobs.py) is the feed of one `map` or `starmap`. Here are the contract and the others:
 `Calls`, all waiting `apply` of one function, and `Share`, what a user's scheduler gave of a job to
 one queue.
@@ -49,6 +52,9 @@ class Feed(Protocol):
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         """These were taken and never started."""
 
+    def retries_of(self, slot: Any) -> int:
+        """How often a task may run again after its worker died; 0 if nobody waits for it."""
+
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         """Results, `size` bytes of them as they travelled."""
 
@@ -70,10 +76,19 @@ class Calls:
         self._on_done = on_done
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._open: set[asyncio.Future[Any]] = set()
+        self._retries: dict[asyncio.Future[Any], int] = {}  # of those that may run again
 
-    def add(self, future: asyncio.Future[Any], args: Sequence[Any], kwds: dict[str, Any]) -> None:
+    def add(
+        self,
+        future: asyncio.Future[Any],
+        args: Sequence[Any],
+        kwds: dict[str, Any],
+        retries: int = 0,
+    ) -> None:
         self._waiting.append((future, (tuple(args), kwds)))
         self._open.add(future)
+        if retries:
+            self._retries[future] = retries
 
     @property
     def left(self) -> int:
@@ -94,6 +109,9 @@ class Calls:
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
 
+    def retries_of(self, slot: asyncio.Future[Any]) -> int:
+        return 0 if slot.done() else self._retries.get(slot, 0)
+
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         for future, value in zip(slots, values, strict=True):
             if not future.done():
@@ -112,6 +130,8 @@ class Calls:
 
     def _settle(self, future: asyncio.Future[Any]) -> None:
         self._open.discard(future)
+        if self._retries:
+            self._retries.pop(future, None)
         if not self._open:
             self._on_done(self)
 
@@ -140,6 +160,9 @@ class Share:
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         self.waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def retries_of(self, slot: int) -> int:
+        return self._job.retries_of(slot)
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         self._job.deliver(slots, values, size)

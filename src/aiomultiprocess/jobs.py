@@ -50,6 +50,7 @@ class Job:
         mode: Mode,
         on_more: Callable[[Job], None],
         on_done: Callable[[Job], None],
+        retries: int = 0,
     ) -> None:
         self.func = func
         self.function = function
@@ -60,6 +61,7 @@ class Job:
         self.source: Source = SequenceSource(())
         self._on_more = on_more
         self._on_done = on_done
+        self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
         self._step = FIRST_STEP  # how many items may be pulled at once (B4)
         self._pulled = 0  # how many the last time
@@ -108,6 +110,9 @@ class Job:
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         self._step = max(FIRST_STEP, 2 * (self._pulled - len(slots)))
         self._returned.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def retries_of(self, slot: int) -> int:
+        return self._retries
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         base = self._base
@@ -159,6 +164,8 @@ class Job:
     def pool_closes(self) -> None:
         """Closing waits for this job: it must not wait in turn for somebody to read."""
         self._pool_closes = True
+        for error in self._errors.values():  # one that was raised holds the frames it came through,
+            error.__traceback__ = None  # and so the `async for`, which would never seem to be gone
         self.reader_gone()
 
     def reader_gone(self) -> None:

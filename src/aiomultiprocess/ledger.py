@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 
 JOURNAL = 128 << 10  # bytes
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
@@ -32,8 +33,8 @@ def _reserve(fd: int) -> None:
 
 def _seal(fd: int) -> None:
     """G3: from now on, nobody can change the size."""
-    if hasattr(os, "memfd_create"):
-        import fcntl  # which Windows has not
+    if sys.platform != "win32" and hasattr(os, "memfd_create"):
+        import fcntl
 
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -41,7 +42,7 @@ def _seal(fd: int) -> None:
 
 def _memory_fd() -> int:
     """A new descriptor of `SIZE` bytes of memory that have no name."""
-    if hasattr(os, "memfd_create"):
+    if sys.platform != "win32" and hasattr(os, "memfd_create"):
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         fd = os.memfd_create("aiomultiprocess-ledger", flags)
     else:
@@ -65,7 +66,7 @@ class Ledger:
         """Map the memory behind `fd` and keep the descriptor until `close_fd`."""
         self.fd = fd
         try:
-            self._map = mmap.mmap(fd, SIZE)
+            self._map = self._map_page()
         except (OSError, ValueError):
             self.close_fd()
             raise
@@ -75,6 +76,9 @@ class Ledger:
     def create(cls) -> Ledger:
         """A new ledger that counts from 0; OSError if there is no memory for it."""
         return cls(_memory_fd())
+
+    def _map_page(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, SIZE)
 
     @property
     def started(self) -> int:

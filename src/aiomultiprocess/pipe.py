@@ -10,7 +10,10 @@ in place; a payload that is larger than the buffer is put together piece by piec
 
 PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
      never moves: payloads are views of it.
-PP2  EOF, EPIPE and ECONNRESET mean that the peer has gone (T9): stop listening, drop what is sent.
+PP2  EOF and every error of the connection mean that the peer has gone (T9): stop listening, drop
+     what is sent.
+
+On Windows sockets have no `sendmsg` (`_send_joined`); all else that differs there is in `_windows`.
 
 Descriptors: in the parent two for a worker (socket, ledger), two more until `ChildEnd.release`; in
 the worker two.
@@ -23,7 +26,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from .frames import (
     HEADER,
@@ -40,6 +43,7 @@ from .transport import (
     BATCH_BYTES,
     BATCH_FRAMES,
     Callback,
+    ChildEnd,
     Counter,
     Endpoint,
     Handover,
@@ -57,8 +61,23 @@ EAGER: Final = 1 << 16
 SOCKET_BUFFER: Final = 1 << 20
 #: Handed to one `sendmsg`; POSIX promises 16, every kernel of interest takes 1024.
 MAX_SEGMENTS: Final = 64
+#: Copied together for one `send` where there is no `sendmsg`.
+JOINED: Final = 1 << 17
 
 _pack, _unpack = HEADER.pack, HEADER.unpack_from
+
+
+def _send_joined(sock: socket.socket, segments: Sequence[Segment]) -> int:
+    """What `sendmsg` does, for sockets that have none: send a bounded copy of the segments."""
+    joined = bytearray()
+    for segment in segments:
+        joined += memoryview(segment)[: JOINED - len(joined)]
+        if len(joined) == JOINED:
+            break
+    return sock.send(joined)
+
+
+_send: Any = getattr(socket.socket, "sendmsg", _send_joined)
 
 
 class Outbox:
@@ -199,7 +218,11 @@ class PipeLink(Endpoint):
         on_drained: Callback | None = None,
     ) -> None:
         self._bind(loop, handler, on_room, on_broken, on_drained)
-        watch(loop, self._fd, self._turn, self._drain)
+        try:
+            watch(loop, self._fd, self._turn, self._drain)
+        except RuntimeError:
+            self._loop = None  # which could not remove us either
+            raise
 
     # Sending
 
@@ -239,12 +262,12 @@ class PipeLink(Endpoint):
         room = BATCH_BYTES
         try:
             while self._outbox and room > 0:
-                n = self._sock.sendmsg(self._outbox.next())
+                n: int = _send(self._sock, self._outbox.next())
                 self._outbox.written(n)
                 room -= n
         except BlockingIOError:
             pass
-        except (BrokenPipeError, ConnectionResetError):  # PP2
+        except ConnectionError:  # PP2
             self._gone = True
             self._outbox.clear()
 
@@ -285,7 +308,7 @@ class PipeLink(Endpoint):
             n = self._inbox.receive(self._sock)
         except BlockingIOError:
             return 0
-        except ConnectionResetError:  # PP2
+        except ConnectionError:  # PP2
             n = 0
         if not n:
             self._gone = True
@@ -341,7 +364,7 @@ class PipeBackend:
     def __init__(self) -> None:
         self._links = Links()
 
-    def create(self) -> tuple[PipeLink, PipeChildEnd]:
+    def create(self) -> tuple[PipeLink, ChildEnd]:
         ledger = Ledger.create()
         try:
             ours, theirs = socket.socketpair()

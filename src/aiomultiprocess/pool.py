@@ -199,6 +199,8 @@ class Pool:
         func: Callable[..., Awaitable[R]],
         args: Sequence[Any] | None = None,
         kwds: Mapping[str, Any] | None = None,
+        *,
+        retries: int = 0,
     ) -> R: ...
 
     @overload
@@ -207,6 +209,8 @@ class Pool:
         func: Callable[..., R],
         args: Sequence[Any] | None = None,
         kwds: Mapping[str, Any] | None = None,
+        *,
+        retries: int = 0,
     ) -> R: ...
 
     async def apply(
@@ -214,27 +218,41 @@ class Pool:
         func: Callable[..., Any],
         args: Sequence[Any] | None = None,
         kwds: Mapping[str, Any] | None = None,
+        *,
+        retries: int = 0,
     ) -> Any:
         """Run `func(*args, **kwds)` in a worker and return its result.
 
         A task that is cancelled while it waits here cancels the call in the worker.
 
+        Arguments:
+            func: a coroutine function or a plain function, importable in the worker.
+            args, kwds: what it is called with.
+            retries: how many times `func` may run again, in another worker, because the one that
+                ran it died; then nothing else runs in that worker beside it. What it did before
+                its worker died is done again. What it raises is its result, and not retried.
+
         Raises:
             ProxyException: what the function raised; also an instance of the original's type where
                 the two can be combined, with the original as its `__cause__`.
-            WorkerLostError: the worker died while it ran the function.
+            WorkerLostError: the worker died while it ran the function, and the last of `retries`
+                has been used.
             PoolTerminatedError: the pool was terminated first.
             pickle.PicklingError: the function cannot be sent: it must be importable.
-            TypeError: func is not callable; args is not a sequence or kwds not a mapping.
+            TypeError: func is not callable; args is not a sequence or kwds not a mapping; retries
+                is not a whole number.
+            ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
+        if type(retries) is not int or retries < 0:
+            retries = _natural("retries", retries)
         if args is not None and not isinstance(args, Iterable):
             raise TypeError(f"args must be a sequence of arguments, got {args!r}")
         args = () if args is None else tuple(args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
-        future = engine.submit_call(func, args, dict(kwds) if kwds else {})
+        future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
         try:
             return await future
         except asyncio.CancelledError:
@@ -243,16 +261,28 @@ class Pool:
 
     @overload
     def map(
-        self, func: Callable[[T], Awaitable[R]], iterable: Iterable[T] | AsyncIterable[T]
+        self,
+        func: Callable[[T], Awaitable[R]],
+        iterable: Iterable[T] | AsyncIterable[T],
+        *,
+        retries: int = 0,
     ) -> PoolResult[R]: ...
 
     @overload
     def map(
-        self, func: Callable[[T], R], iterable: Iterable[T] | AsyncIterable[T]
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        *,
+        retries: int = 0,
     ) -> PoolResult[R]: ...
 
     def map(
-        self, func: Callable[[Any], Any], iterable: Iterable[Any] | AsyncIterable[Any]
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        *,
+        retries: int = 0,
     ) -> PoolResult[Any]:
         """Run `func(item)` in the workers for each item.
 
@@ -262,20 +292,26 @@ class Pool:
         about 65,536 items.
 
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
-        raises its error, `async for` raises it at its place.
+        raises its error, `async for` raises it at its place. An item whose worker dies while it
+        runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
+        `apply`.
 
         Raises:
             pickle.PicklingError: the function cannot be sent: it must be importable.
-            TypeError: func is not callable, or the input is not iterable.
+            TypeError: func is not callable, the input is not iterable, or retries is not a whole
+                number.
+            ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
-        return self._submit(func, Mode.MAP, iterable)
+        return self._submit(func, Mode.MAP, iterable, retries)
 
     @overload
     def starmap(
         self,
         func: Callable[..., Awaitable[R]],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        retries: int = 0,
     ) -> PoolResult[R]: ...
 
     @overload
@@ -283,25 +319,31 @@ class Pool:
         self,
         func: Callable[..., R],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        retries: int = 0,
     ) -> PoolResult[R]: ...
 
     def starmap(
         self,
         func: Callable[..., Any],
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        retries: int = 0,
     ) -> PoolResult[Any]:
         """Run `func(*item)` in the workers for each item, itself a sequence; otherwise as `map`."""
-        return self._submit(func, Mode.STAR, iterable)
+        return self._submit(func, Mode.STAR, iterable, retries)
 
     def _submit(
         self,
         func: Callable[..., Any],
         mode: Mode,
         iterable: Iterable[Any] | AsyncIterable[Any],
+        retries: int,
     ) -> PoolResult[Any]:
         engine = self._use()
+        retries = _natural("retries", retries)
         function = engine.functions.of(func)
-        job = Job(func, function, mode, engine.on_more, engine.on_settled)
+        job = Job(func, function, mode, engine.on_more, engine.on_settled, retries)
         job.open(source_of(iterable, lambda: engine.on_more(job)))
         engine.submit_job(job)
         return PoolResult(self, job)
@@ -381,7 +423,11 @@ class Pool:
 
 def _count(name: str, value: int | None) -> int:
     """A non-negative number; None counts as 0."""
-    count = 0 if value is None else _whole(name, value)
+    return 0 if value is None else _natural(name, value)
+
+
+def _natural(name: str, value: int) -> int:
+    count = _whole(name, value)
     if count < 0:
         raise ValueError(f"{name} must not be negative, got {value}")
     return count

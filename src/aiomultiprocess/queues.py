@@ -1,7 +1,9 @@
 """A queue of a pool: a line of feeds, the workers that serve it, and the chunks between them.
 
     feed --take()--> chunk --send--> worker --results, errors--> feed
-      ^----put_back()--'  (the worker died before it started these)
+      ^                |
+      +---put_back()---+--lose()--> suspects --alone--> worker
+        (the worker died before it started a task, or after)
 
 Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one feed) only when a
 worker has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by
@@ -9,10 +11,11 @@ number.
 
 Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks
     each offset that was reported; the death of its worker settles or returns the others.
-Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1).
+Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
+    that was started has failed, unless its caller said that it may run again (suspects.py).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
-    they had not begun, receiving it is what kills them, and its tasks fail.
+    they had not begun, receiving it is what kills them, and its tasks are lost as if started.
 Q5  What a dead worker had finished is not lost: its journal is heard after its link. What was
     reported before is skipped, and a journal that makes no sense is heard no further.
 """
@@ -30,6 +33,7 @@ from . import backend, journal, remote
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind
 from .functions import Function
+from .suspects import Suspect, Suspects
 from .types import ProxyException, WorkerLostError
 
 if TYPE_CHECKING:
@@ -42,11 +46,11 @@ log = logging.getLogger(__name__)
 
 
 class Chunk:
-    """Tasks of one feed at one worker."""
+    """Tasks of one feed at one worker, or one suspect."""
 
     __slots__ = ("done", "feed", "first", "items", "left", "slots")
 
-    def __init__(self, feed: Feed, slots: Slots, items: list[Any], first: int) -> None:
+    def __init__(self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int) -> None:
         self.feed = feed
         self.slots = slots
         self.items = items  # kept until all are done: another worker may have to run them
@@ -73,6 +77,7 @@ class Queue:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
         self.calls: dict[int, Calls] = {}  # waiting `apply`, by the id of their function
+        self.suspects = Suspects()
         self._feeds: deque[Feed] = deque()
         self._loop = loop
         self._kicked = False
@@ -95,6 +100,10 @@ class Queue:
         if idle is not None:
             self.serve(idle)
         if self._feeds:
+            self._kick_soon()
+
+    def _kick_soon(self) -> None:
+        if not self._kicked:
             self._kicked = True
             self._loop.call_soon(self.kick)
 
@@ -102,12 +111,14 @@ class Queue:
         """Offer what waits to every worker, those with least to do first."""
         self._kicked = False
         for worker in sorted(self.workers, key=lambda worker: worker.credit.in_flight):
-            if not self._feeds:
+            if not self._feeds and not self.suspects.line:
                 break
             self.serve(worker)
 
     def serve(self, worker: PoolWorker) -> None:
         """Send one worker as much as it has credit for."""
+        if self.suspects.unsettled and self._serve_suspect(worker):
+            return
         link, credit = worker.link, worker.credit
         for _ in range(len(self._feeds)):  # each once: the other workers have a share in it too
             if worker.leaving or not self._feeds or not self._serve_next(worker):
@@ -119,6 +130,7 @@ class Queue:
     def clear(self) -> None:
         """The pool gave up: nothing waits any more, and no answer is expected."""
         self._feeds.clear()
+        self.suspects.clear()
         for worker in self.workers:
             worker.chunks.clear()
 
@@ -133,6 +145,16 @@ class Queue:
             if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
+
+    def _serve_suspect(self, worker: PoolWorker) -> bool:
+        """Send the next suspect, if it is this worker's; True if the worker gets nothing else."""
+        while (suspect := self.suspects.next_for(worker)) is not None:
+            self._send_chunk(worker, suspect, [suspect.slot], [suspect.item])
+            self._kick_soon()  # no other worker has to fall idle for it now (A3)
+        if worker.credit.spent:
+            worker.leave()
+        worker.link.flush()
+        return self.suspects.claim(worker, self.workers)
 
     def _serve_next(self, worker: PoolWorker) -> bool:
         """Q3: send what the first feed in line may have, and let it go to the end of the line.
@@ -158,7 +180,9 @@ class Queue:
             self._feeds.append(feed)
         return True
 
-    def _send_chunk(self, worker: PoolWorker, feed: Feed, slots: Slots, items: list[Any]) -> int:
+    def _send_chunk(
+        self, worker: PoolWorker, feed: Feed | Suspect, slots: Slots, items: list[Any]
+    ) -> int:
         """Send as many of these as one frame carries and put back the rest; returns how many went.
 
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
@@ -177,7 +201,7 @@ class Queue:
     def _send_encoded(
         self,
         worker: PoolWorker,
-        feed: Feed,
+        feed: Feed | Suspect,
         slots: Slots,
         items: list[Any],
         payload: Sequence[Any],
@@ -203,9 +227,9 @@ class Queue:
             payload=payload,
         )
 
-    def _return(self, feed: Feed, slots: Slots, items: list[Any]) -> None:
+    def _return(self, feed: Feed | Suspect, slots: Slots, items: list[Any]) -> None:
         feed.put_back(slots, items)
-        if not feed.queued:
+        if not isinstance(feed, Suspect) and not feed.queued:
             feed.queued = True
             self._feeds.appendleft(feed)
 
@@ -237,22 +261,25 @@ class Queue:
         self.serve(worker)
 
     def on_death(self, worker: PoolWorker) -> None:
-        """Q1, Q2: fail what the dead worker had started, return the rest to the feeds."""
+        """Q1, Q2: what the dead worker had started is lost, the rest returns to the feeds."""
         self.workers.remove(worker)
         if worker.trusted:
             self._hear_journal(worker)
         chunks, worker.chunks = list(worker.chunks.values()), {}
         doomed = self._is_poisonous(worker, chunks)
+        lost: list[tuple[Chunk, int]] = []
         for chunk in reversed(chunks):  # reversed: what is returned goes to the front
             begun = min(max(worker.link.started - chunk.first, 0), len(chunk.slots))
             if doomed and chunk is chunks[0]:
                 begun = len(chunk.slots)
-            for at in chunk.unreported(0, begun):
-                chunk.feed.fail(chunk.slots[at], explain_loss(worker, chunk.feed))
+            lost[:0] = [(chunk, at) for at in chunk.unreported(0, begun)]
             rest = chunk.unreported(begun, len(chunk.slots))
             if rest:
                 slots = [chunk.slots[at] for at in rest]
                 self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
+        for chunk, at in lost:
+            error = explain_loss(worker, chunk.feed)
+            self.suspects.lose(chunk.feed, chunk.slots[at], chunk.items[at], error)
 
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""
@@ -309,7 +336,7 @@ class Queue:
         return chunk
 
 
-def explain_item(error: BaseException, feed: Feed, slot: Any) -> BaseException:
+def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> BaseException:
     """Say which item it was that could not be sent."""
     which = f"item {slot}" if isinstance(slot, int) else "the arguments"
     error.add_note(f"{which} of a call of {feed.function.label} cannot be sent to a worker")
@@ -323,6 +350,6 @@ def explain_result(error: BaseException) -> ProxyException:
     return proxy
 
 
-def explain_loss(worker: PoolWorker, feed: Feed) -> WorkerLostError:
+def explain_loss(worker: PoolWorker, feed: Feed | Suspect) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
     return WorkerLostError(feed.function.label, worker.pid, worker.exitcode)

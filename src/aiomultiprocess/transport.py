@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import context, reduction
 from typing import Any, Final, Protocol
@@ -317,6 +318,8 @@ class Handover:
         self._pid = os.getpid()
 
     def __getstate__(self) -> tuple[Any, ...]:
+        if sys.platform == "win32":
+            raise NotImplementedError  # descriptors are numbers of one process there
         context.assert_spawning(self)
         return tuple(reduction.DupFd(fd) for fd in self._fds)
 

@@ -7,7 +7,8 @@ is gone it sends this process SIGTERM, so that running items get their `finally`
 when the grace period is over.
 
 The native thread of `amp_ext.watchdog` does so even while a C function holds the GIL for ever. The
-thread in here, for where the extension is not, has to wait for the GIL.
+thread in here, for where the extension is not, has to wait for the GIL. On Windows there is no
+grace: SIGTERM is no signal there, but the end of a process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -59,11 +61,11 @@ def _watch(fd: int, grace: float) -> None:
 
 def _wait(fd: int) -> None:
     """Block until the parent is gone."""
-    if hasattr(select, "poll"):
+    if sys.platform != "win32":
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.poll()
-    else:  # Windows, where the sentinel is a handle
+    else:  # the sentinel is a handle
         from multiprocessing.connection import wait
 
         wait([fd])

@@ -18,12 +18,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
 from . import _loops, child
-from ._exits import Exit
+from ._exits import Descriptor, Exit
 from ._spawn import process_class
 from .core import Process
 from .credit import Credit
@@ -38,17 +37,27 @@ KILL_AFTER = child.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class WorkerOptions:
     """What all workers of a pool have in common."""
 
-    context: BaseContext
-    concurrency: int
-    lifetime: int  # tasks until a worker is replaced, 0: no limit
-    loop: _loops.LoopSpec
-    initializer: Callable[..., object] | None = None
-    initargs: Sequence[Any] = ()
-    exception_handler: Callable[[BaseException], object] | None = None
+    def __init__(
+        self,
+        *,
+        context: BaseContext,
+        concurrency: int,
+        lifetime: int,  # tasks until a worker is replaced, 0: no limit
+        loop: _loops.LoopSpec,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.context = context
+        self.concurrency = concurrency
+        self.lifetime = lifetime
+        self.loop = loop
+        self.initializer = initializer
+        self.initargs = initargs
+        self.exception_handler = exception_handler
 
 
 class PoolWorker(Process):
@@ -69,7 +78,7 @@ class PoolWorker(Process):
             end=end,
             concurrency=options.concurrency,
             parent_pid=os.getpid(),
-            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd),
+            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
             loop=options.loop,
             initializer=options.initializer,
             initargs=options.initargs,
@@ -85,7 +94,7 @@ class PoolWorker(Process):
             self.aio_process.start()
         finally:
             if self._parent_fd is not None:
-                os.close(self._parent_fd)
+                self._parent_fd.close()
         self._pid = self.aio_process.pid
         self._loop = loop
         self._exit = Exit(self.aio_process)
@@ -99,7 +108,10 @@ class PoolWorker(Process):
             self.link.flush()
 
     def end(self) -> None:
-        """Let the worker cancel what it runs and go; kill it after the grace period."""
+        """Let the worker cancel what it runs and go; kill it after the grace period.
+
+        On Windows it is killed at once: a process cannot be asked there.
+        """
         if self._kill_timer is None and self.is_alive():
             self.leaving = True
             self.terminate()
@@ -138,11 +150,11 @@ class PoolWorker(Process):
         self.aio_process.close()
 
 
-def _own_pidfd() -> int | None:
+def _own_pidfd() -> Descriptor | None:
     """What becomes readable in a worker when this process has gone, where the system has it."""
     if sys.platform == "linux" and hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
-            return os.pidfd_open(os.getpid())
+            return Descriptor(os.pidfd_open(os.getpid()))
     return None
 
 

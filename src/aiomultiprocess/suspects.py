@@ -1,0 +1,119 @@
+"""Tasks that lost their worker and may run again: one at a time in a worker, with no neighbours.
+
+    sent --its worker died--> in line --next_for()--> alone at a worker --> settled
+                                ^------- died again ----------'
+
+A worker that dies takes all the tasks with it that it had under way, and nobody can tell which of
+them was the cause. Those that may run more than once (`retries=`) are *suspects*. Were they sent
+together again, the one that kills workers would use up the attempts of the others; so each runs
+alone. A task that loses its worker there was the cause, or at least its worker's only task. A queue
+(queues.py) has one line of them. It tells of losses, and asks what a worker may have.
+
+A1  A task that lost its worker runs again only if its caller allowed it and still waits for it, and
+    `retries` times at most. Otherwise the error of that loss ends it.
+A2  A worker that holds a suspect holds nothing else.
+A3  Suspects go first. A worker without work gets the next in line before anything else; as long as
+    no worker runs one, the worker with the least to do gets no more. So nothing keeps suspects
+    waiting for ever, and those workers that hold none go on with other work.
+A4  A suspect is known from its first loss until it is settled. Nothing is kept for other tasks, and
+    a queue without suspects asks no more than whether `unsettled` is empty.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .feeds import Feed, Slots
+
+if TYPE_CHECKING:
+    from .workers import PoolWorker
+
+
+class Suspect:
+    """One task that lost its worker. Its chunk reports to it as to a feed, and it to its feed."""
+
+    __slots__ = ("_feed", "_losses", "_suspects", "function", "item", "mode", "slot")
+
+    def __init__(self, suspects: Suspects, feed: Feed, slot: Any, item: Any) -> None:
+        self.function = feed.function
+        self.mode = feed.mode
+        self.slot = slot
+        self.item = item
+        self._feed = feed
+        self._losses = 0
+        self._suspects = suspects
+
+    def retries_of(self, slot: Any) -> int:
+        """How many more workers it may lose (A1)."""
+        return self._feed.retries_of(slot) - self._losses
+
+    def lose(self) -> None:
+        """Its worker died after it was started: it goes to the end of the line."""
+        self._losses += 1
+        self._suspects.line.append(self)
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        """Its worker died before it was started: that is no loss."""
+        self._suspects.line.appendleft(self)
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        self._suspects.unsettled.discard(self)
+        self._feed.deliver(slots, values, size)
+
+    def fail(self, slot: Any, error: BaseException) -> None:
+        self._suspects.unsettled.discard(self)
+        self._feed.fail(slot, error)
+
+
+class Suspects:
+    """The suspects of one queue, and which worker is theirs."""
+
+    def __init__(self) -> None:
+        self.unsettled: set[Suspect] = set()
+        self.line: deque[Suspect] = deque()  # those that wait for a worker
+
+    def lose(self, origin: Feed | Suspect, slot: Any, item: Any, error: BaseException) -> None:
+        """A task lost its worker: it waits for another, or `error` is its end (A1)."""
+        if origin.retries_of(slot) <= 0:
+            origin.fail(slot, error)
+            return
+        suspect = origin if isinstance(origin, Suspect) else Suspect(self, origin, slot, item)
+        self.unsettled.add(suspect)
+        suspect.lose()
+
+    def next_for(self, worker: PoolWorker) -> Suspect | None:
+        """The suspect that a worker runs now, if it can run one alone (A2)."""
+        if not self.line or worker.chunks or worker.leaving or worker.link.congested:
+            return None
+        return self.line.popleft()
+
+    def claim(self, worker: PoolWorker, workers: Sequence[PoolWorker]) -> bool:
+        """A2, A3: whether `worker`, one of the queue's `workers`, may have no other work now."""
+        if runs_suspect(worker):
+            return True
+        if not self.line or worker.leaving or any(map(runs_suspect, workers)):
+            return False
+        staying = [other for other in workers if not other.leaving]
+        return worker is min(staying, key=lambda other: other.credit.in_flight)
+
+    def drop(self, slot: Any) -> bool:
+        """Whether the task of `slot` was in line; its caller has given up, so it is no longer."""
+        for suspect in self.line:
+            if suspect.slot is slot:
+                self.line.remove(suspect)
+                suspect.fail(slot, asyncio.CancelledError())
+                return True
+        return False
+
+    def clear(self) -> None:
+        """The pool gave up: their feeds settle them."""
+        self.unsettled.clear()
+        self.line.clear()
+
+
+def runs_suspect(worker: PoolWorker) -> bool:
+    """Whether a worker holds a suspect, and so nothing else (A2)."""
+    return any(isinstance(chunk.feed, Suspect) for chunk in worker.chunks.values())

@@ -1,0 +1,130 @@
+"""The killers: workers end at random moments, in every way there is, and each end is booked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiomultiprocess import Pool
+from aiomultiprocess.pool import PoolWorker
+from chaos.accounts import Accounts
+from chaos.tasks import EXIT_CODE
+
+WEIGHTS = {"SIGKILL": 35, "SIGSTOP, SIGKILL": 15, "SIGTERM": 20, "segfault": 15, "exit": 15}
+STOPPED = (0.2, 2.0)  # seconds that a worker stands still before it is killed
+LOOK = 0.1  # seconds between two looks at who is there
+
+#: What an exit code says, other than SIGKILL, which has two reasons.
+EXITS = {
+    -signal.SIGTERM: "SIGTERM",
+    -signal.SIGSEGV: "segfault",
+    EXIT_CODE: "exit",
+    0: "none: it was replaced, or the pool closed",
+}
+
+
+class Census:
+    """Which workers there are, and how those ended that are no more (A5)."""
+
+    def __init__(self, pool: Pool, accounts: Accounts) -> None:
+        self.deaths: Counter[str] = Counter()
+        self.killed_while_starting = 0  # since a worker was last seen to be ready
+        self.sent: dict[int | None, set[str]] = {}  # what was done to a worker, by its pid
+        self._pool = pool
+        self._accounts = accounts
+        self._known: dict[PoolWorker, bool] = {}  # and whether it was seen to be ready
+
+    async def keep(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK)
+
+    def look(self) -> None:
+        present = self._pool.processes
+        for worker in self._known.keys() - present.keys():
+            del self._known[worker]
+            self._bury(worker)
+        for worker in present:
+            if worker.ready and not self._known.get(worker):
+                self.killed_while_starting = 0
+            self._known[worker] = worker.ready
+
+    def _bury(self, worker: PoolWorker) -> None:
+        sent = self.sent.pop(worker.pid, set())
+        code = worker.exitcode
+        if code == -signal.SIGKILL and sent - {"SIGTERM"}:
+            way = max(sent - {"SIGTERM"})
+        elif code in EXITS and (code != -signal.SIGTERM or "SIGTERM" in sent):
+            way = EXITS[code]
+        else:
+            way = "unexplained"
+            self._accounts.fault(f"worker {worker.pid} ended with code {code}, sent: {sent}")
+        self.deaths[way] += 1
+
+
+class Killers:
+    """End a worker now and then: a Poisson process, `mean` seconds between two."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        census: Census,
+        die: Callable[[str], Coroutine[Any, Any, None]],
+        mean: float,
+        rng: random.Random,
+    ) -> None:
+        self._pool = pool
+        self._census = census
+        self._die = die  # submits a task that ends its worker
+        self._mean = mean
+        self._rng = rng
+
+    async def run(self, until: float) -> None:
+        """Until that time of the loop; a worker that stands still then is killed all the same."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as blows:
+            while True:
+                await asyncio.sleep(self._rng.expovariate(1 / self._mean))
+                if loop.time() > until:
+                    return
+                [way] = self._rng.choices([*WEIGHTS], [*WEIGHTS.values()])
+                blows.create_task(self._strike(way, self._rng.random()))
+
+    async def _strike(self, way: str, chance: float) -> None:
+        if way in ("segfault", "exit"):
+            await self._die(way)
+            return
+        victim = self._choose(chance)
+        if victim is None:
+            return
+        if way == "SIGSTOP, SIGKILL":
+            self._send(victim, signal.SIGSTOP, way)
+            shortest, longest = STOPPED
+            await asyncio.sleep(shortest + chance * (longest - shortest))
+        self._send(victim, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL, way)
+
+    def _choose(self, chance: float) -> PoolWorker | None:
+        """Any worker, even one that starts; but three deaths in a row while they start would be a
+        pool that cannot have workers, and rightly broken (engine.py, P2)."""
+        self._census.look()
+        workers = list(self._pool.processes)
+        if self._census.killed_while_starting:
+            workers = [worker for worker in workers if worker.ready]
+        if not workers:
+            return None
+        victim = workers[int(chance * len(workers))]
+        self._census.killed_while_starting += not victim.ready
+        return victim
+
+    def _send(self, victim: PoolWorker, signum: int, way: str) -> None:
+        """Signal a worker, unless it was reaped: its pid may be another's by now."""
+        pid = victim.pid
+        if pid is not None and victim in self._pool.processes:
+            self._census.sent.setdefault(pid, set()).add(way)
+            os.kill(pid, signum)

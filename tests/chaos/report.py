@@ -1,0 +1,118 @@
+"""The report: a table of what was done and found, and the slope of the parent's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import psutil
+
+from chaos.accounts import MEANING, Verdict
+
+EVERY = 1.0  # seconds between two samples
+WARM_UP = 60.0  # seconds at most, and a quarter of the run, that the slope leaves out
+
+MB = 1e6
+
+
+def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The slope of a straight line through points, by least squares, and its standard error."""
+    n = len(points)
+    if n < 3:
+        return math.nan, math.nan
+    mean_x = sum(x for x, _ in points) / n
+    mean_y = sum(y for _, y in points) / n
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+    rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
+    return slope, math.sqrt(rest / (n - 2) / spread)
+
+
+class Meter:
+    """Samples what the parent holds, and measures what all processes use."""
+
+    def __init__(self) -> None:
+        self.rss: list[tuple[float, float]] = []  # hours, MB
+        self.descriptors: list[int] = []
+        self.seconds = 0.0
+        self.cpu: list[float] = []  # of the parent and of its workers, of one core
+        self._began = time.monotonic()
+        self._process = psutil.Process()
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            hours = (time.monotonic() - self._began) / 3600
+            self.rss.append((hours, self._process.memory_info().rss / MB))
+            self.descriptors.append(self._process.num_fds())
+            await asyncio.sleep(EVERY)
+
+    def stop(self) -> None:
+        """The run is over: what follows is not measured."""
+        self.seconds = time.monotonic() - self._began
+        used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        self.cpu = [(one.ru_utime + one.ru_stime) / self.seconds for one in used]
+
+    def settled(self) -> list[tuple[float, float]]:
+        """Samples of RSS after the warm-up."""
+        start = min(WARM_UP, self.seconds / 4) / 3600
+        return [sample for sample in self.rss if sample[0] >= start]
+
+
+@dataclass
+class Report:
+    """All that a run has to tell."""
+
+    verdict: Verdict
+    deaths: Counter[str]
+    meter: Meter
+    left_behind: dict[str, set[object]] = field(default_factory=dict)
+
+    @property
+    def sound(self) -> bool:
+        return self.verdict.sound and not self.left_behind
+
+    def lines(self) -> Iterator[str]:
+        for name, value in self._rows():
+            yield f"  {name:42} {value}"
+        for text in self.verdict.words:
+            yield f"  ! {text}"
+        yield "sound" if self.sound else "NOT SOUND"
+
+    def _rows(self) -> Iterator[tuple[str, object]]:
+        verdict, seconds = self.verdict, self.meter.seconds
+        yield "seconds", f"{seconds:.0f}"
+        yield "tasks submitted", f"{verdict.submitted:,} ({verdict.submitted / seconds:,.0f}/s)"
+        for outcome, (meaning, _) in MEANING.items():
+            yield f"  ended by {meaning}", f"{verdict.outcomes[outcome]:,}"
+        yield "executions", f"{verdict.executions:,}"
+        yield "lost (never resolved)", verdict.lost
+        yield "resolved twice", verdict.resolved_twice
+        yield "executed too often", verdict.executed_too_often
+        yield "resolved without being executed", verdict.executed_too_seldom
+        yield "wrong results and other faults", verdict.faults
+        yield from self._deaths()
+        yield from self._resources()
+        yield "left behind", self.left_behind or "nothing"
+
+    def _deaths(self) -> Iterator[tuple[str, object]]:
+        total = sum(count for way, count in self.deaths.items() if not way.startswith("none"))
+        yield "deaths of workers", f"{total:,} ({total / self.meter.seconds * 3600:,.0f}/h)"
+        for way, count in sorted(self.deaths.items()):
+            yield f"  {way}", f"{count:,}"
+
+    def _resources(self) -> Iterator[tuple[str, object]]:
+        rss = [amount for _, amount in self.meter.rss]
+        settled = self.meter.settled()
+        slope, error = slope_of(settled)
+        mine, theirs = self.meter.cpu
+        yield "RSS of the parent, MB", f"{rss[0]:.1f} at first, {rss[-1]:.1f} at last"
+        yield "  slope, MB/h", f"{slope:+.2f} +- {error:.2f}, of {len(settled)} samples"
+        held = self.meter.descriptors
+        yield "descriptors of the parent", f"{held[0]} at first, {held[-1]} at last"
+        yield "CPU, of one core", f"parent {mine:.0%}, workers {theirs:.0%}"

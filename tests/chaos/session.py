@@ -1,0 +1,95 @@
+"""One run: a pool, a load, killers, and the accounts of it all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiomultiprocess
+import leaks
+from aiomultiprocess import Pool
+from chaos import tasks
+from chaos.accounts import Accounts, Complaints
+from chaos.killers import Census, Killers
+from chaos.load import RATE, Load
+from chaos.report import Meter, Report
+from chaos.stall import Watchdog
+
+LIFETIME = 4000  # tasks after which a worker is replaced, if it lives as long
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is made of."""
+
+    seconds: float
+    seed: int
+    backend: str | None = None
+    processes: int = 2
+    load: float = 1.0
+    mean: float = 1.0  # seconds between two deaths
+    patience: float = 30.0  # seconds without any task resolved that are a hang
+
+
+def run(options: Options) -> Report:
+    """Run to the end, and see whether anything is left."""
+    leaks.adopt_orphans()
+    before = leaks.holdings()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        report = asyncio.run(_run(options, Path(folder)))
+    report.left_behind = leaks.left_behind(before)
+    leaks.clear_away(report.left_behind)
+    return report
+
+
+async def _run(options: Options, folder: Path) -> Report:
+    accounts = Accounts(folder)
+    complaints = Complaints(accounts)
+    logging.getLogger().addHandler(complaints)
+    pool = Pool(
+        options.processes,
+        initializer=tasks.prepare,
+        initargs=(str(accounts.executed),),
+        maxtasksperchild=LIFETIME,
+        backend=options.backend,
+    )
+    census, meter = Census(pool, accounts), Meter()
+    print(describe(pool, options), flush=True)
+    with Watchdog(lambda: accounts.resolved, options.patience):
+        others = [asyncio.ensure_future(each) for each in (census.keep(), meter.run())]
+        await _work(pool, accounts, census, options)
+        pool.close()
+        await pool.join()
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
+    census.look()
+    logging.getLogger().removeHandler(complaints)
+    meter.stop()
+    return Report(accounts.close(), census.deaths, meter)
+
+
+async def _work(pool: Pool, accounts: Accounts, census: Census, options: Options) -> None:
+    """Load and killers, side by side; each has a random generator of its own."""
+    until = asyncio.get_running_loop().time() + options.seconds
+    load = Load(pool, accounts, RATE * options.load, random.Random(f"load {options.seed}"))
+    rng = random.Random(f"killers {options.seed}")
+    killers = Killers(pool, census, load.die, options.mean, rng)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(load.run(until))
+        group.create_task(killers.run(until))
+
+
+def describe(pool: Pool, options: Options) -> str:
+    """What runs, and from where."""
+    folder = Path(aiomultiprocess.__file__).parent
+    return (
+        f"aiomultiprocess {aiomultiprocess.__version__} of {folder}, "
+        f"backend {pool.backend}, {pool.process_count} workers, "
+        f"{platform.python_implementation()} {platform.python_version()}, seed {options.seed}"
+    )
