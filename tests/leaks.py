@@ -23,7 +23,7 @@ import psutil
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
-OURS = re.compile(r"sem\.|psm_|pym-|.*aiomultiprocess|.*amp_")
+OURS = re.compile(r"sem\.mp-|psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
 
 Holdings = dict[str, set[Any]]
@@ -85,12 +85,12 @@ def left_behind(before: Holdings) -> Holdings:
     deadline = time.monotonic() + PATIENCE
     collected = False
     while True:
-        reap_orphans()
         left = {kind: now - before[kind] for kind, now in holdings().items()}
         left["shared memory"] -= {name for name in left["shared memory"] if is_mapped(name)}
         left = {kind: things for kind, things in left.items() if things}
         if not left or time.monotonic() > deadline:
             return left
+        reap_orphans()
         if not collected:
             collected = True
             gc.collect()

@@ -81,9 +81,10 @@ async def test_ctrl_c_is_one_keyboard_interrupt_of_the_parent(
 
 @pytest.mark.row("E40")
 async def test_ctrl_c_that_nobody_catches_is_one_traceback(
-    tmp_path: Path, meeting: Meeting
+    tmp_path: Path, meeting: Meeting, start_method: str
 ) -> None:
-    with Script(tmp_path, pool_script(BUSY.format(port=meeting.port))) as script:
+    setup = f'set_start_method("{start_method}")'
+    with Script(tmp_path, pool_script(BUSY.format(port=meeting.port), setup=setup)) as script:
         await meeting.first(4)
         script.kill_group(signal.SIGINT)
         await asyncio.to_thread(script.finish, 10)
