@@ -87,15 +87,14 @@ class Journal:
         """
         data = self._open_payload().add(item)
         self._items += 1
-        end = self._at + len(data)
-        if not data or not self._fits or end > self._size:
-            self._fits = False
-            return False
-        self._memory[self._at : end] = data
-        self._at = end
-        self._count += 1
-        self._words[0] = end | self._count << _COUNT_SHIFT  # D1
-        return True
+        at, end = self._at, self._at + len(data)
+        self._fits = self._fits and at < end <= self._size
+        if self._fits:
+            self._memory[at:end] = data
+            self._at = end
+            self._count += 1
+            self._words[0] = end | self._count << _COUNT_SHIFT  # D1
+        return self._fits
 
     def take(self) -> tuple[int, int, int, Sequence[Segment]]:
         """Close the entry: chunk, first item, number of items, and the payload to be sent."""
