@@ -19,6 +19,7 @@ from .transport import Backend
 
 if TYPE_CHECKING:
     # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import link as link
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     _watchdog: Any
 else:
     try:
-        from amp_ext import ring
+        from amp_ext import link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
         from amp_ext.step import DONE, RAISED, SUSPENDED, Starter
@@ -38,7 +39,7 @@ else:
         from .codec import decode_items, dumps, encode_items, loads
         from .stepper import DONE, RAISED, SUSPENDED, Starter
 
-        ring = _watchdog = None
+        link = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
 
 __all__ = [
