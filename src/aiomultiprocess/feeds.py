@@ -67,12 +67,16 @@ class Calls:
     def __init__(self, function: Function, on_done: Callable[[Calls], None]) -> None:
         self.function = function
         self.queued = False
+        self.hurried = False
+        """Whether it stands among those that may pass; owned by the queue."""
         self._on_done = on_done
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._open: set[asyncio.Future[Any]] = set()
 
-    def add(self, future: asyncio.Future[Any], args: Sequence[Any], kwds: dict[str, Any]) -> None:
-        self._waiting.append((future, (tuple(args), kwds)))
+    def add(
+        self, future: asyncio.Future[Any], args: tuple[Any, ...], kwds: dict[str, Any]
+    ) -> None:
+        self._waiting.append((future, (args, kwds)))
         self._open.add(future)
 
     @property
@@ -82,8 +86,9 @@ class Calls:
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         futures: list[asyncio.Future[Any]] = []
         items: list[Any] = []
-        while self._waiting and len(futures) < n:
-            future, item = self._waiting.popleft()
+        waiting = self._waiting
+        while waiting and len(futures) < n:
+            future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
                 self._settle(future)
             else:
@@ -95,10 +100,13 @@ class Calls:
         self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        still_open = self._open
         for future, value in zip(slots, values, strict=True):
             if not future.done():
                 future.set_result(value)
-            self._settle(future)
+            still_open.discard(future)
+        if not still_open:
+            self._on_done(self)
 
     def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
         if not slot.done():

@@ -50,6 +50,8 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+_running_loop = asyncio.get_running_loop
+
 
 class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     """The results of one `map` or `starmap`.
@@ -229,9 +231,10 @@ class Pool:
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
-        if args is not None and not isinstance(args, Iterable):
-            raise TypeError(f"args must be a sequence of arguments, got {args!r}")
-        args = () if args is None else tuple(args)
+        if type(args) is not tuple:
+            if args is not None and not isinstance(args, Iterable):
+                raise TypeError(f"args must be a sequence of arguments, got {args!r}")
+            args = () if args is None else tuple(args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
         future = engine.submit_call(func, args, dict(kwds) if kwds else {})
@@ -339,8 +342,10 @@ class Pool:
         """The engine, for one more call."""
         if self._closed:
             raise RuntimeError("pool is closed")
-        self._check_process()
-        engine = self._bind()
+        engine = self._engine
+        if engine is None or os.getpid() != self._pid or _running_loop() is not engine.loop:
+            self._check_process()
+            engine = self._bind()
         engine.check_open()
         return engine
 

@@ -10,7 +10,8 @@ number.
 Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks
     each offset that was reported; the death of its worker settles or returns the others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1).
-Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
+Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
+    while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
     they had not begun, receiving it is what kills them, and its tasks fail.
 """
@@ -32,8 +33,11 @@ from .types import ProxyException, WorkerLostError
 if TYPE_CHECKING:
     from .workers import PoolWorker
 
+decode_items, encode_items = backend.decode_items, backend.encode_items
+
 CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
 DEATHS_BEFORE_START = 3
+CHUNK = int(Kind.CHUNK)
 
 
 class Chunk:
@@ -52,7 +56,7 @@ class Chunk:
     def report(self, offset: int, count: int) -> None:
         """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
         end = offset + count
-        if end > len(self.done) or any(self.done[offset:end]):
+        if end > len(self.done) or self.done.find(1, offset, end) >= 0:
             raise CorruptHeaderError(f"tasks {offset} to {end} of {len(self.done)} reported again")
         self.done[offset:end] = b"\1" * count
         self.left -= count
@@ -67,9 +71,10 @@ class Queue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
-        self.calls: dict[int, Calls] = {}  # waiting `apply`, by the id of their function
+        self.calls: dict[int, Calls] = {}  # the `apply` of each function, by its id
         self._feeds: deque[Feed] = deque()
         self._loop = loop
+        self._hurried: deque[Calls] = deque()  # calls that may pass, if they still wait
         self._kicked = False
         self._deaths = 0  # of workers that had work and had begun none of it, in a row
 
@@ -84,14 +89,18 @@ class Queue:
         if not feed.queued:
             feed.queued = True
             self._feeds.append(feed)
-        if self._kicked:
-            return
-        idle = next((worker for worker in self.workers if not worker.chunks), None)
-        if idle is not None:
-            self.serve(idle)
-        if self._feeds:
+        if not self._kicked:
+            for worker in self.workers:
+                if not worker.chunks:
+                    self.serve(worker)
+                    break
+            if not self._feeds:
+                return
             self._kicked = True
             self._loop.call_soon(self.kick)
+        if isinstance(feed, Calls) and not feed.hurried:
+            feed.hurried = True
+            self._hurried.append(feed)
 
     def kick(self) -> None:
         """Offer what waits to every worker, those with least to do first."""
@@ -103,17 +112,35 @@ class Queue:
 
     def serve(self, worker: PoolWorker) -> None:
         """Send one worker as much as it has credit for."""
-        link, credit = worker.link, worker.credit
-        for _ in range(len(self._feeds)):  # each once: the other workers have a share in it too
-            if worker.leaving or not self._feeds or not self._serve_next(worker):
-                break
-        if credit.spent:
-            worker.leave()
-        link.flush()
+        if self._feeds and not worker.leaving:
+            for _ in range(len(self._feeds)):  # each once: others have a share in it too
+                if not self._feeds or not self._serve_next(worker):
+                    break
+            if self._hurried:
+                self._let_calls_pass(worker)
+            if worker.credit.spent:
+                worker.leave()
+        worker.link.flush()
+
+    def _let_calls_pass(self, worker: PoolWorker) -> None:
+        """Q3: send calls to a worker that has no room for those whose turn it is."""
+        hurried = self._hurried
+        while hurried and not hurried[0].left:
+            hurried.popleft().hurried = False
+        if not hurried or worker.link.congested:
+            return
+        calls = hurried[0]
+        room = worker.credit.passing(worker.link.started, calls.function.id)
+        slots, items = calls.take(room)
+        if slots:
+            self._send_chunk(worker, calls, slots, items)
+            worker.credit.have_passed()
+            hurried.rotate(-1)
 
     def clear(self) -> None:
         """The pool gave up: nothing waits any more, and no answer is expected."""
         self._feeds.clear()
+        self._hurried.clear()
         for worker in self.workers:
             worker.chunks.clear()
 
@@ -134,16 +161,17 @@ class Queue:
 
         False if it may have nothing now: it keeps its place, and those behind it wait.
         """
-        feed = self._feeds[0]
-        room = worker.credit.room(worker.link.started, feed.function.id)
-        if room <= 0 or worker.link.congested:
+        feed, link, credit = self._feeds[0], worker.link, worker.credit
+        left, fellows = feed.left, len(self.workers)
+        plenty = left is not None and left > 2 * fellows * credit.slots
+        room = credit.room(link.started, feed.function.id, plenty=plenty)
+        if room <= 0 or link.congested:
             return False
         self._feeds.popleft()
         slots: Slots = ()
-        left = feed.left
         if left is not None:  # known: the other workers get as much
-            room = min(room, -(-left // len(self.workers)))
-        while room > 0 and not worker.link.congested:
+            room = min(room, -(-left // fellows))
+        while room > 0 and not link.congested:
             slots, items = feed.take(room)
             if not slots:
                 break
@@ -158,7 +186,10 @@ class Queue:
 
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
         """
-        payload, count, error = backend.encode_items(items, 0, len(items), CHUNK_BYTES)
+        payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+        if count == len(items):
+            self._send_encoded(worker, feed, slots, items, payload)
+            return count
         if count:
             self._send_encoded(worker, feed, slots[:count], items[:count], payload)
         rest = count
@@ -188,9 +219,9 @@ class Queue:
             )
         ident = worker.credit.sent  # unique for this worker, and it counts in order
         worker.chunks[ident] = Chunk(feed, slots, items, ident)
-        worker.credit.send(len(slots), time.monotonic())
+        worker.credit.send(len(slots), function.id, time.monotonic())
         worker.link.send(
-            Kind.CHUNK,
+            CHUNK,
             flags=feed.mode,
             count=len(slots),
             ident=ident,
@@ -209,9 +240,11 @@ class Queue:
     def on_results(
         self, worker: PoolWorker, ident: int, offset: int, count: int, payload: memoryview
     ) -> None:
-        values, failures = backend.decode_items(payload, count)
+        values, failures = decode_items(payload, count)
         chunk = self._report(worker, ident, offset, count)
-        slots = chunk.slots[offset : offset + count]
+        slots = chunk.slots
+        if count != len(slots):
+            slots = slots[offset : offset + count]
         if not failures:
             chunk.feed.deliver(slots, values, len(payload))
             return
