@@ -34,8 +34,12 @@ class Pace:
         self.backlog = 0
 
     def measure(self, rate: float) -> None:
-        self.rate = (self.rate + rate) / 2 if self.rate else rate
-        self.backlog = min(int(self.rate * HORIZON), max(self.backlog, 1) * GROWTH)
+        if self.rate:
+            rate = (self.rate + rate) / 2
+        self.rate = rate
+        most = self.backlog * GROWTH or GROWTH
+        backlog = int(rate * HORIZON)
+        self.backlog = backlog if backlog < most else most
 
 
 class Credit:
@@ -81,8 +85,10 @@ class Credit:
     def room(self, started: int, function: int, *, plenty: bool = False) -> int:
         """How many tasks of `function` may be sent now, `started` of all being begun (K1-K3)."""
         pace = self._paces.get(function)
-        running = started - self.finished
-        room = max(self.slots - running, self._wanted, 0) - (self.sent - started)
+        free = self.slots - (started - self.finished)
+        if free < self._wanted:
+            free = self._wanted
+        room = (free if free > 0 else 0) - (self.sent - started)
         if pace is not None:
             room += pace.backlog + self.slots - 1 if plenty else pace.backlog
         return min(room, self._lifetime - self.sent) if self._lifetime else room

@@ -219,8 +219,7 @@ class Engine:
         if calls is None:
             calls = queue.calls[function.id] = Calls(function, self._on_answered)
         self._open.add(calls)  # P1
-        calls.add(future, args, kwds)
-        queue.offer(calls)
+        queue.call(calls, future, (args, kwds))
         return future
 
     def cancel_call(self, future: asyncio.Future[Any]) -> None:

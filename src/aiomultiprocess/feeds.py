@@ -74,9 +74,14 @@ class Calls:
         self._open: set[asyncio.Future[Any]] = set()
 
     def add(
-        self, future: asyncio.Future[Any], args: tuple[Any, ...], kwds: dict[str, Any]
+        self, future: asyncio.Future[Any], item: tuple[tuple[Any, ...], dict[str, Any]]
     ) -> None:
-        self._waiting.append((future, (args, kwds)))
+        """One more waits: its arguments and keyword arguments."""
+        self._waiting.append((future, item))
+        self._open.add(future)
+
+    def add_sent(self, future: asyncio.Future[Any]) -> None:
+        """One that does not wait here, but is being sent."""
         self._open.add(future)
 
     @property

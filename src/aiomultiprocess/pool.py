@@ -51,6 +51,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _running_loop = asyncio.get_running_loop
+_process = os.getpid()  # of this process: kept, as to ask for it at every `apply` is not cheap
+
+
+def _after_fork() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
@@ -162,7 +172,7 @@ class Pool:
         self.childconcurrency = max(1, _whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
         self._selection = backends.select(backend)
-        self._pid = os.getpid()
+        self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
         if _loops.running_loop() is not None:
@@ -343,7 +353,7 @@ class Pool:
         if self._closed:
             raise RuntimeError("pool is closed")
         engine = self._engine
-        if engine is None or os.getpid() != self._pid or _running_loop() is not engine.loop:
+        if engine is None or _process != self._pid or _running_loop() is not engine.loop:
             self._check_process()
             engine = self._bind()
         engine.check_open()
@@ -377,10 +387,10 @@ class Pool:
             )
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if _process != self._pid:
             raise RuntimeError(
                 f"this pool belongs to process {self._pid}, this is a forked copy in process "
-                f"{os.getpid()}: make a pool of its own here"
+                f"{_process}: make a pool of its own here"
             )
 
 

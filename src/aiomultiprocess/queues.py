@@ -19,9 +19,9 @@ Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row d
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import backend, remote
@@ -80,11 +80,29 @@ class Queue:
 
     # -- from feeds to workers -----------------------------------------------------------------
 
+    def call(self, calls: Calls, future: asyncio.Future[Any], item: Any) -> None:
+        """Give one `apply` to the workers, directly if nothing waits and one of them is idle.
+
+        An idle worker has room for one task of any function (credit.py, K1), unless it leaves.
+        """
+        if not self._feeds:
+            for worker in self.workers:
+                if not worker.chunks and not worker.leaving and not worker.link.congested:
+                    calls.add_sent(future)
+                    self._send_chunk(worker, calls, (future,), [item])
+                    if worker.credit.spent:
+                        worker.leave()
+                    worker.link.flush()
+                    return
+        calls.add(future, item)
+        if not (self._kicked and calls.queued and calls.hurried):  # else it has been offered
+            self.offer(calls)
+
     def offer(self, feed: Feed) -> None:
         """Put a feed into the line and let workers have it.
 
-        At once if one of them is idle: that is the latency of a lone `apply`. Otherwise in the next
-        turn of the loop, so that calls made together travel together.
+        At once if one of them is idle. Otherwise in the next turn of the loop, so that calls made
+        together travel together.
         """
         if not feed.queued:
             feed.queued = True
@@ -219,7 +237,7 @@ class Queue:
             )
         ident = worker.credit.sent  # unique for this worker, and it counts in order
         worker.chunks[ident] = Chunk(feed, slots, items, ident)
-        worker.credit.send(len(slots), function.id, time.monotonic())
+        worker.credit.send(len(slots), function.id, monotonic())
         worker.link.send(
             CHUNK,
             flags=feed.mode,
@@ -261,8 +279,11 @@ class Queue:
 
     def on_drained(self, worker: PoolWorker) -> None:
         """A batch of answers was heard: adapt the worker's credit and send what it allows."""
-        worker.credit.settle(worker.link.started, time.monotonic())
-        self.serve(worker)
+        worker.credit.settle(worker.link.started, monotonic())
+        if self._feeds:
+            self.serve(worker)
+        else:
+            worker.link.flush()
 
     def on_death(self, worker: PoolWorker) -> None:
         """Q1, Q2: fail what the dead worker had started, return the rest to the feeds."""
@@ -295,10 +316,12 @@ class Queue:
         chunk = worker.chunks.get(ident)
         if chunk is None:
             raise CorruptHeaderError(f"results of chunk {ident}, which this worker does not hold")
-        chunk.report(offset, count)
         worker.credit.report(count, chunk.feed.function.id)
-        if not chunk.left:
-            del worker.chunks[ident]
+        if count != len(chunk.slots) or offset or chunk.left != count:  # not all of it at once
+            chunk.report(offset, count)
+            if chunk.left:
+                return chunk
+        del worker.chunks[ident]
         return chunk
 
 

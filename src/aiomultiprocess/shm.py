@@ -177,8 +177,10 @@ class ShmLink(Endpoint):
     def rung(self) -> None:
         """The bell that this link listens for was rung, for it or for another."""
         assert self._inlet is not None
-        if self._outbox or not self._inlet.asleep():
+        if self._outbox:
             self._turn(self._service)
+        elif not self._inlet.asleep():
+            self._turn(self._drain)
 
     # Sending
 
@@ -226,7 +228,8 @@ class ShmLink(Endpoint):
         if self._closed or self._broken:
             return
         try:
-            self._publish()
+            if self._producer.publish():
+                self._bell.ring()
         except ring.RingCorruptError as error:
             self._break_soon(error)
 
@@ -277,7 +280,8 @@ class ShmLink(Endpoint):
         assert self._inlet is not None
         frames, more = self._inlet.hand_over()
         if frames and not self._closed:
-            self._release()
+            if self._consumer.release():
+                self._bell.ring()
             if self._on_drained is not None:
                 self._on_drained()
         return not self._closed and (more or not self._consumer.sleep())
