@@ -12,8 +12,8 @@ W1  Items are started in the order in which they arrived, over all chunks; the n
 W2  At most `concurrency` items run at once.
 W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
     process takes with it when it dies.
-W4  Items that finish at once are run in bursts of `BURST` nanoseconds, so that timers and sockets of
-    the others are served; results leave in one batch for each turn of the loop.
+W4  Items that finish at once are run in bursts of `BURST` nanoseconds, so that timers and sockets
+    of the others are served; results leave in one batch for each turn of the loop.
 W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
 
 This module is the first that a fresh worker imports: it must stay light.

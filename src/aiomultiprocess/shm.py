@@ -32,7 +32,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .backend import link, ring
+from .backend import link as framing
+from .backend import ring
 from .frames import (
     HEADER,
     HEADER_SIZE,
@@ -138,7 +139,7 @@ class ShmLink(Endpoint):
         self._outbox: deque[Parcel] = deque()
         self._assembly = Assembly()
         self._final_started: int | None = None
-        self._inlet: link.Inlet | None = None  # from start() on
+        self._inlet: framing.Inlet | None = None  # from start() on
 
     @property
     def started(self) -> int:
@@ -162,7 +163,7 @@ class ShmLink(Endpoint):
         on_drained: Callback | None = None,
     ) -> None:
         self._bind(loop, handler, on_room, on_broken, on_drained)
-        self._inlet = link.Inlet(
+        self._inlet = framing.Inlet(
             self._consumer,
             handler,
             self._take_record,
@@ -196,7 +197,7 @@ class ShmLink(Endpoint):
         payload: Sequence[Segment] = (),
     ) -> None:
         try:
-            if not (self._outbox or self._closed or self._broken) and link.write_frame(
+            if not (self._outbox or self._closed or self._broken) and framing.write_frame(
                 self._producer, self._most, kind, flags, count, ident, offset, function, payload
             ):
                 return
