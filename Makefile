@@ -74,7 +74,8 @@ format: $(VENV)/.tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The first run also makes an environment for each peer, below .benchmarks/.
+# The first run also makes an environment for each peer, below .benchmarks/, or in the folder that
+# AIOMULTIPROCESS_BENCHMARKS names, which several checkouts may share.
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick) $(ARGS)
 

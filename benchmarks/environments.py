@@ -33,9 +33,8 @@ def python_of(name: str, requirements: tuple[str, ...]) -> Path:
         raise NotInstalledError(failed.read_text())
     if not ready.exists():
         print(f"installing {', '.join(requirements)}", file=sys.stderr, flush=True)
-        venv.create(folder, clear=True, with_pip=True)
         try:
-            _install(python, requirements)
+            _install(folder, python, requirements)
         except NotInstalledError as error:
             failed.write_text(str(error))
             raise
@@ -43,7 +42,12 @@ def python_of(name: str, requirements: tuple[str, ...]) -> Path:
     return python
 
 
-def _install(python: Path, requirements: tuple[str, ...]) -> None:
+def _install(folder: Path, python: Path, requirements: tuple[str, ...]) -> None:
+    try:
+        venv.create(folder, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        folder.mkdir(parents=True, exist_ok=True)  # where the reason is kept
+        raise NotInstalledError(f"no environment: {error}") from None
     pip = [str(python), "-m", "pip", "install", "--quiet", "--prefer-binary", *requirements]
     try:
         done = subprocess.run(pip, capture_output=True, text=True, timeout=PATIENCE, check=False)

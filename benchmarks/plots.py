@@ -65,6 +65,8 @@ def lines(
 ) -> bool:
     """One line for each peer over `points`: where on the x axis, and the workload."""
     peers = {peer for workload in points.values() for peer in results.get(workload, {})}
+    if not peers:
+        return False
     for peer in (peer for peer in PEERS if peer in peers):
         got = {
             x: figure
@@ -79,7 +81,7 @@ def lines(
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return bool(peers)
+    return True
 
 
 def draw_map(axes: "Axes", results: Results) -> bool:

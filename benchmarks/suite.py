@@ -52,7 +52,7 @@ class Scale:
     size: str  # which of a workload's sizes is the most that is done at a time
 
 
-FULL = Scale(5, 3, seconds=0.25, idle=2.0, too_long=7.0, patience=40.0, size="size")
+FULL = Scale(5, 3, seconds=0.2, idle=1.5, too_long=7.0, patience=40.0, size="size")
 QUICK = Scale(3, 1, seconds=0.08, idle=0.5, too_long=0.5, patience=15.0, size="quick")
 TINY = Scale(1, 1, seconds=0.01, idle=0.1, too_long=0.1, patience=30.0, size="tiny")
 
@@ -131,7 +131,7 @@ class Suite:
         return plan
 
     def _refuse_what_takes_too_long(self, workload: Workload, peer: str, size: int) -> None:
-        known = self.results["ints"].get(peer)
+        known = self.results["ints"].get(peer) if "ints" in self.results else None
         if known and workload in (*BY_ITEMS, *STREAMS):
             seconds = size / median(figures["rate"] for figures in known)
             if seconds > self._scale.too_long:
@@ -234,7 +234,7 @@ def main() -> None:
     if options.quick and not options.peers:
         peers = [peer for peer in peers if peer not in SLOW_STARTERS]
     pythons, missing = find_pythons(peers, options.here)
-    FOLDER.mkdir(exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     suite = Suite(scale, pythons, FOLDER / "runners.log")
     suite.run(workloads)
     found = outcome(suite, scale, missing)

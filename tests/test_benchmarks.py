@@ -79,6 +79,22 @@ def test_the_suite_writes_a_page_with_a_row_for_each_figure(outcome: Path) -> No
 
 
 @needs_process_groups
+def test_a_peer_that_cannot_run_is_listed_and_the_others_are_measured(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "from suite import TINY, Suite\nfrom workloads import WORKLOADS\n"
+        "pythons = {'executor': '/no/python', 'memcpy': sys.executable}\n"
+        "pythons = {peer: pathlib.Path(python) for peer, python in pythons.items()}\n"
+        "suite = Suite(TINY, pythons, pathlib.Path(sys.argv[1]))\n"
+        "suite.run([WORKLOADS['bytes_64k']])\n"
+        "print(*suite.failures, *suite.results['bytes_64k'])\n"
+    )
+    assert run(script, tmp_path / "log") == "('bytes_64k', 'executor') memcpy\n"
+
+
+@needs_process_groups
 def test_the_table_of_the_readme_goes_between_its_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
