@@ -533,4 +533,13 @@ static inline void amp_awake(struct amp_consumer *c)
     atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst);
 }
 
+/* Whether the consumer's last amp_sleep still holds: no producer has come to ring since. Then there
+ * is nothing to do, whoever else was rung by the same bell: a producer that publishes from now on
+ * will find the 1 and ring. Relaxed: a 1 is acted on by doing nothing, and after a 0 amp_read looks
+ * at the tail with an acquire of its own. */
+static inline bool amp_asleep(const struct amp_consumer *c)
+{
+    return !c->fault && atomic_load_explicit(&c->shared->sleeping, memory_order_relaxed) != 0;
+}
+
 #endif /* AMP_RING_H */

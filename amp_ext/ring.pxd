@@ -78,6 +78,7 @@ cdef extern from "ring.h" nogil:
     bint amp_release(amp_consumer *c)
     bint amp_sleep(amp_consumer *c)
     void amp_awake(amp_consumer *c)
+    bint amp_asleep(const amp_consumer *c)
 
 
 @cython.final

@@ -4,6 +4,7 @@ The installed package is tested, with the extension where it is required; nothin
 test that asks for `backend` or `start_method` runs once for each of them.
 """
 
+import asyncio
 import gc
 import inspect
 import multiprocessing
@@ -51,6 +52,8 @@ def pytest_configure() -> None:
             "install the package with a C compiler at hand (`make test` does)"
         )
     leaks.adopt_orphans()
+    if sys.platform == "win32":  # pools want selector loops, and the default there is another
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     # A job that a shell started in the background ignores SIGINT, and so would all our scripts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # spawned workers import the parent's main module: without this, each would import pytest

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -222,6 +224,9 @@ def die(way: str) -> None:
         os._exit(7)
     if way == "SIGSEGV":
         forget_core_dumps()
+    if way == "crash":
+        forget_core_dumps()
+        faulthandler._sigsegv()  # type: ignore[attr-defined]  # CPython's own tests use it
     os.kill(os.getpid(), getattr(signal, way))
 
 
@@ -236,6 +241,71 @@ async def die_at(bad: int, way: str, value: int) -> int:
         await asyncio.sleep(0.05)  # results of tasks before this one leave first
         die(way)
         await asyncio.Event().wait()  # until SIGTERM is heard
+    return value
+
+
+class Point:
+    """A result that has to be pickled."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SIZES = {"large": 20_000, "huge": 300_000}  # bytes: a few fit a journal, none does
+
+
+def answer(kind: str, value: int) -> Any:
+    """A result of a kind that travels in a way of its own; an error is raised."""
+    if kind == "error" or (kind == "mixed" and value % 3 == 1):
+        raise LookupError(value)
+    if kind == "pickle" or (kind == "mixed" and value % 3 == 2):
+        return Point(value)
+    if kind == "dict":
+        return {"id": value, "name": f"number {value}", "tags": [value, None, 0.5]}
+    if kind in SIZES:
+        return bytes([value]) * SIZES[kind]
+    return str(value) if kind == "mixed" else value * 1000
+
+
+def die_among(deadly: list[int], way: str, kind: str, value: int) -> Any:
+    """Finish at once, or take the process along."""
+    if value in deadly:
+        die(way)
+    return answer(kind, value)
+
+
+async def die_among_coroutines(deadly: list[int], way: str, kind: str, value: int) -> Any:
+    return die_among(deadly, way, kind, value)
+
+
+_waiting: list[asyncio.Future[None]] = []
+
+
+async def die_among_suspended(deadly: list[int], count: int, kind: str, value: int) -> Any:
+    """Wait for `count` of this worker, then all go on in one turn of the loop, in order.
+
+    The last one need not wait, it finishes before the others.
+    """
+    future = asyncio.get_running_loop().create_future()
+    _waiting.append(future)
+    if len(_waiting) == count:
+        for waiter in _waiting:
+            waiter.set_result(None)
+    await future
+    return die_among(deadly, "SIGKILL", kind, value)
+
+
+def die_with_a_spoiled_journal(deadly: list[int], damage: bytes, at: int, value: int) -> int:
+    if value in deadly:
+        links = [one for one in gc.get_objects() if type(one).__name__ in ("ShmLink", "PipeLink")]
+        (link,) = links
+        link.journal[at : at + len(damage)] = damage
+        die("SIGKILL")
     return value
 
 

@@ -125,10 +125,9 @@ async def test_worker_returns_even_base_exceptions(error: BaseException) -> None
 
 @pytest.mark.row("B13")
 @posix
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-async def test_a_worker_killed_by_a_signal_is_lost(
-    start_method: str, signum: signal.Signals
-) -> None:
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGTERM"])
+async def test_a_worker_killed_by_a_signal_is_lost(start_method: str, name: str) -> None:
+    signum = signal.Signals[name]
     worker = Worker(target=targets.kill_self, args=(signum,))
     with pytest.raises(
         WorkerLostError, match=f"killed by {signum.name} during .*kill_self"

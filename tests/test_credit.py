@@ -13,37 +13,37 @@ def report(credit: Credit, count: int, started: int, now: float) -> None:
 def test_nothing_waits_behind_a_task_of_which_nothing_is_known() -> None:
     credit = Credit(concurrency=16, lifetime=0)
     assert credit.room(0, FUNCTION) == 1
-    credit.send(1, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
     assert credit.room(0, FUNCTION) == 0  # not begun
     assert credit.room(1, FUNCTION) == 0  # begun, and still running
 
 
 def test_nothing_waits_behind_a_task_that_takes_longer_than_the_horizon() -> None:
     credit = Credit(concurrency=16, lifetime=0)
-    credit.send(1, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=2 * HORIZON)
-    credit.send(1, now=2 * HORIZON)
+    credit.send(1, FUNCTION, now=2 * HORIZON)
     assert credit.room(2, FUNCTION) == 0
 
 
 def test_a_worker_with_free_slots_gets_as_many() -> None:
     credit = Credit(concurrency=16, lifetime=0)
-    credit.send(1, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
     credit.want(15)
     assert credit.room(1, FUNCTION) == 15
-    credit.send(10, now=0.0)
+    credit.send(10, FUNCTION, now=0.0)
     assert credit.room(11, FUNCTION) == 5
 
 
 def test_quick_tasks_travel_by_the_thousand_but_not_after_one_measurement() -> None:
     credit = Credit(concurrency=16, lifetime=0)
-    credit.send(1, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
     assert credit.room(1, FUNCTION) == GROWTH + 1
     now = 1e-6
     for _ in range(4):
         count = credit.room(credit.sent, FUNCTION)
-        credit.send(count, now)
+        credit.send(count, FUNCTION, now)
         now += count * 1e-6
         report(credit, count, started=credit.sent, now=now)
     assert 1000 < credit.room(credit.sent, FUNCTION) <= HORIZON / 1e-6 + 16
@@ -51,7 +51,7 @@ def test_quick_tasks_travel_by_the_thousand_but_not_after_one_measurement() -> N
 
 def test_what_was_learned_of_one_function_is_not_believed_of_another() -> None:
     credit = Credit(concurrency=1, lifetime=0)
-    credit.send(1, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
     assert credit.room(1, FUNCTION) > 1
     assert credit.room(1, OTHER) == 1
@@ -61,6 +61,73 @@ def test_a_worker_gets_no_more_tasks_than_its_lifetime() -> None:
     credit = Credit(concurrency=16, lifetime=3)
     credit.want(16)
     assert credit.room(0, FUNCTION) == 3
-    credit.send(3, now=0.0)
+    credit.send(3, FUNCTION, now=0.0)
     assert credit.spent
     assert credit.room(3, FUNCTION) <= 0
+
+
+def waiting_side_by_side(concurrency: int) -> Credit:
+    """A worker that was seen to run as many tasks as it may, all of which end after a while."""
+    credit = Credit(concurrency, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.want(concurrency - 1)
+    credit.send(concurrency - 1, FUNCTION, now=0.0)
+    report(credit, concurrency, started=concurrency, now=1.0)
+    credit.send(concurrency, FUNCTION, now=1.0)
+    return credit
+
+
+def test_tasks_that_wait_side_by_side_have_successors_at_hand_while_there_is_plenty() -> None:
+    credit = waiting_side_by_side(16)
+    assert credit.room(32, FUNCTION) == 0  # all 16 run, and nothing waits behind them
+    assert credit.room(32, FUNCTION, plenty=True) == 15
+    credit.send(15, FUNCTION, now=1.0)
+    assert credit.room(32, FUNCTION, plenty=True) == 0
+
+
+def test_plenty_is_nothing_to_a_function_of_which_nothing_is_known() -> None:
+    credit = waiting_side_by_side(16)
+    assert credit.room(32, OTHER, plenty=True) == 0
+
+
+def with_backlog() -> Credit:
+    """A worker behind whose running tasks a backlog of quick ones waits."""
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    credit.send(credit.room(1, FUNCTION), FUNCTION, now=1e-6)
+    assert credit.room(1, FUNCTION) <= 0
+    return credit
+
+
+def test_one_call_of_which_nothing_is_known_passes_a_backlog() -> None:
+    credit = with_backlog()
+    assert credit.room(1, OTHER) <= 0
+    assert credit.passing(1, OTHER) == 1
+
+
+def test_a_few_quick_calls_pass_a_backlog() -> None:
+    assert with_backlog().passing(1, FUNCTION) == 16
+
+
+def test_the_next_calls_pass_when_the_last_ones_have_begun() -> None:
+    credit = with_backlog()
+    credit.send(16, FUNCTION, now=1e-6)
+    credit.have_passed()
+    assert credit.passing(credit.sent - 1, FUNCTION) == 0
+    assert credit.passing(credit.sent, FUNCTION) == 16
+
+
+def test_no_call_passes_tasks_that_may_take_long() -> None:
+    credit = with_backlog()
+    credit.send(1, OTHER, now=1e-6)
+    credit.have_passed()
+    assert credit.passing(credit.sent, FUNCTION) == 0
+
+
+def test_no_call_passes_beyond_a_lifetime() -> None:
+    credit = Credit(concurrency=16, lifetime=4)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    credit.send(1, FUNCTION, now=1e-6)
+    assert credit.passing(1, FUNCTION) == 2

@@ -6,9 +6,7 @@ R1 to R10 are the invariants of amp_ext/ring.h, L1 and L2 those of amp_ext/ring.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -19,6 +17,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("amp_ext.ring", reason="the ring is part of the extension")
+
+import fcntl
+import resource
 
 import ring_support
 from amp_ext.ring import (

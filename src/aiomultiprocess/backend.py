@@ -2,8 +2,7 @@
 
 `amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
 of items, the journal and the watchdog thread. Without it their Python counterparts do the same,
-byte for byte on the wire, so that a parent and a worker of different builds still understand each
-other.
+byte for byte, so that a parent and a worker of different builds still understand each other.
 
 `select` chooses the transport of a pool: what the caller asks for, else what the environment
 variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
@@ -21,6 +20,7 @@ from .transport import Backend
 
 if TYPE_CHECKING:
     # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import link as link
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     _watchdog: Any
 else:
     try:
-        from amp_ext import ring
+        from amp_ext import link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
         from amp_ext.driver import Driver
@@ -46,7 +46,7 @@ else:
         from .journal import Journal
         from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
-        ring = _watchdog = None
+        link = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
 
 __all__ = [

@@ -12,8 +12,8 @@ W1  Items are started in the order in which they arrived, over all chunks; the n
 W2  At most `concurrency` items run at once.
 W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
     process takes with it when it dies.
-W4  Items that finish at once are run in bursts of `BURST` seconds, so that timers and sockets of
-    the others are served; results leave in one batch for each turn of the loop.
+W4  Items that finish at once are run in bursts of `BURST` nanoseconds, so that timers and sockets
+    of the others are served; results leave in one batch for each turn of the loop.
 W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
 W6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
     published, before code of another item is run. An answer that fits neither, for lack of room in
@@ -40,7 +40,9 @@ from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
 
-BURST = 0.002  # seconds
+BURST = 500_000  # nanoseconds, several to credit.HORIZON: answers leave while there is more to run
+CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
+MODES = len(Mode)
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
 
 #: What helps where a function cannot be had; CPython says which one.
@@ -95,8 +97,8 @@ def main(spec: WorkerSpec) -> None:
         engine.run(spec.initializer, spec.initargs)
     finally:
         engine.close()
-        _loops.close_loop(loop)
-        link.close()
+        _loops.close_loop(loop)  # may end items, which are still answered
+        engine.close_link()
     if engine.terminated:
         die_of(signal.SIGTERM)
     if engine.broken:
@@ -236,7 +238,11 @@ class WorkerEngine:
         """Give up what only running items need."""
         if self._starter is not None:
             self._starter.close()
+
+    def close_link(self) -> None:
+        """Give up the link, and first the memory of its that is used here."""
         self._journal.close()
+        self._link.close()
 
     def _terminate(self) -> None:
         """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
@@ -267,7 +273,7 @@ class WorkerEngine:
         function: int,
         payload: memoryview,
     ) -> None:
-        if kind == Kind.CHUNK:
+        if kind == CHUNK:
             self._on_chunk(flags, count, ident, function, payload)
         elif kind == Kind.FUNCTION:
             self._functions[function] = Stateful(payload) if flags else load_function(payload)
@@ -285,6 +291,8 @@ class WorkerEngine:
     ) -> None:
         if self.terminated or self.broken:
             return
+        if mode >= MODES:
+            raise CorruptHeaderError(f"a chunk of mode {mode}")
         items, failures = backend.decode_items(payload, count)
         func = self._functions[function]
         self._chunks.append(Chunk(ident, mode, func, items, failures or {}))
@@ -313,7 +321,7 @@ class WorkerEngine:
     def _turn(self) -> None:
         """Start what may be started, then send what there is to send."""
         chunks, link = self._chunks, self._link
-        deadline = time.monotonic_ns() + int(BURST * 1e9)
+        deadline = time.monotonic_ns() + BURST
         while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
             if not self._advance(chunks[0], deadline):
                 self._schedule_turn()  # W4
@@ -329,12 +337,12 @@ class WorkerEngine:
         """Start items of a chunk up to the first that suspends or fails; False: out of time."""
         at = chunk.next
         if at in chunk.failures:
-            mode, func = Mode.MAP, raise_error
+            mode, func = int(Mode.MAP), raise_error
             items: list[Any] = chunk.items
             items[at] = chunk.failures.pop(at)
             stop = at + 1
         else:
-            mode, func, items = Mode(chunk.mode), chunk.func, chunk.items
+            mode, func, items = chunk.mode, chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
         assert self._starter is not None  # there are no chunks before
         journal = self._journal

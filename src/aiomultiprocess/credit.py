@@ -5,16 +5,22 @@ behind them: as many as the worker starts in `HORIZON` seconds, by the rate meas
 function in question. So trivial tasks travel by the thousand; behind a task that takes longer than
 that, or of which nothing is known yet, nothing waits while another worker may be idle; and the tail
 of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running side by
-side: `_slots` follows how many did, and a worker that has free slots and nothing to start says so
+side: `slots` follows how many did, and a worker that has free slots and nothing to start says so
 (frame WANT).
 
 K1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
 K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
+K3  of a function that is known, as many more may wait as were seen to run side by side, if the
+    caller says that there is plenty left for everybody: when all slots become free in one turn, the
+    next are there. At the tail of a map there is not plenty, and K1 holds.
+K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
+    begun, as many calls as begin within `HORIZON` (at least one, at most `concurrency`) may wait
+    behind them; the next when all of these have begun.
 """
 
 from __future__ import annotations
 
-HORIZON = 0.004  # seconds of work that may wait at a worker
+HORIZON = 0.002  # seconds of work that may wait at a worker
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -28,8 +34,12 @@ class Pace:
         self.backlog = 0
 
     def measure(self, rate: float) -> None:
-        self.rate = (self.rate + rate) / 2 if self.rate else rate
-        self.backlog = min(int(self.rate * HORIZON), max(self.backlog, 1) * GROWTH)
+        if self.rate:
+            rate = (self.rate + rate) / 2
+        self.rate = rate
+        most = self.backlog * GROWTH or GROWTH
+        backlog = int(rate * HORIZON)
+        self.backlog = backlog if backlog < most else most
 
 
 class Credit:
@@ -40,11 +50,13 @@ class Credit:
         "_concurrency",
         "_lifetime",
         "_paces",
+        "_passed",
+        "_recent",
         "_reported",
-        "_slots",
         "_wanted",
         "finished",
         "sent",
+        "slots",
     )
 
     def __init__(self, concurrency: int, lifetime: int) -> None:
@@ -53,8 +65,10 @@ class Credit:
         self._paces: dict[int, Pace] = {}  # by function
         self._reported: dict[int, int] = {}  # by function, since the last settle()
         self._busy_since = 0.0
-        self._slots = 1  # how many tasks were seen to run side by side
+        self.slots = 1  # how many tasks were seen to run side by side
         self._wanted = 0
+        self._recent = 0  # the function of those that were sent last
+        self._passed = 0  # number of the last call that passed, and of all before it
         self.sent = 0
         self.finished = 0
 
@@ -68,20 +82,38 @@ class Credit:
         """K2: this worker gets no more tasks."""
         return bool(self._lifetime) and self.sent >= self._lifetime
 
-    def room(self, started: int, function: int) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (K1, K2)."""
+    def room(self, started: int, function: int, *, plenty: bool = False) -> int:
+        """How many tasks of `function` may be sent now, `started` of all being begun (K1-K3)."""
         pace = self._paces.get(function)
-        running = started - self.finished
-        free = max(self._slots - running, self._wanted, 0)
-        room = (pace.backlog if pace else 0) + free - (self.sent - started)
+        free = self.slots - (started - self.finished)
+        if free < self._wanted:
+            free = self._wanted
+        room = (free if free > 0 else 0) - (self.sent - started)
+        if pace is not None:
+            room += pace.backlog + self.slots - 1 if plenty else pace.backlog
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
-    def send(self, count: int, now: float) -> None:
-        """`count` tasks are on their way."""
+    def passing(self, started: int, function: int) -> int:
+        """How many calls of `function` may be sent beyond that (K4, K2)."""
+        recent = self._paces.get(self._recent)
+        if started < self._passed or recent is None or not recent.backlog:
+            return 0
+        pace = self._paces.get(function)
+        room = min(max(pace.backlog, 1), self._concurrency) if pace else 1
+        return min(room, self._lifetime - self.sent) if self._lifetime else room
+
+    def send(self, count: int, function: int, now: float) -> None:
+        """`count` tasks of `function` are on their way."""
         if self.sent == self.finished:
             self._busy_since = now
         self.sent += count
-        self._wanted -= min(count, self._wanted)
+        self._recent = function
+        if self._wanted:
+            self._wanted -= min(count, self._wanted)
+
+    def have_passed(self) -> None:
+        """The last that were sent were calls that passed."""
+        self._passed = self.sent
 
     def want(self, free: int) -> None:
         """The worker has `free` slots and nothing to put into them."""
@@ -95,15 +127,19 @@ class Credit:
         """A batch of reports is over: adapt slots and backlogs to it."""
         if not self._reported:
             return
-        reported, self._reported = self._reported, {}
+        count = sum(self._reported.values())
+        slots = self.slots
         together = min(started - self.finished, self._concurrency)
-        self._slots = max(together, self._slots - 1 - self._slots // 8, 1)
-        count = sum(reported.values())
+        self.slots = max(together, slots - 1 - slots // 8, 1)
         self.finished += count
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
-            for function in reported:
-                self._paces.setdefault(function, Pace()).measure(count / elapsed)
+            for function in self._reported:
+                pace = self._paces.get(function)
+                if pace is None:
+                    pace = self._paces[function] = Pace()
+                pace.measure(count / elapsed)
+        self._reported.clear()
 
     def forget(self, function: int) -> None:
         """No task of `function` will come any more."""

@@ -21,7 +21,7 @@ import itertools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -37,6 +37,7 @@ from .types import PoolTerminatedError, QueueID, TaskID, WorkerLostError
 from .workers import PoolWorker, WorkerOptions
 
 START_ATTEMPTS = 3
+RESULTS = int(Kind.RESULTS)  # to compare with an enum's member takes longer than the rest
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Engine:
         scheduler: Scheduler,
     ) -> None:
         self.loop = loop
+        self._new_future = loop.create_future
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
         self.workers: dict[PoolWorker, QueueID] = {}
@@ -70,6 +72,7 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[Calls | Job] = set()
+        self._settled = False  # it is broken or terminated
         self._ever_ready = False
         self._failed_starts = 0
         self._reason: BaseException | None = None
@@ -125,9 +128,9 @@ class Engine:
             function: int,
             payload: memoryview,
         ) -> None:
-            if self.state in (State.BROKEN, State.TERMINATED):
+            if self._settled:
                 return  # everything is settled already
-            if kind == Kind.RESULTS:
+            if kind == RESULTS:
                 queue.on_results(worker, ident, offset, count, payload)
             elif kind == Kind.ERROR:
                 queue.on_error(worker, ident, offset, payload)
@@ -204,13 +207,13 @@ class Engine:
     def submit_call(
         self,
         func: Callable[..., Any],
-        args: Sequence[Any],
+        args: tuple[Any, ...],
         kwds: dict[str, Any],
         retries: int = 0,
     ) -> asyncio.Future[Any]:
         """Give one `apply` to the workers; the future is its result."""
         function = self.functions.of(func)
-        future: asyncio.Future[Any] = self.loop.create_future()
+        future: asyncio.Future[Any] = self._new_future()
         queue = self._only
         if queue is None:
             tid = TaskID(next(self._task_ids))
@@ -218,10 +221,11 @@ class Engine:
             future.add_done_callback(lambda _: self._complete(tid))
         calls = queue.calls.get(function.id)
         if calls is None:
-            calls = queue.calls[function.id] = Calls(function, self.on_settled)
-            self._open.add(calls)
-        calls.add(future, args, kwds, retries)
-        queue.offer(calls)
+            calls = queue.calls[function.id] = Calls(function, self._on_answered)
+        self._open.add(calls)  # P1
+        if retries:
+            calls.allow(future, retries)
+        queue.call(calls, future, (args, kwds))
         return future
 
     def cancel_call(self, future: asyncio.Future[Any]) -> None:
@@ -262,6 +266,13 @@ class Engine:
         for queue in self.queues.values():
             queue.forget(feed, feed.function)
         self._check_finished()
+
+    def _on_answered(self, calls: Calls) -> None:
+        """All `apply` of a function are settled. It stays known if there can be more of it."""
+        if calls.function.permanent and self.state is State.OPEN:
+            self._open.discard(calls)
+        else:
+            self.on_settled(calls)
 
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
         tid = TaskID(next(self._task_ids))
@@ -335,6 +346,7 @@ class Engine:
     def _kill(self) -> None:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
+        self._settled = True
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
@@ -348,6 +360,7 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
+        self._settled = True
         feeds, self._open = self._open, set()
         for queue in self.queues.values():
             queue.clear()

@@ -73,22 +73,27 @@ class Calls:
     def __init__(self, function: Function, on_done: Callable[[Calls], None]) -> None:
         self.function = function
         self.queued = False
+        self.hurried = False
+        """Whether it stands among those that may pass; owned by the queue."""
         self._on_done = on_done
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._open: set[asyncio.Future[Any]] = set()
         self._retries: dict[asyncio.Future[Any], int] = {}  # of those that may run again
 
     def add(
-        self,
-        future: asyncio.Future[Any],
-        args: Sequence[Any],
-        kwds: dict[str, Any],
-        retries: int = 0,
+        self, future: asyncio.Future[Any], item: tuple[tuple[Any, ...], dict[str, Any]]
     ) -> None:
-        self._waiting.append((future, (tuple(args), kwds)))
+        """One more waits: its arguments and keyword arguments."""
+        self._waiting.append((future, item))
         self._open.add(future)
-        if retries:
-            self._retries[future] = retries
+
+    def add_sent(self, future: asyncio.Future[Any]) -> None:
+        """One that does not wait here, but is being sent."""
+        self._open.add(future)
+
+    def allow(self, future: asyncio.Future[Any], retries: int) -> None:
+        """One that may run again, so many times at most."""
+        self._retries[future] = retries
 
     @property
     def left(self) -> int:
@@ -97,8 +102,9 @@ class Calls:
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         futures: list[asyncio.Future[Any]] = []
         items: list[Any] = []
-        while self._waiting and len(futures) < n:
-            future, item = self._waiting.popleft()
+        waiting = self._waiting
+        while waiting and len(futures) < n:
+            future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
                 self._settle(future)
             else:
@@ -113,10 +119,15 @@ class Calls:
         return 0 if slot.done() else self._retries.get(slot, 0)
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        still_open = self._open
         for future, value in zip(slots, values, strict=True):
             if not future.done():
                 future.set_result(value)
-            self._settle(future)
+            still_open.discard(future)
+            if self._retries:
+                self._retries.pop(future, None)
+        if not still_open:
+            self._on_done(self)
 
     def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
         if not slot.done():

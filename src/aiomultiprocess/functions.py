@@ -41,7 +41,9 @@ class FunctionTable:
     def __init__(self, dumps: Callable[[object], bytes]) -> None:
         self._dumps = dumps
         self._ids = itertools.count(1)
-        self._known: weakref.WeakKeyDictionary[Any, Function] = weakref.WeakKeyDictionary()
+        # by the address of a plain function, as long as that lives: a WeakKeyDictionary takes
+        # several times as long, at every `apply`
+        self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
     def of(self, func: Callable[..., Any]) -> Function:
         """The number and pickle of `func`.
@@ -49,15 +51,23 @@ class FunctionTable:
         Raises TypeError for something that is not callable or is an async generator function, and
         pickle.PicklingError for a callable that a worker could not import.
         """
-        if is_plain(func):
-            known = self._known.get(func)
-            if known is not None:
-                return known
+        known = self._known.get(id(func))
+        if known is not None and known[0]() is func:
+            return known[1]
         check_callable(func)
         function = Function(next(self._ids), func, self._pickle(func))
         if function.permanent:
-            self._known[func] = function
+            self._remember(func, function)
         return function
+
+    def _remember(self, func: Callable[..., Any], function: Function) -> None:
+        key, known = id(func), self._known
+
+        def forget(ref: weakref.ref[Any]) -> None:
+            if known.get(key, (None,))[0] is ref:  # else another has its address by now
+                del known[key]
+
+        known[key] = weakref.ref(func, forget), function
 
     def _pickle(self, func: Callable[..., Any]) -> bytes:
         try:

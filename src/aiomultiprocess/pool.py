@@ -50,6 +50,18 @@ __all__ = [
 T = TypeVar("T")
 R = TypeVar("R")
 
+_running_loop = asyncio.get_running_loop
+_process = os.getpid()  # of this process: kept, as to ask for it at every `apply` is not cheap
+
+
+def _after_fork() -> None:
+    global _process
+    _process = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 
 class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     """The results of one `map` or `starmap`.
@@ -160,7 +172,7 @@ class Pool:
         self.childconcurrency = max(1, _whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
         self._selection = backends.select(backend)
-        self._pid = os.getpid()
+        self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
         if _loops.running_loop() is not None:
@@ -247,9 +259,10 @@ class Pool:
         engine = self._use()
         if type(retries) is not int or retries < 0:
             retries = _natural("retries", retries)
-        if args is not None and not isinstance(args, Iterable):
-            raise TypeError(f"args must be a sequence of arguments, got {args!r}")
-        args = () if args is None else tuple(args)
+        if type(args) is not tuple:
+            if args is not None and not isinstance(args, Iterable):
+                raise TypeError(f"args must be a sequence of arguments, got {args!r}")
+            args = () if args is None else tuple(args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
         future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
@@ -381,8 +394,10 @@ class Pool:
         """The engine, for one more call."""
         if self._closed:
             raise RuntimeError("pool is closed")
-        self._check_process()
-        engine = self._bind()
+        engine = self._engine
+        if engine is None or _process != self._pid or _running_loop() is not engine.loop:
+            self._check_process()
+            engine = self._bind()
         engine.check_open()
         return engine
 
@@ -414,10 +429,10 @@ class Pool:
             )
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if _process != self._pid:
             raise RuntimeError(
                 f"this pool belongs to process {self._pid}, this is a forked copy in process "
-                f"{os.getpid()}: make a pool of its own here"
+                f"{_process}: make a pool of its own here"
             )
 
 

@@ -13,7 +13,8 @@ Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settl
     each offset that was reported; the death of its worker settles or returns the others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
     that was started has failed, unless its caller said that it may run again (suspects.py).
-Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
+Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
+    while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
     they had not begun, receiving it is what kills them, and its tasks are lost as if started.
 Q5  What a dead worker had finished is not lost: its journal is heard after its link. What was
@@ -24,9 +25,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import backend, journal, remote
@@ -39,8 +40,11 @@ from .types import ProxyException, WorkerLostError
 if TYPE_CHECKING:
     from .workers import PoolWorker
 
+decode_items, encode_items = backend.decode_items, backend.encode_items
+
 CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
 DEATHS_BEFORE_START = 3
+CHUNK = int(Kind.CHUNK)
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class Chunk:
     def report(self, offset: int, count: int) -> None:
         """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
         end = offset + count
-        if end > len(self.done) or any(self.done[offset:end]):
+        if end > len(self.done) or self.done.find(1, offset, end) >= 0:
             raise CorruptHeaderError(f"tasks {offset} to {end} of {len(self.done)} reported again")
         self.done[offset:end] = b"\1" * count
         self.left -= count
@@ -76,31 +80,54 @@ class Queue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
-        self.calls: dict[int, Calls] = {}  # waiting `apply`, by the id of their function
+        self.calls: dict[int, Calls] = {}  # the `apply` of each function, by its id
         self.suspects = Suspects()
         self._feeds: deque[Feed] = deque()
         self._loop = loop
+        self._hurried: deque[Calls] = deque()  # calls that may pass, if they still wait
         self._kicked = False
         self._deaths = 0  # of workers that had work and had begun none of it, in a row
 
     # -- from feeds to workers -----------------------------------------------------------------
 
+    def call(self, calls: Calls, future: asyncio.Future[Any], item: Any) -> None:
+        """Give one `apply` to the workers, directly if nothing waits and one of them is idle.
+
+        An idle worker has room for one task of any function (credit.py, K1), unless it leaves.
+        """
+        if not self._feeds and not self.suspects.unsettled:
+            for worker in self.workers:
+                if not worker.chunks and not worker.leaving and not worker.link.congested:
+                    calls.add_sent(future)
+                    self._send_chunk(worker, calls, (future,), [item])
+                    if worker.credit.spent:
+                        worker.leave()
+                    worker.link.flush()
+                    return
+        calls.add(future, item)
+        if not (self._kicked and calls.queued and calls.hurried):  # else it has been offered
+            self.offer(calls)
+
     def offer(self, feed: Feed) -> None:
         """Put a feed into the line and let workers have it.
 
-        At once if one of them is idle: that is the latency of a lone `apply`. Otherwise in the next
-        turn of the loop, so that calls made together travel together.
+        At once if one of them is idle. Otherwise in the next turn of the loop, so that calls made
+        together travel together.
         """
         if not feed.queued:
             feed.queued = True
             self._feeds.append(feed)
-        if self._kicked:
-            return
-        idle = next((worker for worker in self.workers if not worker.chunks), None)
-        if idle is not None:
-            self.serve(idle)
-        if self._feeds:
+        if not self._kicked:
+            for worker in self.workers:
+                if not worker.chunks:
+                    self.serve(worker)
+                    break
+            if not self._feeds:
+                return
             self._kick_soon()
+        if isinstance(feed, Calls) and not feed.hurried:
+            feed.hurried = True
+            self._hurried.append(feed)
 
     def _kick_soon(self) -> None:
         if not self._kicked:
@@ -119,18 +146,36 @@ class Queue:
         """Send one worker as much as it has credit for."""
         if self.suspects.unsettled and self._serve_suspect(worker):
             return
-        link, credit = worker.link, worker.credit
-        for _ in range(len(self._feeds)):  # each once: the other workers have a share in it too
-            if worker.leaving or not self._feeds or not self._serve_next(worker):
-                break
-        if credit.spent:
-            worker.leave()
-        link.flush()
+        if self._feeds and not worker.leaving:
+            for _ in range(len(self._feeds)):  # each once: others have a share in it too
+                if not self._feeds or not self._serve_next(worker):
+                    break
+            if self._hurried:
+                self._let_calls_pass(worker)
+            if worker.credit.spent:
+                worker.leave()
+        worker.link.flush()
+
+    def _let_calls_pass(self, worker: PoolWorker) -> None:
+        """Q3: send calls to a worker that has no room for those whose turn it is."""
+        hurried = self._hurried
+        while hurried and not hurried[0].left:
+            hurried.popleft().hurried = False
+        if not hurried or worker.link.congested:
+            return
+        calls = hurried[0]
+        room = worker.credit.passing(worker.link.started, calls.function.id)
+        slots, items = calls.take(room)
+        if slots:
+            self._send_chunk(worker, calls, slots, items)
+            worker.credit.have_passed()
+            hurried.rotate(-1)
 
     def clear(self) -> None:
         """The pool gave up: nothing waits any more, and no answer is expected."""
         self._feeds.clear()
         self.suspects.clear()
+        self._hurried.clear()
         for worker in self.workers:
             worker.chunks.clear()
 
@@ -161,16 +206,17 @@ class Queue:
 
         False if it may have nothing now: it keeps its place, and those behind it wait.
         """
-        feed = self._feeds[0]
-        room = worker.credit.room(worker.link.started, feed.function.id)
-        if room <= 0 or worker.link.congested:
+        feed, link, credit = self._feeds[0], worker.link, worker.credit
+        left, fellows = feed.left, len(self.workers)
+        plenty = left is not None and left > 2 * fellows * credit.slots
+        room = credit.room(link.started, feed.function.id, plenty=plenty)
+        if room <= 0 or link.congested:
             return False
         self._feeds.popleft()
         slots: Slots = ()
-        left = feed.left
         if left is not None:  # known: the other workers get as much
-            room = min(room, -(-left // len(self.workers)))
-        while room > 0 and not worker.link.congested:
+            room = min(room, -(-left // fellows))
+        while room > 0 and not link.congested:
             slots, items = feed.take(room)
             if not slots:
                 break
@@ -187,7 +233,10 @@ class Queue:
 
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
         """
-        payload, count, error = backend.encode_items(items, 0, len(items), CHUNK_BYTES)
+        payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+        if count == len(items):
+            self._send_encoded(worker, feed, slots, items, payload)
+            return count
         if count:
             self._send_encoded(worker, feed, slots[:count], items[:count], payload)
         rest = count
@@ -217,9 +266,9 @@ class Queue:
             )
         ident = worker.credit.sent  # unique for this worker, and it counts in order
         worker.chunks[ident] = Chunk(feed, slots, items, ident)
-        worker.credit.send(len(slots), time.monotonic())
+        worker.credit.send(len(slots), function.id, monotonic())
         worker.link.send(
-            Kind.CHUNK,
+            CHUNK,
             flags=feed.mode,
             count=len(slots),
             ident=ident,
@@ -238,9 +287,11 @@ class Queue:
     def on_results(
         self, worker: PoolWorker, ident: int, offset: int, count: int, payload: memoryview
     ) -> None:
-        values, failures = backend.decode_items(payload, count)
+        values, failures = decode_items(payload, count)
         chunk = self._report(worker, ident, offset, count)
-        slots = chunk.slots[offset : offset + count]
+        slots = chunk.slots
+        if count != len(slots):
+            slots = slots[offset : offset + count]
         if not failures:
             chunk.feed.deliver(slots, values, len(payload))
             return
@@ -257,8 +308,11 @@ class Queue:
 
     def on_drained(self, worker: PoolWorker) -> None:
         """A batch of answers was heard: adapt the worker's credit and send what it allows."""
-        worker.credit.settle(worker.link.started, time.monotonic())
-        self.serve(worker)
+        worker.credit.settle(worker.link.started, monotonic())
+        if self._feeds or self.suspects.unsettled:
+            self.serve(worker)
+        else:
+            worker.link.flush()
 
     def on_death(self, worker: PoolWorker) -> None:
         """Q1, Q2: what the dead worker had started is lost, the rest returns to the feeds."""
@@ -329,10 +383,12 @@ class Queue:
         chunk = worker.chunks.get(ident)
         if chunk is None:
             raise CorruptHeaderError(f"results of chunk {ident}, which this worker does not hold")
-        chunk.report(offset, count)
         worker.credit.report(count, chunk.feed.function.id)
-        if not chunk.left:
-            del worker.chunks[ident]
+        if count != len(chunk.slots) or offset or chunk.left != count:  # not all of it at once
+            chunk.report(offset, count)
+            if chunk.left:
+                return chunk
+        del worker.chunks[ident]
         return chunk
 
 

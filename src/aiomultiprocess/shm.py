@@ -13,7 +13,8 @@ S1  A frame of more than an eighth of the ring goes in fragments, of an eighth a
 S2  A payload view of the ring is released before the head moves past it, and the head moves when a
     quarter of the ring has been read, or at the end of the batch.
 S3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
-    `sleeping` by that, and without setting it again the next frame would ring nobody.
+    `sleeping` by that, and without setting it again the next frame would ring nobody. A link that
+    is still asleep was not meant by a bell, and has no turn.
 S4  The bell is cleared before the rings are read, else it could swallow a ring in between.
 S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
@@ -31,6 +32,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from .backend import link as framing
 from .backend import ring
 from .frames import (
     HEADER,
@@ -137,6 +139,7 @@ class ShmLink(Endpoint):
         self._outbox: deque[Parcel] = deque()
         self._assembly = Assembly()
         self._final_started: int | None = None
+        self._inlet: framing.Inlet | None = None  # from start() on
 
     @property
     def started(self) -> int:
@@ -164,12 +167,25 @@ class ShmLink(Endpoint):
         on_drained: Callback | None = None,
     ) -> None:
         self._bind(loop, handler, on_room, on_broken, on_drained)
+        self._inlet = framing.Inlet(
+            self._consumer,
+            handler,
+            self._take_record,
+            self._release,
+            BATCH_FRAMES,
+            BATCH_BYTES,
+            self._quarter,
+        )
         self._porch.add(loop, self)
         self._continue(self._service)  # S3: goes to sleep for the first time
 
     def rung(self) -> None:
         """The bell that this link listens for was rung, for it or for another."""
-        self._turn(self._service)
+        assert self._inlet is not None
+        if self._outbox:
+            self._turn(self._service)
+        elif not self._inlet.asleep():
+            self._turn(self._drain)
 
     # Sending
 
@@ -184,6 +200,14 @@ class ShmLink(Endpoint):
         function: int = 0,
         payload: Sequence[Segment] = (),
     ) -> None:
+        try:
+            if not (self._outbox or self._closed or self._broken) and framing.write_frame(
+                self._producer, self._most, kind, flags, count, ident, offset, function, payload
+            ):
+                return
+        except ring.RingCorruptError as error:
+            self._break_soon(error)
+            return
         size = sum(map(len, payload))
         if size > MAX_PAYLOAD:
             refuse_payload(size)
@@ -209,7 +233,8 @@ class ShmLink(Endpoint):
         if self._closed or self._broken:
             return
         try:
-            self._publish()
+            if self._producer.publish():
+                self._bell.ring()
         except ring.RingCorruptError as error:
             self._break_soon(error)
 
@@ -257,42 +282,21 @@ class ShmLink(Endpoint):
 
     def _drain(self) -> bool:
         """Hand over a batch; True if there is more. S3."""
-        consumer = self._consumer
-        record = consumer.read()
-        if record is None:
-            return not consumer.sleep()
-        consumer.awake()
-        more = self._hand_over(record)
-        if not self._closed:
-            self._release()
+        assert self._inlet is not None
+        frames, more = self._inlet.hand_over()
+        if frames and not self._closed:
+            if self._consumer.release():
+                self._bell.ring()
             if self._on_drained is not None:
                 self._on_drained()
-        return not self._closed and (more or not consumer.sleep())
+        return not self._closed and (more or not self._consumer.sleep())
 
-    def _hand_over(self, record: tuple[int, memoryview] | None) -> bool:
-        """Hand over `record` and what follows; True if that filled the batch (T4)."""
-        read, whole = self._consumer.read, ring.WHOLE
-        frames, size, unreleased = 0, 0, 0
-        while record is not None:
-            flags, view = record
-            n = len(view)
-            with view:
-                if flags == whole:
-                    self._take(view, n)
-                else:
-                    self._take_fragment(flags, view)
-            if self._closed:
-                return False
-            frames += 1
-            size += n
-            if frames >= BATCH_FRAMES or size >= BATCH_BYTES:
-                return True
-            unreleased += n
-            if unreleased >= self._quarter:  # S2
-                self._release()
-                unreleased = 0
-            record = read()
-        return False
+    def _take_record(self, flags: int, record: memoryview) -> None:
+        """What is not one record with a plain header."""
+        if flags == ring.WHOLE:
+            self._take(record, len(record))
+        else:
+            self._take_fragment(flags, record)
 
     def _take(self, record: memoryview, size: int) -> None:
         """One frame in one record."""
@@ -325,14 +329,18 @@ class ShmLink(Endpoint):
             self._bell.ring()
 
     def _drain_all(self) -> None:
-        """No release: nobody is left to write."""
-        while not self._closed and (record := self._consumer.read()) is not None:
-            self._hand_over(record)
+        if self._inlet is None:
+            return  # never started
+        more = True
+        while more and not self._closed:
+            _, more = self._inlet.hand_over()
 
     # Closing
 
     def _hush(self) -> None:
         self._porch.remove(self)
+        if self._inlet is not None:
+            self._inlet.stop()
 
     def _dispose(self) -> None:
         self._final_started = self._mapping.started

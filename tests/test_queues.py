@@ -1,0 +1,141 @@
+"""The order in which a queue gives tasks to a worker (queues.py, Q3), without processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import workload
+from aiomultiprocess import backend
+from aiomultiprocess.credit import Credit
+from aiomultiprocess.feeds import Calls
+from aiomultiprocess.frames import Kind, Mode
+from aiomultiprocess.functions import Function, FunctionTable
+from aiomultiprocess.jobs import Job
+from aiomultiprocess.queues import Queue
+from aiomultiprocess.sources import source_of
+
+QUICK = 1e-6  # seconds that a task takes
+
+
+class Link:
+    """Takes frames, and starts tasks when the test says so."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        count: int = 0,
+        ident: int = 0,
+        offset: int = 0,
+        function: int = 0,
+        payload: Sequence[Any] = (),
+    ) -> None:
+        if kind == Kind.CHUNK:
+            self.chunks.append((ident, function, count))
+
+    def flush(self) -> None:
+        pass
+
+
+class Worker:
+    """What a queue needs of a worker."""
+
+    leaving = False
+
+    def __init__(self) -> None:
+        self.link = Link()
+        self.credit = Credit(concurrency=16, lifetime=0)
+        self.chunks: dict[int, Any] = {}
+        self.functions: set[int] = set()
+
+    def run(self, queue: Queue, chunk: tuple[int, int, int], results: Sequence[Any]) -> None:
+        """Run one chunk and report it."""
+        ident, _, count = chunk
+        self.link.started = max(self.link.started, ident + count)
+        (payload,), _, _ = backend.encode_items(results, 0, count, 1 << 20)
+        queue.on_results(self, ident, 0, count, memoryview(payload))  # type: ignore[arg-type]
+
+
+def ignore(*args: object) -> None:
+    pass
+
+
+class Setting:
+    """A queue with one worker, and a large map that has taught it that tasks are quick."""
+
+    def __init__(self) -> None:
+        self.table = FunctionTable(backend.dumps)
+        self.queue = Queue(asyncio.get_running_loop())
+        self.worker = Worker()
+        self.queue.workers.append(self.worker)  # type: ignore[arg-type]
+        self.mapped = self.table.of(workload.double)
+        self.job = Job(workload.double, self.mapped, Mode.MAP, ignore, ignore)
+        self.job.open(source_of(range(100_000), ignore))
+        self.queue.offer(self.job)
+        for _ in range(3):
+            self.report_next()
+
+    def report_next(self) -> None:
+        """The worker reports the oldest chunk that it holds, after as long as its tasks take."""
+        credit, link = self.worker.credit, self.worker.link
+        chunk = next(chunk for chunk in link.chunks if chunk[0] in self.worker.chunks)
+        self.worker.run(self.queue, chunk, range(chunk[2]))
+        credit.settle(link.started, credit._busy_since + QUICK * chunk[2])
+        self.queue.serve(self.worker)  # type: ignore[arg-type]
+
+    def call(self, function: Function, count: int) -> list[asyncio.Future[Any]]:
+        calls = self.queue.calls.setdefault(function.id, Calls(function, ignore))
+        futures = [asyncio.get_running_loop().create_future() for _ in range(count)]
+        for future in futures:
+            self.queue.call(calls, future, ((1,), {}))
+        self.queue.kick()
+        return futures
+
+    @property
+    def sent(self) -> list[tuple[int, int]]:
+        """Function and number of the tasks of each chunk."""
+        return [(function, count) for _, function, count in self.worker.link.chunks]
+
+
+async def test_a_call_is_not_held_until_the_backlog_of_a_map_is_done() -> None:
+    setting = Setting()
+    before = len(setting.sent)
+    function = setting.table.of(workload.two)
+    setting.call(function, 1)
+    assert setting.sent[before:] == [(function.id, 1)]
+
+
+async def test_calls_that_pass_do_not_stop_the_map() -> None:
+    setting = Setting()
+    function = setting.table.of(workload.two)
+    before = len(setting.sent)
+    futures = setting.call(function, 1000)
+    assert setting.sent[before:] == [(function.id, 1)]  # of which nothing is known yet
+    while not all(future.done() for future in futures):
+        setting.report_next()
+    order = [ident for ident, _ in setting.sent[before:]]
+    last_call = len(order) - 1 - order[::-1].index(function.id)
+    assert setting.mapped.id in order[:last_call]
+
+
+async def test_a_call_goes_straight_to_an_idle_worker() -> None:
+    setting = Setting()
+    setting.worker.chunks.clear()
+    setting.queue._feeds.clear()
+    function = setting.table.of(workload.two)
+    before = len(setting.sent)
+    calls = Calls(function, ignore)
+    future = asyncio.get_running_loop().create_future()
+    setting.queue.call(calls, future, ((), {}))
+    assert setting.sent[before:] == [(function.id, 1)]
+    setting.worker.run(setting.queue, setting.worker.link.chunks[-1], [2])
+    assert future.result() == 2
