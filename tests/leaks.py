@@ -111,8 +111,15 @@ def reap_orphans() -> None:
 
 
 def is_mapped(name: str) -> bool:
-    """Whether some process uses an entry of /dev/shm: then it is not left behind (yet)."""
-    return any(f"/dev/shm/{name}" in line for pid in psutil.pids() for line in mappings(str(pid)))
+    """Whether some process uses an entry of /dev/shm, or none has it any more: it is not left then.
+
+    By its inode: who makes a semaphore has mapped it under another name, which is gone.
+    """
+    try:
+        inode = str(os.stat(f"/dev/shm/{name}").st_ino)
+    except FileNotFoundError:
+        return True
+    return any(line.split()[4] == inode for pid in psutil.pids() for line in mappings(str(pid)))
 
 
 def stop_helpers_of_multiprocessing() -> None:
