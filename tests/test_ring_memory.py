@@ -112,6 +112,7 @@ def test_a_closed_mapping_refuses_every_use_and_closes_again(make: MakeMapping) 
     uses: list[Callable[[], object]] = [
         lambda: mapping.started,
         lambda: mapping.generation,
+        lambda: mapping.journal,
         lambda: mapping.mark_started(1),
         lambda: producer.write((b"x",)),
         lambda: producer.write_some((b"x",)),
@@ -122,6 +123,23 @@ def test_a_closed_mapping_refuses_every_use_and_closes_again(make: MakeMapping) 
         with pytest.raises(ValueError, match="closed"):
             use()
     assert mapping.capacity == 64
+
+
+@pytest.mark.parametrize("capacity", [64, 1 << 16])
+def test_the_journal_is_shared_and_no_part_of_the_rings(make: MakeMapping, capacity: int) -> None:
+    parent = make(capacity)
+    child = Mapping.attach(os.dup(parent.fd))
+    with child.journal as written, parent.journal as read:
+        assert len(written) == len(read) == max(capacity // 8, 128)
+        written[:] = b"j" * len(written)
+        child.close()  # L1: the view keeps the memory
+        written[:1] = b"J"
+        assert bytes(read) == b"J" + b"j" * (len(read) - 1)
+    assert read_all(parent.up_consumer()) == []
+    producer, consumer = parent.down_producer(), parent.down_consumer()
+    assert producer.write((b"x" * parent.max_payload,))
+    producer.publish()
+    assert read_all(consumer) == [(WHOLE, b"x" * parent.max_payload)]
 
 
 def mapped() -> int:

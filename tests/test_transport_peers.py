@@ -115,6 +115,18 @@ def test_the_started_counter_is_readable_after_sigkill(made: Backend) -> None:
     process.close()
 
 
+def test_the_journal_is_readable_after_sigkill(made: Backend) -> None:
+    link, end = made.create()
+    process = start("spawn", peers.write_and_die, end, b"finished")
+    process.join(20)
+    assert process.exitcode == -signal.SIGKILL
+    with link.journal as memory:
+        assert len(memory) >= 1 << 17
+        assert bytes(memory[:9]) == b"finished\0"
+    link.close()
+    process.close()
+
+
 @pytest.mark.row("B15", "C32")
 def test_the_dead_are_drained_to_their_last_whole_frame(made: Backend) -> None:
     loop = asyncio.new_event_loop()

@@ -76,6 +76,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def write_and_die(end: ChildEnd, text: bytes) -> None:
+    """Leave something in the journal, and nothing in the channel."""
+    link = end.open()
+    link.journal[: len(text)] = text
+    die()
+
+
 def mark_and_die(end: ChildEnd, total: int) -> None:
     """Mark items as started, one by one, and die of the next instruction."""
     counter = _started(end).counter
