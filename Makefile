@@ -66,6 +66,7 @@ lint: $(VENV)/.tools
 
 typecheck: $(VENV)/.installed
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 src
 
 # The workflows against their schema and against zizmor's audits, and cibuildwheel's settings.
 workflows: $(VENV)/.tools

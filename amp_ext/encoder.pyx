@@ -17,6 +17,7 @@ import sys
 cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint8_t, uint16_t
+from libc.string cimport memcpy
 
 from amp_ext cimport block, met
 from amp_ext.block cimport Block
@@ -386,19 +387,31 @@ cdef object new_payload():
     return Encoder(0, 4096)
 
 
+cdef Py_ssize_t put_quickly(object payload, object item, uint8_t *copy) noexcept:
+    """Encode one more item and copy the bytes, up to 9; 0 if it is not an int, or cannot be had so."""
+    cdef Block *out = &(<Encoder>payload).block
+    cdef Py_ssize_t size = out.size
+    if not PyLong_CheckExact(<PyObject *>item) or out.capacity - size < 9:
+        return 0
+    if not block.put_int(out, <PyObject *>item):
+        return 0
+    memcpy(copy, PyBytes_AS_STRING(out.data) + size, 9)  # a fixed size: that is a load and a store
+    return out.size - size
+
+
 cdef Py_ssize_t put_item(object payload, object item, const char **data) except -2:
-    """Encode one more item; the size of what lies at `data` then, -1 if it is not in one piece."""
+    """Encode one more item, whatever that takes; the size of what lies at `data` then, or -1 if it
+    is not in one piece."""
     cdef Encoder encoder = <Encoder>payload
     cdef Py_ssize_t size = encoder.block.size
-    if not (PyLong_CheckExact(<PyObject *>item) and block.put_int(&encoder.block, <PyObject *>item)):
-        put_other(encoder, item)
-        if encoder.large is not None:
-            return -1
+    put_or_pickle(encoder, item)
+    if encoder.large is not None:
+        return -1
     data[0] = PyBytes_AS_STRING(encoder.block.data) + size
     return encoder.block.size - size
 
 
-cdef int put_other(Encoder encoder, item) except -1:
+cdef int put_or_pickle(Encoder encoder, item) except -1:
     encoder.mark()
     try:
         if encoder.put(<PyObject *>item, 0) == FOREIGN:

@@ -19,6 +19,8 @@ cdef class Journal:
     cdef bint fits             # all of them
 
     cdef bint add(self, item) except -1
+    cdef bint add_quickly(self, item) noexcept
+    cdef void added(self, Py_ssize_t size) noexcept
     cdef int usable(self) except -1
     cdef void store(self, int word, uint64_t value) noexcept
     cdef void write_head(

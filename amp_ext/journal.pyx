@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from amp_ext.encoder cimport new_payload, put_item, take_payload
+from amp_ext.encoder cimport new_payload, put_item, put_quickly, take_payload
 from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
 
 cdef extern from *:
@@ -73,18 +73,34 @@ cdef class Journal:
     cdef bint add(self, item) except -1:
         cdef const char *data = NULL
         cdef Py_ssize_t size
+        if self.add_quickly(item):
+            return True
         if self.payload is None:
             raise RuntimeError("no entry is open")
         size = put_item(self.payload, item, &data)
         self.items += 1
-        if size < 0 or not self.fits or size > self.size - self.at:
-            self.fits = False
+        self.fits = self.fits and 0 <= size <= self.size - self.at
+        if self.fits:
+            memcpy(self.data + self.at, data, size)
+            self.added(size)
+        return self.fits
+
+    cdef bint add_quickly(self, item) noexcept:
+        """Add an int; False if it is none, or if that needs a second look."""
+        cdef Py_ssize_t size
+        if self.payload is None or not self.fits or self.size - self.at < 9:
             return False
-        memcpy(self.data + self.at, data, size)
+        size = put_quickly(self.payload, item, self.data + self.at)
+        if size == 0:
+            return False
+        self.items += 1
+        self.added(size)
+        return True
+
+    cdef inline void added(self, Py_ssize_t size) noexcept:
         self.at += size
         self.count += 1
         amp_store(self.data, <uint64_t>self.at | self.count << COUNT_SHIFT)  # D1
-        return True
 
     def take(self):
         payload, self.payload = self.payload, None

@@ -151,7 +151,7 @@ cdef class Starter:
     cdef object base
     cdef tuple inherited
     cdef Spare spare
-    # where values go, and the same if it is a journal
+    # during a run: where values go, and the same if it is a journal
     cdef object out
     cdef Journal journal
     # how a burst ended
@@ -182,13 +182,21 @@ cdef class Starter:
         `outcome` tells what it ended with. Call it from a callback of the running loop, not from a
         task.
         """
-        cdef Spare spare
-        cdef int status
-        cdef Py_ssize_t at = start
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
         self.out = out
         self.journal = out if isinstance(out, Journal) else None
+        try:
+            return self.bursts(mode, func, items, start, stop, deadline_ns)
+        finally:
+            self.out = self.journal = None
+
+    cdef tuple bursts(
+        self, int mode, func, list items, Py_ssize_t at, Py_ssize_t stop, int64_t deadline_ns
+    ):
+        """One burst after another, until it is not for a touched spare that one ends."""
+        cdef Spare spare
+        cdef int status
         while True:
             spare = self.enter()
             try:
@@ -232,6 +240,7 @@ cdef class Starter:
     ) except -1:
         """Run items in the context and as the task of one spare, as long as it may be reused."""
         cdef Driver driver = spare.driver
+        cdef Journal journal = self.journal
         cdef tuple inherited = self.inherited
         cdef bint factory = self.loop.get_task_factory() is not None
         cdef int64_t now, before = 0
@@ -265,7 +274,10 @@ cdef class Starter:
                 return _FACTORY
             self.kept = _TOUCHED  # a value that may become a cancellation (retire) has to wait
             if error is None and not driver.cancelled:
-                error = self.give(value)
+                if journal is not None and journal.add_quickly(value):
+                    self.kept = _DONE
+                else:
+                    error = self.give(value)
             if not spare.untouched(inherited):
                 self.value = value
                 self.error = error
@@ -278,7 +290,7 @@ cdef class Starter:
                 return _FULL
         return _DONE
 
-    cdef inline object give(self, value):
+    cdef object give(self, value):
         """Give a value away; returns why it cannot be had (it may have to be pickled)."""
         try:
             if self.journal is not None:

@@ -1,16 +1,21 @@
 """An environment of its own for each peer: made once below .benchmarks/, from the running Python.
 
+AIOMULTIPROCESS_BENCHMARKS names another folder for them, which checkouts may share.
+
 An installation that fails or takes too long is remembered as a reason, so that the peer is shown as
 not installed and the next run does not wait for it again. Delete its folder to try once more.
 """
 
+import os
 import subprocess
 import sys
 import venv
 import zlib
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / ".benchmarks"
+HERE = Path(__file__).resolve().parents[1] / ".benchmarks"
+#: Several checkouts may share one: an environment is found by what it holds and its Python.
+FOLDER = Path(os.environ.get("AIOMULTIPROCESS_BENCHMARKS") or HERE).resolve()
 PATIENCE = 400.0  # seconds for one installation
 
 

@@ -165,6 +165,13 @@ async def doorbells(peer: Peer, size: int, chunk: int) -> Figures:
     return {"seconds": seconds, "bells": rung / frames, "frames": frames}
 
 
+async def frames(peer: Peer, size: int, chunk: int) -> Figures:
+    """Small frames, one published after the other, over one link."""
+    found = await peer.frames(size)
+    figures = {"seconds": found["seconds"], "rate": size / found["seconds"]}
+    return figures | ({"bells": found["bells"] / found["frames"]} if "bells" in found else {})
+
+
 # Inputs
 
 

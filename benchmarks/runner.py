@@ -78,17 +78,22 @@ class Runner:
         return size - size % what.multiple if size > what.multiple else size
 
     async def _find_chunk(self, what: "Workload", attempt: Attempt, size: int) -> int:
-        """From one chunk for each worker down to chunks of one item, while that does not hurt."""
+        """From one chunk for each worker down to chunks of one item, while that does not hurt much.
+
+        One unlucky measurement does not decide: the two best are tried once more.
+        """
         share = -(-size // what.workers)
-        best, least = share, float("inf")
-        candidates = {share, share // 4, share // 32, 64, 8, 1} & set(range(1, share + 1))
-        for chunk in sorted(candidates, reverse=True) if share > 1 else ():
-            took = await attempt(size, chunk)
-            if took > 1.3 * least:
+        if share == 1:
+            return 1
+        took: dict[int, float] = {}
+        candidates = {share, share // 4, share // 32, share // 256, 64, 8, 1}
+        for chunk in sorted(candidates & set(range(1, share + 1)), reverse=True):
+            took[chunk] = await attempt(size, chunk)
+            if took[chunk] > 1.6 * min(took.values()):
                 break
-            if took < least:
-                best, least = chunk, took
-        return best
+        for chunk in sorted(took, key=lambda chunk: took[chunk])[:2]:
+            took[chunk] = min(took[chunk], await attempt(size, chunk))
+        return min(took, key=lambda chunk: took[chunk])
 
     async def _prepare(self, what: "Workload") -> bool:
         """Have the pool that is wanted open; True if it was made now."""

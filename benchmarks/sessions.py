@@ -23,6 +23,10 @@ START_PATIENCE = 60.0  # seconds for a runner to say that it is there
 Answer = dict[str, Any]
 
 
+#: What looking at a process raises that ends meanwhile.
+GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
+
+
 class HungError(Exception):
     """No answer within the bound."""
 
@@ -141,15 +145,14 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def used(processes: list[psutil.Process]) -> tuple[float, float]:
-    """Seconds of CPU, and context switches, of these processes so far."""
+def used(processes: list[psutil.Process]) -> dict[int, tuple[float, float]]:
+    """Seconds of CPU, and context switches, of these processes so far; without those that ended."""
     count = _used_on_linux if Path("/proc/self/schedstat").exists() else _used_elsewhere
-    seconds = switches = 0.0
+    found = {}
     for process in processes:
-        more_seconds, more_switches = count(process)
-        seconds += more_seconds
-        switches += more_switches
-    return seconds, switches
+        with contextlib.suppress(*GONE):
+            found[process.pid] = count(process)
+    return found
 
 
 def _used_on_linux(process: psutil.Process) -> tuple[float, float]:
@@ -172,20 +175,25 @@ def idle(pid: int, seconds: float) -> dict[str, float]:
     """What a runner with an idle pool does: its children, the CPU and the wake-ups of all."""
     processes = family(pid)
     time.sleep(min(1.0, seconds))  # what was measured before comes to rest
-    cpu, switches = used(processes)
+    before = used(processes)
     time.sleep(seconds)
-    cpu_after, switches_after = used(processes)
+    after = used(processes)  # a helper of a peer may have ended: there is nothing to tell of it
     return {
         "children": len(processes) - 1,
-        "cpu": (cpu_after - cpu) / seconds,
-        "switches": (switches_after - switches) / seconds,
+        "cpu": sum(cpu - before[pid][0] for pid, (cpu, _) in after.items()) / seconds,
+        "switches": sum(count - before[pid][1] for pid, (_, count) in after.items()) / seconds,
     }
 
 
 def peak_memory(pid: int) -> tuple[float, float]:
     """The most bytes that were resident: of the runner, and the sum over its descendants."""
-    peaks = [_peak(process) for process in family(pid)]
-    return peaks[0], sum(peaks[1:])
+    peaks = {}
+    for process in family(pid):
+        with contextlib.suppress(*GONE):
+            peaks[process.pid] = _peak(process)
+    if pid not in peaks:
+        raise FailedError("the runner died")
+    return peaks.pop(pid), sum(peaks.values())
 
 
 def _peak(process: psutil.Process) -> float:

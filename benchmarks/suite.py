@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -66,6 +66,7 @@ class Suite:
         self._log = log
         self._sessions: dict[str, Session] = {}
         self._plans: dict[tuple[str, str], dict[str, int]] = {}
+        self._hangs: Counter[str] = Counter()
         self.versions: dict[str, str] = {}
         self.failures: dict[tuple[str, str], str] = {}
         self.results: dict[str, dict[str, list[Figures]]] = defaultdict(lambda: defaultdict(list))
@@ -93,14 +94,17 @@ class Suite:
         if (workload.key, peer) in self.failures:
             return
         try:
+            if self._hangs[peer] >= TOO_OFTEN:
+                raise FailedError(f"not tried: {TOO_OFTEN} other workloads had no answer")
             if workload is FIRST:
                 figures = self._life(peer)
             elif workload in STREAMS:
                 figures = self._stream(workload, peer)
             else:
                 figures = self._measure(self._session(peer), workload, peer)
-        except (HungError, FailedError) as error:
-            self.failures[workload.key, peer] = str(error)
+        except Exception as error:  # noqa: BLE001 - one peer's trouble, whatever it is, is not the others'
+            self.failures[workload.key, peer] = str(error) or type(error).__name__
+            self._hangs[peer] += isinstance(error, HungError)
             if peer in self._sessions:
                 self._sessions.pop(peer).kill()
         else:
@@ -164,6 +168,8 @@ class Suite:
             session.kill()
         return figures
 
+
+TOO_OFTEN = 3  # a peer that hangs costs `patience` each time
 
 MEMORY_ITEMS = 20_000  # of the map whose memory is looked at; the slowest peer shall manage it
 

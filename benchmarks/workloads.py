@@ -179,10 +179,25 @@ MAIN = (
     Workload(
         "bells",
         m.doorbells,
-        (Metric("bells", "doorbells a frame, map of ints", "%", False),),
+        # no stream: a frame carries thousands of items, and mostly finds the other side asleep
+        (Metric("bells", "map of ints: frames that ring the doorbell", "%", False),),
         1_000_000,
         200_000,
         frozenset({"shm"}),
+        chunked=False,
+        fixed=True,
+    ),
+    Workload(
+        "frames",
+        m.frames,
+        (
+            Metric("rate", "stream of 64-byte frames over one link", "/s", True),
+            Metric("bells", "stream of frames: those that ring the doorbell", "%", False),
+        ),
+        200_000,
+        50_000,
+        frozenset({"shm", "pipe"}),
+        tiny=2_000,
         chunked=False,
         fixed=True,
     ),

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from multiprocessing import popen_spawn_posix, reduction
+from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class WindowsSys:
 
 def pretend(folder: Path, replace: Callable[[Any, str, object], None] = setattr) -> None:
     """Do as on Windows from now on; pages that have names are files in `folder`."""
+    from multiprocessing import popen_spawn_posix  # which Windows could not import
+
     for module in ASKING:
         replace(module, "sys", WindowsSys())
     replace(backends, "_watchdog", None)  # the extension is not built there

@@ -4,15 +4,18 @@ The installed package is tested, with the extension where it is required; nothin
 test that asks for `backend` or `start_method` runs once for each of them.
 """
 
+import asyncio
 import gc
 import inspect
 import multiprocessing
 import os
 import signal
 import sys
+import types
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # would be imported in place of the installed package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
+# A worker that gets SIGABRT when a test has hung tells where it was.
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # NumPy's threads would make every fork a fork of a process with threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import leaks  # noqa: E402  (after sys.path is right)
+
+pytest_plugins = ["catalogue"]
 
 REQUIRED = os.environ.get("AIOMULTIPROCESS_REQUIRE_EXTENSION", "") not in ("", "0")
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.ring") is not None
@@ -45,6 +52,8 @@ def pytest_configure() -> None:
             "install the package with a C compiler at hand (`make test` does)"
         )
     leaks.adopt_orphans()
+    if sys.platform == "win32":  # pools want selector loops, and the default there is another
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     # A job that a shell started in the background ignores SIGINT, and so would all our scripts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # spawned workers import the parent's main module: without this, each would import pytest
@@ -68,6 +77,20 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """No test may leave a pending task in its loop."""
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
         item.obj = leaks.leaves_no_task(item.obj)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer() -> Generator[None, Any, Any]:
+    """When a test has hung to its limit, its workers tell first where; then the parent does."""
+    done = yield
+    if sys.platform != "win32" and callable(limit := signal.getsignal(signal.SIGALRM)):
+
+        def dump_all(signum: int, frame: types.FrameType | None) -> None:
+            leaks.dump_stacks_of_descendants()
+            limit(signum, frame)
+
+        signal.signal(signal.SIGALRM, dump_all)
+    return done
 
 
 @pytest.hookimpl(wrapper=True)

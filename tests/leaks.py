@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import functools
 import gc
@@ -22,7 +23,7 @@ import psutil
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
-OURS = re.compile(r"sem\.|psm_|pym-|.*aiomultiprocess|.*amp_")
+OURS = re.compile(r"sem\.mp-|psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
 
 Holdings = dict[str, set[Any]]
@@ -84,12 +85,12 @@ def left_behind(before: Holdings) -> Holdings:
     deadline = time.monotonic() + PATIENCE
     collected = False
     while True:
-        reap_orphans()
         left = {kind: now - before[kind] for kind, now in holdings().items()}
         left["shared memory"] -= {name for name in left["shared memory"] if is_mapped(name)}
         left = {kind: things for kind, things in left.items() if things}
         if not left or time.monotonic() > deadline:
             return left
+        reap_orphans()
         if not collected:
             collected = True
             gc.collect()
@@ -125,6 +126,18 @@ def stop_helpers_of_multiprocessing() -> None:
         forkserver._forkserver._stop()
     if resource_tracker._resource_tracker._pid is not None:
         resource_tracker._resource_tracker._stop()
+
+
+def dump_stacks_of_descendants() -> None:
+    """Let every process that descends from this one write the stacks of its threads, and end.
+
+    SIGABRT does it where PYTHONFAULTHANDLER is set, even while C code holds the GIL; a forked
+    process has pytest's own handler.
+    """
+    for process in reversed(psutil.Process().children(recursive=True)):  # not the oldest first
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            process.send_signal(signal.SIGABRT)
+            process.wait(1.0)  # one after the other, or their lines would mix
 
 
 def clear_away(left: Holdings) -> None:

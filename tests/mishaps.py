@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -222,6 +224,9 @@ def die(way: str) -> None:
         os._exit(7)
     if way == "SIGSEGV":
         forget_core_dumps()
+    if way == "crash":
+        forget_core_dumps()
+        faulthandler._sigsegv()  # type: ignore[attr-defined]  # CPython's own tests use it
     os.kill(os.getpid(), getattr(signal, way))
 
 
@@ -236,6 +241,71 @@ async def die_at(bad: int, way: str, value: int) -> int:
         await asyncio.sleep(0.05)  # results of tasks before this one leave first
         die(way)
         await asyncio.Event().wait()  # until SIGTERM is heard
+    return value
+
+
+class Point:
+    """A result that has to be pickled."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+SIZES = {"large": 20_000, "huge": 300_000}  # bytes: a few fit a journal, none does
+
+
+def answer(kind: str, value: int) -> Any:
+    """A result of a kind that travels in a way of its own; an error is raised."""
+    if kind == "error" or (kind == "mixed" and value % 3 == 1):
+        raise LookupError(value)
+    if kind == "pickle" or (kind == "mixed" and value % 3 == 2):
+        return Point(value)
+    if kind == "dict":
+        return {"id": value, "name": f"number {value}", "tags": [value, None, 0.5]}
+    if kind in SIZES:
+        return bytes([value]) * SIZES[kind]
+    return str(value) if kind == "mixed" else value * 1000
+
+
+def die_among(deadly: list[int], way: str, kind: str, value: int) -> Any:
+    """Finish at once, or take the process along."""
+    if value in deadly:
+        die(way)
+    return answer(kind, value)
+
+
+async def die_among_coroutines(deadly: list[int], way: str, kind: str, value: int) -> Any:
+    return die_among(deadly, way, kind, value)
+
+
+_waiting: list[asyncio.Future[None]] = []
+
+
+async def die_among_suspended(deadly: list[int], count: int, kind: str, value: int) -> Any:
+    """Wait for `count` of this worker, then all go on in one turn of the loop, in order.
+
+    The last one need not wait, it finishes before the others.
+    """
+    future = asyncio.get_running_loop().create_future()
+    _waiting.append(future)
+    if len(_waiting) == count:
+        for waiter in _waiting:
+            waiter.set_result(None)
+    await future
+    return die_among(deadly, "SIGKILL", kind, value)
+
+
+def die_with_a_spoiled_journal(deadly: list[int], damage: bytes, at: int, value: int) -> int:
+    if value in deadly:
+        links = [one for one in gc.get_objects() if type(one).__name__ in ("ShmLink", "PipeLink")]
+        (link,) = links
+        link.journal[at : at + len(damage)] = damage
+        die("SIGKILL")
     return value
 
 
@@ -279,3 +349,50 @@ def hold_the_gil(port: int) -> int:
     with socket.create_connection((HOST, port)) as connection:
         connection.sendall(f"{os.getpid()} holding\n".encode())
         return sum(range(10**11))
+
+
+# -- attacks on the shared memory ----------------------------------------------------------------
+
+
+def shrink_shared_memory(_: object = None) -> list[int | None]:
+    """Try it with every shared memory that this process has mapped; the errors."""
+    refused = []
+    for line in mapped_memory():
+        path = f"/proc/self/map_files/{line.split()[0]}"
+        try:
+            descriptor = os.open(path, os.O_RDWR)  # refused, too, without privileges
+        except OSError as error:
+            refused.append(error.errno)
+            continue
+        try:
+            os.ftruncate(descriptor, 0)
+        except OSError as error:
+            refused.append(error.errno)
+        finally:
+            os.close(descriptor)
+    return refused
+
+
+def mapped_memory() -> list[str]:
+    """The lines of the shared memory in the table of this process's mappings."""
+    with open("/proc/self/maps") as maps:
+        return [line for line in maps if "/memfd:" in line]
+
+
+UP_TAIL = 768  # where a worker says how far it has written (ring.h)
+
+
+def damage_the_ring(port: int) -> None:
+    """Say to the parent, at every bell, that there is what cannot be there; then stay."""
+    import ctypes
+
+    meet_blocking(port, "about to")
+    for line in mapped_memory():
+        ctypes.memset(int(line.partition("-")[0], 16) + UP_TAIL, 0xFF, 8)
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            if "eventfd" in os.readlink(f"/proc/self/fd/{entry}"):
+                os.write(int(entry), (1).to_bytes(8, "little"))
+        except FileNotFoundError:  # the listing's own
+            continue
+    signal.pause()

@@ -195,9 +195,12 @@ class Script:
     def err(self) -> str:
         return self._err.read_text()
 
-    def kill_group(self, signum: int = signal.SIGKILL) -> None:
-        """What a terminal does on Ctrl-C: the signal reaches the script and its workers."""
-        os.killpg(self.process.pid, signum)
+    def kill_group(self, signum: int | None = None) -> None:
+        """What a terminal does on Ctrl-C: the signal reaches the script and its workers.
+
+        SIGKILL, if none is given.
+        """
+        os.killpg(self.process.pid, signal.SIGKILL if signum is None else signum)
 
     def finish(self, within: float = 20.0) -> Self:
         """Wait until it has ended by itself."""

@@ -95,6 +95,7 @@ def refused_ring() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.row("D35")
 @WITH_EXTENSION
 @pytest.mark.usefixtures("refused_ring")
 def test_where_memory_is_refused_the_pipe_is_chosen_and_says_why() -> None:
@@ -105,6 +106,7 @@ def test_where_memory_is_refused_the_pipe_is_chosen_and_says_why() -> None:
     selection.make().close()
 
 
+@pytest.mark.row("D35")
 @WITH_EXTENSION
 @pytest.mark.usefixtures("refused_ring")
 def test_where_memory_is_refused_shm_is_an_error_that_says_why() -> None:
@@ -112,6 +114,7 @@ def test_where_memory_is_refused_shm_is_an_error_that_says_why() -> None:
         backends.select("shm")
 
 
+@pytest.mark.row("D35")
 @WITH_EXTENSION
 @pytest.mark.usefixtures("refused_ring")
 def test_memory_that_is_refused_later_is_an_os_error() -> None:

@@ -17,7 +17,7 @@ PEERS += ["ping_pong"] if sys.platform == "linux" else []
 # one of each kind; the others differ in their inputs
 WORKLOADS = (
     "ints,plain,dicts,starmap,apply,gather,wait,skewed,bytes_1m,array_64k,beside,"
-    "life,workers_4,items_1000,stream_10000"
+    "life,frames,workers_4,items_1000,stream_10000"
 ) + (",bells" if BUILT else "")
 
 needs_process_groups = pytest.mark.skipif(

@@ -18,6 +18,7 @@ from support import pool_script, run_script
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc of Linux")
 
 
+@pytest.mark.row("F47")
 def test_every_task_is_resolved_once_while_workers_die(backend: str) -> None:
     command = [sys.executable, "-m", "tests.chaos", "--seconds", "4", "--mean", "0.3"]
     done = subprocess.run(

@@ -42,6 +42,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
 # -- both against each other, and against pickle ---------------------------------------------------
 
 
+@pytest.mark.row("C26")
 @settings(max_examples=300)
 @given(ITEMS, st.integers(0, 3), st.sampled_from([1, 2, 30, 64, 1000, 70_000, ALL]))
 def test_both_make_the_same_segments(items: list[Any], start: int, max_bytes: int) -> None:
@@ -53,6 +54,7 @@ def test_both_make_the_same_segments(items: list[Any], start: int, max_bytes: in
     assert all(type(segment) is bytes and segment for segment in segments)
 
 
+@pytest.mark.row("C26")
 @settings(max_examples=300)
 @given(ITEMS)
 def test_each_decodes_what_any_encodes_as_pickle_would(items: list[Any]) -> None:
@@ -62,6 +64,7 @@ def test_each_decodes_what_any_encodes_as_pickle_would(items: list[Any]) -> None
         assert [shape(item) for item in decoded] == expected
 
 
+@pytest.mark.row("C26")
 @settings(max_examples=300)
 @given(ITEMS, st.sampled_from([1, 20, 100, 1000]))
 def test_payloads_of_limited_size_make_up_the_whole(items: list[Any], max_bytes: int) -> None:

@@ -34,6 +34,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
 # -- pickling (C4) ---------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A1")
 @pytest.mark.parametrize("place", [0, 1, 4])
 @pytest.mark.parametrize("error", [ValueError, SystemExit, RecursionError, MemoryError])
 def test_an_item_that_cannot_be_pickled_ends_the_payload_before_it(
@@ -66,6 +67,7 @@ def test_nesting_too_deep_for_pickle_is_a_failure(codec: Any) -> None:
     assert isinstance(codec.encode_items([deep], 0, 1, ALL)[2], RecursionError)
 
 
+@pytest.mark.row("A3")
 def test_an_item_that_cannot_be_unpickled_fails_alone(codec: Any) -> None:
     errors = [ValueError, SystemExit, MemoryError, GeneratorExit]
     items: list[Any] = [1, *map(failing_load, errors), {"a": 2}, Plain(3)]

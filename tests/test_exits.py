@@ -110,6 +110,7 @@ async def test_a_closed_watch_is_silent(means: str, launch: Launch) -> None:
     await exit_.wait()
 
 
+@pytest.mark.row("B18")
 async def test_a_forked_grandchild_does_not_hide_the_end(tmp_path: Path, launch: Launch) -> None:
     told = tmp_path / "pid"
     exit_ = await end_of(launch(targets.fork_and_exit, str(told)))
@@ -133,6 +134,7 @@ async def test_a_child_that_closes_its_sentinel_is_awaited_by_a_thread(
     assert exit_.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.row("E43")
 async def test_what_somebody_else_reaped_has_ended_with_an_unknown_code(
     means: str, launch: Launch
 ) -> None:
@@ -186,6 +188,7 @@ async def test_no_descriptor_left_means_a_thread_waits(
     assert exit_.exitcode == 8
 
 
+@pytest.mark.row("E43")
 async def test_asyncio_subprocesses_beside_ours_keep_their_codes(launch: Launch) -> None:
     ours = Exit(launch(targets.exit_soon, 8))
     theirs = await asyncio.create_subprocess_exec(
@@ -195,6 +198,7 @@ async def test_asyncio_subprocesses_beside_ours_keep_their_codes(launch: Launch)
     assert (ours.exitcode, theirs.returncode) == (8, 9)
 
 
+@pytest.mark.row("B25")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_copy_knows_nothing_and_closes_nothing(launch: Launch) -> None:
     process = launch(targets.sleep_long)

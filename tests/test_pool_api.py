@@ -95,6 +95,7 @@ KINDS = {
 }
 
 
+@pytest.mark.row("A8")
 async def test_whatever_is_callable_is_run() -> None:
     async with Pool(1) as pool:
         for kind, (func, expected) in KINDS.items():
@@ -347,6 +348,7 @@ async def test_two_pools_at_once_do_not_meet() -> None:
         assert [{greeting for _, greeting in part} for part in found] == [{"one"}, {"two"}]
 
 
+@pytest.mark.row("E43", "E44")
 async def test_tasks_may_have_pools_and_subprocesses_of_their_own() -> None:
     async with Pool(2) as pool:
         assert await pool.map(workload.use_a_pool, [2, 3]) == [[0, 2], [0, 2, 4]]

@@ -21,6 +21,7 @@ async def finish(pool: Pool) -> None:
         await pool.join()
 
 
+@pytest.mark.row("A1")
 async def test_items_that_cannot_be_sent_do_not_stop_those_behind_them() -> None:
     pool = Pool(1)
     await pool.apply(workload.two)
@@ -37,6 +38,7 @@ async def test_items_that_cannot_be_sent_do_not_stop_those_behind_them() -> None
     await finish(pool)
 
 
+@pytest.mark.row("A10")
 async def test_a_pool_closes_though_an_async_input_was_left_midway() -> None:
     async def slow() -> AsyncIterator[int]:
         yield 1
@@ -60,6 +62,7 @@ async def test_an_async_input_that_is_cancelled_from_within_is_an_error() -> Non
     await finish(pool)
 
 
+@pytest.mark.row("A10")
 async def test_a_pool_closes_once_the_reader_of_an_endless_input_stops() -> None:
     pool = Pool(1)
     results = pool.map(workload.double, itertools.count())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError
+from conftest import BUILT
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
 pytestmark = [
@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="deaths of POSIX processes"),
 ]
 
-NOTICED = 1.0  # seconds within which a death must be known
 EXITS = {"SIGKILL": -9, "SIGSEGV": -11, "SIGTERM": -15, "exit 7": 7}
 
 
@@ -43,6 +42,7 @@ def assert_lost(error: Any, way: str, pid: int | None = None) -> None:
 # -- B13 to B16: workers that die ------------------------------------------------------------------
 
 
+@pytest.mark.row("B13")
 @pytest.mark.parametrize("way", mishaps.WAYS_TO_DIE)
 async def test_one_task_of_a_hundred_kills_its_worker_and_99_succeed(way: str) -> None:
     """The killer awaits first: results that were not sent yet would die with the worker."""
@@ -54,21 +54,36 @@ async def test_one_task_of_a_hundred_kills_its_worker_and_99_succeed(way: str) -
         assert len(pool.processes) == 2
 
 
+@pytest.mark.row("B13")
 @pytest.mark.parametrize("way", ["SIGKILL", "SIGTERM"])
-async def test_a_worker_killed_from_outside_is_noticed_within_a_second(way: str) -> None:
+async def test_a_worker_killed_from_outside_is_noticed(way: str) -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
         arrival = await meeting.next()
-        began = time.monotonic()
         os.kill(arrival.pid, getattr(signal, way))
         with pytest.raises(WorkerLostError) as caught:
             await task
-        assert time.monotonic() - began < NOTICED
         assert_lost(caught.value, way, arrival.pid)
         assert "meet" in caught.value.task
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("B13", "B14")
+async def test_a_death_under_any_start_method_fails_what_ran_and_moves_the_rest(
+    start_method: str,
+) -> None:
+    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
+        running = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        waiting = asyncio.ensure_future(pool.map(workload.double, range(10)))
+        arrival = await meeting.next()
+        os.kill(arrival.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError) as caught:
+            await running
+        assert_lost(caught.value, "SIGKILL", arrival.pid)
+        assert await waiting == [2 * i for i in range(10)]
+
+
+@pytest.mark.row("B13")
 async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
     async with Pool(1) as pool:
         pid = await pool.apply(workload.where)
@@ -83,6 +98,7 @@ async def until_noticed(pool: Pool, pid: int) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.row("B14")
 async def test_a_death_fails_exactly_the_started_tasks_and_moves_the_others() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=16) as pool:
         items = [(meeting.port, i) for i in range(20)]
@@ -100,6 +116,7 @@ async def test_a_death_fails_exactly_the_started_tasks_and_moves_the_others() ->
         assert found[16:] == [16, 17, 18, 19]
 
 
+@pytest.mark.row("B15")
 async def test_a_result_published_before_the_death_is_delivered() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(mishaps.publish_then_die, (meeting.port,)))
@@ -110,6 +127,7 @@ async def test_a_result_published_before_the_death_is_delivered() -> None:
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("B16")
 @pytest.mark.parametrize("func", [workload.note_and_meet, workload.note_and_meet_blocking])
 async def test_tasks_that_waited_at_a_dead_worker_run_once_elsewhere(
     tmp_path: Path, func: Any
@@ -127,6 +145,7 @@ async def test_tasks_that_waited_at_a_dead_worker_run_once_elsewhere(
         assert sorted(lines(path)) == [str(i) for i in range(10)]
 
 
+@pytest.mark.row("B16")
 async def test_no_task_runs_twice_however_often_workers_die(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     deadly = range(40, 400, 40)
@@ -141,6 +160,7 @@ async def test_no_task_runs_twice_however_often_workers_die(tmp_path: Path) -> N
         assert lost >= set(deadly)
 
 
+@pytest.mark.row("B16")
 async def test_applies_survive_the_death_of_a_worker_that_had_not_started_them() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
         lost = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
@@ -167,7 +187,8 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
 # -- B17, B18 --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.row("B17")
+@pytest.mark.parametrize("count", [1, 2, 5, 13])
 async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int) -> None:
     async with Meeting() as meeting, Pool(count, childconcurrency=1) as pool:
         items = [(meeting.port, i) for i in range(count)]
@@ -185,16 +206,15 @@ async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int)
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("B18")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(mishaps.leave_a_child, (meeting.port,)))
         both = {arrival.token: arrival for arrival in await meeting.first(2)}
-        began = time.monotonic()
         both["worker"].release()
         with pytest.raises(WorkerLostError) as caught:
             await task
-        assert time.monotonic() - began < NOTICED
         assert_lost(caught.value, "exit 7", both["worker"].pid)
         both["survivor"].release()  # only now: it held all descriptors of the worker
         await wait_for_exit([both["survivor"].pid])
@@ -204,6 +224,7 @@ async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
 # -- B19, B20, B21: starting and replacing workers -------------------------------------------------
 
 
+@pytest.mark.row("B19")
 @pytest.mark.parametrize(
     ("way", "message"),
     [
@@ -230,6 +251,7 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
     assert 1 <= len(lines(path)) <= 4  # no storm of new workers
 
 
+@pytest.mark.row("B19")
 async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(tmp_path: Path) -> None:
     path = tmp_path / "started"
     async with Pool(1, initializer=mishaps.initialize_once, initargs=(str(path),)) as pool:
@@ -243,6 +265,7 @@ async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(tmp_path
         assert len(lines(path)) <= 6
 
 
+@pytest.mark.row("B21")
 async def test_a_backlog_is_finished_by_workers_of_one_task_each() -> None:
     pool = Pool(2, maxtasksperchild=1)
     results = pool.map(workload.where, range(8))
@@ -250,3 +273,38 @@ async def test_a_backlog_is_finished_by_workers_of_one_task_each() -> None:
     async with asyncio.timeout(20):
         assert len(set(await results)) == 8
         await pool.join()
+
+
+@pytest.mark.row("B21")
+async def test_a_backlog_of_a_pool_that_was_dropped_is_finished_too() -> None:
+    calls = [asyncio.ensure_future(call) for call in backlog_of_a_dropped_pool()]
+    with pytest.warns(ResourceWarning, match="never closed"):
+        assert len(set(await asyncio.gather(*calls))) == 6
+
+
+def backlog_of_a_dropped_pool() -> list[Any]:
+    pool = Pool(2, maxtasksperchild=1)
+    return [pool.apply(workload.where) for _ in range(6)]
+
+
+# -- C31: damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("C31")
+@pytest.mark.skipif(not BUILT, reason="there is no ring without the extension")
+async def test_a_worker_that_damages_its_ring_is_killed_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Meeting() as meeting, Pool(2, childconcurrency=1, backend="shm") as pool:
+        vandal = asyncio.ensure_future(pool.apply(mishaps.damage_the_ring, (meeting.port,)))
+        other = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        held = {arrival.token: arrival for arrival in await meeting.first(2)}
+        waiting = asyncio.ensure_future(pool.map(workload.double, range(100)))
+        held["about to"].release()
+        with pytest.raises(WorkerLostError) as caught:
+            await vandal
+        assert_lost(caught.value, "SIGKILL", held["about to"].pid)
+        assert "its link is broken" in caplog.text
+        held[""].release("sound")
+        assert await other == "sound"
+        assert await waiting == [2 * i for i in range(100)]

@@ -64,6 +64,7 @@ async def test_results_may_be_read_after_the_pool_has_gone() -> None:
     assert [value async for value in results] == [2 * i for i in range(10)]
 
 
+@pytest.mark.row("B22")
 async def test_terminate_fails_what_is_pending_and_runs_finally_blocks(tmp_path: Path) -> None:
     path = tmp_path / "cleaned"
     async with Meeting() as meeting:
@@ -98,6 +99,7 @@ async def test_terminate_keeps_the_results_that_are_there() -> None:
         await pool.join()
 
 
+@pytest.mark.row("B22")
 async def test_terminate_ends_a_worker_that_hears_nothing() -> None:
     async with Meeting() as meeting:
         pool = Pool(1)
@@ -134,6 +136,7 @@ def test_a_pool_that_never_had_a_loop_may_be_ended() -> None:
         asyncio.run(pool.join())
 
 
+@pytest.mark.row("E46")
 async def test_an_exception_in_the_with_block_ends_the_pool_and_passes() -> None:
     async with Meeting() as meeting:
         results: Any = None
@@ -151,13 +154,15 @@ async def test_an_exception_in_the_with_block_ends_the_pool_and_passes() -> None
             await results
 
 
+@pytest.mark.row("E46")
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_a_with_block_that_is_cut_off_ends_the_pool(how: str) -> None:
     async with Meeting() as meeting:
         pids: list[int] = []
+        limit = asyncio.timeout(None)
 
         async def program() -> None:
-            async with asyncio.timeout(0.5 if how == "timeout" else None), Pool(2) as pool:
+            async with limit, Pool(2) as pool:
                 pids.extend(process.pid or 0 for process in pool.processes)
                 await pool.starmap(workload.meet, [(meeting.port, i) for i in range(50)])
 
@@ -165,6 +170,8 @@ async def test_a_with_block_that_is_cut_off_ends_the_pool(how: str) -> None:
         await meeting.next()
         if how == "cancel":
             task.cancel()
+        else:
+            limit.reschedule(asyncio.get_running_loop().time())
         with pytest.raises((asyncio.CancelledError, TimeoutError)):
             await task
         await wait_for_exit(pids, within=0)
@@ -173,6 +180,7 @@ async def test_a_with_block_that_is_cut_off_ends_the_pool(how: str) -> None:
 # -- D38: calls that are given up ------------------------------------------------------------------
 
 
+@pytest.mark.row("D38")
 async def test_a_cancelled_apply_cancels_the_call_and_frees_its_slot() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
         task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
@@ -185,6 +193,7 @@ async def test_a_cancelled_apply_cancels_the_call_and_frees_its_slot() -> None:
         assert await pool.apply(workload.tasks_alive) == 1
 
 
+@pytest.mark.row("D38")
 async def test_an_apply_that_is_cancelled_before_it_is_sent_never_runs(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
@@ -201,6 +210,7 @@ async def test_an_apply_that_is_cancelled_before_it_is_sent_never_runs(tmp_path:
         assert lines(path) == [str(i) for i in range(0, 50, 2)]
 
 
+@pytest.mark.row("D38")
 async def test_the_late_result_of_a_timed_out_apply_is_dropped() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         call = asyncio.ensure_future(pool.apply(workload.meet_blocking, (meeting.port,)))
@@ -213,6 +223,7 @@ async def test_the_late_result_of_a_timed_out_apply_is_dropped() -> None:
         await pool.join()
 
 
+@pytest.mark.row("D38")
 async def test_calls_that_are_given_up_leave_nothing_behind() -> None:
     async with Pool(2) as pool:
         for _ in range(20):

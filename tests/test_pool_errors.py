@@ -45,6 +45,7 @@ def pids_of(pool: Pool) -> set[int | None]:
 # -- A1, A3: arguments -----------------------------------------------------------------------------
 
 
+@pytest.mark.row("A1")
 async def test_an_argument_that_cannot_be_pickled_fails_alone_and_is_named() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -60,6 +61,7 @@ async def test_an_argument_that_cannot_be_pickled_fails_alone_and_is_named() -> 
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A1")
 async def test_an_argument_of_apply_that_cannot_be_pickled_is_an_error_of_the_caller() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -70,6 +72,7 @@ async def test_an_argument_of_apply_that_cannot_be_pickled_is_an_error_of_the_ca
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A3")
 async def test_an_argument_that_cannot_be_unpickled_fails_alone() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -86,6 +89,7 @@ async def test_an_argument_that_cannot_be_unpickled_fails_alone() -> None:
 # -- A2, A8: functions -----------------------------------------------------------------------------
 
 
+@pytest.mark.row("A2")
 async def test_a_function_that_cannot_be_imported_is_refused_at_the_call() -> None:
     async def local(value: int) -> int:
         return value
@@ -102,6 +106,7 @@ async def test_a_function_that_cannot_be_imported_is_refused_at_the_call() -> No
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A2")
 @FORK_WARNING
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 async def test_a_function_that_cannot_be_imported_is_refused_under_fork_too() -> None:
@@ -114,6 +119,7 @@ async def test_a_function_that_cannot_be_imported_is_refused_under_fork_too() ->
         set_start_method()
 
 
+@pytest.mark.row("A8")
 async def test_what_cannot_be_called_is_refused_at_the_call() -> None:
     async with Pool(1) as pool:
         for func in (None, 5, "double", [workload.double]):
@@ -125,6 +131,7 @@ async def test_what_cannot_be_called_is_refused_at_the_call() -> None:
                 await pool.apply(func)
 
 
+@pytest.mark.row("A8")
 async def test_an_async_generator_function_is_refused_at_the_call() -> None:
     async with Pool(1) as pool:
         for func in (workload.counting, functools.partial(workload.counting, 3)):
@@ -134,6 +141,7 @@ async def test_an_async_generator_function_is_refused_at_the_call() -> None:
             await pool.apply(workload.counting, (1,))
 
 
+@pytest.mark.row("A8")
 async def test_a_wrong_number_of_arguments_fails_the_task() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -158,6 +166,7 @@ async def test_input_that_is_not_iterable_is_refused_at_the_call() -> None:
 # -- A4, A5: results -------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A4")
 async def test_a_result_that_cannot_be_pickled_fails_alone() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -170,6 +179,7 @@ async def test_a_result_that_cannot_be_pickled_fails_alone() -> None:
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A5")
 async def test_a_result_that_cannot_be_unpickled_fails_alone() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -204,6 +214,7 @@ HARD_TO_CARRY = {
 }
 
 
+@pytest.mark.row("A6")
 @pytest.mark.parametrize("kind", HARD_TO_CARRY)
 async def test_the_text_of_an_error_always_arrives_and_its_type_where_it_can(kind: str) -> None:
     expected, text = HARD_TO_CARRY[kind]
@@ -219,6 +230,7 @@ async def test_the_text_of_an_error_always_arrives_and_its_type_where_it_can(kin
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A6")
 async def test_an_error_carries_its_original() -> None:
     async with Pool(1) as pool:
         with pytest.raises(FileNotFoundError) as caught:
@@ -233,6 +245,7 @@ async def test_an_error_carries_its_original() -> None:
         assert type(two.value.__cause__) is mishaps.TwoArgumentsError
 
 
+@pytest.mark.row("A7")
 @pytest.mark.parametrize(
     "func",
     [mishaps.fail_now, mishaps.fail_at_once, mishaps.fail_after_a_turn],
@@ -251,6 +264,7 @@ async def test_errors_that_end_programs_end_only_their_task(func: Any) -> None:
             await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A7")
 async def test_a_task_that_cancels_itself_fails_alone() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
@@ -262,6 +276,7 @@ async def test_a_task_that_cancels_itself_fails_alone() -> None:
 # -- A9: exception_handler -------------------------------------------------------------------------
 
 
+@pytest.mark.row("A9")
 async def test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kept(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -277,6 +292,7 @@ async def test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kep
 # -- A12: no aliasing ------------------------------------------------------------------------------
 
 
+@pytest.mark.row("A12")
 async def test_items_that_are_one_object_here_are_many_there() -> None:
     shared: list[Any] = []
     async with Pool(1) as pool:
@@ -286,6 +302,7 @@ async def test_items_that_are_one_object_here_are_many_there() -> None:
         assert shared == []
 
 
+@pytest.mark.row("A12")
 async def test_the_state_of_a_callable_is_fresh_for_each_item() -> None:
     async with Pool(1) as pool:
         found = await pool.map(functools.partial(workload.append_to, []), range(50))
@@ -293,6 +310,7 @@ async def test_the_state_of_a_callable_is_fresh_for_each_item() -> None:
         assert await pool.map(workload.Multiplier(1).count, range(50)) == [1] * 50
 
 
+@pytest.mark.row("A12")
 async def test_results_that_are_one_object_there_are_many_here() -> None:
     async with Pool(1) as pool:
         one, other = await pool.map(workload.shared_list, range(2))

@@ -60,6 +60,7 @@ async with Pool(2) as pool:
 """
 
 
+@pytest.mark.row("E40")
 @pytest.mark.parametrize(
     ("body", "arrivals", "released"),
     [(BUSY, 4, 0), (IDLE, 2, 2), (ENDLESS, 1, 1)],
@@ -78,10 +79,12 @@ async def test_ctrl_c_is_one_keyboard_interrupt_of_the_parent(
         assert script.process.returncode == 0
 
 
+@pytest.mark.row("E40")
 async def test_ctrl_c_that_nobody_catches_is_one_traceback(
-    tmp_path: Path, meeting: Meeting
+    tmp_path: Path, meeting: Meeting, start_method: str
 ) -> None:
-    with Script(tmp_path, pool_script(BUSY.format(port=meeting.port))) as script:
+    setup = f'set_start_method("{start_method}")'
+    with Script(tmp_path, pool_script(BUSY.format(port=meeting.port), setup=setup)) as script:
         await meeting.first(4)
         script.kill_group(signal.SIGINT)
         await asyncio.to_thread(script.finish, 10)
@@ -91,6 +94,7 @@ async def test_ctrl_c_that_nobody_catches_is_one_traceback(
         assert "worker" not in script.err.lower().replace("workload", "")
 
 
+@pytest.mark.row("E40")
 async def test_ctrl_c_while_workers_start_is_one_keyboard_interrupt(tmp_path: Path) -> None:
     body = 'async with Pool(2) as pool:\n    print("made", flush=True)\n    '
     body += "await pool.map(workload.busy, [0.01] * 1000)"
@@ -112,6 +116,7 @@ DOING = {
 }
 
 
+@pytest.mark.row("B23")
 @pytest.mark.parametrize("doing", DOING)
 async def test_workers_end_soon_after_their_parent_was_killed(tmp_path: Path, doing: str) -> None:
     warm = "" if doing == "starting" else "await pool.map(workload.double, range(100))\n"
@@ -125,6 +130,7 @@ async def test_workers_end_soon_after_their_parent_was_killed(tmp_path: Path, do
         assert script.err == ""
 
 
+@pytest.mark.row("B23")
 @pytest.mark.skipif(not BUILT, reason="only a native thread can watch while C code holds the GIL")
 async def test_workers_end_soon_though_c_code_holds_their_gil(
     tmp_path: Path, meeting: Meeting
@@ -138,6 +144,7 @@ async def test_workers_end_soon_though_c_code_holds_their_gil(
         await wait_for_exit(pids, WITHIN)
 
 
+@pytest.mark.row("B23")
 async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_method: str) -> None:
     body = f"pool = Pool(2)\nawait pool.map(workload.double, range(100))\n{SAY_PIDS}"
     body += DOING["waiting"]
@@ -148,13 +155,18 @@ async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_m
         await wait_for_exit(pids, WITHIN)
 
 
-async def test_a_killed_group_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.row("B24")
+async def test_a_killed_group_leaves_nothing(tmp_path: Path, start_method: str) -> None:
+    setup = f'set_start_method("{start_method}")'
     body = f"pool = Pool(2)\nawait pool.map(workload.double, range(100))\n{SAY_PIDS}"
-    with Script(tmp_path, pool_script(body + DOING["busy"])) as script:
+    with Script(tmp_path, pool_script(body + DOING["busy"], setup=setup)) as script:
         pids = [int(word) for word in await script.line("pids")]
         script.kill_group()
         script.process.wait()
         await wait_for_exit(pids)  # the fixture looks for mappings and entries of /dev/shm
+    body = "async with Pool(2) as pool:\n    print(await pool.apply(workload.two))"
+    script = await asyncio.to_thread(run_script, tmp_path, pool_script(body, setup=setup))
+    assert (script.out, script.err) == ("2\n", "")
 
 
 # -- forgotten pools, and interpreter exit (E42) ---------------------------------------------------
@@ -167,6 +179,7 @@ async def forget_a_pool() -> list[int]:
     return [process.pid or 0 for process in pool.processes]
 
 
+@pytest.mark.row("E42")
 async def test_a_forgotten_pool_warns_and_its_workers_go() -> None:
     with pytest.warns(ResourceWarning, match="never closed"):
         pids = await forget_a_pool()
@@ -216,6 +229,7 @@ def test_a_closed_pool_may_be_forgotten() -> None:
     assert asyncio.run(main()) == [0, 2, 4]
 
 
+@pytest.mark.row("E42")
 def test_a_pool_whose_loop_was_closed_can_be_terminated() -> None:
     pool = Pool(2)
     assert asyncio.run(pool.apply(workload.two)) == 2
@@ -226,6 +240,7 @@ def test_a_pool_whose_loop_was_closed_can_be_terminated() -> None:
     assert not pool.processes
 
 
+@pytest.mark.row("E42")
 def test_a_pool_whose_loop_was_closed_may_be_forgotten() -> None:
     def program() -> list[int]:
         pool = Pool(2)
@@ -248,6 +263,7 @@ EXITS = {
 }
 
 
+@pytest.mark.row("E42")
 @pytest.mark.parametrize("how", EXITS)
 @pytest.mark.parametrize("work", ["", "work = pool.map(workload.wait_for_ever, range(100))\n"])
 async def test_the_interpreter_exits_with_a_pool_open(tmp_path: Path, how: str, work: str) -> None:
@@ -261,6 +277,7 @@ async def test_the_interpreter_exits_with_a_pool_open(tmp_path: Path, how: str, 
     await wait_for_exit(int(word) for word in await script.line("pids"))
 
 
+@pytest.mark.row("E46")
 async def test_an_error_in_the_program_ends_it_with_its_pool(tmp_path: Path) -> None:
     body = f"async with Pool(2) as pool:\n    {SAY_PIDS}    raise LookupError('mine')"
     script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=10)
@@ -269,6 +286,7 @@ async def test_an_error_in_the_program_ends_it_with_its_pool(tmp_path: Path) -> 
     assert script.err.endswith("LookupError: mine\n")
 
 
+@pytest.mark.row("E42")
 async def test_os_exit_of_the_parent_ends_its_workers(tmp_path: Path) -> None:
     body = f"pool = Pool(2)\nawait pool.apply(workload.two)\n{SAY_PIDS}os._exit(3)"
     script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=10)

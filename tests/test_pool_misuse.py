@@ -147,6 +147,7 @@ def test_a_call_without_a_running_loop_is_an_error() -> None:
     pool.terminate()
 
 
+@pytest.mark.row("E41")
 @pytest.mark.parametrize("start_method_name", ["spawn", "forkserver"])
 def test_a_missing_main_guard_is_named(tmp_path: Path, start_method_name: str) -> None:
     program = f"""
@@ -173,3 +174,21 @@ def test_the_names_of_errors_are_importable_from_the_package() -> None:
     assert issubclass(aiomultiprocess.PoolTerminatedError, RuntimeError)
     assert issubclass(aiomultiprocess.WorkerLostError, Exception)
     assert issubclass(aiomultiprocess.ProxyException, Exception)
+
+
+class DeafLoop(asyncio.SelectorEventLoop):
+    """A loop that watches nothing for others, as is asyncio's default on Windows."""
+
+    def add_reader(self, *_args: Any) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+    remove_reader = add_writer = remove_writer = add_reader  # type: ignore[assignment]
+
+
+def test_a_loop_that_cannot_carry_a_pool_is_named_and_nothing_is_left() -> None:
+    async def scenario() -> None:
+        with pytest.raises(RuntimeError, match="DeafLoop cannot watch descriptors"):
+            Pool(2)
+
+    with asyncio.Runner(loop_factory=DeafLoop) as runner:
+        runner.run(scenario())

@@ -35,6 +35,7 @@ class Pulled(Iterator[int]):
 # -- awaiting and iterating, any number of times ---------------------------------------------------
 
 
+@pytest.mark.row("A11")
 async def test_a_result_may_be_awaited_twice() -> None:
     async with Pool(1) as pool:
         results = pool.map(workload.double, range(10))
@@ -50,6 +51,7 @@ async def test_each_await_gives_a_list_of_its_own() -> None:
         assert await results == [0, 2, 4]
 
 
+@pytest.mark.row("A11")
 async def test_a_result_may_be_awaited_by_two_tasks() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         results = pool.starmap(workload.meet, [(meeting.port, i) for i in range(3)])
@@ -58,6 +60,7 @@ async def test_a_result_may_be_awaited_by_two_tasks() -> None:
         assert await asyncio.gather(*tasks) == [["go"] * 3] * 2
 
 
+@pytest.mark.row("A11")
 async def test_a_result_may_be_iterated_and_awaited_in_any_order() -> None:
     expected = [2 * i for i in range(50)]
     async with Pool(1) as pool:
@@ -76,6 +79,7 @@ async def test_readers_do_not_disturb_each_other() -> None:
         assert [value async for value in one] == [2 * i for i in range(5, 20)]
 
 
+@pytest.mark.row("A11")
 async def test_an_error_is_raised_at_every_await() -> None:
     async with Pool(1) as pool:
         results = pool.map(mishaps.fail_at_once, ["first"])
@@ -190,6 +194,7 @@ INPUTS: dict[str, Callable[[list[int]], Any]] = {
 }
 
 
+@pytest.mark.row("A10")
 @pytest.mark.parametrize("kind", INPUTS)
 async def test_no_items_give_no_results(kind: str) -> None:
     async with Pool(1) as pool:
@@ -198,6 +203,7 @@ async def test_no_items_give_no_results(kind: str) -> None:
         assert [value async for value in results] == []
 
 
+@pytest.mark.row("A10")
 @pytest.mark.parametrize("kind", INPUTS)
 async def test_one_item_gives_one_result(kind: str) -> None:
     async with Pool(1) as pool:
@@ -215,6 +221,7 @@ async def test_a_hundred_thousand_results_are_right() -> None:
         assert await pool.map(workload.double, iter(range(100_000))) == expected
 
 
+@pytest.mark.row("D39")
 async def test_a_generator_is_pulled_only_some_thousands_ahead() -> None:
     pulled = Pulled()
     async with Pool(1) as pool:
@@ -225,6 +232,7 @@ async def test_a_generator_is_pulled_only_some_thousands_ahead() -> None:
         assert 1000 <= pulled.count <= 1000 + SOME_THOUSANDS
 
 
+@pytest.mark.row("D39")
 async def test_a_generator_that_nobody_reads_is_pulled_only_some_thousands() -> None:
     pulled = Pulled()
     async with Pool(1) as pool:
@@ -243,6 +251,7 @@ async def test_reading_pulls_a_generator_on() -> None:
         assert 2 * SOME_THOUSANDS < pulled.count <= 3 * SOME_THOUSANDS + 1
 
 
+@pytest.mark.row("A10")
 @pytest.mark.parametrize("kept", [True, False])
 async def test_close_and_join_end_after_a_break_out_of_an_endless_loop(kept: bool) -> None:
     pool = Pool(2)
@@ -269,6 +278,7 @@ async def test_a_broken_off_generator_does_not_slow_the_rest() -> None:
         assert pulled.count == before
 
 
+@pytest.mark.row("A10")
 async def test_a_generator_that_raises_keeps_the_results_before_it() -> None:
     def items() -> Iterator[int]:
         yield from range(5)
@@ -285,6 +295,7 @@ async def test_a_generator_that_raises_keeps_the_results_before_it() -> None:
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("A10")
 async def test_a_generator_that_raises_at_once_is_an_error_of_the_awaiter() -> None:
     def items() -> Iterator[int]:
         raise LookupError("nothing at all")
@@ -320,6 +331,7 @@ async def test_results_of_an_async_iterable_come_while_it_goes_on() -> None:
             await anext(iterator)
 
 
+@pytest.mark.row("A10")
 async def test_an_async_iterable_that_raises_keeps_the_results_before_it() -> None:
     async def items() -> AsyncIterator[int]:
         yield 1
@@ -332,6 +344,7 @@ async def test_an_async_iterable_that_raises_keeps_the_results_before_it() -> No
         assert len(found) == 2
 
 
+@pytest.mark.row("A10")
 async def test_an_endless_async_iterable_is_finalized_when_its_loop_is_left() -> None:
     finalized = asyncio.Event()
     pulled = 0

@@ -202,6 +202,14 @@ def _no_new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_new_workers")
+async def test_a_suspect_goes_to_an_idle_worker_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    async with Pool(2) as pool:
+        assert await pool.apply(attempts.survive, (1, str(path)), retries=1) == 1
+        assert len(pool.processes) == 1
+
+
+@pytest.mark.usefixtures("_no_new_workers")
 async def test_a_busy_worker_falls_idle_for_a_suspect_that_has_no_other(tmp_path: Path) -> None:
     path, others = tmp_path / "ran", tmp_path / "others"
     async with Meeting() as meeting, Pool(2) as pool:
@@ -220,6 +228,32 @@ async def test_a_busy_worker_falls_idle_for_a_suspect_that_has_no_other(tmp_path
         suspect.release()
         assert await reading == [0, 1]
         assert len(await notes) == 50
+
+
+@pytest.mark.usefixtures("_no_new_workers")
+async def test_a_worker_that_was_kept_free_goes_on_once_another_runs_the_suspect(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "ran")
+    async with Meeting() as meeting, Pool(3) as pool:
+        arguments = (1, path, meeting.port)
+        calls = [asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))]
+        kept = await meeting.next()
+        calls += [asyncio.ensure_future(pool.apply(workload.meet_blocking, (meeting.port,)))]
+        blocked = await meeting.next()
+        calls += [asyncio.ensure_future(pool.apply(attempts.meet_each_time, arguments, retries=1))]
+        lost = await meeting.next()
+        os.kill(lost.pid, signal.SIGKILL)
+        await until_gone(pool, lost.pid)
+        other = asyncio.ensure_future(pool.apply(workload.where))
+        await asyncio.sleep(0)  # it waits: one worker is kept free, the other has no room
+        blocked.release()
+        suspect = await meeting.next()
+        assert suspect.pid == blocked.pid
+        assert await other == kept.pid
+        suspect.release()
+        kept.release()
+        await asyncio.gather(*calls)
 
 
 async def until_gone(pool: Pool, pid: int) -> None:
@@ -274,6 +308,22 @@ async def test_workers_of_one_task_each_run_one_attempt_each(tmp_path: Path) -> 
         assert await pool.starmap(attempts.survive, items, retries=1) == list(range(4))
         assert attempts_of(path) == dict.fromkeys(range(4), 2)
         assert set(Counter(pids_in(path)).values()) == {1}
+
+
+async def test_suspects_count_among_the_tasks_that_a_worker_may_run(tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    async with Meeting() as meeting, Pool(2, maxtasksperchild=2) as pool:
+        items = [(i, str(path), meeting.port) for i in range(4)]
+        reading = asyncio.ensure_future(
+            pool.starmap(attempts.meet_each_time, items, retries=1).results()
+        )
+        for pid in {arrival.pid for arrival in await meeting.first(4)}:
+            os.kill(pid, signal.SIGKILL)
+        held = await meeting.next()
+        await meeting.release_all(3)  # none of them in the worker of the first
+        held.release()
+        assert await reading == list(range(4))
+        assert sorted(Counter(pids_in(path)).values()) == [1, 1, 2, 2, 2]
 
 
 # -- the end: of the pool, of a call ---------------------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import workload
-from aiomultiprocess import Pool, WorkerLostError
+from aiomultiprocess import Pool, WorkerLostError, _spawn, core
 from conftest import FORK_WARNING
 from support import Meeting, pool_script, run_script
 
@@ -46,6 +50,7 @@ async def in_a_forked_copy(pool: Pool) -> str:
         return said_there.read()
 
 
+@pytest.mark.row("B25")
 @FORK_WARNING
 async def test_a_forked_copy_refuses_the_pool_and_leaves_it_alone() -> None:
     async with Pool(2) as pool:
@@ -85,6 +90,7 @@ print("alive")
 """
 
 
+@pytest.mark.row("B25")
 def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: Path) -> None:
     source = pool_script("pass", setup=FORKING, call=FORKED_EXIT)
     script = run_script(tmp_path, source, "-Wignore", within=20)
@@ -99,6 +105,7 @@ def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: 
 # -- somebody else reaps (E43) ---------------------------------------------------------------------
 
 
+@pytest.mark.row("E43")
 async def test_a_program_that_waits_for_any_child_takes_only_the_exit_code() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
@@ -112,6 +119,7 @@ async def test_a_program_that_waits_for_any_child_takes_only_the_exit_code() -> 
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("E43")
 async def test_subprocesses_of_the_program_keep_their_exit_codes() -> None:
     async with Pool(1, maxtasksperchild=1) as pool:
         results = pool.map(workload.double, range(5))
@@ -122,6 +130,42 @@ async def test_subprocesses_of_the_program_keep_their_exit_codes() -> None:
 
 # -- a system that refuses (B20) -------------------------------------------------------------------
 
+
+def no_more_processes(*args: object) -> NoReturn:
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.row("B20")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+async def test_work_that_waits_fails_where_the_system_starts_no_process(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by fork: multiprocessing leaves the ends of two pipes open when that fails."""
+    monkeypatch.setattr(core, "context", multiprocessing.get_context(method))
+    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
+        running = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        waiting = [
+            asyncio.ensure_future(pool.apply(workload.two)),
+            asyncio.ensure_future(pool.map(workload.double, range(100))),
+        ]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(*START_OF[method], no_more_processes)
+        os.kill(arrival.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            await running
+        for call in (*waiting, pool.apply(workload.two)):
+            with pytest.raises(BlockingIOError):
+                await call
+        monkeypatch.undo()
+
+
+#: What asks the system for a process.
+START_OF = {
+    "spawn": (_spawn, "_run"),
+    "forkserver": (forkserver, "connect_to_new_process"),
+}
+
 FEW_DESCRIPTORS = """
 import resource
 used = max(map(int, os.listdir("/proc/self/fd")))
@@ -129,6 +173,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (used + {more}, used + {more}))
 """
 
 
+@pytest.mark.row("B20")
 async def test_workers_that_cannot_be_started_are_an_error_of_the_caller(tmp_path: Path) -> None:
     body = (
         FEW_DESCRIPTORS.format(more=12)
@@ -147,6 +192,7 @@ while multiprocessing.active_children():
     assert (script.out, script.err) == ("refused 24\n", "")
 
 
+@pytest.mark.row("B20")
 async def test_work_that_waits_for_a_worker_that_cannot_be_replaced_fails(tmp_path: Path) -> None:
     body = "async with Pool(1) as pool:\n    pid = await pool.apply(workload.where)\n"
     body += FEW_DESCRIPTORS.format(more=1).replace("\n", "\n    ")

@@ -124,6 +124,7 @@ def test_what_must_not_be_raised_here_is_the_cause_of_a_plain_proxy(error: BaseE
         assert proxy.__cause__.args == error.args
 
 
+@pytest.mark.row("A6")
 @pytest.mark.parametrize("error", LOST, ids=name_of)
 def test_what_cannot_be_rebuilt_arrives_as_text(error: BaseException) -> None:
     proxy = travel(raised(error))
@@ -176,6 +177,7 @@ def test_fields_arrive_without_a_call_of_the_constructor() -> None:
     assert errors.Counted.made == made
 
 
+@pytest.mark.row("A6")
 @pytest.mark.parametrize("cls", [errors.Frozen, errors.FrozenSlots])
 def test_a_frozen_dataclass_can_be_raised_and_passed_on(cls: Any) -> None:
     proxy: Any = travel(cls(1, reason="two"))
@@ -210,6 +212,7 @@ def test_a_type_with_its_own_way_to_pickle_goes_that_way() -> None:
     assert registered.lock == "registered"
 
 
+@pytest.mark.row("A6")
 def test_a_group_is_rebuilt_with_its_members_and_can_be_split() -> None:
     group = errors.Group([ValueError(1), errors.Group([KeyError(2), OSError(3)], 4)], 3)
     proxy: Any = travel(raised(group))
@@ -262,6 +265,7 @@ def test_notes_arrive() -> None:
     assert "mind the gap" in str(proxy)
 
 
+@pytest.mark.row("A6")
 def test_a_chain_of_ten_thousand_arrives_cut_short() -> None:
     error = ValueError(0)
     for number in range(1, 10_001):
@@ -285,6 +289,7 @@ def test_a_circle_of_causes_arrives() -> None:
     assert repr(original.__cause__) == "KeyError('other')"
 
 
+@pytest.mark.row("A6")
 def test_a_deep_nest_of_groups_arrives_at_least_as_text() -> None:
     error: Exception = ValueError("innermost")
     for _ in range(5000):

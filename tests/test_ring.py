@@ -33,6 +33,7 @@ lane = ring_support.lane
 # -- records ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("C27")
 @pytest.mark.parametrize("start", CURSORS)
 @pytest.mark.parametrize("capacity", [64, 256])
 def test_every_length_arrives_whole_or_is_refused_by_name(
@@ -54,6 +55,7 @@ def test_every_length_arrives_whole_or_is_refused_by_name(
         consumer.release()
 
 
+@pytest.mark.row("C27")
 @pytest.mark.parametrize("start", CURSORS)
 def test_every_frame_arrives_in_fragments_that_the_reader_can_join(
     lane: MakeLane, start: int
@@ -179,6 +181,7 @@ def test_a_sleeper_is_rung_once_for_what_comes_after(lane: MakeLane) -> None:
     assert producer.bells == 1
 
 
+@pytest.mark.row("C33")
 def test_nobody_sleeps_over_what_is_published(lane: MakeLane) -> None:
     """R9."""
     producer, consumer = lane()

@@ -63,6 +63,7 @@ HEADERS = {
 }
 
 
+@pytest.mark.row("C30")
 @pytest.mark.parametrize(("length", "type_", "message"), HEADERS.values(), ids=HEADERS.keys())
 def test_a_header_that_no_producer_writes_poisons(
     make: MakeMapping, length: int, type_: int, message: str
@@ -99,6 +100,7 @@ def test_padding_that_is_not_between_a_record_and_the_end_poisons(
         consumer.read()
 
 
+@pytest.mark.row("C30")
 @pytest.mark.parametrize("start", CURSORS)
 @pytest.mark.parametrize("step", [1, 7, 72, -8, 2**32, 2**63])
 def test_a_cursor_out_of_order_poisons(make: MakeMapping, start: int, step: int) -> None:
@@ -139,6 +141,7 @@ def poke(call: Callable[[], Any]) -> None:
         call()
 
 
+@pytest.mark.row("C30")
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_any_bytes_as_the_mapping_are_an_error_or_data(data: st.DataObject) -> None:

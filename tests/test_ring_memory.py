@@ -6,9 +6,7 @@ R1 to R10 are the invariants of amp_ext/ring.h, L1 and L2 those of amp_ext/ring.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -19,6 +17,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("amp_ext.ring", reason="the ring is part of the extension")
+
+import fcntl
+import resource
 
 import ring_support
 from amp_ext.ring import (
@@ -163,6 +164,7 @@ def test_a_view_is_read_only_and_flat(lane: MakeLane) -> None:
             view[0] = 1
 
 
+@pytest.mark.row("D36")
 @pytest.mark.skipif(not LINUX, reason="seals are Linux's")
 def test_nobody_can_shrink_or_grow_the_memory(make: MakeMapping) -> None:
     mapping = make(64)
@@ -174,6 +176,7 @@ def test_nobody_can_shrink_or_grow_the_memory(make: MakeMapping) -> None:
     assert not os.get_inheritable(mapping.fd)
 
 
+@pytest.mark.row("D36")
 @pytest.mark.skipif(not LINUX, reason="seals are Linux's")
 def test_memory_that_can_shrink_is_not_attached() -> None:
     unsealed = os.memfd_create("unsealed", os.MFD_ALLOW_SEALING)
@@ -186,6 +189,7 @@ def test_memory_that_can_shrink_is_not_attached() -> None:
         Mapping.attach(-1)
 
 
+@pytest.mark.row("D35")
 @pytest.mark.parametrize("disposition", ["SIG_IGN", "SIG_DFL"])
 def test_memory_that_cannot_be_had_is_an_oserror(disposition: str) -> None:
     """Never SIGBUS, when it is touched, nor SIGXFSZ."""
@@ -244,6 +248,7 @@ def test_a_doorbell_is_readable_from_ring_to_clear() -> None:
     other.close()
 
 
+@pytest.mark.row("C34")
 @pytest.mark.skipif(not LINUX, reason="an eventfd's counter")
 def test_a_saturated_doorbell_does_not_block() -> None:
     bell = Doorbell()

@@ -166,5 +166,5 @@ class RingMachine(RuleBasedStateMachine):
         assert free == self.capacity // 2 - 8 or not self.fits(free + 1)
 
 
-TestRingModel = RingMachine.TestCase
+TestRingModel = pytest.mark.row("C26")(RingMachine.TestCase)
 TestRingModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -49,6 +49,7 @@ def numbered(n: int) -> bytes:
     return n.to_bytes(4, "little") * (n % 8 + 1)
 
 
+@pytest.mark.row("C33")
 def test_no_wake_up_is_lost_between_two_processes(make: MakeMapping) -> None:
     """R9, R10: nobody has a time limit, and both rings are full at once most of the time."""
     mapping = make(256)
@@ -75,6 +76,7 @@ def test_no_wake_up_is_lost_between_two_processes(make: MakeMapping) -> None:
     theirs.close()
 
 
+@pytest.mark.row("C32")
 @pytest.mark.parametrize("moment", range(12))
 def test_a_writer_killed_at_any_moment_leaves_whole_frames(make: MakeMapping, moment: int) -> None:
     """What it marked as published is there, and everything before the first gap."""
@@ -102,6 +104,7 @@ def read_for_ever(consumer: Consumer) -> None:
         consumer.release()
 
 
+@pytest.mark.row("C31")
 @pytest.mark.parametrize("attempt", range(3))
 def test_a_peer_that_writes_rubbish_while_we_read_poisons_the_ring(
     make: MakeMapping, attempt: int

@@ -47,6 +47,7 @@ def orphan(mode: str, native: str, source: str, method: str) -> tuple[bytes, flo
         return said, time.monotonic() - began
 
 
+@pytest.mark.row("B23")
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("native", [NATIVE, "python"])
@@ -56,6 +57,7 @@ def test_an_idle_orphan_ends_at_once(native: str, source: str, method: str) -> N
     assert seconds < LIMIT
 
 
+@pytest.mark.row("B23")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("native", [NATIVE, "python"])
 def test_an_orphan_that_handles_sigterm_ends_after_the_grace_period(
@@ -66,6 +68,7 @@ def test_an_orphan_that_handles_sigterm_ends_after_the_grace_period(
     assert watchdog_peers.GRACE <= seconds < LIMIT
 
 
+@pytest.mark.row("B23")
 @pytest.mark.parametrize("native", [NATIVE])
 @pytest.mark.parametrize("source", SOURCES)
 def test_an_orphan_that_holds_the_gil_for_ever_ends(native: str, source: str) -> None:

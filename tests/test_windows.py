@@ -122,24 +122,6 @@ async def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         await wait_for_exit(pids)
 
 
-class LikeProactor(asyncio.SelectorEventLoop):
-    """A loop that watches nothing for others, as is asyncio's default on Windows."""
-
-    def add_reader(self, *_args: Any) -> None:  # type: ignore[override]
-        raise NotImplementedError
-
-    remove_reader = add_writer = remove_writer = add_reader  # type: ignore[assignment]
-
-
-def test_a_loop_that_cannot_carry_a_pool_is_told_so_and_nothing_is_left() -> None:
-    async def scenario() -> None:
-        with pytest.raises(RuntimeError, match="LikeProactor cannot watch descriptors"):
-            Pool(2)
-
-    with asyncio.Runner(loop_factory=LikeProactor) as runner:
-        runner.run(scenario())
-
-
 def test_workers_run_a_loop_that_watches_sockets_unless_another_was_chosen() -> None:
     assert _loops.watching(None) is asyncio.SelectorEventLoop
     assert _loops.watching("winloop") == "winloop"

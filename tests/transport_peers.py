@@ -1,4 +1,4 @@
-"""The worker's side of test_transport.py: light, because spawned processes import it."""
+"""The worker's side of test_transport_*.py: light, because spawned processes import it."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def _ignore(*_args: object) -> None:
     pass
 
 
-def die(signum: int = signal.SIGKILL) -> None:
+def die() -> None:
     """End this process where it stands."""
-    os.kill(os.getpid(), signum)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def mark_and_die(end: ChildEnd, total: int) -> None:

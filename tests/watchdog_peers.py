@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from multiprocessing.reduction import DupFd
+from multiprocessing import reduction
 from typing import Any
 
 from aiomultiprocess import watchdog
@@ -36,7 +36,7 @@ class Child:
         self.parent_pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"pidfd": None if self.pidfd is None else DupFd(self.pidfd)}
+        return vars(self) | {"pidfd": None if self.pidfd is None else reduction.DupFd(self.pidfd)}
 
     def __call__(self) -> None:
         if self.mode != "idle":

@@ -9,11 +9,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import _loops
-from ._spawn import accept_interrupts
+from ._startup import accept_interrupts, collect_garbage
 
 if TYPE_CHECKING:
     from ._result import Sender
@@ -21,24 +20,35 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 
 
-@dataclass
 class Unit:
     """What the child is told."""
 
-    label: str  # names the target in messages
-    target: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    initializer: Callable[..., object] | None
-    initargs: Sequence[Any]
-    loop: _loops.LoopSpec
-    sender: Sender | None = None  # of a Worker
+    def __init__(
+        self,
+        *,
+        label: str,  # names the target in messages
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        loop: _loops.LoopSpec,
+    ) -> None:
+        self.label = label
+        self.target = target
+        self.args = args
+        self.kwargs = kwargs
+        self.initializer = initializer
+        self.initargs = initargs
+        self.loop = loop
+        self.sender: Sender | None = None  # of a Worker
 
 
 def run(unit: Unit) -> None:
     """Run the coroutine; the process ends with its exit code."""
     try:
         accept_interrupts()
+        collect_garbage()
         if unit.sender is not None:
             unit.sender.open()
         _run_in_loop(unit)

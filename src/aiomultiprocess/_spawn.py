@@ -9,8 +9,8 @@ self-pipe, which the two share: a SIGTERM for the child would be handled in the 
 
 L1  A launch that fails leaves no process and no descriptor.
 L2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
-L3  SIGINT is held back in a spawned or forked child until it calls `accept_interrupts`, so that
-    Ctrl-C during its start-up does not print a traceback of half-imported modules.
+L3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
+    until the child is up (_startup.py).
 L4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
 """
 
@@ -28,6 +28,8 @@ from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from ._startup import HOLD_GARBAGE
+
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
 
@@ -40,12 +42,6 @@ def process_class(ctx: BaseContext) -> Callable[..., process.BaseProcess]:
             return ForkProcess
     cls: Callable[..., process.BaseProcess] = ctx.Process  # type: ignore[attr-defined]
     return cls
-
-
-def accept_interrupts() -> None:
-    """In a child that has settled what SIGINT does: let it come (L3)."""
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 if sys.platform != "win32":
@@ -85,6 +81,12 @@ if sys.platform != "win32":
 
         def _message(self, process_obj: process.BaseProcess) -> memoryview:
             """What the child reads first. RuntimeError in a child whose main has no guard."""
+            if spawn.is_forking(sys.argv):  # a frozen program, which runs anew for each child
+                raise RuntimeError(
+                    "this process was to be a child of a frozen program, and began as the program "
+                    "does: call multiprocessing.freeze_support() first thing in its main module, "
+                    "below `if __name__ == '__main__':`"
+                )
             buffer = io.BytesIO()
             preparation = spawn.get_preparation_data(process_obj.name)
             context.set_spawning_popen(self)
@@ -104,7 +106,7 @@ if sys.platform != "win32":
             ours.append(feed)
             theirs.append(start)
             tracker = _running_tracker()
-            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=start)
+            command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
             self.pid = _run(command, sorted(inherited))
 
@@ -160,6 +162,15 @@ def _is_of_a_loop(handler: Any) -> bool:
         handler = handler.func
     module = getattr(handler, "__module__", None) or ""
     return module.partition(".")[0] in {"asyncio", "uvloop"}
+
+
+def _command(**descriptors: int | None) -> list[Any]:
+    """What starts a child; a frozen program has no place for code of ours (L3)."""
+    command = spawn.get_command_line(**descriptors)
+    if "-c" in command:
+        at = command.index("-c") + 1
+        command[at] = HOLD_GARBAGE + command[at]
+    return command
 
 
 def _running_tracker() -> int | None:

@@ -1,8 +1,8 @@
 """The one place that knows whether the accelerator is there, and the one place that imports it.
 
 `amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
-of items, the journal and the watchdog thread. Without it their Python counterparts do the same, byte
-for byte on the wire, so that a parent and a worker of different builds still understand each other.
+of items, the journal and the watchdog thread. Without it their Python counterparts do the same,
+byte for byte, so that a parent and a worker of different builds still understand each other.
 
 `select` chooses the transport of a pool: what the caller asks for, else what the environment
 variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker

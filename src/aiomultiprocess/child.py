@@ -33,34 +33,50 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from . import _loops, backend, remote, watchdog
-from ._spawn import accept_interrupts
+from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
 
 BURST = 0.002  # seconds
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
 
+#: What helps where a function cannot be had; CPython says which one.
+NOT_FOUND = (
+    "The function must be importable in a worker, which is a process of its own: define it at the "
+    "top level of a module, not in an interactive session or below `if __name__ == '__main__'`"
+)
+
 RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class WorkerSpec:
     """The start-up message: all that a worker is told by its parent."""
 
-    end: ChildEnd
-    concurrency: int
-    parent_pid: int
-    parent_fd: Handover | None  # the parent's own pidfd, None where there is none
-    loop: _loops.LoopSpec
-    initializer: Callable[..., object] | None = None
-    initargs: Sequence[Any] = ()
-    exception_handler: Callable[[BaseException], object] | None = None
+    def __init__(
+        self,
+        *,
+        end: ChildEnd,
+        concurrency: int,
+        parent_pid: int,
+        parent_fd: Handover | None,  # the parent's own pidfd, None where there is none
+        loop: _loops.LoopSpec,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.end = end
+        self.concurrency = concurrency
+        self.parent_pid = parent_pid
+        self.parent_fd = parent_fd
+        self.loop = loop
+        self.initializer = initializer
+        self.initargs = initargs
+        self.exception_handler = exception_handler
 
 
 def main(spec: WorkerSpec) -> None:
@@ -68,6 +84,7 @@ def main(spec: WorkerSpec) -> None:
     # Ctrl-C reaches the whole process group; it is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     accept_interrupts()  # or they would stay blocked in programs that a task starts
+    collect_garbage()  # what is here by now stays, and is not to be looked at again
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
@@ -78,8 +95,8 @@ def main(spec: WorkerSpec) -> None:
         engine.run(spec.initializer, spec.initargs)
     finally:
         engine.close()
-        _loops.close_loop(loop)
-        link.close()
+        _loops.close_loop(loop)  # may end items, which are still answered
+        engine.close_link()
     if engine.terminated:
         die_of(signal.SIGTERM)
     if engine.broken:
@@ -99,6 +116,7 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = backend.loads(payload)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
+        error.add_note(NOT_FOUND)
         return Unloadable(error)
     return function
 
@@ -218,7 +236,11 @@ class WorkerEngine:
         """Give up what only running items need."""
         if self._starter is not None:
             self._starter.close()
+
+    def close_link(self) -> None:
+        """Give up the link, and first the memory of its that is used here."""
         self._journal.close()
+        self._link.close()
 
     def _terminate(self) -> None:
         """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""

@@ -10,7 +10,7 @@ import io
 import pickle
 import sys
 from collections.abc import Sequence
-from struct import pack
+from struct import Struct, pack
 from typing import Any, Final
 
 from .tags import (
@@ -54,6 +54,9 @@ _WIDTHS: Final = (
     (INT32, INT32S, "i", -(1 << 31)),
     (INT64, INT64S, "q", -_INT64_END),
 )
+
+
+_INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, least in _WIDTHS)
 
 
 def encode_items(
@@ -309,6 +312,12 @@ class Payload(_Encoder):
 
         Whatever is raised while it is pickled leaves nothing behind (C4).
         """
+        if type(item) is int and not self._done:
+            for least, pack_int, tag in _INTS:  # no more than this, most results are such
+                if least <= item < -least:
+                    data = pack_int(tag, item)
+                    self._out += data
+                    return data
         mark = self._mark()
         self._met.clear()
         try:

@@ -7,6 +7,8 @@ B1  A list of results is complete: the values of a sequence are never dropped.
 B2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
     somebody awaits all results; what its slowest reader has passed by far is dropped.
 B3  Nothing is kept per task but its result.
+B4  Nobody knows how large the next items of an iterator are: no more are pulled at once than twice
+    what the last frame had room for, a few at first.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and how many bytes of them
+FIRST_STEP = 8  # items of an iterator that are pulled before the size of any is known
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
@@ -60,6 +63,8 @@ class Job:
         self._on_done = on_done
         self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
+        self._step = FIRST_STEP  # how many items may be pulled at once (B4)
+        self._pulled = 0  # how many the last time
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
         self._bytes = 0  # size of all results so far
@@ -90,7 +95,11 @@ class Job:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             return [index for index, _ in pairs], [item for _, item in pairs]
-        items = self.source.take(min(n, self._look_ahead()))
+        n = min(n, self._look_ahead())
+        if not self._is_bounded:  # B4
+            n = self._pulled = min(n, self._step)
+            self._step = min(self._step * FIRST_STEP, LOOK_AHEAD_ITEMS)
+        items = self.source.take(n)
         first = self._taken
         self._taken += len(items)
         self._values += [PENDING] * len(items)
@@ -99,6 +108,7 @@ class Job:
         return range(first, self._taken), items
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
+        self._step = max(FIRST_STEP, 2 * (self._pulled - len(slots)))
         self._returned.extendleft(reversed(list(zip(slots, items, strict=True))))
 
     def retries_of(self, slot: int) -> int:
@@ -228,10 +238,10 @@ class Job:
             return LOOK_AHEAD_ITEMS
         read = max((reader.index for reader in self._readers), default=0)
         unread = self._taken - read
-        room = LOOK_AHEAD_ITEMS - unread
-        if self._settled and self._bytes_of(unread) > LOOK_AHEAD_BYTES:
-            room = 64 - unread  # large results: a few for each worker
-        return max(0, room)
+        limit = LOOK_AHEAD_ITEMS
+        if self._bytes:  # of large results, a few for each worker
+            limit = min(limit, max(64, LOOK_AHEAD_BYTES * self._settled // self._bytes))
+        return max(0, limit - unread)
 
     def _bytes_of(self, results: int) -> float:
         return self._bytes / max(1, self._settled) * results
@@ -242,6 +252,8 @@ class Job:
         if count > 0:
             del self._values[:count]
             self._base += count
+            for index in [index for index in self._errors if index < self._base]:
+                del self._errors[index]
 
     def _require_kept(self, index: int) -> None:
         if index < self._base:

@@ -85,23 +85,20 @@ class Journal:
 
         What is raised while it is pickled leaves the entry as it was.
         """
-        assert self._payload is not None
-        data = self._payload.add(item)
+        data = self._open_payload().add(item)
         self._items += 1
-        end = self._at + len(data)
-        if not data or not self._fits or end > self._size:
-            self._fits = False
-            return False
-        self._memory[self._at : end] = data
-        self._at = end
-        self._count += 1
-        self._words[0] = end | self._count << _COUNT_SHIFT  # D1
-        return True
+        at, end = self._at, self._at + len(data)
+        self._fits = self._fits and at < end <= self._size
+        if self._fits:
+            self._memory[at:end] = data
+            self._at = end
+            self._count += 1
+            self._words[0] = end | self._count << _COUNT_SHIFT  # D1
+        return self._fits
 
     def take(self) -> tuple[int, int, int, Sequence[Segment]]:
         """Close the entry: chunk, first item, number of items, and the payload to be sent."""
-        assert self._payload is not None
-        payload, self._payload = self._payload, None
+        payload, self._payload = self._open_payload(), None
         if self._count:
             word = _aligned(self._end) // 8
             self._words[word + _COUNT] = self._count  # D2
@@ -135,6 +132,11 @@ class Journal:
         """Release the memory."""
         self._words.release()
         self._memory.release()
+
+    def _open_payload(self) -> Payload:
+        if self._payload is None:
+            raise RuntimeError("no entry is open")
+        return self._payload
 
     def _write_head(self, start: int, *words: int) -> None:
         for at, word in enumerate(words, start // 8):

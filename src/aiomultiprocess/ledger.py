@@ -10,6 +10,8 @@ G1  One writer, one aligned 8-byte store for an update: a cast memoryview copies
     not do: it writes byte by byte, and a reader could see half of it.
 G2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
     a SIGBUS at the first store.
+G3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM there
+    and not a SIGBUS in the parent.
 """
 
 from __future__ import annotations
@@ -29,10 +31,20 @@ def _reserve(fd: int) -> None:
         os.posix_fallocate(fd, 0, SIZE)
 
 
+def _seal(fd: int) -> None:
+    """G3: from now on, nobody can change the size."""
+    if sys.platform != "win32" and hasattr(os, "memfd_create"):
+        import fcntl
+
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+
+
 def _memory_fd() -> int:
     """A new descriptor of `SIZE` bytes of memory that have no name."""
     if sys.platform != "win32" and hasattr(os, "memfd_create"):
-        fd = os.memfd_create("aiomultiprocess-ledger", os.MFD_CLOEXEC)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        fd = os.memfd_create("aiomultiprocess-ledger", flags)
     else:
         import tempfile  # not on Linux, where a worker would load it for nothing
 
@@ -40,6 +52,7 @@ def _memory_fd() -> int:
             fd = os.dup(file.fileno())
     try:
         _reserve(fd)
+        _seal(fd)
     except OSError:
         os.close(fd)
         raise

@@ -18,7 +18,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +37,27 @@ KILL_AFTER = child.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
 log = logging.getLogger(__name__)
 
 
-@dataclass
 class WorkerOptions:
     """What all workers of a pool have in common."""
 
-    context: BaseContext
-    concurrency: int
-    lifetime: int  # tasks until a worker is replaced, 0: no limit
-    loop: _loops.LoopSpec
-    initializer: Callable[..., object] | None = None
-    initargs: Sequence[Any] = ()
-    exception_handler: Callable[[BaseException], object] | None = None
+    def __init__(
+        self,
+        *,
+        context: BaseContext,
+        concurrency: int,
+        lifetime: int,  # tasks until a worker is replaced, 0: no limit
+        loop: _loops.LoopSpec,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.context = context
+        self.concurrency = concurrency
+        self.lifetime = lifetime
+        self.loop = loop
+        self.initializer = initializer
+        self.initargs = initargs
+        self.exception_handler = exception_handler
 
 
 class PoolWorker(Process):

@@ -1,0 +1,92 @@
+"""The catalogue of failures: what goes wrong in such systems, a row for each, and its tests.
+
+A test that shows a row says so by `@pytest.mark.row("B13")`. conftest.py loads this module as a
+plugin: `pytest --collect-only -q` ends with the list of all rows and their tests, and
+test_catalogue.py fails if there is a row without one.
+
+A: values and functions. B: death. C: ring and frames. D: resources. E: life cycle. F: load.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+ROWS = {
+    "A1": "an argument that cannot be pickled fails alone, in the caller, by its number",
+    "A2": "a function that cannot be pickled is refused, with the way out",
+    "A3": "an argument that cannot be unpickled fails its task, and no worker",
+    "A4": "a result that cannot be pickled fails its task alone",
+    "A5": "a result that cannot be unpickled fails its task alone",
+    "A6": "of errors that are hard to carry the text arrives, and the type where it can",
+    "A7": "what ends programs, raised by a task, ends that task only",
+    "A8": "whatever can be called works, and what cannot be is refused at the call",
+    "A9": "an exception_handler that fails is logged, and the task's own error kept",
+    "A10": "inputs that are empty, of one item, raising midway, or endless",
+    "A11": "one result awaited twice, by two tasks, iterated and awaited",
+    "A12": "items do not share their arguments",
+    "B13": "a worker that dies is told by its signal or exit code, and the others go on",
+    "B14": "exactly the started tasks of a dead worker fail; the others run elsewhere",
+    "B15": "a result that was published before the death is delivered",
+    "B16": "nothing runs twice, whenever its worker is killed",
+    "B17": "workers that kill each other leave no call unanswered",
+    "B18": "a death is noticed though a process that the worker forked lives on",
+    "B19": "an initializer that fails breaks the pool with its error, without a storm",
+    "B20": "workers that cannot be started are an error of those who wait for them",
+    "B21": "a backlog of one-task workers is finished, whether the pool is closed or dropped",
+    "B22": "terminate() fails what is awaited and lets finally blocks run",
+    "B23": "workers of a killed parent end, whatever either of them was doing",
+    "B24": "all killed at once leave nothing, and the next start has nothing to say",
+    "B25": "a forked copy of the parent may not use its pools, and does not touch their workers",
+    "C26": "ring and codecs against models, and the codecs against each other",
+    "C27": "cursors beyond 2^32 and 2^64, payloads of every length",
+    "C28": "two threads over one ring, under sanitizers",
+    "C29": "a model of the ring, all its interleavings, and mutants that must be caught",
+    "C30": "any bytes as the mapping are an error or data",
+    "C31": "a peer that damages the ring is killed, its tasks fail, the parent is sound",
+    "C32": "a writer killed at any step leaves whole frames",
+    "C33": "no wake-up is lost",
+    "C34": "two full rings do not wait for each other, a full doorbell for nobody",
+    "D35": "memory that cannot be had is the other backend or an OSError",
+    "D36": "nobody can shrink the memory under the other side",
+    "D37": "pools that come and go leave nothing",
+    "D38": "a call that is given up leaves nothing, and its late result goes nowhere",
+    "D39": "millions of tasks, gigabytes, and endless inputs in bounded memory",
+    "E40": "Ctrl-C is one KeyboardInterrupt, the parent's",
+    "E41": "a script without a main guard is told so",
+    "E42": "programs end with their pools open, forgotten, or without a loop",
+    "E43": "the program's own children and ours do not take each other's exit codes",
+    "E44": "pools within workers work, or are refused in words",
+    "E45": "python -I, python -m, an interactive session, a frozen program",
+    "E46": "a with block that is left by an error, a cancellation or a timeout leaves no worker",
+    "F47": "random kills under a steady load: everything is answered once, memory stays",
+}
+
+NO_TEST = "NO TEST"
+
+
+def tests_of_rows(items: list[pytest.Item]) -> dict[str, list[str]]:
+    """The names of the tests of each row, without their parameters."""
+    found: dict[str, dict[str, None]] = {row: {} for row in ROWS}
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        for mark in item.iter_markers("row"):
+            for row in mark.args:
+                found[row][name] = None
+    return {row: list(names) for row, names in found.items()}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A row that is not in the catalogue is a slip of the pen."""
+    unknown = {row for mark in item.iter_markers("row") for row in mark.args} - set(ROWS)
+    if unknown:
+        raise pytest.UsageError(f"{item.nodeid}: no such row: {', '.join(sorted(unknown))}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """After the list of tests, that of rows with their tests, a line for each row."""
+    if session.config.option.collectonly:
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line("")
+        for row, tests in tests_of_rows(session.items).items():
+            reporter.write_line(f"{row} {ROWS[row]}: {', '.join(tests) or NO_TEST}")

@@ -1,0 +1,155 @@
+"""What pools take, and give back: memory that is refused, memory that stays, large loads.
+
+A number such as D35 is that of the row in the catalogue of failures. Some loads are smaller here
+than what it asks for: AIOMULTIPROCESS_TEST_SCALE=full is all of it, and takes some minutes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+import leaks
+import mishaps
+import workload
+from aiomultiprocess import Pool, WorkerLostError
+from conftest import BUILT
+from support import Meeting
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts are Linux's")
+
+FULL = os.environ.get("AIOMULTIPROCESS_TEST_SCALE") == "full"
+POOLS = 1000 if FULL else 8
+NOTHINGS = 1_000_000 if FULL else 100_000
+LARGE = 2_200_000_000 if FULL else 100_000_000  # bytes
+MIB = 1 << 20
+#: How much memory may differ for reasons of the allocator.
+SLACK = 16 * MIB
+
+
+def memory() -> int:
+    """Bytes of memory that this process has, its shared memory included."""
+    return int(psutil.Process().memory_info().rss)
+
+
+# -- memory that is refused (D35, D36) -------------------------------------------------------------
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """As if memory ran out: no room for a ring. It has no name in any file system to be filled."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.row("D35")
+async def test_a_pool_that_gets_no_memory_for_rings_works_by_pipes(no_large_files: None) -> None:
+    async with Pool(1) as pool:
+        assert pool.backend == "pipe"
+        assert await pool.map(workload.double, range(1000)) == [2 * i for i in range(1000)]
+
+
+@pytest.mark.row("D35")
+@pytest.mark.skipif(not BUILT, reason="there is no ring without the extension")
+async def test_a_new_worker_that_gets_no_memory_is_an_error_of_what_waits(
+    request: pytest.FixtureRequest,
+) -> None:
+    async with Meeting() as meeting, Pool(1, childconcurrency=1, backend="shm") as pool:
+        running = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        waiting = asyncio.ensure_future(pool.map(workload.double, range(100)))
+        request.getfixturevalue("no_large_files")
+        os.kill(arrival.pid, signal.SIGKILL)
+        with pytest.raises(WorkerLostError):
+            await running
+        for call in (waiting, pool.apply(workload.two)):
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+                await call
+
+
+@pytest.mark.row("D36")
+async def test_a_worker_cannot_shrink_the_memory_that_it_shares(backend: str) -> None:
+    """The ring, or the page where pipes keep count: a seal forbids it."""
+    async with Pool(1) as pool:
+        refused = await pool.apply(mishaps.shrink_shared_memory)
+        assert refused
+        assert set(refused) == {errno.EPERM}
+        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
+
+
+# -- pools that come and go (D37) ------------------------------------------------------------------
+
+
+@pytest.mark.row("D37")
+@pytest.mark.timeout(1200 if FULL else 120)
+async def test_pools_that_come_and_go_leave_nothing(backend: str) -> None:
+    async def use() -> None:
+        async with Pool(1) as pool:
+            assert await pool.map(workload.double, range(10)) == [2 * i for i in range(10)]
+
+    for _ in range(3):
+        await use()
+    before, memory_before = leaks.holdings(), memory()
+    for _ in range(POOLS):
+        await use()
+    assert leaks.left_behind(before) == {}
+    assert memory() - memory_before < 4 * MIB + 1000 * POOLS  # a pool has megabytes
+
+
+# -- large loads (D39) -----------------------------------------------------------------------------
+
+
+@pytest.mark.row("D39")
+@pytest.mark.timeout(600 if FULL else 120)
+async def test_tasks_by_the_million_are_all_answered(backend: str) -> None:
+    async with Pool(2) as pool:
+        count = 0
+        memory_before = memory()
+        async for value in pool.map(workload.identity, iter(range(NOTHINGS))):
+            assert value == count
+            count += 1
+        assert count == NOTHINGS
+        assert memory() - memory_before < 2 * SLACK + 64 * MIB
+
+
+@pytest.mark.row("D39")
+@pytest.mark.timeout(600 if FULL else 120)
+async def test_a_payload_of_gigabytes_arrives(backend: str) -> None:
+    async with Pool(1) as pool:
+        assert await pool.apply(len, (bytes(LARGE),)) == LARGE
+        assert len(await pool.apply(bytes, (LARGE,))) == LARGE
+
+
+@pytest.mark.row("D39")
+@pytest.mark.parametrize("func", [workload.identity, len], ids=["large results", "small results"])
+async def test_a_slow_reader_of_an_endless_input_needs_bounded_memory(
+    backend: str, func: Callable[..., Any]
+) -> None:
+    """By the size of what waits for it, not only by its number: and what was read goes again."""
+    size = 1_000_000
+
+    def blocks() -> Iterator[bytes]:
+        while True:
+            yield bytes(size)
+
+    async with Pool(1) as pool:
+        memory_before = memory()
+        results = aiter(pool.map(func, blocks()))
+        for at in range(200):
+            assert await anext(results) in (size, bytes(size))
+            if at % 50 == 0:
+                await pool.map(workload.double, range(20_000))  # time enough to run away
+                # read and unread results, 64 MiB of each, and what is on its way
+                assert memory() - memory_before < 3 * 64 * MIB + SLACK
