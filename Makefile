@@ -2,6 +2,7 @@
 #
 #   make demo      the library at work on real input
 #   make test      build the extension, require it, run the suite over both backends
+#   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
