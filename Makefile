@@ -2,6 +2,7 @@
 #
 #   make demo      the library at work on real input
 #   make test      build the extension, require it, run the suite over both backends
+#   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
@@ -25,7 +26,8 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test chaos stress verify lint typecheck workflows wheels format bench compare clean
+.PHONY: demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
+  lint typecheck workflows wheels format bench compare clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -42,13 +44,22 @@ chaos: $(VENV)/.installed
 stress:
 	amp_ext/stress/run.sh $(ARGS)
 
-# The ring, by a model checker, a fuzzer and sanitizers: some minutes (docs/verification.md). Needs
-# spin, clang and libclang-rt from the system.
+# The ring, by a model checker, a fuzzer and sanitizers: a quarter of an hour (docs/verification.md).
+# Needs spin, clang and libclang-rt from the system.
 VERIFY_MESSAGES ?= 100000000
 verify:
 	amp_ext/model/run.sh
 	amp_ext/fuzz/run.sh 60
 	amp_ext/stress/run.sh $(VERIFY_MESSAGES) 10000
+
+# What of it each commit can afford: `make -j2 verify-short`.
+verify-short: verify-model verify-fuzz verify-stress
+verify-model:
+	amp_ext/model/run.sh short
+verify-fuzz:
+	amp_ext/fuzz/run.sh 15
+verify-stress:
+	amp_ext/stress/run.sh 5000000 1000
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -95,18 +95,21 @@ if [ "$extent" = deep ]; then
     sound "one ring, 4 records" $small=4 SPURIOUS=0
 fi
 
+# What the stress program catches too is left out where it runs beside this.
+unless_short() { [ "$extent" = short ] || "$@"; }
+
 echo "mutants"
-caught "tail stored relaxed" $mutant STORE_TAIL=RELAXED
-caught "tail loaded relaxed" $mutant LOAD_TAIL=RELAXED
-caught "head stored relaxed" $mutant STORE_HEAD=RELAXED
-caught "head loaded relaxed" $mutant LOAD_HEAD=RELAXED
+unless_short caught "tail stored relaxed" $mutant STORE_TAIL=RELAXED
+unless_short caught "tail loaded relaxed" $mutant LOAD_TAIL=RELAXED
+unless_short caught "head stored relaxed" $mutant STORE_HEAD=RELAXED
+unless_short caught "head loaded relaxed" $mutant LOAD_HEAD=RELAXED
 caught "sleeping exchanged relaxed" $mutant CHANGE_SLEEPING=RELAXED
 caught "waiting exchanged relaxed" $mutant CHANGE_WAITING=RELAXED
 caught "sleeping looked at before it is exchanged" $mutant LOOK_AT_SLEEPING_FIRST
 caught "waiting looked at before it is exchanged" $mutant LOOK_AT_WAITING_FIRST
 caught "sleeping cleared by a store in awake" $mutant AWAKE_BY_A_STORE
-caught "no second look in sleep" $mutant NO_RECHECK_IN_SLEEP
-caught "no second look in want_room" $mutant NO_RECHECK_IN_WANT_ROOM
+unless_short caught "no second look in sleep" $mutant NO_RECHECK_IN_SLEEP
+unless_short caught "no second look in want_room" $mutant NO_RECHECK_IN_WANT_ROOM
 caught "bell cleared after reading" $mutant BELL_CLEARED_LATE
 caught "bell not cleared" cycles CAPACITY=4 RECORDS0=2 BELL_NOT_CLEARED
 caught "a record larger than half the ring (R7)" $mutant LARGEST=3

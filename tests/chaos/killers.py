@@ -33,7 +33,7 @@ class Census:
 
     def __init__(self, pool: Pool, accounts: Accounts) -> None:
         self.deaths: Counter[str] = Counter()
-        self.killed_while_starting = 0  # since a worker was last seen to be ready
+        self.spares_starting = True  # until a worker is seen to become ready
         self.sent: dict[int | None, set[str]] = {}  # what was done to a worker, by its pid
         self._pool = pool
         self._accounts = accounts
@@ -52,7 +52,7 @@ class Census:
             self._bury(worker)
         for worker in present:
             if worker.ready and not self._known.get(worker):
-                self.killed_while_starting = 0
+                self.spares_starting = False
             self._known[worker] = worker.ready
 
     def _bury(self, worker: PoolWorker) -> None:
@@ -100,26 +100,30 @@ class Killers:
         if way in ("segfault", "exit"):
             await self._die(way)
             return
-        victim = self._choose(chance)
+        stops = way == "SIGSTOP, SIGKILL"
+        victim = self._choose(chance, ready=stops)
         if victim is None:
             return
-        if way == "SIGSTOP, SIGKILL":
+        if stops:
             self._send(victim, signal.SIGSTOP, way)
             shortest, longest = STOPPED
             await asyncio.sleep(shortest + chance * (longest - shortest))
         self._send(victim, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL, way)
 
-    def _choose(self, chance: float) -> PoolWorker | None:
-        """Any worker, even one that starts; but three deaths in a row while they start would be a
-        pool that cannot have workers, and rightly broken (engine.py, P2)."""
+    def _choose(self, chance: float, ready: bool) -> PoolWorker | None:
+        """Any worker, even one that starts unless it must be ready. But a pool whose first worker,
+        or three in a row, die while they start cannot have workers, and is rightly broken
+        (engine.py, P2): so only one such death is dealt until another worker becomes ready.
+        """
         self._census.look()
         workers = list(self._pool.processes)
-        if self._census.killed_while_starting:
+        if ready or self._census.spares_starting:
             workers = [worker for worker in workers if worker.ready]
         if not workers:
             return None
         victim = workers[int(chance * len(workers))]
-        self._census.killed_while_starting += not victim.ready
+        if not victim.ready:
+            self._census.spares_starting = True
         return victim
 
     def _send(self, victim: PoolWorker, signum: int, way: str) -> None:

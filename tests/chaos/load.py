@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from aiomultiprocess import Pool
@@ -21,6 +21,8 @@ RETRIES = 2  # of the operations that may be run again
 SYNC = {"value": 94, "raise": 3, "stay": 2, "unsent": 1}
 ASYNC = SYNC | {"turn": 20, "wait": 10}
 
+Operation = Callable[[random.Random], Coroutine[Any, Any, None]]
+
 CAN_RETRY = "retries" in inspect.signature(Pool.apply).parameters
 
 
@@ -33,7 +35,7 @@ class Load:
         self._rate = rate
         self._rng = rng
         self._open = asyncio.Semaphore(MOST_OPEN)
-        self._operations: dict[Callable[[random.Random], Awaitable[None]], int] = {
+        self._operations: dict[Operation, int] = {
             self.batch: 25,
             self.stream: 15,
             self.endless: 2,
@@ -52,9 +54,16 @@ class Load:
             while loop.time() < until:
                 [operation] = rng.choices([*self._operations], [*self._operations.values()])
                 await self._open.acquire()
-                begun = operations.create_task(operation(random.Random(rng.getrandbits(64))))
+                begun = operations.create_task(self._see(operation, rng.getrandbits(64)))
                 begun.add_done_callback(lambda _: self._open.release())
                 await asyncio.sleep(rng.expovariate(self._rate))
+
+    async def _see(self, operation: Operation, seed: int) -> None:
+        """One operation; what it raises by itself is a fault, of the pool or of this program."""
+        try:
+            await operation(random.Random(seed))
+        except Exception as error:  # noqa: BLE001 - it is reported with all else
+            self._accounts.fault(f"{operation.__name__}: {error!r}")
 
     async def die(self, what: str) -> None:
         """One task that ends its worker."""

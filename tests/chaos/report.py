@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+import leaks
+from aiomultiprocess import Pool
 from chaos.accounts import MEANING, Verdict
 
 EVERY = 1.0  # seconds between two samples
@@ -36,11 +38,13 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 class Meter:
     """Samples what the parent holds, and measures what all processes use."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.rss: list[tuple[float, float]] = []  # hours, MB
         self.descriptors: list[int] = []
+        self.names: set[str] = set()  # in /dev/shm, of what any of us had mapped
         self.seconds = 0.0
         self.cpu: list[float] = []  # of the parent and of its workers, of one core
+        self._pool = pool
         self._began = time.monotonic()
         self._process = psutil.Process()
 
@@ -50,6 +54,8 @@ class Meter:
             hours = (time.monotonic() - self._began) / 3600
             self.rss.append((hours, self._process.memory_info().rss / MB))
             self.descriptors.append(self._process.num_fds())
+            for pid in ("self", *(worker.pid for worker in self._pool.processes)):
+                self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
             await asyncio.sleep(EVERY)
 
     def stop(self) -> None:
