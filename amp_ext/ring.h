@@ -535,11 +535,14 @@ static inline void amp_awake(struct amp_consumer *c)
 
 /* Whether the consumer's last amp_sleep still holds: no producer has come to ring since. Then there
  * is nothing to do, whoever else was rung by the same bell: a producer that publishes from now on
- * will find the 1 and ring. Relaxed: a 1 is acted on by doing nothing, and after a 0 amp_read looks
- * at the tail with an acquire of its own. */
+ * will find the 1 and ring. Relaxed: what is found is acted on by doing nothing, or by amp_read,
+ * which looks at the tail with an acquire of its own; and a producer that rang had cleared the flag
+ * before, which the bell orders. The tail is looked at as well, for a peer that rings and is not
+ * sound: the flag alone would keep us from ever seeing what it did. */
 static inline bool amp_asleep(const struct amp_consumer *c)
 {
-    return !c->fault && atomic_load_explicit(&c->shared->sleeping, memory_order_relaxed) != 0;
+    return !c->fault && atomic_load_explicit(&c->shared->sleeping, memory_order_relaxed) != 0
+        && atomic_load_explicit(&c->shared->tail, memory_order_relaxed) == c->tail;
 }
 
 #endif /* AMP_RING_H */
