@@ -182,10 +182,8 @@ class ShmLink(Endpoint):
     def rung(self) -> None:
         """The bell that this link listens for was rung, for it or for another."""
         assert self._inlet is not None
-        if self._outbox:
-            self._turn(self._service)
-        elif not self._inlet.asleep():
-            self._turn(self._drain)
+        if self._outbox or not self._inlet.asleep():
+            self._turn(self._service)  # whole: what continues it has to look at the outbox too (S5)
 
     # Sending
 
