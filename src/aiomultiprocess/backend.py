@@ -19,31 +19,36 @@ from .transport import Backend
 
 if TYPE_CHECKING:
     # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import growing as growing
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
+    from .frames import Growing
     from .stepper import DONE, RAISED, SUSPENDED, Starter
 
     EXTENSION_ERROR: ImportError | None
     _watchdog: Any
 else:
     try:
-        from amp_ext import ring
+        from amp_ext import growing, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
+        from amp_ext.growing import Growing
         from amp_ext.step import DONE, RAISED, SUSPENDED, Starter
 
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads
+        from .frames import Growing
         from .stepper import DONE, RAISED, SUSPENDED, Starter
 
-        ring = _watchdog = None
+        growing = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
 
 __all__ = [
     "DONE",
     "EXTENSION_ERROR",
+    "Growing",
     "RAISED",
     "SUSPENDED",
     "Selection",
