@@ -75,14 +75,14 @@ class Parcel:
         self.offset = 0
 
     def settle(self) -> None:
-        """Copy what is not written yet and may change (T10)."""
-        begin = -self.offset
-        segments = list(self.segments)
+        """Copy what is not written yet and may change, and let go of what may (T10)."""
+        begin, segments = 0, list(self.segments)
         for at, segment in enumerate(segments):
-            written = max(0, -begin)
-            begin += len(segment)
-            if begin > 0 and not is_constant(segment):
-                segments[at] = growing.snapshot(segment, written)
+            end = begin + len(segment)
+            if not is_constant(segment):
+                written = max(begin, min(end, self.offset))
+                segments[at] = growing.snapshot(segment, written - begin)
+            begin = end
         self.segments = segments
 
 
