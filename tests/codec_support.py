@@ -205,7 +205,9 @@ def decode(codec: Any, payload: bytes | frames.Payload, count: int) -> list[Any]
 
 def arrived(segments: list[Any]) -> frames.Parts:
     """Segments as a transport hands them over: copies of their own."""
-    copies = [(bytes if frames.is_readonly(one) else bytearray)(one) for one in segments]
+    copies = [
+        bytes(bytearray(one)) if frames.is_readonly(one) else bytearray(one) for one in segments
+    ]
     return frames.Parts(copies, sum(map(len, copies)))
 
 

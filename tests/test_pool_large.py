@@ -30,7 +30,11 @@ async def test_large_results_are_exactly_the_bytes_that_were_sent() -> None:
 
 
 async def test_several_large_values_in_one_item_keep_their_places() -> None:
-    item = {"a": bytes(MB), "b": [b"x" * 70_000, b"y" * (2 * MB), "z" * MB], "c": (1, b"w" * 65_536)}
+    item = {
+        "a": bytes(MB),
+        "b": [b"x" * 70_000, b"y" * (2 * MB), "z" * MB],
+        "c": (1, b"w" * 65_536),
+    }
     async with Pool(1) as pool:
         assert await pool.map(workload.identity, [item, 5, item]) == [item, 5, item]
 
@@ -84,7 +88,8 @@ async def test_a_worker_that_dies_with_a_large_item_fails_no_other() -> None:
     async with Pool(2) as pool:
         large = bytes(20 * MB)
         doomed = asyncio.gather(
-            *(pool.apply(mishaps.die_at, (large, "exit 7", large)) for _ in range(2)), return_exceptions=True
+            *(pool.apply(mishaps.die_at, (large, "exit 7", large)) for _ in range(2)),
+            return_exceptions=True,
         )
         others = await pool.map(workload.identity, [large] * 4)
         assert others == [large] * 4

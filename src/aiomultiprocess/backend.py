@@ -48,9 +48,9 @@ else:
 __all__ = [
     "DONE",
     "EXTENSION_ERROR",
-    "Growing",
     "RAISED",
     "SUSPENDED",
+    "Growing",
     "Selection",
     "Starter",
     "decode_items",

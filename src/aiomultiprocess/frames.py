@@ -46,7 +46,7 @@ Segment: TypeAlias = bytes | bytearray | memoryview
 
 
 class Parts:
-    """A payload in segments (F4). Like a view of the whole it has a length, and can be made bytes."""
+    """A payload in segments (F4). Like a view of the whole it has a length, and makes bytes."""
 
     __slots__ = ("_length", "segments")
 
