@@ -12,8 +12,8 @@ F3  A payload that comes in pieces takes as much memory as has arrived, whatever
 F4  A payload that is too large to be handed over from where it arrives, and has several segments,
     arrives as `Parts`: as the same segments, bytes or bytearrays, which are the handler's to keep.
     Then `parts` says how many, and between header and payload stand their sizes, eight bytes each
-    and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values are
-    filled from the channel, and not from a copy of the payload.
+    and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values
+    are filled from the channel, and not from a copy of the payload.
 
 Used by both engines and by the transports. Imports nothing of ours: a fresh worker loads it first.
 """
