@@ -19,5 +19,5 @@ class Growing:
     def take(self) -> bytes | bytearray:
         """The object, if nothing is missing; a bytearray if it was to be `writable`."""
 
-def snapshot(source: memoryview, start: int = 0) -> bytes:
+def snapshot(source: bytes | bytearray | memoryview, start: int = 0) -> bytes:
     """A copy of as many bytes, of which those before `start` are not copied and may be anything."""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from io import BytesIO
 from struct import Struct, pack, unpack
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 #: kind u8, flags u8, parts u16, count u32, ident u64, offset u32, function u32, length u64
 HEADER: Final = Struct("<BBHIQIIQ")
@@ -65,7 +65,8 @@ class Parts:
 Payload: TypeAlias = memoryview | Parts
 
 #: Called as `handler(kind, flags, count, ident, offset, function, payload)`, see F2.
-Handler: TypeAlias = Callable[[int, int, int, int, int, int, Payload], None]
+#: The payload is a `Payload`; a frame whose payload is sent as one segment has a view.
+Handler: TypeAlias = Callable[[int, int, int, int, int, int, Any], None]
 
 
 class Kind(IntEnum):
