@@ -54,7 +54,7 @@ C7  The decoder trusts nothing: it looks at no byte beyond the payload, makes no
     rules above is a `CorruptFrameError`. (A pickle is unpickled, which may do anything at all.)
 C8  A payload is made in segments: bytes, of which those of `SEGMENT_MIN` or more may be the user's
     own, and views of buffers as large, which are to be sent before anything can change them. What
-    was decoded does not refer to the payload, with one exception: if that comes as `frames.Parts`, each
+    was decoded does not refer to the payload, with one exception: if that is a `frames.Parts`, each
     bytes, buffer, pickle or BIGINT of `SEGMENT_MIN` or more is a segment there too, becomes the
     value, and is the payload's no more.
 """
