@@ -1,8 +1,16 @@
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+class Parts(Protocol):
+    """A payload in segments, of which those that are large values become them."""
+
+    @property
+    def segments(self) -> Sequence[bytes | bytearray]: ...
+    def __len__(self) -> int: ...
 
 class CorruptFrameError(ValueError): ...
 
 def decode_items(
-    payload: bytes | memoryview, count: int
+    payload: bytes | memoryview | Parts, count: int
 ) -> tuple[list[Any], dict[int, BaseException] | None]: ...
 def loads(payload: bytes | memoryview) -> Any: ...

@@ -10,9 +10,9 @@ checked is a copy (C7).
 import pickle
 import sys
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from amp_ext.capi cimport *
 from amp_ext.tags cimport *
@@ -24,6 +24,10 @@ cdef struct Reader:
     const uint8_t *start
     const uint8_t *at
     const uint8_t *end
+    PyObject *segments  # a list that nobody else has; NULL if the payload is in one piece
+    Py_ssize_t next  # in it
+    Py_ssize_t behind  # bytes before start, in other segments
+    Py_ssize_t ahead  # bytes after end, in other segments
     int key_count
     PyObject *keys[KEY_COUNT]  # C6
 
@@ -34,21 +38,34 @@ class CorruptFrameError(ValueError):
 
 def decode_items(payload, Py_ssize_t count):
     """Decode a payload of `count` items: their values, and the failures by place if there are any."""
-    cdef Py_buffer view
     cdef Reader reader
-    cdef int i
+    cdef Py_buffer view
+    cdef list segments
+    memset(&reader, 0, sizeof(Reader))
+    if not PyObject_CheckBuffer(payload):
+        segments = list(payload.segments)
+        reader.segments = <PyObject *>segments
+        reader.ahead = len(payload)
+        go_on(&reader)
+        return decode(&reader, count)
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-    reader.start = reader.at = <const uint8_t *>view.buf
-    reader.end = reader.start + view.len
-    reader.key_count = 0
     try:
-        return read_items(&reader, count)
+        reader.start = reader.at = <const uint8_t *>view.buf
+        reader.end = reader.start + view.len
+        return decode(&reader, count)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef tuple decode(Reader *reader, Py_ssize_t count):
+    cdef int i
+    try:
+        return read_items(reader, count)
     except (TypeError, UnicodeDecodeError) as error:  # not hashable; not UTF-8
-        corrupt(&reader, str(error))
+        corrupt(reader, str(error))
     finally:
         for i in range(reader.key_count):
             Py_DECREF(reader.keys[i])
-        PyBuffer_Release(&view)
 
 
 def loads(payload):
@@ -57,9 +74,8 @@ def loads(payload):
 
 
 cdef int corrupt(Reader *reader, why) except -1:
-    raise CorruptFrameError(
-        f"{why}, before byte {reader.at - reader.start} of {reader.end - reader.start}"
-    )
+    cdef Py_ssize_t place = reader.behind + (reader.at - reader.start)
+    raise CorruptFrameError(f"{why}, before byte {place} of {place + left(reader)}")
 
 
 cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) except -1:
@@ -85,25 +101,22 @@ cdef tuple read_items(Reader *reader, Py_ssize_t count):
             place += 1
         else:
             place += fill(reader, slots + place, count - place, 0)
-    if reader.at != reader.end:
+    if left(reader):
         corrupt(reader, "more than the items")
     PyObject_GC_Track(<PyObject *>values)
     return values, failures or None
 
 
 cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
-    cdef Py_ssize_t number = read_number(reader), size, i
-    cdef bint is_readonly
-    cdef const char *data
+    cdef Py_ssize_t number = read_number(reader), i
     cdef list buffers = []
     check_count(reader, number, 2)
     for i in range(number):
-        is_readonly = read_byte(reader)
-        size = read_number(reader)
-        data = <const char *>take(reader, size)
-        buffers.append(data[:size] if is_readonly else PyByteArray_FromStringAndSize(data, size))
-    size = read_number(reader)
-    pickled = (<const char *>take(reader, size))[:size]
+        if read_byte(reader):
+            buffers.append(read_bytes(reader))
+        else:
+            buffers.append(read_bytearray(reader))
+    pickled = read_bytes(reader)
     try:
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
@@ -254,7 +267,16 @@ cdef inline object load_float(const uint8_t *data):
 
 cdef bytes read_bytes(Reader *reader):
     cdef Py_ssize_t size = read_number(reader)
+    if size >= SEGMENT_MIN and reader.segments != NULL:
+        return take_segment(reader, bytes, size)
     return (<const char *>take(reader, size))[:size]
+
+
+cdef bytearray read_bytearray(Reader *reader):
+    cdef Py_ssize_t size = read_number(reader)
+    if size >= SEGMENT_MIN and reader.segments != NULL:
+        return take_segment(reader, bytearray, size)
+    return PyByteArray_FromStringAndSize(<const char *>take(reader, size), size)
 
 
 cdef object read_str(Reader *reader, Py_ssize_t size):
@@ -298,14 +320,14 @@ cdef inline Py_ssize_t read_number(Reader *reader) except -1:
 cdef Py_ssize_t read_long_number(Reader *reader) except -1:
     cdef uint64_t number
     memcpy(&number, take(reader, 8), 8)
-    if number > <uint64_t>(reader.end - reader.at):  # C7: nothing is counted that takes no byte
+    if number > <uint64_t>left(reader):  # C7: nothing is counted that takes no byte
         corrupt_number(reader, b"of anything", number)
     return <Py_ssize_t>number
 
 
 cdef inline int check_count(Reader *reader, Py_ssize_t count, int least) except -1:
     """C7: no room for more members than there can be."""
-    if count < 0 or count > (reader.end - reader.at) // least:
+    if count < 0 or count > left(reader) // least:
         corrupt_number(reader, b"members", count)
     return 0
 
@@ -316,3 +338,39 @@ cdef inline const uint8_t *take(Reader *reader, Py_ssize_t size) except NULL:
         corrupt_number(reader, b"bytes", size)
     reader.at += size
     return data
+
+
+cdef inline Py_ssize_t left(Reader *reader) noexcept:
+    return reader.end - reader.at + reader.ahead
+
+
+# -- segments (C8) -----------------------------------------------------------------------------
+
+cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
+    """The next segment as a value of its own."""
+    if reader.at != reader.end or reader.next >= len(<list>reader.segments):
+        corrupt_number(reader, b"bytes that are no segment", size)
+    segment = (<list>reader.segments)[reader.next]
+    if type(segment) is not kind or len(segment) != size:
+        corrupt(reader, f"a segment that is no {kind.__name__} of {size} bytes")
+    (<list>reader.segments)[reader.next] = None  # it is the value's from now on
+    reader.next += 1
+    reader.behind += size
+    reader.ahead -= size
+    go_on(reader)
+    return segment
+
+
+cdef int go_on(Reader *reader) except -1:
+    """Read on in the next segment, if there is one."""
+    reader.behind += reader.end - reader.start
+    reader.start = reader.at = reader.end = NULL
+    if reader.next < len(<list>reader.segments):
+        segment = (<list>reader.segments)[reader.next]
+        if type(segment) is not bytes:
+            corrupt(reader, "a bytearray where no buffer is")
+        reader.next += 1
+        reader.start = reader.at = <const uint8_t *>PyBytes_AS_STRING(<PyObject *>segment)
+        reader.end = reader.start + len(segment)
+        reader.ahead -= len(segment)
+    return 0

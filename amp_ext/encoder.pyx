@@ -177,10 +177,9 @@ cdef class Encoder:
         self.pickler = pickler
         block.put_size(&self.block, PICKLE, len(pickler.buffers))
         for buffer in pickler.buffers:
-            with buffer.raw() as view:
-                block.put_byte(&self.block, view.readonly)
-                self.put_bytes(bytes(view))
-            buffer.release()
+            view = buffer.raw()
+            block.put_byte(&self.block, view.readonly)
+            self.put_view(view)
         return self.put_bytes(pickled)
 
     cdef list segments(self):
@@ -196,7 +195,7 @@ cdef class Encoder:
             parts += (data[at:stop], value)
             at = stop
         parts.append(data[at:self.block.size])
-        return [part for part in parts if part]
+        return [part for part in parts if len(part)]
 
     # -- values --------------------------------------------------------------------------------
 
@@ -301,6 +300,17 @@ cdef class Encoder:
         block.put_number(&self.block, size)
         if size < SEGMENT_MIN:
             return block.put_copy(&self.block, PyBytes_AS_STRING(<PyObject *>value), size)
+        return self.put_segment(value, size)
+
+    cdef int put_view(self, view) except -1:
+        """As put_bytes, of a view of bytes."""
+        cdef Py_ssize_t size = len(view)
+        if size < SEGMENT_MIN:
+            return self.put_bytes(bytes(view))
+        block.put_number(&self.block, size)
+        return self.put_segment(view, size)
+
+    cdef int put_segment(self, value, Py_ssize_t size) except -1:
         if self.large is None:
             self.large, self.large_at = [], []
         self.large_at.append(self.block.size)

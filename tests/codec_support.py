@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from hypothesis import strategies as st
 
 from aiomultiprocess import codec as python_codec
-from aiomultiprocess import tags
+from aiomultiprocess import frames, tags
 
 CODECS: list[Any] = [python_codec]
 if importlib.util.find_spec("amp_ext") and importlib.util.find_spec("amp_ext.encoder"):
@@ -194,13 +194,21 @@ def encode(codec: Any, items: Any, max_bytes: int = ALL) -> bytes:
     return b"".join(segments)
 
 
-def decode(codec: Any, payload: bytes | memoryview, count: int) -> list[Any]:
+def decode(codec: Any, payload: bytes | frames.Payload, count: int) -> list[Any]:
     """The values of a payload without failures."""
     items, failures = codec.decode_items(payload, count)
     assert failures is None
     assert type(items) is list
     assert len(items) == count
     return items
+
+
+def arrived(segments: list[Any]) -> frames.Parts:
+    """Segments as a transport hands them over: copies of their own."""
+    copies = [
+        bytes(bytearray(one)) if frames.is_readonly(one) else bytearray(one) for one in segments
+    ]
+    return frames.Parts(copies, sum(map(len, copies)))
 
 
 def echo(codec: Any, item: Any) -> Any:

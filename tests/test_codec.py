@@ -23,6 +23,7 @@ from codec_support import (
     NATIVE,
     NOT_NATIVE,
     Plain,
+    arrived,
     decode,
     echo,
     encode,
@@ -62,6 +63,16 @@ def test_each_decodes_what_any_encodes_as_pickle_would(items: list[Any]) -> None
     for encoder, decoder in itertools.product(CODECS, repeat=2):
         decoded = decode(decoder, encode(encoder, items), len(items))
         assert [shape(item) for item in decoded] == expected
+
+
+@settings(max_examples=200)
+@given(ITEMS)
+def test_a_payload_in_parts_holds_the_same_values(items: list[Any]) -> None:
+    for encoder, decoder in itertools.product(CODECS, repeat=2):
+        segments, count, error = encoder.encode_items(items, 0, len(items), ALL)
+        assert error is None
+        decoded = decode(decoder, arrived(segments), count)
+        assert [shape(item) for item in decoded] == [shape(item) for item in items]
 
 
 @pytest.mark.row("C26")
@@ -218,15 +229,39 @@ def test_arrays_go_out_of_band_and_keep_their_flags(codec: Any) -> None:
     assert type(echo(codec, numpy.float64(1.5))) is numpy.float64
 
 
-def test_a_payload_does_not_change_with_what_was_encoded(codec: Any) -> None:
+def test_large_buffers_are_segments_and_are_not_copied(codec: Any) -> None:
     numpy = pytest.importorskip("numpy")
-    array, data = numpy.zeros(100_000), bytearray(100_000)
-    segments, _, _ = codec.encode_items([array, pickle.PickleBuffer(data)], 0, 2, ALL)
+    array, small = numpy.zeros(100_000), numpy.zeros(10)
+    segments, _, _ = codec.encode_items([array, small], 0, 2, ALL)
     array += 1
-    data += b"it is not locked either"
+    small += 1
     decoded = decode(codec, b"".join(segments), 2)
-    assert not decoded[0].any()
-    assert decoded[1] == bytes(100_000)
+    assert decoded[0].all()
+    assert not decoded[1].any()
+
+
+def test_a_buffer_is_locked_no_longer_than_its_segment_is_kept(codec: Any) -> None:
+    data = bytearray(100_000)
+    segments, _, _ = codec.encode_items([pickle.PickleBuffer(data)], 0, 1, ALL)
+    del segments
+    data += b"a BufferError if any view were left"
+
+
+def test_large_values_are_taken_from_a_payload_in_parts(codec: Any) -> None:
+    numpy = pytest.importorskip("numpy")
+    frozen = numpy.ones(20_000)
+    frozen.flags.writeable = False
+    large, number, text = bytes(100_000), 1 << 600_000, Plain("x" * 100_000)
+    items = [1, {"a": large}, frozen, numpy.zeros(20_000), text, number, large, 2]
+    payload = arrived(codec.encode_items(items, 0, len(items), ALL)[0])
+    segments = list(payload.segments)
+    decoded = decode(codec, payload, len(items))
+    assert decoded[1]["a"] is segments[1]
+    assert numpy.shares_memory(decoded[2], numpy.frombuffer(segments[3]))
+    assert numpy.shares_memory(decoded[3], numpy.frombuffer(segments[5]))
+    assert (decoded[2].flags.writeable, decoded[3].flags.writeable) == (False, True)
+    assert (decoded[4], decoded[5], decoded[6:]) == (text, number, [large, 2])
+    assert decoded[6] is not decoded[1]["a"]
 
 
 def test_values_do_not_refer_to_the_payload(codec: Any) -> None:

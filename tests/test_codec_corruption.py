@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiomultiprocess import tags
+from aiomultiprocess import frames, tags
 from codec_support import (
     ALL,
     CODECS,
     NATIVE,
     Plain,
+    arrived,
     decode,
     encode,
     failing_dump,
@@ -40,7 +41,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
 SAMPLE = [*NATIVE, {"a": 1, "b": [1, 2, 3, 4]}, {"a": 2, "b": "x" * 300}, *range(300), b"y" * 300]
 
 
-def outcome(codec: Any, payload: bytes, count: int) -> Any:
+def outcome(codec: Any, payload: bytes | frames.Parts, count: int) -> Any:
     """What comes of a payload: the shapes of its values, or "corrupt"; whatever else is raised."""
     try:
         decoded = decode(codec, payload, count)
@@ -166,6 +167,63 @@ def test_random_bytes_are_corrupt_or_values_to_both_alike(payload: bytes, count:
     agree(payload.translate(NOT_PICKLE), count)
 
 
+# -- payloads in parts (C8) ------------------------------------------------------------------------
+
+LARGE = [
+    b"l" * 70_000,
+    {"a": b"m" * 80_000},
+    5,
+    pickle.PickleBuffer(bytearray(90_000)),
+    b"n" * 65_536,
+]
+
+
+def parts(segments: list[Any]) -> frames.Parts:
+    return frames.Parts(segments, sum(map(len, segments)))
+
+
+def large_segments() -> list[Any]:
+    payload = arrived(CODECS[0].encode_items(LARGE, 0, len(LARGE), ALL)[0])
+    assert decode(CODECS[0], arrived(payload.segments), len(LARGE)) == [
+        bytearray(90_000) if type(item) is pickle.PickleBuffer else item for item in LARGE
+    ]
+    return payload.segments
+
+
+def test_parts_that_are_not_the_encoders_are_corrupt(codec: Any) -> None:
+    whole = large_segments()
+    wrong: list[list[Any]] = [[]]
+    for at, segment in enumerate(whole):
+        other = bytearray if type(segment) is bytes else bytes
+        wrong += [
+            [*whole[:at], *whole[at + 1 :]],
+            [*whole[:at], segment, *whole[at:]],
+            [*whole[:at], segment[:-1], *whole[at + 1 :]],
+            [*whole[:at], segment + b"\0", *whole[at + 1 :]],
+            [*whole[:at], segment[:1], segment[1:], *whole[at + 1 :]],
+            [*whole[:at], other(segment), *whole[at + 1 :]],
+        ]
+    wrong += [[*whole[:at], whole[at] + whole[at + 1], *whole[at + 2 :]] for at in range(7)]
+    for segments in wrong:
+        with pytest.raises(codec.CorruptFrameError, match="before byte"):
+            codec.decode_items(parts(segments), len(LARGE))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_parts_are_corrupt_or_values_to_both_alike(seed: int) -> None:
+    chance = random.Random(seed)
+    corrupt = 0
+    for _ in range(200):
+        # without the pickle, which may do anything
+        segments = arrived(CODECS[0].encode_items(LARGE[:3], 0, 3, ALL)[0]).segments
+        at = chance.choice([at for at, segment in enumerate(segments) if len(segment) < 1000])
+        segments[at] = mutate(segments[at], chance)
+        outcomes = [outcome(codec, parts(segments), 3) for codec in CODECS]
+        assert all(one == outcomes[0] for one in outcomes)
+        corrupt += outcomes[0] == "corrupt"
+    assert corrupt > 50
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 
@@ -179,6 +237,9 @@ def test_nothing_leaks(codec: Any) -> None:
         encode(codec, items)
         codec.encode_items([*items, failing_dump(ValueError)], 0, len(items) + 1, ALL)
         codec.decode_items(payload, len(items))
+        codec.decode_items(arrived(codec.encode_items(LARGE, 0, 5, ALL)[0]), 5)
+        with pytest.raises(codec.CorruptFrameError):
+            codec.decode_items(parts(large_segments()[:-1]), 5)
         for mutant in mutants:
             outcome(codec, mutant, len(items))
 

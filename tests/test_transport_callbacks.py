@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import pickle
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -131,7 +132,10 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(made: B
 @pytest.mark.parametrize(
     "header",
     [
-        frames.HEADER.pack(1, 0, 7, 0, 0, 0, 0, 0),  # reserved
+        frames.HEADER.pack(1, 0, frames.MAX_PARTS + 1, 0, 0, 0, 0, 0),
+        frames.HEADER.pack(1, 0, 1, 0, 0, 0, 0, 0) + bytes(8),  # an empty part
+        frames.HEADER.pack(1, 0, 2, 0, 0, 0, 0, 3) + struct.pack("<2Q", 2, 2),
+        frames.HEADER.pack(1, 0, 2, 0, 0, 0, 0, 3) + struct.pack("<2Q", 4, (1 << 63) - 1),
         frames.HEADER.pack(1, 0, 0, 0, 0, 0, 0, frames.MAX_PAYLOAD + 1),
         b"\xff" * frames.HEADER_SIZE,
     ],
@@ -177,7 +181,8 @@ async def spoiled(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Pair, 
     ("offset", "damage"),
     [
         pytest.param(4096, b"\xff" * 8, id="record header"),
-        pytest.param(4096 + 8 + 2, b"\x07", id="reserved"),
+        pytest.param(4096 + 8 + 2, b"\xff\xff", id="number of parts"),
+        pytest.param(4096 + 8 + 2, b"\x01", id="sizes that are not there"),
         pytest.param(4096 + 8 + 24, b"\x08", id="length"),
         pytest.param(256, b"\xff" * 8, id="tail"),
     ],

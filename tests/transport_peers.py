@@ -97,7 +97,7 @@ def publish_and_die(end: ChildEnd, frames: int) -> None:
     for ident in range(frames):
         link.send(Kind.RESULTS, ident=ident, payload=[b"x" * ident])
     link.flush()
-    link.send(Kind.RESULTS, ident=frames, payload=[bytes(HALF)])
+    link.send(Kind.RESULTS, ident=frames, payload=[b"head", bytes(HALF)])
     link.flush()
     assert link.congested
     die()

@@ -48,7 +48,7 @@ class Ear:
         self.batches: list[int] = []  # frames seen at each on_drained
         self.rooms = 0
         self.broken: list[BaseException] = []
-        self.act: Callable[[memoryview], None] = lambda payload: None
+        self.act: Callable[[Any], None] = lambda payload: None
         self.on_room: Callable[[], None] = lambda: None
         self.on_broken: Callable[[], None] = lambda: None
         self._news = asyncio.Event()

@@ -20,11 +20,13 @@ from .transport import Backend
 
 if TYPE_CHECKING:
     # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import growing as growing
     from amp_ext import link as link
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
     from .driver import Driver
+    from .frames import Growing
     from .journal import Journal
     from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
@@ -32,10 +34,11 @@ if TYPE_CHECKING:
     _watchdog: Any
 else:
     try:
-        from amp_ext import link, ring
+        from amp_ext import growing, link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
         from amp_ext.driver import Driver
+        from amp_ext.growing import Growing
         from amp_ext.journal import Journal
         from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter
 
@@ -43,10 +46,11 @@ else:
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads
         from .driver import Driver
+        from .frames import Growing
         from .journal import Journal
         from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
 
-        link = ring = _watchdog = None
+        growing = link = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "RAISED",
     "SUSPENDED",
     "Driver",
+    "Growing",
     "Journal",
     "Selection",
     "Starter",

@@ -52,8 +52,11 @@ C6  Keys: a str that is a key of a DICT and of up to `KEY_SIZE` bytes takes the 
 C7  The decoder trusts nothing: it looks at no byte beyond the payload, makes no container for more
     members than the payload has bytes left, and nests no deeper than `MAX_DEPTH`; what breaks the
     rules above is a `CorruptFrameError`. (A pickle is unpickled, which may do anything at all.)
-C8  What was decoded does not refer to the payload, and a payload refers to no memory that can
-    change: its segments are bytes, of which those of `SEGMENT_MIN` or more may be the user's own.
+C8  A payload is made in segments: bytes, of which those of `SEGMENT_MIN` or more may be the user's
+    own, and views of buffers as large, which are to be sent before anything can change them. What
+    was decoded does not refer to the payload, with one exception: if that is a `frames.Parts`, each
+    bytes, buffer, pickle or BIGINT of `SEGMENT_MIN` or more is a segment there too, becomes the
+    value, and is the payload's no more.
 """
 
 from .decoder import decode_items, loads

@@ -8,9 +8,10 @@ from __future__ import annotations
 import pickle
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
+from .frames import Parts, Payload
 from .tags import (
     FLOATS,
     INT8S,
@@ -23,6 +24,7 @@ from .tags import (
     LONG_SIZE,
     MAX_DEPTH,
     PICKLE,
+    SEGMENT_MIN,
     STR,
     CorruptFrameError,
 )
@@ -39,13 +41,15 @@ _RUNS: Final = {
 
 
 def decode_items(
-    payload: bytes | memoryview, count: int
+    payload: bytes | Payload, count: int
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     """Decode a payload of `count` items.
 
     Returns as many values, and the failures by their place if there are any: where unpickling
     raised, the value is None. Raises CorruptFrameError for what no encoder can have made (C7).
     """
+    if isinstance(payload, Parts):
+        return _decode(b"", count, payload.segments)
     with memoryview(payload) as view:
         if view.nbytes <= _COPY_MAX:
             return _decode(bytes(view), count)
@@ -59,9 +63,9 @@ def loads(payload: bytes | memoryview) -> Any:
 
 
 def _decode(
-    data: bytes | memoryview, count: int
+    data: bytes | memoryview, count: int, segments: Sequence[bytes | bytearray] = ()
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
-    decoder = _Decoder(data)
+    decoder = _Decoder(data, segments)
     try:
         return decoder.items(count)
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
@@ -72,15 +76,46 @@ def _decode(
 
 
 class _Decoder:
-    """Where we are in one payload."""
+    """Where we are in one payload: in `data`, or in one of the segments that are not taken (C8)."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(
+        self, data: bytes | memoryview, segments: Sequence[bytes | bytearray] = ()
+    ) -> None:
         self.at = 0
-        self._data = data
+        self._data: bytes | memoryview | bytearray = data
+        self._in_segments = len(segments) > 0
+        self._segments = list(segments)[::-1]  # those to come, the last first
+        self._behind = 0  # bytes before _data
+        self._ahead = sum(map(len, segments))  # bytes after it
         self._keys: list[str] = []  # C6
+        if self._in_segments:
+            self._go_on()
 
     def corrupt(self, why: str) -> CorruptFrameError:
-        return CorruptFrameError(f"{why}, before byte {self.at} of {len(self._data)}")
+        place, end = self._behind + self.at, self._behind + len(self._data) + self._ahead
+        return CorruptFrameError(f"{why}, before byte {place} of {end}")
+
+    def _go_on(self) -> None:
+        """Read on in the next segment, if there is one."""
+        self._behind += len(self._data)
+        self._data, self.at = b"", 0
+        if self._segments:
+            if type(self._segments[-1]) is not bytes:
+                raise self.corrupt("a bytearray where no buffer is")
+            self._data = self._segments.pop()
+            self._ahead -= len(self._data)
+
+    def _take_segment(self, kind: type, size: int) -> Any:
+        """The next segment as a value of its own (C8)."""
+        if self.at != len(self._data) or not self._segments:
+            raise self.corrupt(f"{size} bytes that are no segment")
+        segment = self._segments.pop()
+        if type(segment) is not kind or len(segment) != size:
+            raise self.corrupt(f"a segment that is no {kind.__name__} of {size} bytes")
+        self._behind += size
+        self._ahead -= size
+        self._go_on()
+        return segment
 
     # -- items ---------------------------------------------------------------------------------
 
@@ -94,7 +129,7 @@ class _Decoder:
                 values.append(self._unpickle(*self._pickled(), failures, len(values)))
             else:
                 self._add(values, tag, count, 0)
-        if self.at != len(self._data):
+        if self.at != len(self._data) or self._segments:
             raise self.corrupt("more than the items")
         return values, failures or None
 
@@ -104,8 +139,8 @@ class _Decoder:
         self._check_count(number, 2)
         for _ in range(number):
             kind = bytes if self._byte() else bytearray
-            buffers.append(kind(self._bytes()))
-        return memoryview(self._bytes()), buffers
+            buffers.append(self._bytes_as(kind))
+        return memoryview(self._bytes_as(bytes)), buffers
 
     @staticmethod
     def _unpickle(
@@ -186,7 +221,7 @@ class _Decoder:
 
     def _check_count(self, count: int, least: int) -> None:
         """C7: no room for more members than there can be."""
-        if not 0 <= count * least <= len(self._data) - self.at:
+        if not 0 <= count * least <= len(self._data) - self.at + self._ahead:
             raise self.corrupt(f"{count} members")
 
     # -- bytes ---------------------------------------------------------------------------------
@@ -200,7 +235,15 @@ class _Decoder:
         number = self._byte()
         return number if number < LONG_SIZE else self._unpack("=Q", 8)
 
-    def _bytes(self) -> bytes | memoryview:
+    def _bytes_as(self, kind: type) -> Any:
+        """Size and bytes, as an object of their own."""
+        size = self._number()
+        if size >= SEGMENT_MIN and self._in_segments:
+            return self._take_segment(kind, size)
+        at = self._skip(size)
+        return kind(self._data[at : self.at])
+
+    def _bytes(self) -> bytes | bytearray | memoryview:
         size = self._number()
         at = self._skip(size)
         return self._data[at : self.at]
@@ -234,10 +277,10 @@ _READERS: Final[tuple[_Reader, ...]] = (
     lambda decoder, _: decoder._unpack("=h", 2),
     lambda decoder, _: decoder._unpack("=i", 4),
     lambda decoder, _: decoder._unpack("=q", 8),
-    lambda decoder, _: int.from_bytes(decoder._bytes(), sys.byteorder, signed=True),
+    lambda decoder, _: int.from_bytes(decoder._bytes_as(bytes), sys.byteorder, signed=True),
     lambda decoder, _: decoder._unpack("=d", 8),
     lambda decoder, _: str(decoder._bytes(), "utf-8", "surrogatepass"),
-    lambda decoder, _: bytes(decoder._bytes()),
+    lambda decoder, _: decoder._bytes_as(bytes),
     lambda decoder, depth: tuple(decoder._sequence(depth)),
     _Decoder._sequence,
     _Decoder._members,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from struct import Struct, pack
 from typing import Any, Final
 
+from .frames import Segment
 from .tags import (
     BIGINT,
     BYTES,
@@ -61,7 +62,7 @@ _INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, le
 
 def encode_items(
     items: Sequence[object], start: int, stop: int, max_bytes: int
-) -> tuple[list[bytes], int, BaseException | None]:
+) -> tuple[list[Segment], int, BaseException | None]:
     """Encode items[start:stop] until the payload has `max_bytes`, an item fails, or all are done.
 
     At least one item is tried. Returns the payload in segments, how many items are in it, and the
@@ -114,7 +115,7 @@ class _Encoder:
     def __init__(self) -> None:
         self._out = bytearray()
         # C8: the whole payload but its last part, which is _out
-        self._done: list[bytes | bytearray] = []
+        self._done: list[Segment] = []
         self._done_size = 0
         self._keys: dict[str, int] = {}  # C6
         self._met: set[int] = set()  # C3: by id, of the item that is being encoded
@@ -123,8 +124,9 @@ class _Encoder:
     def size(self) -> int:
         return self._done_size + len(self._out)
 
-    def segments(self) -> list[bytes]:
-        return [bytes(part) for part in (*self._done, self._out) if part]
+    def segments(self) -> list[Segment]:
+        parts = (*self._done, self._out)
+        return [bytes(part) if type(part) is bytearray else part for part in parts if len(part)]
 
     # -- items ---------------------------------------------------------------------------------
 
@@ -164,10 +166,9 @@ class _Encoder:
         self._pickler = pickler  # one that raised is not used again
         self._put_size(PICKLE, len(buffers))
         for buffer in buffers:
-            with buffer.raw() as view:
-                self._out.append(view.readonly)
-                self._put_bytes(bytes(view))
-            buffer.release()
+            view = buffer.raw()
+            self._out.append(view.readonly)
+            self._put_bytes(view)
         self._put_bytes(pickled)
 
     # -- values --------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ class _Encoder:
         self._out += encoded
         return len(encoded)
 
-    def _put_bytes(self, value: bytes) -> None:
+    def _put_bytes(self, value: bytes | memoryview) -> None:
         """Put size and bytes, the bytes as a segment of their own if they are many (C8)."""
         self._put_number(len(value))
         if len(value) < SEGMENT_MIN:

@@ -5,27 +5,38 @@ payload. The header says what the frame is and which tasks it is about; the payl
 business and is never needed to tell whose task it belongs to, so a payload that cannot be decoded
 fails its own tasks and no others.
 
-F1  Every field is unsigned and little endian, `reserved` is zero, and `length` never exceeds
+F1  Every field is unsigned and little endian, `parts` never exceeds `MAX_PARTS`, nor `length`
     `MAX_PAYLOAD`. A received header that says otherwise is corrupt.
 F2  A frame is handed over whole, as a call of a `Handler`; its payload is valid during that call.
 F3  A payload that comes in pieces takes as much memory as has arrived, whatever its header claims.
+F4  A payload that is too large to be handed over from where it arrives, and has several segments,
+    arrives as `Parts`: as the same segments, bytes or bytearrays, which are the handler's to keep.
+    Then `parts` says how many, and between header and payload stand their sizes, eight bytes each
+    and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values
+    are filled from the channel, and not from a copy of the payload.
 
 Used by both engines and by the transports. Imports nothing of ours: a fresh worker loads it first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from struct import Struct
-from typing import Final, TypeAlias
+from io import BytesIO
+from struct import Struct, pack, unpack
+from typing import Any, Final, Protocol, TypeAlias
 
-#: kind u8, flags u8, reserved u16, count u32, ident u64, offset u32, function u32, length u64
+#: kind u8, flags u8, parts u16, count u32, ident u64, offset u32, function u32, length u64
 HEADER: Final = Struct("<BBHIQIIQ")
 HEADER_SIZE: Final = HEADER.size
 
 #: The largest payload of one frame, in bytes (64 GiB): beyond it, a length is taken for damage.
 MAX_PAYLOAD: Final = 1 << 36
+
+#: F4: the most segments that a payload keeps; one of more arrives as a single view.
+MAX_PARTS: Final = 1024
+PART_SIZE: Final = 8
+WRITABLE: Final = 1 << 63
 
 #: A buffer of up to so many bytes is kept for the next payload that arrives in pieces.
 KEEP: Final = 1 << 21
@@ -33,8 +44,29 @@ KEEP: Final = 1 << 21
 #: One contiguous piece of a payload, in bytes. `len()` must count bytes: cast a memoryview to "B".
 Segment: TypeAlias = bytes | bytearray | memoryview
 
+
+class Parts:
+    """A payload in segments (F4). Like a view of the whole it has a length, and makes bytes."""
+
+    __slots__ = ("_length", "segments")
+
+    def __init__(self, segments: list[bytes | bytearray], length: int) -> None:
+        self.segments = segments
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.segments)
+
+
+#: What a handler is given.
+Payload: TypeAlias = memoryview | Parts
+
 #: Called as `handler(kind, flags, count, ident, offset, function, payload)`, see F2.
-Handler: TypeAlias = Callable[[int, int, int, int, int, int, memoryview], None]
+#: The payload is a `Payload`; a frame whose payload is sent as one segment has a view.
+Handler: TypeAlias = Callable[[int, int, int, int, int, int, Any], None]
 
 
 class Kind(IntEnum):
@@ -66,12 +98,12 @@ class CorruptHeaderError(ValueError):
     """A header that no peer of ours can have sent: its channel is not to be trusted any more."""
 
 
-def check_header(reserved: int, length: int) -> None:
+def check_header(parts: int, length: int) -> None:
     """Raise `CorruptHeaderError` unless a received header keeps F1."""
-    if reserved or length > MAX_PAYLOAD:
+    if parts > MAX_PARTS or length > MAX_PAYLOAD:
         raise CorruptHeaderError(
-            f"a frame header with reserved={reserved:#x} and a payload of {length} bytes "
-            f"(the limit is {MAX_PAYLOAD})"
+            f"a frame header with {parts} parts (the limit is {MAX_PARTS}) and a payload of "
+            f"{length} bytes (the limit is {MAX_PAYLOAD})"
         )
 
 
@@ -83,15 +115,79 @@ def refuse_payload(size: int) -> None:
     )
 
 
-class Assembly:
-    """A payload that arrives in pieces, one after another of them in the same buffer.
+def part_sizes(segments: Sequence[Segment]) -> bytes:
+    """The sizes of segments, as they stand before a payload that has parts (F4)."""
+    sizes = [len(segment) | (0 if is_readonly(segment) else WRITABLE) for segment in segments]
+    return pack(f"<{len(sizes)}Q", *sizes)
 
-    To fill fresh memory costs a page fault for each 4 KiB, several times the copying itself: for
-    payloads around a megabyte, keeping the buffer is what makes the transport fast.
+
+def is_readonly(segment: Segment) -> bool:
+    """Whether whoever receives a segment wants it as bytes."""
+    return type(segment) is bytes or (type(segment) is memoryview and segment.readonly)
+
+
+def is_constant(segment: Segment) -> bool:
+    """Whether nobody can change a segment, so that it may be kept without a copy."""
+    return type(segment) is bytes or (type(segment) is memoryview and type(segment.obj) is bytes)
+
+
+class Growing:
+    """A bytes object, or a bytearray, of a known size that is filled piece by piece (F3).
+
+    `amp_ext.growing` does the same faster; `backend` has chosen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int, writable: bool) -> None:
+        self.missing = size
+        self._bytes = None if writable else BytesIO()
+        self._bytearray = bytearray()
+
+    def add(self, piece: memoryview) -> None:
+        """Append a piece. ValueError if it is more than is missing."""
+        if len(piece) > self.missing:
+            raise ValueError(f"{len(piece)} bytes where {self.missing} are missing")
+        if self._bytes is None:
+            self._bytearray += piece
+        else:
+            self._bytes.write(piece)
+        self.missing -= len(piece)
+
+    def take(self) -> bytes | bytearray:
+        """The object, if nothing is missing; a bytearray if it was to be `writable`."""
+        if self.missing:
+            raise ValueError(f"{self.missing} bytes are missing")
+        return self._bytearray if self._bytes is None else self._bytes.getvalue()
+
+
+class Growth(Protocol):
+    """Either `Growing`."""
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come."""
+
+    def add(self, piece: memoryview, /) -> None:
+        """Append a piece."""
+
+    def take(self) -> bytes | bytearray:
+        """The object, if nothing is missing."""
+
+
+class Assembly:
+    """A payload that arrives in pieces: as one view, or in parts (F4).
+
+    What is handed over as a view is put together in the same buffer, one payload after another: to
+    fill fresh memory costs a page fault for each 4 KiB, twenty times the copying itself.
+    """
+
+    def __init__(self, grow: Callable[[int, bool], Growth] = Growing) -> None:
+        """Parts are made with `grow`."""
+        self._grow = grow
         self._data = bytearray()
+        self._sizes: list[int] = []  # of the parts to come, the last first
+        self._parts: list[bytes | bytearray] = []
+        self._part: Growth | None = None
+        self._in_parts = False
         self._filled = 0
         self._length = 0
         self._fields = (0, 0, 0, 0, 0, 0)
@@ -101,18 +197,33 @@ class Assembly:
         """How many bytes are still to come; 0 if nothing is being assembled."""
         return self._length - self._filled
 
-    def begin(self, fields: tuple[int, int, int, int, int, int], length: int) -> None:
-        """Expect a payload of `length` bytes, to be handed over behind `fields`."""
+    def begin(
+        self, fields: tuple[int, int, int, int, int, int], length: int, sizes: Segment = b""
+    ) -> None:
+        """Expect a payload of `length` bytes, to be handed over behind `fields`, in parts if their
+        `sizes` are given as they stand before a payload."""
         self._fields = fields
         self._length = length
         self._filled = 0
+        self._parts, self._part = [], None
+        self._in_parts = len(sizes) > 0
+        self._sizes = list(unpack(f"<{len(sizes) // PART_SIZE}Q", sizes))[::-1]
+        if self._in_parts:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes = [size & ~WRITABLE for size in self._sizes]
+        if not all(sizes) or sum(sizes) != self._length:
+            raise CorruptHeaderError(f"parts of {sizes[::-1]} bytes in a payload of {self._length}")
 
     def add(self, piece: memoryview) -> None:
-        """Append a piece. F3: the buffer grows with it."""
+        """Append a piece. F3: memory grows with it."""
         end = self._filled + len(piece)
         if end > self._length:
             raise CorruptHeaderError(f"more than the {self._length} bytes that were announced")
-        if end <= len(self._data):
+        if self._in_parts:
+            self._add_to_parts(piece)
+        elif end <= len(self._data):
             with memoryview(self._data) as data:
                 data[self._filled : end] = piece
         else:
@@ -120,13 +231,42 @@ class Assembly:
             self._data += piece
         self._filled = end
 
+    def _add_to_parts(self, piece: memoryview) -> None:
+        at = 0
+        while at < len(piece):
+            part = self._part or self._next_part()
+            end = min(len(piece), at + part.missing)
+            with piece[at:end] as some:
+                part.add(some)
+            at = end
+            if not part.missing:
+                self._parts.append(part.take())
+                self._part = None
+
+    def _next_part(self) -> Growth:
+        size = self._sizes.pop()
+        self._part = self._grow(size & ~WRITABLE, size >= WRITABLE)
+        return self._part
+
     def deliver(self, handler: Handler) -> None:
         """Hand the frame over."""
         if self.missing:
             raise CorruptHeaderError(f"{self.missing} of {self._length} bytes never came")
-        data, length = self._data, self._length
+        length = self._length
+        self._length = self._filled = 0
+        if self._in_parts:
+            self._deliver_parts(handler, length)
+            return
+        data = self._data
         if len(data) > KEEP:
             self._data = bytearray()
-        self._length = self._filled = 0
         with memoryview(data) as whole, whole[:length] as payload:
             handler(*self._fields, payload)
+
+    def _deliver_parts(self, handler: Handler, length: int) -> None:
+        payload = Parts(self._parts, length)
+        self._parts = []
+        try:
+            handler(*self._fields, payload)
+        finally:
+            payload.segments.clear()  # F2

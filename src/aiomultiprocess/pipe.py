@@ -28,14 +28,19 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
+from .backend import Growing
 from .frames import (
     HEADER,
     HEADER_SIZE,
+    MAX_PARTS,
     MAX_PAYLOAD,
+    PART_SIZE,
     Assembly,
     Handler,
     Segment,
     check_header,
+    is_constant,
+    part_sizes,
     refuse_payload,
 )
 from .ledger import Ledger
@@ -91,12 +96,12 @@ class Outbox:
         return bool(self.tail or self.queue)
 
     def add(self, segment: Segment) -> None:
-        """Append one segment, by reference if it is large."""
+        """Append one segment, by reference if it is large and cannot change (T10)."""
         if len(segment) < LARGE_SEGMENT:
             self.tail += segment
         else:
             self._seal()
-            self.queue.append(segment)
+            self.queue.append(segment if is_constant(segment) else bytes(segment))
 
     def _seal(self) -> None:
         if self.tail:
@@ -131,7 +136,7 @@ class Inbox:
         self._view = memoryview(self._buffer)
         self._begin = 0
         self._end = 0
-        self._assembly = Assembly()
+        self._assembly = Assembly(Growing)
 
     def receive(self, sock: socket.socket) -> int:
         """Receive once; the number of bytes, 0 at EOF. BlockingIOError if there is nothing."""
@@ -154,13 +159,18 @@ class Inbox:
         if begin > self._end:
             return False
         header = _unpack(self._buffer, self._begin)
-        kind, flags, reserved, count, ident, offset, function, length = header
-        check_header(reserved, length)
-        end = begin + length
-        if HEADER_SIZE + length > BUFFER_SIZE:
+        kind, flags, parts, count, ident, offset, function, length = header
+        check_header(parts, length)
+        if parts or HEADER_SIZE + length > BUFFER_SIZE:
+            begin += parts * PART_SIZE
+            if begin > self._end:
+                return False
+            with self._view[self._begin + HEADER_SIZE : begin] as sizes:
+                fields = (kind, flags, count, ident, offset, function)
+                self._assembly.begin(fields, length, sizes)
             self._begin = begin
-            self._assembly.begin((kind, flags, count, ident, offset, function), length)
             return self._assemble(handler)
+        end = begin + length
         if end > self._end:
             return False
         self._begin = end  # before the call: a handler that raises does not see its frame again
@@ -242,8 +252,14 @@ class PipeLink(Endpoint):
             refuse_payload(size)
         if self._closed or self._broken or self._gone:
             return
+        sizes = b""
+        if HEADER_SIZE + size > BUFFER_SIZE and 1 < len(payload) <= MAX_PARTS:  # F4
+            payload = [segment for segment in payload if len(segment)]
+            sizes = part_sizes(payload)
+        parts = len(sizes) // PART_SIZE
         outbox = self._outbox
-        outbox.tail += _pack(kind, flags, 0, count, ident, offset, function, size)
+        outbox.tail += _pack(kind, flags, parts, count, ident, offset, function, size)
+        outbox.tail += sizes
         for segment in payload:
             outbox.add(segment)
         if size + len(outbox.tail) >= EAGER:

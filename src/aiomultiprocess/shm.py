@@ -5,8 +5,7 @@ what stands between them: who writes and reads when, and who rings whom.
 
 A small frame is one record (WHOLE) and is handed over in place, as a view of the ring. A large one
 is a stream of records: header and first fragment (BEGIN), further fragments, the last (END). Each
-is published at once, so that both sides copy at the same time; the receiver puts them together in
-a bytearray.
+is published at once, so that both sides copy at the same time; the receiver puts them together.
 
 S1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the other
     side begins before all is written, and nothing waits for half the ring to be free.
@@ -32,17 +31,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from .backend import growing, ring
 from .backend import link as framing
-from .backend import ring
 from .frames import (
     HEADER,
     HEADER_SIZE,
+    MAX_PARTS,
     MAX_PAYLOAD,
+    PART_SIZE,
     Assembly,
     CorruptHeaderError,
     Handler,
     Segment,
     check_header,
+    is_constant,
+    part_sizes,
     refuse_payload,
 )
 from .transport import (
@@ -72,6 +75,17 @@ class Parcel:
         self.segments = segments
         self.size = size  # of all segments, the header's too
         self.offset = 0
+
+    def settle(self) -> None:
+        """Copy what is not written yet and may change, and let go of what may (T10)."""
+        begin, segments = 0, list(self.segments)
+        for at, segment in enumerate(segments):
+            end = begin + len(segment)
+            if not is_constant(segment):
+                written = max(begin, min(end, self.offset))
+                segments[at] = growing.snapshot(segment, written - begin)
+            begin = end
+        self.segments = segments
 
 
 class Porch:
@@ -135,9 +149,11 @@ class ShmLink(Endpoint):
         self._porch = porch
         self._closers = closers
         self._most = mapping.capacity // 8  # S1
+        # their sizes are in the first fragment
+        self._most_parts = min(MAX_PARTS, (self._most - HEADER_SIZE) // PART_SIZE)
         self._quarter = mapping.capacity // 4  # S2
         self._outbox: deque[Parcel] = deque()
-        self._assembly = Assembly()
+        self._assembly = Assembly(growing.Growing)
         self._final_started: int | None = None
         self._inlet: framing.Inlet | None = None  # from start() on
 
@@ -211,21 +227,28 @@ class ShmLink(Endpoint):
             refuse_payload(size)
         if self._closed or self._broken:
             return
-        frame = (_pack(kind, flags, 0, count, ident, offset, function, size), *payload)
-        size += HEADER_SIZE
+        sizes = b""
+        if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # F4
+            payload = [segment for segment in payload if len(segment)]
+            sizes = part_sizes(payload)
+        parts = len(sizes) // PART_SIZE
+        header = _pack(kind, flags, parts, count, ident, offset, function, size)
+        frame = (header + sizes, *payload)
+        size += len(frame[0])
         try:
             if self._outbox or size > self._most or not self._producer.write(frame):
-                self._defer(frame, size)
+                self._defer(Parcel(frame, size))
         except ring.RingCorruptError as error:
             self._break_soon(error)
 
-    def _defer(self, frame: Sequence[Segment], size: int) -> None:
-        self._outbox.append(Parcel(frame, size))
-        if self.congested:
-            return
-        if self._write():
-            self._continue(self._service)
-        self.congested = bool(self._outbox)
+    def _defer(self, parcel: Parcel) -> None:
+        self._outbox.append(parcel)
+        if not self.congested:
+            if self._write():
+                self._continue(self._service)
+            self.congested = bool(self._outbox)
+        if self._outbox:
+            parcel.settle()
 
     def flush(self) -> None:
         if self._closed or self._broken:
@@ -300,27 +323,39 @@ class ShmLink(Endpoint):
         """One frame in one record."""
         if size < HEADER_SIZE:
             raise CorruptHeaderError(f"a frame of {size} bytes has no header")
-        kind, flags, reserved, count, ident, offset, function, length = _unpack(record)
-        if reserved or length != size - HEADER_SIZE:
+        kind, flags, parts, count, ident, offset, function, length = _unpack(record)
+        if parts:
+            self._begin(record)
+            self._assembly.deliver(self._handler)
+            return
+        if length != size - HEADER_SIZE:
             raise CorruptHeaderError(f"a frame of {size} bytes, announced as {length} and a header")
         with record[HEADER_SIZE:] as payload:
             self._handler(kind, flags, count, ident, offset, function, payload)
 
     def _take_fragment(self, record_flags: int, record: memoryview) -> None:
         """A part of a frame; the ring has checked that these come in order."""
-        assembly = self._assembly
-        if not record_flags & ring.BEGIN:
-            assembly.add(record)
-            if record_flags & ring.END:
-                assembly.deliver(self._handler)
+        if record_flags & ring.BEGIN:
+            self._begin(record)
             return
-        if len(record) < HEADER_SIZE:
-            raise CorruptHeaderError(f"a first fragment of {len(record)} bytes has no header")
-        kind, flags, reserved, count, ident, offset, function, length = _unpack(record)
-        check_header(reserved, length)
-        assembly.begin((kind, flags, count, ident, offset, function), length)
-        with record[HEADER_SIZE:] as payload:
-            assembly.add(payload)
+        self._assembly.add(record)
+        if record_flags & ring.END:
+            self._assembly.deliver(self._handler)
+
+    def _begin(self, record: memoryview) -> None:
+        """The first fragment of a frame, or all of one that has parts."""
+        size = len(record)
+        if size < HEADER_SIZE:
+            raise CorruptHeaderError(f"a first fragment of {size} bytes has no header")
+        kind, flags, parts, count, ident, offset, function, length = _unpack(record)
+        check_header(parts, length)
+        begin = HEADER_SIZE + parts * PART_SIZE
+        if size < begin:
+            raise CorruptHeaderError(f"a first fragment of {size} bytes has not {parts} sizes")
+        fields = (kind, flags, count, ident, offset, function)
+        with record[HEADER_SIZE:begin] as sizes, record[begin:] as payload:
+            self._assembly.begin(fields, length, sizes)
+            self._assembly.add(payload)
 
     def _release(self) -> None:
         if self._consumer.release():

@@ -34,8 +34,8 @@ T8  After `close`, which may be called at any moment and any number of times, no
     all other calls do nothing.
 T9  Death is told by the process's exit, not by the channel. A peer that has gone only means that
     nothing more arrives; what it had published is still there for `drain_dead`.
-T10 Payload segments given to `send` are kept by reference until they are under way: the caller must
-    not change them.
+T10 A frame is what its segments were at the call of `send`. Segments of bytes are kept by reference
+    until they are under way; of others, whatever was not written when `send` returns is copied.
 """
 
 from __future__ import annotations

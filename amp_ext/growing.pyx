@@ -1,0 +1,103 @@
+# cython: language_level=3
+"""Large objects filled from pieces without a detour; contract: growing.pyi, why: frames.Assembly.
+
+aiomultiprocess.frames has a Growing in Python, which does the same.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.string cimport memcpy
+
+from amp_ext.capi cimport *
+
+cdef extern from "pages.h":
+    void amp_prefer_huge_pages(const void *data, size_t size)
+
+cdef enum:
+    FIRST = 1 << 20  # room that is made at once: what is not touched takes no memory yet
+    GROWTH = 4  # few steps, as each may have to move what is there
+    LARGE_COPY = 256 * 1024  # below it a copy is over before another thread could use the GIL
+
+
+@cython.final
+cdef class Growing:
+    """A bytes object, or a bytearray, of a known size that is filled piece by piece."""
+    cdef:
+        PyObject *data  # nobody else has seen it; NULL once it was taken
+        readonly Py_ssize_t missing
+        Py_ssize_t size, capacity
+        bint writable
+
+    def __cinit__(self, Py_ssize_t size, bint writable):
+        if size < 0:
+            raise ValueError(f"size is {size}")
+        self.size = self.missing = size
+        self.writable = writable
+        self.capacity = min(size, FIRST)
+        if writable:
+            self.data = PyByteArray_New(NULL, self.capacity)
+        else:
+            self.data = PyBytes_FromStringAndSize(NULL, self.capacity)
+
+    def __dealloc__(self):
+        Py_XDECREF(self.data)
+
+    def add(self, piece):
+        cdef Py_buffer view
+        PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
+        try:
+            if self.data == NULL or view.len > self.missing:
+                raise ValueError(f"{view.len} bytes where {self.missing} are missing")
+            self.make_room(self.size - self.missing + view.len)
+            copy(self.start() + self.size - self.missing, <const char *>view.buf, view.len)
+            self.missing -= view.len
+        finally:
+            PyBuffer_Release(&view)
+
+    def take(self):
+        cdef PyObject *data = self.data
+        if self.missing or data == NULL:
+            raise ValueError(f"{self.missing} bytes are missing, or it was taken")
+        self.data = NULL
+        taken = <object>data
+        Py_DECREF(data)
+        return taken
+
+    cdef char *start(self):
+        return PyByteArray_AS_STRING(self.data) if self.writable else PyBytes_AS_STRING(self.data)
+
+    cdef int make_room(self, Py_ssize_t size) except -1:
+        if size <= self.capacity:
+            return 0
+        cdef Py_ssize_t capacity = min(self.size, max(size, self.capacity * GROWTH))
+        if self.writable:
+            PyByteArray_Resize(self.data, capacity)
+        else:
+            _PyBytes_Resize(&self.data, capacity)
+        self.capacity = capacity
+        amp_prefer_huge_pages(self.start(), capacity)
+        return 0
+
+
+def snapshot(source, Py_ssize_t start=0):
+    cdef Py_buffer view
+    cdef char *data
+    PyObject_GetBuffer(source, &view, PyBUF_SIMPLE)
+    try:
+        if not 0 <= start <= view.len:
+            raise ValueError(f"start is {start}, in {view.len} bytes")
+        taken = PyBytes_New(NULL, view.len)
+        data = PyBytes_AS_STRING(<PyObject *>taken)
+        amp_prefer_huge_pages(data, view.len)
+        copy(data + start, <const char *>view.buf + start, view.len - start)
+        return taken
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef void copy(char *to, const char *data, Py_ssize_t size) noexcept:
+    if size < LARGE_COPY:
+        memcpy(to, data, size)
+    else:
+        with nogil:
+            memcpy(to, data, size)
