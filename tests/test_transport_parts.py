@@ -1,4 +1,4 @@
-"""Payloads in parts: large segments arrive as the objects they were, and nothing is paid in advance.
+"""Payloads in parts: large segments arrive as the objects they were; nothing is paid in advance.
 
 F2 to F4 are the rules of aiomultiprocess/frames.py, T10 of aiomultiprocess/transport.py.
 """
