@@ -350,6 +350,8 @@ class Engine:
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
+        for queue in self.queues.values():
+            queue.calls.clear()
         self._channels.close()
 
     def _break(self, reason: BaseException) -> None:
@@ -377,5 +379,7 @@ class Engine:
         for worker in self.workers:
             worker.leave()
         if not self.workers:
+            for queue in self.queues.values():
+                queue.clear()
             self._channels.close()
             self._gone.set()

@@ -172,8 +172,12 @@ class Queue:
             hurried.rotate(-1)
 
     def clear(self) -> None:
-        """The pool gave up: nothing waits any more, and no answer is expected."""
+        """The pool is over: nothing waits any more, and no answer is expected.
+
+        Nor does anything lead back to the engine, which goes with the last that refers to it.
+        """
         self._feeds.clear()
+        self.calls.clear()
         self.suspects.clear()
         self._hurried.clear()
         for worker in self.workers:

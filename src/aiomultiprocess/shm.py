@@ -198,8 +198,10 @@ class ShmLink(Endpoint):
     def rung(self) -> None:
         """The bell that this link listens for was rung, for it or for another."""
         assert self._inlet is not None
+        # `_service` and not `_drain`, also when nothing waits for room yet: it may by the time that
+        # the turn is continued, and a bell that comes in between is left to the continuation (S5)
         if self._outbox or not self._inlet.asleep():
-            self._turn(self._service)  # whole: what continues it has to look at the outbox too (S5)
+            self._turn(self._service)
 
     # Sending
 
