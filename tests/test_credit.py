@@ -1,6 +1,6 @@
-"""How many tasks a worker may hold (credit.py, K1 and K2)."""
+"""How many tasks a worker may hold (credit.py, K1 to K5)."""
 
-from aiomultiprocess.credit import GROWTH, HORIZON, Credit
+from aiomultiprocess.credit import GROWTH, HORIZON, MOST_BYTES, Credit
 
 FUNCTION, OTHER = 1, 2
 
@@ -131,3 +131,19 @@ def test_no_call_passes_beyond_a_lifetime() -> None:
     report(credit, 1, started=1, now=1e-6)
     credit.send(1, FUNCTION, now=1e-6)
     assert credit.passing(1, FUNCTION) == 2
+
+
+def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0, size=100)
+    report(credit, 1, started=1, now=1e-6)
+    credit.answered(100)
+    assert credit.room(1, FUNCTION) > 1
+    credit.send(1, FUNCTION, now=1e-6, size=MOST_BYTES)
+    assert credit.room(2, FUNCTION) == 0
+    assert credit.passing(2, FUNCTION) == 0
+    credit.want(15)
+    assert credit.room(2, FUNCTION) == 15
+    report(credit, 1, started=2, now=2e-6)
+    credit.answered(MOST_BYTES)
+    assert credit.room(2, FUNCTION) > 15

@@ -8,7 +8,7 @@ from typing import Any
 
 import workload
 from aiomultiprocess import backend
-from aiomultiprocess.credit import Credit
+from aiomultiprocess.credit import MOST_BYTES, Credit
 from aiomultiprocess.feeds import Calls
 from aiomultiprocess.frames import Kind, Mode
 from aiomultiprocess.functions import Function, FunctionTable
@@ -125,6 +125,20 @@ async def test_calls_that_pass_do_not_stop_the_map() -> None:
     order = [ident for ident, _ in setting.sent[before:]]
     last_call = len(order) - 1 - order[::-1].index(function.id)
     assert setting.mapped.id in order[:last_call]
+
+
+async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_their_number() -> None:
+    setting = Setting()
+    size = 1 << 20
+    job = Job(workload.double, setting.mapped, Mode.MAP, ignore, ignore)
+    items = iter(lambda: bytes(size), None)
+    while setting.worker.chunks:
+        setting.report_next()
+    assert setting.worker.credit.room(setting.worker.link.started, setting.mapped.id) > 100
+    job.open(source_of(items, ignore))
+    setting.queue.offer(job)
+    setting.queue.kick()
+    assert MOST_BYTES <= setting.worker.credit.bytes <= MOST_BYTES + 2 * size
 
 
 async def test_a_call_goes_straight_to_an_idle_worker() -> None:

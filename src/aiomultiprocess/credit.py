@@ -16,11 +16,14 @@ K3  of a function that is known, as many more may wait as were seen to run side 
 K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
     begun, as many calls as begin within `HORIZON` (at least one, at most `concurrency`) may wait
     behind them; the next when all of these have begun.
+K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
+    what waits there is in memory twice, here and there.
 """
 
 from __future__ import annotations
 
 HORIZON = 0.002  # seconds of work that may wait at a worker
+MOST_BYTES = 16 << 20  # sent to a worker and not answered
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -54,6 +57,7 @@ class Credit:
         "_recent",
         "_reported",
         "_wanted",
+        "bytes",
         "finished",
         "sent",
         "slots",
@@ -69,6 +73,7 @@ class Credit:
         self._wanted = 0
         self._recent = 0  # the function of those that were sent last
         self._passed = 0  # number of the last call that passed, and of all before it
+        self.bytes = 0  # of the chunks that were sent and are not answered whole
         self.sent = 0
         self.finished = 0
 
@@ -83,30 +88,33 @@ class Credit:
         return bool(self._lifetime) and self.sent >= self._lifetime
 
     def room(self, started: int, function: int, *, plenty: bool = False) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (K1-K3)."""
+        """How many tasks of `function` may be sent now, `started` of all being begun (not K4)."""
         pace = self._paces.get(function)
         free = self.slots - (started - self.finished)
         if free < self._wanted:
             free = self._wanted
         room = (free if free > 0 else 0) - (self.sent - started)
-        if pace is not None:
+        if pace is not None and self.bytes < MOST_BYTES:
             room += pace.backlog + self.slots - 1 if plenty else pace.backlog
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def passing(self, started: int, function: int) -> int:
-        """How many calls of `function` may be sent beyond that (K4, K2)."""
+        """How many calls of `function` may be sent beyond that (K4, K2, K5)."""
         recent = self._paces.get(self._recent)
         if started < self._passed or recent is None or not recent.backlog:
+            return 0
+        if self.bytes >= MOST_BYTES:
             return 0
         pace = self._paces.get(function)
         room = min(max(pace.backlog, 1), self._concurrency) if pace else 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
-    def send(self, count: int, function: int, now: float) -> None:
-        """`count` tasks of `function` are on their way."""
+    def send(self, count: int, function: int, now: float, size: int = 0) -> None:
+        """`count` tasks of `function` are on their way, a chunk of `size` bytes."""
         if self.sent == self.finished:
             self._busy_since = now
         self.sent += count
+        self.bytes += size
         self._recent = function
         if self._wanted:
             self._wanted -= min(count, self._wanted)
@@ -122,6 +130,10 @@ class Credit:
     def report(self, count: int, function: int) -> None:
         """`count` tasks have ended."""
         self._reported[function] = self._reported.get(function, 0) + count
+
+    def answered(self, size: int) -> None:
+        """All tasks of a chunk of `size` bytes have ended."""
+        self.bytes -= size
 
     def settle(self, started: int, now: float) -> None:
         """A batch of reports is over: adapt slots and backlogs to it."""

@@ -31,6 +31,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import backend, journal, remote
+from .credit import MOST_BYTES
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind
 from .functions import Function
@@ -52,13 +53,16 @@ log = logging.getLogger(__name__)
 class Chunk:
     """Tasks of one feed at one worker, or one suspect."""
 
-    __slots__ = ("done", "feed", "first", "items", "left", "slots")
+    __slots__ = ("done", "feed", "first", "items", "left", "size", "slots")
 
-    def __init__(self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int) -> None:
+    def __init__(
+        self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int, size: int
+    ) -> None:
         self.feed = feed
         self.slots = slots
         self.items = items  # kept until all are done: another worker may have to run them
         self.first = first  # number of the first one among all tasks the worker was sent
+        self.size = size  # bytes that were sent
         self.left = len(slots)
         self.done = bytearray(len(slots))
 
@@ -225,6 +229,8 @@ class Queue:
             if not slots:
                 break
             room -= self._send_chunk(worker, feed, slots, items)
+            if credit.bytes >= MOST_BYTES:
+                room = min(room, credit.room(link.started, feed.function.id, plenty=plenty))
         feed.queued = feed.left != 0 and bool(slots)
         if feed.queued:  # else it comes back when it has more
             self._feeds.append(feed)
@@ -269,8 +275,9 @@ class Queue:
                 payload=[function.payload],
             )
         ident = worker.credit.sent  # unique for this worker, and it counts in order
-        worker.chunks[ident] = Chunk(feed, slots, items, ident)
-        worker.credit.send(len(slots), function.id, monotonic())
+        size = sum(map(len, payload))
+        worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
+        worker.credit.send(len(slots), function.id, monotonic(), size)
         worker.link.send(
             CHUNK,
             flags=feed.mode,
@@ -393,6 +400,7 @@ class Queue:
             if chunk.left:
                 return chunk
         del worker.chunks[ident]
+        worker.credit.answered(chunk.size)
         return chunk
 
 
