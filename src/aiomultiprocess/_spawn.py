@@ -54,6 +54,14 @@ if sys.platform != "win32":
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802
             return Popen(process_obj)
 
+    def _command(**descriptors: int | None) -> list[Any]:
+        """What starts a child; a frozen program has no place for code of ours (L3)."""
+        command = spawn.get_command_line(**descriptors)
+        if "-c" in command:
+            at = command.index("-c") + 1
+            command[at] = HOLD_GARBAGE + command[at]
+        return command
+
     def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
         """Start a program, with SIGINT held back (L3), and return its pid."""
         with _held_back({signal.SIGINT}):
@@ -162,15 +170,6 @@ def _is_of_a_loop(handler: Any) -> bool:
         handler = handler.func
     module = getattr(handler, "__module__", None) or ""
     return module.partition(".")[0] in {"asyncio", "uvloop"}
-
-
-def _command(**descriptors: int | None) -> list[Any]:
-    """What starts a child; a frozen program has no place for code of ours (L3)."""
-    command = spawn.get_command_line(**descriptors)
-    if "-c" in command:
-        at = command.index("-c") + 1
-        command[at] = HOLD_GARBAGE + command[at]
-    return command
 
 
 def _running_tracker() -> int | None:
