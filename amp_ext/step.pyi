@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final, Protocol
 
 DONE: Final = 0
 FULL: Final = 3
 RAISED: Final = 1
 SUSPENDED: Final = 2
+
+def share(tasks: ModuleType) -> None: ...
 
 class _Counter(Protocol):
     def mark_started(self, n: int, /) -> object: ...
@@ -17,8 +20,6 @@ class _Sink(Protocol):
 
 class Starter:
     def __init__(self, loop: asyncio.AbstractEventLoop, counter: _Counter) -> None: ...
-    @staticmethod
-    def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]: ...
     def run(
         self,
         mode: int,

@@ -3,14 +3,19 @@
 
 What differs: the task of an item is exactly an `asyncio.Task`, and what may have been attached to
 it is read from it after each item; the clock is not read for each of a run of quick items.
+
+What both starters share is handed over by `share`, once and before the first of them is made:
+nothing in here imports aiomultiprocess.
 """
 
 import sys
 from _asyncio import Task
+from asyncio.tasks import _enter_task as enter_task
+from asyncio.tasks import _leave_task as leave_task
+from asyncio.tasks import _register_task as register
+from asyncio.tasks import _unregister_task as unregister
 from contextvars import copy_context
 from inspect import getattr_static
-
-from aiomultiprocess import _tasks
 
 cimport cython
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit
@@ -36,19 +41,24 @@ cdef extern from "step.h":
     object amp_peek(object, object)
     PyObject *amp_call(int, object, object, object)
 
-DONE = _tasks.DONE
-FULL = _tasks.FULL
-RAISED = _tasks.RAISED
-SUSPENDED = _tasks.SUSPENDED
+cdef enum:
+    _DONE = 0        # as in aiomultiprocess._tasks
+    _RAISED = 1
+    _SUSPENDED = 2
+    _FULL = 3
+    _TOUCHED = 4     # ended a burst: the item finished, but its spare is not as it was
+    _FACTORY = 5     # ended a burst: a coroutine that the loop's task factory is to have
 
-cdef object AS_COROUTINE = _tasks.as_coroutine
+DONE = _DONE
+FULL = _FULL
+RAISED = _RAISED
+SUSPENDED = _SUSPENDED
+
+cdef object as_coroutine = None
+cdef object outcome = None
+cdef object parked = None
 cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
 cdef object READ_NAME = getattr_static(Task, "get_name")
-
-cdef object enter_task = _tasks.enter
-cdef object leave_task = _tasks.leave
-cdef object register = _tasks.register
-cdef object unregister = _tasks.unregister
 
 # Tasks that were started eagerly are listed in a set, which is a quarter of the work that the
 # WeakSet of the others is: good for a spare, which is listed for as long as a burst.
@@ -60,16 +70,18 @@ if EAGER:
     from asyncio.tasks import _unregister_eager_task as unregister_eager
 
 cdef enum:
-    _DONE = 0        # as in _tasks
-    _RAISED = 1
-    _SUSPENDED = 2
-    _FULL = 3
-    _TOUCHED = 4     # ended a burst: the item finished, but its spare is not as it was
-    _FACTORY = 5     # ended a burst: a coroutine that the loop's task factory is to have
-
-cdef enum:
     STRIDE = 8             # quick items between two looks at the clock
     STRIDE_NS = 16_000     # that many items are quick if they took less
+
+
+def share(tasks):
+    """Take what both starters know of tasks: the module `aiomultiprocess._tasks`."""
+    global as_coroutine, outcome, parked
+    if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
+        raise ImportError("amp_ext and aiomultiprocess are of different versions")
+    as_coroutine = tasks.as_coroutine
+    outcome = tasks.outcome
+    parked = tasks.parked
 
 
 @cython.final
@@ -91,7 +103,7 @@ cdef class Spare:
     def __cinit__(self, loop, context):
         self.context = context
         self.driver = Driver(loop)
-        self.task = _tasks.parked(Task, self.driver, loop, context)
+        self.task = parked(Task, self.driver, loop, context)
         self.attributes = PyObject_GenericGetDict(self.task, NULL)
         self.attribute_count = PyDict_Size(self.attributes)
         self.name = self.task.get_name()
@@ -160,8 +172,6 @@ cdef class Starter:
     cdef int kept              # _DONE: the value was given away; _FULL; _TOUCHED: it was not
     cdef bint reusable
 
-    outcome = staticmethod(_tasks.outcome)
-
     def __init__(self, loop, counter):
         self.loop = loop
         self.mapping = counter if isinstance(counter, Mapping) else None
@@ -179,8 +189,8 @@ cdef class Starter:
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
         that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
         `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `outcome` tells what it ended with. Call it from a callback of the running loop, not from a
-        task.
+        `_tasks.outcome` tells what it ended with. Call it from a callback of the running loop, not
+        from a task.
         """
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
@@ -378,7 +388,7 @@ cdef class Starter:
             spare.driver.finish(value, error)
         finally:
             PyContext_Exit(spare.context)
-        ended = _tasks.outcome(spare.task)
+        ended = outcome(spare.task)
         if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
             return ended
         if error is not None:
@@ -406,7 +416,7 @@ cdef inline PySendResult call(
     Driver driver, int mode, func, item, PyObject **result
 ) noexcept:
     """Call a function with an item. PYGEN_NEXT: the driver has a coroutine to be stepped."""
-    cdef PyObject *called = amp_call(mode, func, item, AS_COROUTINE)
+    cdef PyObject *called = amp_call(mode, func, item, as_coroutine)
     if called is NULL:
         return PYGEN_ERROR
     if PyCoro_CheckExact(called):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import stepper_waits  # noqa: F401 (adds its items to those of stepper_items)
-from aiomultiprocess import stepper
+from aiomultiprocess import _tasks, stepper
 from stepper_items import INHERITED
 
 EVER = 1 << 62
@@ -80,7 +80,7 @@ class Worker:
             if status == RAISED:
                 keep(end, (None, what))
             elif status == SUSPENDED:
-                what.add_done_callback(lambda task: keep(end, self.starter.outcome(task)))
+                what.add_done_callback(lambda task: keep(end, _tasks.outcome(task)))
             del what  # which may be an exception, in whose traceback this frame lives on
             if status != DONE:
                 self.loop.call_soon(start, end + 1)
@@ -105,7 +105,7 @@ class Worker:
             coro = func(item) if iscoroutinefunction(func) else _plain(func, item)
             task = self.loop.create_task(coro)
             self.loop.run_until_complete(asyncio.wait([task]))
-            outcomes.append(stepper.Starter.outcome(task))
+            outcomes.append(_tasks.outcome(task))
         return self.settled(outcomes)
 
 
@@ -175,6 +175,7 @@ def kind(request: pytest.FixtureRequest) -> Any:
         return stepper.Starter
     import amp_ext.step
 
+    amp_ext.step.share(_tasks)  # as `backend` does
     return amp_ext.step.Starter
 
 

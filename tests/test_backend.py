@@ -30,7 +30,7 @@ def _nothing_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(source: str) -> str:
     """The output of a program in a fresh interpreter."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
+        [sys.executable, "-P", "-c", textwrap.dedent(source)],
         check=True, capture_output=True, text=True, timeout=60,
     ).stdout.strip()  # fmt: skip
 
@@ -179,3 +179,19 @@ def test_one_module_imports_the_extension() -> None:
         )
     ]
     assert importers == ["backend.py"]
+
+
+@WITH_EXTENSION
+def test_the_extension_imports_nothing_of_the_library() -> None:
+    out = run(
+        """
+        import pkgutil, sys
+        from importlib import import_module
+        import amp_ext
+        names = [name for _, name, _ in pkgutil.iter_modules(amp_ext.__path__)]
+        for name in names:
+            import_module(f"amp_ext.{name}")
+        print("step" in names, [name for name in sys.modules if "aiomultiprocess" in name])
+        """
+    )
+    assert out.strip() == "True []"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import workload
-from aiomultiprocess import Pool
+from aiomultiprocess import Pool, RoundRobin
 from conftest import BUILT
 from support import run_script
 
@@ -47,6 +47,9 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "initializer that is no function": ({"initializer": 5}, TypeError, "initializer"),
     "handler that is no function": ({"exception_handler": 5}, TypeError, "exception_handler"),
     "loop that is no function": ({"loop_initializer": 5}, TypeError, "loop_initializer"),
+    "initargs that are none": ({"initargs": 5}, TypeError, "initargs.*5"),
+    "scheduler that is none": ({"scheduler": 5}, TypeError, r"scheduler.*RoundRobin\(\).*5"),
+    "class of a scheduler": ({"scheduler": RoundRobin}, TypeError, r"scheduler.*RoundRobin\(\)"),
     "unknown backend": ({"backend": "carrier pigeon"}, ValueError, "carrier pigeon.*shm.*pipe"),
 }
 
@@ -65,9 +68,24 @@ async def test_a_bad_argument_of_pool_starts_no_worker() -> None:
 
 
 async def test_initargs_that_cannot_be_pickled_are_refused_where_workers_start() -> None:
-    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+    with pytest.raises((TypeError, pickle.PicklingError), match=r"pickle.*initargs cannot be sent"):
         async with Pool(1, initializer=workload.set_greeting, initargs=(threading.Lock(),)):
             pass
+
+
+@pytest.mark.parametrize("name", ["initializer", "loop_initializer", "exception_handler"])
+async def test_a_lambda_that_workers_are_to_call_is_refused_by_name(name: str) -> None:
+    with pytest.raises(
+        (AttributeError, pickle.PicklingError), match=f": {name} cannot be sent.*top level"
+    ):
+        async with Pool(1, **{name: lambda *args: None}):  # type: ignore[arg-type]
+            pass
+
+
+async def test_an_input_that_is_not_iterable_is_refused_by_value() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(TypeError, match="the input must be iterable or async iterable, got 5"):
+            pool.map(workload.double, 5)  # type: ignore[call-overload]
 
 
 # -- backends --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import stepper_support
-from aiomultiprocess import stepper
+from aiomultiprocess import _tasks
 from stepper_items import MINE, Pause, me
 from stepper_support import (
     DONE,
@@ -45,7 +45,7 @@ def test_a_task_that_was_kept_is_the_items_own_and_done(worker: Worker, pause: P
     kept: list[asyncio.Task[Any]] = []
     found = worker.outcomes(keep, [1, 2, 3])
     assert len(set(kept)) == 3
-    assert [stepper.Starter.outcome(task) for task in kept] == found
+    assert [_tasks.outcome(task) for task in kept] == found
     assert [told(one) for one in found] == [1, (ValueError, ["2"], None, None), 3]
 
 

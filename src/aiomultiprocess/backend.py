@@ -40,8 +40,11 @@ else:
         from amp_ext.driver import Driver
         from amp_ext.growing import Growing
         from amp_ext.journal import Journal
-        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter
+        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter, share
 
+        from . import _tasks
+
+        share(_tasks)
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads

@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import _loops, backend, remote, watchdog
+from . import _loops, _tasks, backend, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
 from .transport import ChildEnd, Handover, Link
@@ -399,7 +399,7 @@ class WorkerEngine:
         self._schedule_turn()
 
     def _end_task(self, task: asyncio.Task[Any], ident: int, offset: int) -> None:
-        value, error = backend.Starter.outcome(task)
+        value, error = _tasks.outcome(task)
         try:
             if error is None:
                 self._answer(ident, offset, value)

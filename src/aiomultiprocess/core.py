@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from . import _loops, _run
 from ._exits import Exit
 from ._spawn import process_class
-from .functions import check_synchronous, is_coroutine_function, label_of
+from .functions import (
+    check_synchronous,
+    checked_sequence,
+    explained,
+    is_coroutine_function,
+    label_of,
+)
 from .types import Context, LoopInitializer, WorkerLostError
 
 if TYPE_CHECKING:
@@ -121,10 +127,10 @@ class Process:
         self._unit: _run.Unit | None = _run.Unit(
             label=self._label,
             target=target or not_implemented,
-            args=_checked_sequence("args", () if args is None else args),
+            args=checked_sequence("args", () if args is None else args),
             kwargs=_checked_mapping("kwargs", {} if kwargs is None else kwargs),
             initializer=initializer,
-            initargs=_checked_sequence("initargs", initargs),
+            initargs=checked_sequence("initargs", initargs),
             loop=loop_initializer,
         )
         self.aio_process = process_class(context)(
@@ -153,7 +159,9 @@ class Process:
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise _explained(error, unit) from error
+            parts = vars(unit) | {"loop_initializer": unit.loop}
+            names = ("target", "args", "kwargs", "initializer", "initargs", "loop_initializer")
+            raise explained(error, {name: parts[name] for name in names}) from error
         self._exit = Exit(self.aio_process)
         self._unit = None  # what the child has by now may be large
 
@@ -318,16 +326,9 @@ class Worker(Process):
         self._receiver.close()
         incoming = self._receiver.incoming
         if incoming.message is None:
-            what = self._label if incoming.started else f"its start, before {self._label} ran"
+            what = self._label if incoming.started else _start_of(self._label)
             raise WorkerLostError(what, self.pid, self.exitcode)
         return load_result(*incoming.message, self._label)
-
-
-def _checked_sequence(name: str, values: object) -> Sequence[Any]:
-    try:
-        return tuple(values)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of arguments, not {values!r}") from None
 
 
 def _checked_mapping(name: str, values: object) -> Mapping[str, Any]:
@@ -336,15 +337,8 @@ def _checked_mapping(name: str, values: object) -> Mapping[str, Any]:
     return dict(values)
 
 
-def _explained(error: Exception, unit: _run.Unit) -> Exception:
-    """The same kind of error, which names what cannot be pickled and the way out."""
-    parts = vars(unit) | {"loop_initializer": unit.loop}
-    for name in ("target", "args", "kwargs", "initializer", "initargs", "loop_initializer"):
-        try:
-            pickle.dumps(parts[name])
-        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
-            return type(error)(
-                f"{error}: {name} cannot be sent to the process; functions must be importable "
-                'there, from the top level of a module, unless set_start_method("fork") is used'
-            )
-    return error
+def _start_of(label: str) -> str:
+    return (
+        f"its start, before {label} ran: importing the main module (its code that starts a process "
+        'must be below `if __name__ == "__main__":`)'
+    )

@@ -36,6 +36,7 @@ from .transport import Backend
 from .types import PoolTerminatedError, QueueID, TaskID, WorkerLostError
 from .workers import PoolWorker, WorkerOptions
 
+CLOSED = "pool is closed: it takes no more calls, make another"
 START_ATTEMPTS = 3
 RESULTS = int(Kind.RESULTS)  # to compare with an enum's member takes longer than the rest
 
@@ -169,7 +170,7 @@ class Engine:
         if not self._ever_ready or self._failed_starts >= START_ATTEMPTS:
             what = (
                 "its start: importing the main module (its code that makes a pool must be below "
-                '`if __name__ == "__main__":`), then the initializer'
+                '`if __name__ == "__main__":`), making its loop, then the initializer'
             )
             self._break(WorkerLostError(what, worker.pid, worker.exitcode))
 
@@ -188,7 +189,7 @@ class Engine:
         if self._reason is not None:
             raise self._reason
         if self.state is not State.OPEN:
-            raise RuntimeError("pool is closed")
+            raise RuntimeError(CLOSED)
 
     def submit_job(self, job: Job) -> None:
         """Give all tasks of a job to the workers."""

@@ -16,7 +16,7 @@ import itertools
 import pickle
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
@@ -136,3 +136,24 @@ def label_of(func: object) -> str:
     module = getattr(func, "__module__", None)
     name = getattr(func, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(func)
+
+
+def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
+    """What a function is to be called with, as a tuple."""
+    try:
+        return tuple(values)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of arguments, not {values!r}") from None
+
+
+def explained(error: Exception, parts: Mapping[str, Any]) -> Exception:
+    """The same kind of error, which names what of `parts` cannot be pickled, and the way out."""
+    for name, part in parts.items():
+        try:
+            pickle.dumps(part)
+        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
+            return type(error)(
+                f"{error}: {name} cannot be sent to the process; functions must be importable "
+                'there, from the top level of a module, unless set_start_method("fork") is used'
+            )
+    return error

@@ -26,11 +26,11 @@ from . import _loops
 from . import backend as backends
 from ._cpus import usable_cpus
 from .core import get_context
-from .engine import Engine
+from .engine import CLOSED, Engine
 from .frames import Mode
-from .functions import check_synchronous
+from .functions import check_synchronous, checked_sequence
 from .jobs import Job, Reader
-from .scheduler import RoundRobin, Scheduler
+from .scheduler import Scheduler, checked_scheduler
 from .sources import source_of
 from .types import LoopInitializer, ProxyException, QueueID
 from .workers import PoolWorker, WorkerOptions
@@ -163,9 +163,9 @@ class Pool:
                 f"queue count must be <= process count, got queuecount={self.queue_count} "
                 f"and processes={self.process_count}"
             )
-        self.scheduler = scheduler or RoundRobin()
+        self.scheduler = checked_scheduler(scheduler)
         self.initializer = initializer
-        self.initargs = tuple(initargs)
+        self.initargs = checked_sequence("initargs", initargs)
         self.loop_initializer = loop_initializer
         # as in 0.9.1, what is too small means the least there is
         self.maxtasksperchild = max(0, _whole("maxtasksperchild", maxtasksperchild))
@@ -393,7 +393,7 @@ class Pool:
     def _use(self) -> Engine:
         """The engine, for one more call."""
         if self._closed:
-            raise RuntimeError("pool is closed")
+            raise RuntimeError(CLOSED)
         engine = self._engine
         if engine is None or _process != self._pid or _running_loop() is not engine.loop:
             self._check_process()

@@ -77,3 +77,15 @@ class RoundRobin(Scheduler):
 
     def complete_task(self, task_id: TaskID) -> None:
         """Round robin keeps no account of tasks."""
+
+
+def checked_scheduler(scheduler: Scheduler | None) -> Scheduler:
+    """The scheduler of a new pool: anything that has the methods of one will do."""
+    if scheduler is None:
+        return RoundRobin()
+    methods = Scheduler.__abstractmethods__
+    if isinstance(scheduler, type) or not all(
+        callable(getattr(scheduler, name, None)) for name in methods
+    ):
+        raise TypeError(f"scheduler must be a Scheduler, such as RoundRobin(), not {scheduler!r}")
+    return scheduler

@@ -164,4 +164,6 @@ def source_of(iterable: Iterable[Any] | AsyncIterable[Any], on_items: Callable[[
         return IteratorSource(iterable)
     if isinstance(iterable, (range, tuple)):  # immutable: its own snapshot
         return SequenceSource(iterable)
+    if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
+        raise TypeError(f"the input must be iterable or async iterable, got {iterable!r}")
     return SequenceSource(list(iterable))

@@ -106,8 +106,6 @@ class Starter:
     Made where the items' context variables are as items shall see them: after the initializer.
     """
 
-    outcome = staticmethod(_tasks.outcome)
-
     def __init__(self, loop: asyncio.AbstractEventLoop, counter: Counter) -> None:
         self._loop = loop
         self._mark_started = counter.mark_started
@@ -132,8 +130,8 @@ class Starter:
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
         that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
         `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `outcome` tells what it ended with. Call it from a callback of the running loop, not from a
-        task.
+        `_tasks.outcome` tells what it ended with. Call it from a callback of the running loop, not
+        from a task.
         """
         at, what = start, None
         try:

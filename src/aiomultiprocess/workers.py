@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
@@ -27,6 +28,7 @@ from ._spawn import process_class
 from .core import Process
 from .credit import Credit
 from .frames import Kind
+from .functions import explained
 from .transport import ChildEnd, Handover, Link
 
 if TYPE_CHECKING:
@@ -59,6 +61,15 @@ class WorkerOptions:
         self.initargs = initargs
         self.exception_handler = exception_handler
 
+    def user_parts(self) -> dict[str, Any]:
+        """What the user made of it, by the names of the arguments of `Pool`."""
+        return {
+            "initializer": self.initializer,
+            "initargs": self.initargs,
+            "loop_initializer": self.loop,
+            "exception_handler": self.exception_handler,
+        }
+
 
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
@@ -71,6 +82,7 @@ class PoolWorker(Process):
         self.ready = False
         self.trusted = True
         self.leaving = False
+        self._user_parts = options.user_parts()
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._parent_fd = _own_pidfd()
@@ -92,6 +104,8 @@ class PoolWorker(Process):
         """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
         try:
             self.aio_process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise explained(error, self._user_parts) from error
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
