@@ -236,6 +236,11 @@ def forget_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def no_loop() -> Any:
+    """A loop_initializer that fails."""
+    raise LookupError("no loop today")
+
+
 async def die_at(bad: int, way: str, value: int) -> int:
     if value == bad:
         await asyncio.sleep(0.05)  # results of tasks before this one leave first

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,20 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
     pool.terminate()
     await pool.join()
     assert 1 <= len(lines(path)) <= 4  # no storm of new workers
+
+
+@pytest.mark.row("B19")
+@pytest.mark.parametrize(
+    ("maker", "match"),
+    [(int, "must return an event loop, not 0"), (mishaps.no_loop, "no loop today")],
+)
+async def test_a_loop_initializer_that_fails_breaks_the_pool_with_its_error(
+    backend: str, maker: Callable[[], Any], match: str
+) -> None:
+    async with Pool(1, loop_initializer=maker) as pool:
+        with pytest.raises((TypeError, LookupError), match=match) as caught:
+            await pool.apply(workload.two)
+        assert isinstance(caught.value, ProxyException)
 
 
 @pytest.mark.row("B19")

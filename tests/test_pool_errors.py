@@ -55,8 +55,7 @@ async def test_an_argument_that_cannot_be_pickled_fails_alone_and_is_named() -> 
             found = await outcomes(results)
             assert [*found[:3], *found[4:]] == [0, 1, 2, 4], kind
             assert not isinstance(found[3], ProxyException)  # it never left this process
-            assert "item 3" in "".join([str(found[3]), *getattr(found[3], "__notes__", [])])
-            with pytest.raises(type(found[3])):
+            with pytest.raises(pickle.PicklingError, match=r"item 3 of .*identity cannot"):
                 await results
         await assert_lives(pool, pids)
 
@@ -65,10 +64,11 @@ async def test_an_argument_that_cannot_be_pickled_fails_alone_and_is_named() -> 
 async def test_an_argument_of_apply_that_cannot_be_pickled_is_an_error_of_the_caller() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
-        with pytest.raises(TypeError, match="pickle"):
+        with pytest.raises(pickle.PicklingError, match=r"cannot be sent .*TypeError: .*lock"):
             await pool.apply(workload.identity, (threading.Lock(),))
-        with pytest.raises(TypeError, match="pickle"):
+        with pytest.raises(pickle.PicklingError, match="describe cannot be sent") as caught:
             await pool.apply(workload.describe, (), {"lock": threading.Lock()})
+        assert isinstance(caught.value.__cause__, TypeError)
         await assert_lives(pool, pids)
 
 

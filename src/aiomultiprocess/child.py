@@ -92,11 +92,10 @@ def main(spec: WorkerSpec) -> None:
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
-    loop = _loops.new_loop(_loops.watching(spec.loop))
-    asyncio.set_event_loop(loop)
+    loop, failure = make_loop(spec.loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     try:
-        engine.run(spec.initializer, spec.initargs)
+        engine.run(spec.initializer, spec.initargs, failure)
     finally:
         engine.close()
         _loops.close_loop(loop)  # may end items, which are still answered
@@ -105,6 +104,15 @@ def main(spec: WorkerSpec) -> None:
         die_of(signal.SIGTERM)
     if engine.broken:
         sys.exit(1)
+
+
+def make_loop(spec: _loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | None]:
+    """The worker's event loop; or another, and what the parent is told of why it cannot be had."""
+    try:
+        return _loops.new_loop(_loops.watching(spec)), None
+    except BaseException as error:  # noqa: BLE001 - a loop_initializer of the user's raised it
+        failure = remote.dump_exception(error, backend.dumps)
+        return _loops.new_loop(_loops.watching(None)), failure
 
 
 def keep_freed_memory() -> None:
@@ -211,9 +219,15 @@ class WorkerEngine:
 
     # -- life ----------------------------------------------------------------------------------
 
-    def run(self, initializer: Callable[..., object] | None, initargs: Sequence[Any]) -> None:
-        """Initialize, then serve until closed or terminated."""
-        failure = self._initialize(initializer, initargs)
+    def run(
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        failure: bytes | None,
+    ) -> None:
+        """Initialize, unless there is a `failure` already; then serve till closed or terminated."""
+        if failure is None:
+            failure = self._initialize(initializer, initargs)
         # only now: an initializer may run the loop, and no item may start before it has ended
         self._link.start(
             self._loop,

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections import deque
 from collections.abc import Sequence
 from time import monotonic
@@ -404,11 +405,15 @@ class Queue:
         return chunk
 
 
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> BaseException:
-    """Say which item it was that could not be sent."""
-    which = f"item {slot}" if isinstance(slot, int) else "the arguments"
-    error.add_note(f"{which} of a call of {feed.function.label} cannot be sent to a worker")
-    return error
+def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:
+    """Say which item it was that could not be sent, and why."""
+    which = f"item {slot}" if isinstance(slot, int) else "an argument"
+    refusal = pickle.PicklingError(
+        f"{which} of a call of {feed.function.label} cannot be sent to a worker "
+        f"({type(error).__name__}: {error})"
+    )
+    refusal.__cause__ = error
+    return refusal
 
 
 def explain_result(error: BaseException) -> ProxyException:
