@@ -342,11 +342,12 @@ class Queue:
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""
         with worker.link.journal as memory:
-            try:
-                for entry in journal.read(memory):
-                    self._hear_entry(worker, *entry)
-            except Exception as error:  # whatever it is, no more of it can be believed
-                log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+            left = bytes(memory)  # its last entry may end the pool, which closes the link
+        try:
+            for entry in journal.read(memoryview(left)):
+                self._hear_entry(worker, *entry)
+        except Exception as error:  # whatever it is, no more of it can be believed
+            log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
 
     def _hear_entry(
         self,
