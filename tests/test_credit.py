@@ -131,3 +131,14 @@ def test_no_call_passes_beyond_a_lifetime() -> None:
     report(credit, 1, started=1, now=1e-6)
     credit.send(1, FUNCTION, now=1e-6)
     assert credit.passing(1, FUNCTION) == 2
+
+
+def test_nothing_is_kept_of_functions_that_are_forgotten() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    for function in range(1, 1000):
+        credit.send(1, function, now=0.0)
+        credit.report(1, function)
+        credit.forget(function)  # its last task was the one that is reported
+        credit.settle(credit.sent, now=1.0)
+    assert credit.in_flight == 0
+    assert len(credit._paces) <= 1

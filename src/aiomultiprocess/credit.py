@@ -21,6 +21,7 @@ K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, an
 from __future__ import annotations
 
 HORIZON = 0.002  # seconds of work that may wait at a worker
+FORGOTTEN = 0  # stands for all functions that are forgotten; their numbers begin with 1
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -144,3 +145,6 @@ class Credit:
     def forget(self, function: int) -> None:
         """No task of `function` will come any more."""
         self._paces.pop(function, None)
+        ended = self._reported.pop(function, 0)
+        if ended:  # they count, but nothing is to be learned from them
+            self._reported[FORGOTTEN] = self._reported.get(FORGOTTEN, 0) + ended
