@@ -1,4 +1,7 @@
-"""The order in which a queue gives tasks to a worker (queues.py, Q3), without processes."""
+"""What a queue gives to a worker, and in which order (queues.py, Q3; suspects.py, A1).
+
+Without processes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from aiomultiprocess.functions import Function, FunctionTable
 from aiomultiprocess.jobs import Job
 from aiomultiprocess.queues import Queue
 from aiomultiprocess.sources import source_of
+from aiomultiprocess.suspects import Suspects
+from aiomultiprocess.types import WorkerLostError
 
 QUICK = 1e-6  # seconds that a task takes
 
@@ -139,3 +144,20 @@ async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     assert setting.sent[before:] == [(function.id, 1)]
     setting.worker.run(setting.queue, setting.worker.link.chunks[-1], [2])
     assert future.result() == 2
+
+
+async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:
+    settled: list[Calls] = []
+    calls = Calls(FunctionTable(backend.dumps).of(workload.two), settled.append)
+    suspects, worker = Suspects(), Worker()
+    future = asyncio.get_running_loop().create_future()
+    calls.add_sent(future)
+    calls.allow(future, 5)
+    suspects.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
+    suspect = suspects.next_for(worker)  # type: ignore[arg-type]
+    assert suspect is not None
+    future.cancel()  # and while the worker is told, it dies
+    suspect.put_back([future], [((), {})])
+    assert suspects.next_for(worker) is None  # type: ignore[arg-type]
+    assert not suspects.unsettled
+    assert settled == [calls]
