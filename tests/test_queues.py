@@ -6,6 +6,7 @@ Without processes.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class Link:
 
     def __init__(self) -> None:
         self.started = 0
+        self.unflushed = 0
         self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
 
     def send(
@@ -44,11 +46,12 @@ class Link:
         function: int = 0,
         payload: Sequence[Any] = (),
     ) -> None:
+        self.unflushed += 1
         if kind == Kind.CHUNK:
             self.chunks.append((ident, function, count))
 
     def flush(self) -> None:
-        pass
+        self.unflushed = 0
 
 
 class Worker:
@@ -144,6 +147,16 @@ async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     assert setting.sent[before:] == [(function.id, 1)]
     setting.worker.run(setting.queue, setting.worker.link.chunks[-1], [2])
     assert future.result() == 2
+
+
+async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> None:
+    queue, worker = Queue(asyncio.get_running_loop()), Worker()
+    queue.workers.append(worker)  # type: ignore[arg-type]
+    function = FunctionTable(backend.dumps).of(functools.partial(workload.double, bytes(1000)))
+    worker.functions.add(function.id)
+    queue.forget(object(), function)
+    assert not worker.functions
+    assert worker.link.unflushed == 0  # else it would keep those bytes until it gets other work
 
 
 async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:

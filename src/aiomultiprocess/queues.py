@@ -194,6 +194,7 @@ class Queue:
             if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
+                worker.link.flush()  # it may get nothing else for long, and that state may be large
 
     def _serve_suspect(self, worker: PoolWorker) -> bool:
         """Send the next suspect, if it is this worker's; True if the worker gets nothing else."""
