@@ -147,3 +147,14 @@ def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() ->
     report(credit, 1, started=2, now=2e-6)
     credit.answered(MOST_BYTES)
     assert credit.room(2, FUNCTION) > 15
+
+
+def test_nothing_is_kept_of_functions_that_are_forgotten() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    for function in range(1, 1000):
+        credit.send(1, function, now=0.0)
+        credit.report(1, function)
+        credit.forget(function)  # its last task was the one that is reported
+        credit.settle(credit.sent, now=1.0)
+    assert credit.in_flight == 0
+    assert len(credit._paces) <= 1

@@ -105,6 +105,18 @@ async def test_it_does_not_matter_when_the_worker_died() -> None:
             )
 
 
+async def test_a_journal_may_hold_the_last_answer_of_a_pool_that_was_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool(1)
+    call = asyncio.ensure_future(pool.apply(mishaps.answer_and_die, (3,)))
+    await asyncio.sleep(0)
+    pool.close()
+    assert await call == 3
+    await pool.join()
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("at", "damage"),
     [

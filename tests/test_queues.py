@@ -1,8 +1,12 @@
-"""The order in which a queue gives tasks to a worker (queues.py, Q3), without processes."""
+"""What a queue gives to a worker, and in which order (queues.py, Q3; suspects.py, A1).
+
+Without processes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +19,8 @@ from aiomultiprocess.functions import Function, FunctionTable
 from aiomultiprocess.jobs import Job
 from aiomultiprocess.queues import Queue
 from aiomultiprocess.sources import source_of
+from aiomultiprocess.suspects import Suspects
+from aiomultiprocess.types import WorkerLostError
 
 QUICK = 1e-6  # seconds that a task takes
 
@@ -26,6 +32,7 @@ class Link:
 
     def __init__(self) -> None:
         self.started = 0
+        self.unflushed = 0
         self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
 
     def send(
@@ -39,11 +46,12 @@ class Link:
         function: int = 0,
         payload: Sequence[Any] = (),
     ) -> None:
+        self.unflushed += 1
         if kind == Kind.CHUNK:
             self.chunks.append((ident, function, count))
 
     def flush(self) -> None:
-        pass
+        self.unflushed = 0
 
 
 class Worker:
@@ -153,3 +161,30 @@ async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     assert setting.sent[before:] == [(function.id, 1)]
     setting.worker.run(setting.queue, setting.worker.link.chunks[-1], [2])
     assert future.result() == 2
+
+
+async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> None:
+    queue, worker = Queue(asyncio.get_running_loop()), Worker()
+    queue.workers.append(worker)  # type: ignore[arg-type]
+    function = FunctionTable(backend.dumps).of(functools.partial(workload.double, bytes(1000)))
+    worker.functions.add(function.id)
+    queue.forget(object(), function)
+    assert not worker.functions
+    assert worker.link.unflushed == 0  # else it would keep those bytes until it gets other work
+
+
+async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:
+    settled: list[Calls] = []
+    calls = Calls(FunctionTable(backend.dumps).of(workload.two), settled.append)
+    suspects, worker = Suspects(), Worker()
+    future = asyncio.get_running_loop().create_future()
+    calls.add_sent(future)
+    calls.allow(future, 5)
+    suspects.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
+    suspect = suspects.next_for(worker)  # type: ignore[arg-type]
+    assert suspect is not None
+    future.cancel()  # and while the worker is told, it dies
+    suspect.put_back([future], [((), {})])
+    assert suspects.next_for(worker) is None  # type: ignore[arg-type]
+    assert not suspects.unsettled
+    assert settled == [calls]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 HORIZON = 0.002  # seconds of work that may wait at a worker
 MOST_BYTES = 16 << 20  # sent to a worker and not answered
+FORGOTTEN = 0  # stands for all functions that are forgotten; their numbers begin with 1
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -156,3 +157,6 @@ class Credit:
     def forget(self, function: int) -> None:
         """No task of `function` will come any more."""
         self._paces.pop(function, None)
+        ended = self._reported.pop(function, 0)
+        if ended:  # they count, but nothing is to be learned from them
+            self._reported[FORGOTTEN] = self._reported.get(FORGOTTEN, 0) + ended

@@ -199,6 +199,7 @@ class Queue:
             if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
+                worker.link.flush()  # it may get nothing else for long, and that state may be large
 
     def _serve_suspect(self, worker: PoolWorker) -> bool:
         """Send the next suspect, if it is this worker's; True if the worker gets nothing else."""
@@ -350,11 +351,12 @@ class Queue:
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""
         with worker.link.journal as memory:
-            try:
-                for entry in journal.read(memory):
-                    self._hear_entry(worker, *entry)
-            except Exception as error:  # whatever it is, no more of it can be believed
-                log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+            left = bytes(memory)  # its last entry may end the pool, which closes the link
+        try:
+            for entry in journal.read(memoryview(left)):
+                self._hear_entry(worker, *entry)
+        except Exception as error:  # whatever it is, no more of it can be believed
+            log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
 
     def _hear_entry(
         self,

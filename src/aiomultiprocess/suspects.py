@@ -57,7 +57,10 @@ class Suspect:
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         """Its worker died before it was started: that is no loss."""
-        self._suspects.line.appendleft(self)
+        if self._feed.retries_of(self.slot) > 0:
+            self._suspects.line.appendleft(self)
+        else:  # its caller gave up while it was on its way (A1)
+            self.fail(self.slot, asyncio.CancelledError())
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         self._suspects.unsettled.discard(self)
