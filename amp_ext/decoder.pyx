@@ -15,13 +15,12 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from amp_ext.capi cimport *
+from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
 
 cdef str BYTE_ORDER = sys.byteorder
 cdef object unpickle = pickle.loads
-
-cdef enum:
-    SHORT_TEXT = 64
+cdef uint64_t HIGH_BITS = 0x8080808080808080
 
 cdef struct Reader:
     const uint8_t *start
@@ -337,24 +336,11 @@ cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
 
 
 cdef inline bint copy_ascii(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
-    """Copy text; whether the copy is ASCII. Short text takes less time than a call would."""
-    cdef uint64_t seen = 0, eight
-    cdef Py_ssize_t at = 0
-    cdef uint8_t one
-    if size >= SHORT_TEXT:
-        memcpy(to, data, size)
-        return is_ascii(to, size)
-    while at + 8 <= size:
-        memcpy(&eight, data + at, 8)
-        memcpy(to + at, &eight, 8)
-        seen |= eight
-        at += 8
-    while at < size:
-        one = data[at]
-        to[at] = one
-        seen |= one
-        at += 1
-    return seen & <uint64_t>0x8080808080808080 == 0
+    """Copy text; whether the copy is ASCII."""
+    if size < SHORT:
+        return copy_short(to, data, size) & HIGH_BITS == 0
+    memcpy(to, data, size)
+    return is_ascii(to, size)
 
 
 cdef inline bint is_ascii(const uint8_t *text, Py_ssize_t size) noexcept:
@@ -367,7 +353,7 @@ cdef inline bint is_ascii(const uint8_t *text, Py_ssize_t size) noexcept:
     while at < size:
         seen |= text[at]
         at += 1
-    return seen & <uint64_t>0x8080808080808080 == 0
+    return seen & HIGH_BITS == 0
 
 
 cdef inline int read_byte(Reader *reader) except -1:
