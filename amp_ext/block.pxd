@@ -7,6 +7,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from amp_ext.capi cimport *
+from amp_ext.short cimport copy_short
 from amp_ext.tags cimport *
 
 cdef enum:
@@ -59,6 +60,16 @@ cdef inline int put_size(Block *block, int tag, Py_ssize_t size) except -1:
 cdef inline int put_copy(Block *block, const char *data, Py_ssize_t size) except -1:
     memcpy(room_for(block, size), data, size)
     block.size += size
+    return 0
+
+
+cdef inline int put_short(Block *block, int tag, const uint8_t *data, Py_ssize_t size) except -1:
+    """Put less than SHORT bytes, with their tag and size."""
+    cdef uint8_t *out = room_for(block, size + 2)
+    out[0] = <uint8_t>tag
+    out[1] = <uint8_t>size
+    copy_short(out + 2, data, size)
+    block.size += size + 2
     return 0
 
 
@@ -122,16 +133,14 @@ cdef inline Py_ssize_t put_run(
     cdef PyObject **first = PySequence_Fast_ITEMS(values) + start
     cdef Py_ssize_t count = min(stop, PySequence_Fast_GET_SIZE(values)) - start
     cdef int i
-    if count < RUN_MIN:
+    if count < RUN_MIN or not (PyLong_CheckExact(first[0]) or PyFloat_CheckExact(first[0])):
         return 0
     for i in range(1, RUN_MIN):
         if Py_TYPE(first[i]) != Py_TYPE(first[0]):
             return 0
     if PyLong_CheckExact(first[0]):
         return put_ints(block, first, count)
-    if PyFloat_CheckExact(first[0]):
-        return put_floats(block, first, count)
-    return 0
+    return put_floats(block, first, count)
 
 
 cdef inline Py_ssize_t put_ints(Block *block, PyObject **values, Py_ssize_t limit) except -1:

@@ -1,8 +1,9 @@
 """The C API as the codec needs it: what looks at a value takes a borrowed pointer.
 
 Cython's own declarations take objects and count a reference to each that passes through a variable;
-the encoder looks at a value for less time than that takes. What makes a value, for the decoder,
-returns an object, so that Cython drops it where something fails.
+the encoder looks at a value for less time than that takes. What makes a plain value returns a new
+reference, which the decoder passes on; what makes a container returns an object, so that Cython
+drops it where something fails.
 """
 
 from cpython.object cimport PyObject, PyTypeObject
@@ -21,20 +22,20 @@ cdef extern from "Python.h":
 
     bint PyLong_CheckExact(PyObject *)
     long long PyLong_AsLongLongAndOverflow(PyObject *, int *) except? -1
-    object PyLong_FromLong(long)
-    object PyLong_FromLongLong(long long)
+    PyObject *PyLong_FromLong(long) except NULL
+    PyObject *PyLong_FromLongLong(long long) except NULL
 
     bint PyFloat_CheckExact(PyObject *)
     double PyFloat_AS_DOUBLE(PyObject *)
-    object PyFloat_FromDouble(double)
+    PyObject *PyFloat_FromDouble(double) except NULL
 
     bint PyUnicode_CheckExact(PyObject *)
     bint PyUnicode_IS_COMPACT_ASCII(PyObject *)
     Py_ssize_t PyUnicode_GetLength(PyObject *) except -1
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject *)
-    object PyUnicode_New(Py_ssize_t, int)
+    PyObject *PyUnicode_New(Py_ssize_t, int) except NULL
     void *PyUnicode_DATA(PyObject *)
-    object PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *)
+    PyObject *PyUnicode_DecodeUTF8(const char *, Py_ssize_t, const char *) except NULL
 
     bint PyBytes_CheckExact(PyObject *)
     char *PyBytes_AS_STRING(PyObject *)
@@ -58,11 +59,11 @@ cdef extern from "Python.h":
     Py_ssize_t PyDict_GET_SIZE(PyObject *)
     bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
     PyObject *PyDict_GetItemWithError(object, PyObject *) except? NULL
-    int PyDict_SetItem(object, object, object) except -1
+    int PyDict_SetItem(PyObject *, PyObject *, PyObject *)  # unchecked, as PySet_Add: see decoder
 
     bint PyAnySet_CheckExact(PyObject *)
     bint PyFrozenSet_CheckExact(PyObject *)
     object PySet_New(PyObject *)
     object PyFrozenSet_New(PyObject *)
     Py_ssize_t PySet_GET_SIZE(PyObject *)
-    int PySet_Add(object, object) except -1
+    int PySet_Add(PyObject *, PyObject *)

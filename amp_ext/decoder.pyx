@@ -15,10 +15,12 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from amp_ext.capi cimport *
+from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
 
 cdef str BYTE_ORDER = sys.byteorder
 cdef object unpickle = pickle.loads
+cdef uint64_t HIGH_BITS = 0x8080808080808080
 
 cdef struct Reader:
     const uint8_t *start
@@ -89,18 +91,19 @@ cdef tuple read_items(Reader *reader, Py_ssize_t count):
     cdef dict failures = {}
     cdef Py_ssize_t place = 0
     cdef PyObject **slots
+    cdef int tag
     check_count(reader, count, 1)
     values = PyList_New(count)
     # Unpickling runs user code, which must not find a list with holes: keep it from the collector.
     PyObject_GC_UnTrack(<PyObject *>values)
     slots = PySequence_Fast_ITEMS(<PyObject *>values)
     while place < count:
-        if comes(reader, PICKLE):
-            reader.at += 1
+        tag = read_byte(reader)
+        if tag == PICKLE:
             keep(slots + place, read_pickle(reader, failures, place))
             place += 1
         else:
-            place += fill(reader, slots + place, count - place, 0)
+            place += fill(reader, tag, slots + place, count - place, 0)
     if left(reader):
         corrupt(reader, "more than the items")
     PyObject_GC_Track(<PyObject *>values)
@@ -127,17 +130,22 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
 
 
 # -- values ------------------------------------------------------------------------------------
+#
+# What reads a value returns a new reference as a pointer: Cython would count one more, and drop it.
 
-cdef Py_ssize_t fill(Reader *reader, PyObject **slots, Py_ssize_t room, int depth) except -1:
-    """Fill slots with the value, or the values of the run, that comes; how many these are."""
-    if reader.at < reader.end and INT8S <= reader.at[0] <= FLOATS:
-        return fill_run(reader, slots, room)
-    keep(slots, read(reader, depth))
+cdef inline Py_ssize_t fill(
+    Reader *reader, int tag, PyObject **slots, Py_ssize_t room, int depth
+) except -1:
+    """Fill slots with the value, or the values of the run, of a tag; how many these are."""
+    if INT8S <= tag <= FLOATS:
+        return fill_run(reader, tag, slots, room)
+    slots[0] = read(reader, tag, depth)
     return 1
 
 
-cdef Py_ssize_t fill_run(Reader *reader, PyObject **slots, Py_ssize_t room) except -1:
-    cdef int tag = read_byte(reader)
+cdef Py_ssize_t fill_run(
+    Reader *reader, int tag, PyObject **slots, Py_ssize_t room
+) except -1:
     cdef int shift = 3 if tag == FLOATS else tag - INT8S
     cdef Py_ssize_t count = read_number(reader), i
     cdef const uint8_t *data
@@ -146,10 +154,10 @@ cdef Py_ssize_t fill_run(Reader *reader, PyObject **slots, Py_ssize_t room) exce
     data = take(reader, count << shift)
     if tag == FLOATS:
         for i in range(count):
-            keep(slots + i, load_float(data + i * 8))
+            slots[i] = load_float(data + i * 8)
     else:
         for i in range(count):
-            keep(slots + i, load_int(data + (i << shift), shift))
+            slots[i] = load_int(data + (i << shift), shift)
     return count
 
 
@@ -158,24 +166,36 @@ cdef inline void keep(PyObject **slot, object value) noexcept:
     slot[0] = <PyObject *>value
 
 
-cdef object read(Reader *reader, int depth):
-    cdef int tag = read_byte(reader)
-    if tag == NONE:
-        return None
-    elif tag == FALSE:
-        return False
-    elif tag == TRUE:
-        return True
-    elif tag == INT8 or tag == INT16 or tag == INT32 or tag == INT64:
-        return load_int(take(reader, 1 << (tag - INT8)), tag - INT8)
-    elif tag == BIGINT:
-        return int.from_bytes(read_bytes(reader), BYTE_ORDER, signed=True)
-    elif tag == FLOAT:
+cdef inline PyObject *read(Reader *reader, int tag, int depth) except NULL:
+    """The value of a tag. What most values are is read where they are asked for, without a call."""
+    if tag == INT8:
+        return load_int(take(reader, 1), 0)
+    if tag == INT16:
+        return load_int(take(reader, 2), 1)
+    if tag == INT32:
+        return load_int(take(reader, 4), 2)
+    if tag == FLOAT:
         return load_float(take(reader, 8))
-    elif tag == STR:
+    if tag == STR:
         return read_str(reader, read_number(reader))
-    elif tag == BYTES:
-        return read_bytes(reader)
+    return read_other(reader, tag, depth)
+
+
+cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
+    if tag == NONE:
+        return new_reference(Py_None)
+    if tag == FALSE:
+        return new_reference(Py_False)
+    if tag == TRUE:
+        return new_reference(Py_True)
+    if tag == INT64:
+        return load_int(take(reader, 8), 3)
+    if tag == BIGINT:
+        number = int.from_bytes(read_bytes(reader), BYTE_ORDER, signed=True)
+        return new_reference(<PyObject *>number)
+    if tag == BYTES:
+        value = read_bytes(reader)
+        return new_reference(<PyObject *>value)
     if tag < TUPLE or tag > DICT:
         corrupt(reader, f"tag {tag}, which has no place there")
     if depth >= MAX_DEPTH:
@@ -187,63 +207,88 @@ cdef object read(Reader *reader, int depth):
     return read_set(reader, tag, depth + 1)
 
 
-cdef object read_sequence(Reader *reader, int tag, int depth):
+cdef inline PyObject *new_reference(PyObject *value) noexcept:
+    Py_INCREF(value)
+    return value
+
+
+cdef PyObject *read_sequence(Reader *reader, int tag, int depth) except NULL:
     cdef Py_ssize_t count = read_number(reader), at = 0
     cdef PyObject **slots
     check_count(reader, count, 1)
     values = PyList_New(count) if tag == LIST else PyTuple_New(count)
     slots = PySequence_Fast_ITEMS(<PyObject *>values)
     while at < count:
-        at += fill(reader, slots + at, count - at, depth)
-    return values
+        at += fill(reader, read_byte(reader), slots + at, count - at, depth)
+    return new_reference(<PyObject *>values)
 
 
-cdef dict read_dict(Reader *reader, int depth):
+cdef PyObject *read_dict(Reader *reader, int depth) except NULL:
     cdef Py_ssize_t count = read_number(reader), i
     cdef dict pairs = {}
+    cdef int tag, number
     check_count(reader, count, 2)
     for i in range(count):
-        key = read_key(reader, depth)
-        PyDict_SetItem(pairs, key, read(reader, depth))
-    if PyDict_GET_SIZE(<PyObject *>pairs) != count:
-        corrupt(reader, "a dict with equal keys")
-    return pairs
-
-
-cdef object read_key(Reader *reader, int depth):
-    cdef Py_ssize_t size
-    cdef int number
-    if comes(reader, KEY):
-        reader.at += 1
+        tag = read_byte(reader)
+        if tag != KEY:
+            read_pair(reader, pairs, tag, depth)
+            continue
         number = read_byte(reader)
         if number >= reader.key_count:
             corrupt(reader, f"key {number} of {reader.key_count}")
-        return <object>reader.keys[number]
-    if not comes(reader, STR):
-        return read(reader, depth)
-    reader.at += 1
-    size = read_number(reader)
-    key = read_str(reader, size)
-    if size <= KEY_SIZE and reader.key_count < KEY_COUNT:
+        put_pair(pairs, reader.keys[number], read(reader, read_byte(reader), depth))
+    if PyDict_GET_SIZE(<PyObject *>pairs) != count:
+        corrupt(reader, "a dict with equal keys")
+    return new_reference(<PyObject *>pairs)
+
+
+cdef int read_pair(Reader *reader, dict pairs, int tag, int depth) except -1:
+    """One whose key is no KEY, but may be one from now on (C6)."""
+    cdef PyObject *made
+    cdef Py_ssize_t size = 0
+    if tag == STR:
+        size = read_number(reader)
+        made = read_str(reader, size)
+    else:
+        made = read(reader, tag, depth)
+    key = <object>made
+    Py_DECREF(made)
+    if tag == STR and size <= KEY_SIZE and reader.key_count < KEY_COUNT:
         keep(&reader.keys[reader.key_count], key)
         reader.key_count += 1
-    return key
+    return put_pair(pairs, <PyObject *>key, read(reader, read_byte(reader), depth))
 
 
-cdef object read_set(Reader *reader, int tag, int depth):
+cdef inline int put_pair(dict pairs, PyObject *key, PyObject *value) except -1:
+    """Put a pair into a dict, which takes over the reference to the value."""
+    cdef int status = PyDict_SetItem(<PyObject *>pairs, key, value)
+    Py_DECREF(value)
+    return status
+
+
+cdef PyObject *read_set(Reader *reader, int tag, int depth) except NULL:
     cdef Py_ssize_t count = read_number(reader), i
+    cdef PyObject *member
     check_count(reader, count, 1)
     members = PySet_New(NULL) if tag == SET else PyFrozenSet_New(NULL)
     for i in range(count):
-        PySet_Add(members, read(reader, depth))
+        member = read(reader, read_byte(reader), depth)
+        put_member(members, member)
     if PySet_GET_SIZE(<PyObject *>members) != count:
         corrupt(reader, "a set with equal members")
-    return members
+    return new_reference(<PyObject *>members)
+
+
+cdef inline int put_member(members, PyObject *member) except -1:
+    """Add to a set, which takes over the reference."""
+    cdef int status = PySet_Add(<PyObject *>members, member)
+    Py_DECREF(member)
+    return status
 
 
 # -- numbers, text and bytes -------------------------------------------------------------------
 
-cdef inline object load_int(const uint8_t *data, int shift):
+cdef inline PyObject *load_int(const uint8_t *data, int shift) except NULL:
     cdef int16_t number16
     cdef int32_t number32
     cdef int64_t number64
@@ -259,7 +304,7 @@ cdef inline object load_int(const uint8_t *data, int shift):
     return PyLong_FromLongLong(number64)
 
 
-cdef inline object load_float(const uint8_t *data):
+cdef inline PyObject *load_float(const uint8_t *data) except NULL:
     cdef double number
     memcpy(&number, data, 8)
     return PyFloat_FromDouble(number)
@@ -279,16 +324,23 @@ cdef bytearray read_bytearray(Reader *reader):
     return PyByteArray_FromStringAndSize(<const char *>take(reader, size), size)
 
 
-cdef object read_str(Reader *reader, Py_ssize_t size):
+cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
     cdef const uint8_t *data = take(reader, size)
-    cdef uint8_t *copy
+    cdef PyObject *text
     if size > 1:  # of those shorter there is one str each, which is CPython's to find
         text = PyUnicode_New(size, 127)
-        copy = <uint8_t *>PyUnicode_DATA(<PyObject *>text)
-        memcpy(copy, data, size)
-        if is_ascii(copy, size):
+        if copy_ascii(<uint8_t *>PyUnicode_DATA(text), data, size):
             return text
+        Py_DECREF(text)
     return PyUnicode_DecodeUTF8(<const char *>data, size, b"surrogatepass")
+
+
+cdef inline bint copy_ascii(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
+    """Copy text; whether the copy is ASCII."""
+    if size < SHORT:
+        return copy_short(to, data, size) & HIGH_BITS == 0
+    memcpy(to, data, size)
+    return is_ascii(to, size)
 
 
 cdef inline bint is_ascii(const uint8_t *text, Py_ssize_t size) noexcept:
@@ -301,11 +353,7 @@ cdef inline bint is_ascii(const uint8_t *text, Py_ssize_t size) noexcept:
     while at < size:
         seen |= text[at]
         at += 1
-    return seen & <uint64_t>0x8080808080808080 == 0
-
-
-cdef inline bint comes(Reader *reader, int tag) noexcept:
-    return reader.at < reader.end and reader.at[0] == tag
+    return seen & HIGH_BITS == 0
 
 
 cdef inline int read_byte(Reader *reader) except -1:

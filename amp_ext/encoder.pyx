@@ -23,6 +23,7 @@ from amp_ext cimport block, met
 from amp_ext.block cimport Block
 from amp_ext.capi cimport *
 from amp_ext.met cimport Met
+from amp_ext.short cimport SHORT
 from amp_ext.tags cimport *
 
 cdef enum:
@@ -199,15 +200,19 @@ cdef class Encoder:
 
     # -- values --------------------------------------------------------------------------------
 
-    cdef int put(self, PyObject *value, int depth) except -1:
+    cdef inline int put(self, PyObject *value, int depth) except -1:
+        """What most values are is put where it is asked for, without a call."""
         if PyUnicode_CheckExact(value):
             return self.put_str(value)
         if PyLong_CheckExact(value):
             return PUT if block.put_int(&self.block, value) else self.put_bigint(<object>value)
-        if value == Py_None:
-            return block.put_byte(&self.block, NONE)
         if PyFloat_CheckExact(value):
             return block.put_float(&self.block, value)
+        return self.put_other(value, depth)
+
+    cdef int put_other(self, PyObject *value, int depth) except -1:
+        if value == Py_None:
+            return block.put_byte(&self.block, NONE)
         if value == Py_True:
             return block.put_byte(&self.block, TRUE)
         if value == Py_False:
@@ -276,6 +281,8 @@ cdef class Encoder:
         if not PyUnicode_IS_COMPACT_ASCII(value):
             return self.put_wide_str(value)
         cdef Py_ssize_t size = PyUnicode_GET_LENGTH(value)
+        if size < SHORT:
+            return block.put_short(&self.block, STR, <const uint8_t *>PyUnicode_DATA(value), size)
         if size >= SHARED_MIN and self.meet(value):
             return FOREIGN
         block.put_size(&self.block, STR, size)
@@ -422,14 +429,16 @@ cdef Py_ssize_t put_item(object payload, object item, const char **data) except 
 
 
 cdef int put_or_pickle(Encoder encoder, item) except -1:
+    cdef bint whole = False
     encoder.mark()
-    try:
+    try:  # with `finally`, because `except` costs something even if nothing is raised
         if encoder.put(<PyObject *>item, 0) == FOREIGN:
             encoder.take_back()
             encoder.put_pickle(item)
-    except BaseException:  # C4: user code was run, which may raise anything
-        encoder.take_back()
-        raise
+        whole = True
+    finally:
+        if not whole:  # C4: user code was run, which may raise anything
+            encoder.take_back()
     return 0
 
 

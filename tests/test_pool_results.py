@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -49,6 +50,15 @@ async def test_each_await_gives_a_list_of_its_own() -> None:
         assert isinstance(first, list)
         first.append("mine")
         assert await results == [0, 2, 4]
+
+
+async def test_results_are_freed_with_the_last_who_can_read_them_and_not_a_turn_later() -> None:
+    async with Pool(1) as pool:
+        results = pool.map(workload.identity, [{1}, {2}])
+        values = [weakref.ref(value) for value in await results]
+        assert [value() for value in values] == [{1}, {2}]
+        del results
+        assert [value() for value in values] == [None, None]
 
 
 @pytest.mark.row("A11")

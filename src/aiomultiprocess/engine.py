@@ -253,12 +253,15 @@ class Engine:
 
     def reader_gone(self, job: Job) -> None:
         """An `async for` over the job's results was dropped; may be called from any thread."""
-        if self.loop.is_running():
+        if not job.done and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.reader_gone)
 
     def let_go(self, job: Job) -> None:
-        """Nobody can read the job's results any more; may be called from any thread."""
-        if self.loop.is_running():
+        """Nobody can read the job's results any more; may be called from any thread.
+
+        A job that is done needs nothing, and must not wait for the loop: with it go its results.
+        """
+        if not job.done and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.let_go)
 
     def on_settled(self, feed: Calls | Job) -> None:
