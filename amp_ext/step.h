@@ -22,6 +22,19 @@ static inline int64_t amp_monotonic_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The same at a quarter of the price, but behind by up to a tick of the kernel, 10 ms at most; where
+   there is no such clock, the time itself. */
+static inline int64_t amp_monotonic_coarse_ns(void)
+{
+#ifdef CLOCK_MONOTONIC_COARSE
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+#else
+    return amp_monotonic_ns();
+#endif
+}
+
 /* The exception that is set, which is then set no more: a new reference. */
 static inline PyObject *amp_take_error(void)
 {

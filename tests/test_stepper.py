@@ -178,6 +178,22 @@ def test_a_burst_ends_at_the_deadline(worker: Worker) -> None:
     assert end < 100
 
 
+def test_slow_items_that_come_after_quick_ones_end_a_burst_too(worker: Worker) -> None:
+    def slow_from_ten(n: int) -> int:
+        end = time.monotonic_ns() + 20_000_000
+        while n >= 10 and time.monotonic_ns() < end:
+            pass
+        return n
+
+    def start() -> Any:
+        deadline = time.monotonic_ns() + 30_000_000
+        return worker.starter.run(0, slow_from_ten, list(range(50)), 0, 50, [], deadline)
+
+    end, status, _ = in_loop(worker, start)
+    assert status == DONE
+    assert end < 15  # two slow ones are due, and a third at a clock that is behind by a tick
+
+
 def test_a_part_of_the_items_is_run(worker: Worker) -> None:
     async def double(n: int) -> int:
         return n * 2
