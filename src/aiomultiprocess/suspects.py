@@ -13,8 +13,8 @@ A1  A task that lost its worker runs again only if its caller allowed it and sti
     `retries` times at most. Otherwise the error of that loss ends it.
 A2  A worker that holds a suspect holds nothing else.
 A3  Suspects go first. A worker without work gets the next in line before anything else; as long as
-    no worker runs one, the worker with the least to do gets no more. So nothing keeps suspects
-    waiting for ever, and those workers that hold none go on with other work.
+    no worker runs one, the worker with the least to do gets no more. So suspects wait for what that
+    worker holds to end, and for nothing else, and the others go on with other work.
 A4  A suspect is known from its first loss until it is settled. Nothing is kept for other tasks, and
     a queue without suspects asks no more than whether `unsettled` is empty.
 """
