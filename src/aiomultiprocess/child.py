@@ -38,6 +38,7 @@ from typing import Any, TypeAlias
 from . import _loops, _tasks, backend, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
+from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
 BURST = 500_000  # nanoseconds, several to credit.HORIZON: answers leave while there is more to run
@@ -45,12 +46,6 @@ CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
 MODES = len(Mode)
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
-
-#: What helps where a function cannot be had; CPython says which one.
-NOT_FOUND = (
-    "The function must be importable in a worker, which is a process of its own: define it at the "
-    "top level of a module, not in an interactive session or below `if __name__ == '__main__'`"
-)
 
 RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 
@@ -131,41 +126,6 @@ def die_of(signum: int) -> None:
     sys.stderr.flush()
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
-
-
-def load_function(payload: memoryview) -> Callable[..., Any]:
-    """The function of a FUNCTION frame, or a stand-in that raises why it cannot be had."""
-    try:
-        function: Callable[..., Any] = backend.loads(payload)
-    except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
-        error.add_note(NOT_FOUND)
-        return Unloadable(error)
-    return function
-
-
-def raise_error(error: BaseException) -> None:
-    """Stands in for the function of an item that cannot be run."""
-    raise error
-
-
-class Stateful:
-    """A function with state that items might change: each gets a fresh copy (functions.py)."""
-
-    def __init__(self, payload: memoryview) -> None:
-        self.payload = bytes(payload)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return backend.loads(self.payload)(*args, **kwargs)
-
-
-class Unloadable:
-    """Stands in for a function that could not be unpickled here: each of its items fails so."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        raise self.error
 
 
 Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there

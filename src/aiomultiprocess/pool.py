@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 import os
 import weakref
 from collections.abc import (
@@ -25,6 +24,7 @@ from typing import Any, Generic, TypeVar, overload
 from . import _loops
 from . import backend as backends
 from ._cpus import usable_cpus
+from ._numbers import count, natural, whole
 from .core import get_context
 from .engine import CLOSED, Engine
 from .frames import Mode
@@ -156,8 +156,8 @@ class Pool:
         check_synchronous("loop_initializer", loop_initializer)
         check_synchronous("exception_handler", exception_handler)
         self.context = get_context()
-        self.process_count = _count("processes", processes) or usable_cpus()
-        self.queue_count = _count("queuecount", queuecount) or 1
+        self.process_count = count("processes", processes) or usable_cpus()
+        self.queue_count = count("queuecount", queuecount) or 1
         if self.queue_count > self.process_count:
             raise ValueError(
                 f"queue count must be <= process count, got queuecount={self.queue_count} "
@@ -168,8 +168,8 @@ class Pool:
         self.initargs = checked_sequence("initargs", initargs)
         self.loop_initializer = loop_initializer
         # as in 0.9.1, what is too small means the least there is
-        self.maxtasksperchild = max(0, _whole("maxtasksperchild", maxtasksperchild))
-        self.childconcurrency = max(1, _whole("childconcurrency", childconcurrency))
+        self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
+        self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
         self._selection = backends.select(backend)
         self._pid = _process
@@ -258,7 +258,7 @@ class Pool:
         """
         engine = self._use()
         if type(retries) is not int or retries < 0:
-            retries = _natural("retries", retries)
+            retries = natural("retries", retries)
         if type(args) is not tuple:
             if args is not None and not isinstance(args, Iterable):
                 raise TypeError(f"args must be a sequence of arguments, got {args!r}")
@@ -354,7 +354,7 @@ class Pool:
         retries: int,
     ) -> PoolResult[Any]:
         engine = self._use()
-        retries = _natural("retries", retries)
+        retries = natural("retries", retries)
         function = engine.functions.of(func)
         job = Job(func, function, mode, engine.on_more, engine.on_settled, retries)
         job.open(source_of(iterable, lambda: engine.on_more(job)))
@@ -434,22 +434,3 @@ class Pool:
                 f"this pool belongs to process {self._pid}, this is a forked copy in process "
                 f"{_process}: make a pool of its own here"
             )
-
-
-def _count(name: str, value: int | None) -> int:
-    """A non-negative number; None counts as 0."""
-    return 0 if value is None else _natural(name, value)
-
-
-def _natural(name: str, value: int) -> int:
-    count = _whole(name, value)
-    if count < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
-    return count
-
-
-def _whole(name: str, value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
