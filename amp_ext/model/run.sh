@@ -5,7 +5,7 @@
 #   amp_ext/model/run.sh [brief|short|full|deep]
 #
 # brief: some seconds, one question as written and three mutants, for the test suite; short: half a
-# minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: a quarter of an hour, 4 GB.
+# minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: five minutes, 2.7 GB.
 set -eu
 
 extent=${1:-full}
