@@ -34,7 +34,7 @@
  * rings the consumer's doorbell if it was set. For room it is the same the other way about, with
  * `waiting`; and the producer is rung only once a quarter of the ring is free, so that it does not
  * wake for each record. The doorbell must be cleared *before* the ring is read: cleared after, it
- * could swallow the ring of a record that came in between.
+ * could swallow the ring of a record that came in between. That holds for amp_asleep as well.
  *
  * The peer is not trusted with our life. Whatever the mapping holds, these functions read and write
  * inside the ring only and return in bounded time: a peer's cursor is loaded once and checked
@@ -533,12 +533,19 @@ static inline void amp_awake(struct amp_consumer *c)
     atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst);
 }
 
-/* Whether the consumer's last amp_sleep still holds: no producer has come to ring since. Then there
- * is nothing to do, whoever else was rung by the same bell: a producer that publishes from now on
- * will find the 1 and ring. Relaxed: what is found is acted on by doing nothing, or by amp_read,
- * which looks at the tail with an acquire of its own; and a producer that rang had cleared the flag
- * before, which the bell orders. The tail is looked at as well, for a peer that rings and is not
- * sound: the flag alone would keep us from ever seeing what it did. */
+/* After the bell was cleared: whether the consumer's last amp_sleep still holds, no producer having
+ * rung since. Then there is nothing to do, whoever else was rung by the same bell: a producer that
+ * has not changed the flag yet will find the 1 and ring, and one that has, unseen, is about to. R9.
+ *
+ * Relaxed, and yet a producer that was heard is not missed: its exchange comes before its ring, the
+ * ring before our clearing (both are system calls on one bell, under one lock of the kernel), and
+ * the clearing before this load, which therefore cannot return the 1 that the exchange took away.
+ * Only here does this file need a bell to order anything, and an acquire could not do it instead:
+ * it orders what comes after the value that it finds, and here that value would be an old one. What
+ * is found orders nothing: amp_read looks at the tail with an acquire of its own.
+ *
+ * The tail is looked at as well, for a peer that rings and is not sound: the flag alone would keep
+ * us from ever seeing what it did. */
 static inline bool amp_asleep(const struct amp_consumer *c)
 {
     return !c->fault && atomic_load_explicit(&c->shared->sleeping, memory_order_relaxed) != 0

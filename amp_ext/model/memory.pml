@@ -15,7 +15,9 @@
  *
  *   - a read-modify-write with seq_cst counts as acq_rel only (ring.h's argument asks no more);
  *   - what a thread learns by the words of one ring it does not know for the other ring;
- *   - doorbells order nothing. (A system call does, but ring.h shall not depend on it.)
+ *   - a doorbell orders one thing only, which amp_asleep needs: who has cleared it knows what the
+ *     ringer had stored to `sleeping` before. (A system call orders all, but nothing else of ring.h
+ *     shall depend on it.)
  *
  * Headers and payloads are not stored that way but checked for races, as ThreadSanitizer does: who
  * touches bytes must know that the other side is done with them, else it is an error at once. So
@@ -27,8 +29,6 @@
 typedef Deeds {
     byte stores;   /* the number of its newest store to its cursor's word */
     byte bytes;    /* a cursor: the bytes before it are written, or read, for good */
-    byte sleeping; /* the numbers of its newest stores to the flags; 0 without PLAIN_LOOKS, as */
-    byte waiting;  /* nothing depends on them where every look is a read-modify-write */
 };
 
 /* One store of a word that has one writer. Its place in the array is its number: not a plain count,
@@ -44,15 +44,19 @@ typedef Word {
     byte newest;
 };
 
-/* A word that both change, by read-modify-writes. These see the last store only. */
+/* A word that both change, by read-modify-writes. These see the last store only; a plain load may
+ * see what the flag was since the own last change of who loads, and that is 0 or 1: `stale` says
+ * that it may see the other than `value`. UNTOLD: and whoever changed the flag since has rung no
+ * bell since; TOLD: it has, and once that bell is cleared the newest store is known. */
 typedef Flag {
     bit value;
     Deeds from[2];   /* carried, of producer and consumer */
-#ifdef PLAIN_LOOKS
-    byte newest;   /* plain loads may see older ones too */
-    bit values[FLAG_STORES];
-#endif
+    byte stale[2];   /* for producer and consumer */
+    bit looked_at[2]; /* whether they have plain loads at all, else the above is left out */
 };
+
+#define UNTOLD 1
+#define TOLD 2
 
 inline raise(mine, other)
 {
@@ -62,9 +66,7 @@ inline raise(mine, other)
 inline learn(mine, other)
 {
     raise(mine.stores, other.stores);
-    raise(mine.bytes, other.bytes);
-    raise(mine.sleeping, other.sleeping);
-    raise(mine.waiting, other.waiting)
+    raise(mine.bytes, other.bytes)
 }
 
 /* word = new by its only writer, who did `mine`; `number` is larger than any before. */
@@ -99,47 +101,48 @@ inline forget(gone)
     gone.bytes = 0
 }
 
-#ifdef PLAIN_LOOKS
-inline count_store(flag, own, new)
+/* result = flag by a plain, relaxed load of `role`. */
+inline look(flag, result, role)
 {
-    flag.newest++;
-    assert(flag.newest < FLAG_STORES);
-    flag.values[flag.newest] = new;
-    own = flag.newest
+    if
+    :: result = flag.value
+    :: flag.stale[role] -> result = 1 - flag.value
+    fi
 }
 
-/* result = flag by a plain, relaxed load. */
-inline look(flag, result, own, others)
+/* The producer rings the consumer's bell; the consumer has cleared it. */
+inline tell(flag)
 {
-    raise(own, others);
-    do
-    :: own < flag.newest -> own++
-    :: result = flag.values[own]; break
-    od
+    flag.stale[1] = (flag.stale[1] == UNTOLD -> TOLD : flag.stale[1])
 }
-#else
-#define count_store(flag, own, new) skip
-#endif
 
-/* old = flag, flag = new in one step, by a thread that did `mine` and knows `other` of the other;
- * `own` is the number of its newest store to this flag. Relaxed: hands on what it read, takes
- * nothing and adds nothing. */
-inline exchange(flag, own, new, old, order, role, mine, other)
+inline hear(flag)
+{
+    flag.stale[1] = (flag.stale[1] == TOLD -> 0 : flag.stale[1])
+}
+
+/* old = flag, flag = new in one step, by a thread that did `mine` and knows `other` of the other.
+ * Relaxed: hands on what it read, takes nothing and adds nothing. */
+inline exchange(flag, new, old, order, role, mine, other)
 {
     old = flag.value;
     flag.value = new;
-    count_store(flag, own, new);
+    flag.stale[role] = 0;
+    flag.stale[1 - role] =
+        (flag.looked_at[1 - role] && old != new -> UNTOLD : flag.stale[1 - role]);
     if
     :: order == ACQ_REL -> learn(other, flag.from[1 - role]); learn(flag.from[role], mine)
     :: else
     fi
 }
 
-/* flag = 0 by a plain store: what the flag carried ends here. (In C11 it may stand before the last
- * store in modification order, too; only a mutant does this, and is caught without.) */
+/* flag = 0 by a plain store of the consumer: what the flag carried ends here. (In C11 it may stand
+ * before the last store in modification order, too; only a mutant does this, and is caught
+ * without.) */
 inline store_zero(flag)
 {
     flag.value = 0;
+    flag.stale[1] = 0;
     flag.from[0].stores = 0; flag.from[0].bytes = 0;
     flag.from[1].stores = 0; flag.from[1].bytes = 0
 }

@@ -24,7 +24,7 @@
  *   CAPACITY=n             of each ring; 8 is the least that ring.h allows, 4 has the same quarters
  *   RECORDS0=n RECORDS1=n  how many side 0 and side 1 send
  *   SMALLEST=n LARGEST=n   their sizes, header included, are any from SMALLEST to LARGEST
- *   SPURIOUS=n             so many bells are rung for nothing, at any time, on either side
+ *   SPURIOUS=n             so many bells are rung for another link, at any time, on either side
  *   FULL_BATCHES           sides send and read all they can before they publish and release: fewer
  *                          executions, so that more records can be sent
  *   a mutant               see run.sh
@@ -57,7 +57,6 @@
 #else
 #define STORES (RECORDS1 + 1)
 #endif
-#define FLAG_STORES 40
 
 /* The memory order of each access; a mutant has a weaker one. */
 #define RELAXED 0
@@ -81,9 +80,6 @@
 #endif
 #ifndef CHANGE_WAITING
 #define CHANGE_WAITING ACQ_REL
-#endif
-#if defined(LOOK_AT_SLEEPING_FIRST) || defined(LOOK_AT_WAITING_FIRST)
-#define PLAIN_LOOKS
 #endif
 
 #include "memory.pml"
@@ -143,23 +139,21 @@ typedef Consumer {
 inline change_sleeping(a_ring, to, role, who)
 {
     atomic {
-        exchange(a_ring.sleeping, who.did.sleeping, to, was_set, CHANGE_SLEEPING, role, who.did,
-                 who.knows)
+        exchange(a_ring.sleeping, to, was_set, CHANGE_SLEEPING, role, who.did, who.knows)
     }
 }
 
 inline change_waiting(a_ring, to, role, who)
 {
     atomic {
-        exchange(a_ring.waiting, who.did.waiting, to, was_set, CHANGE_WAITING, role, who.did,
-                 who.knows)
+        exchange(a_ring.waiting, to, was_set, CHANGE_WAITING, role, who.did, who.knows)
     }
 }
 
 inline ring_if_it_was_set()
 {
     if
-    :: was_set -> bell[1 - me] = 1; was_set = 0
+    :: atomic { was_set -> bell[1 - me] = 1; tell(OUT.sleeping); was_set = 0 }
     :: else
     fi
 }
@@ -218,11 +212,16 @@ inline publish()
             p.published = p.tail
         };
 #ifdef LOOK_AT_SLEEPING_FIRST
-        atomic { look(OUT.sleeping, was_set, p.did.sleeping, p.knows.sleeping) };
+        atomic { look(OUT.sleeping, was_set, PRODUCER) };
         if
         :: was_set -> change_sleeping(OUT, 0, PRODUCER, p)
         :: else
         fi;
+#elif defined(RUNG_BEFORE_SLEEPING_IS_CLEARED)
+        change_sleeping(OUT, OUT.sleeping.value, PRODUCER, p);
+        ring_if_it_was_set();
+        change_sleeping(OUT, 0, PRODUCER, p);
+        was_set = 0;
 #else
         change_sleeping(OUT, 0, PRODUCER, p);
 #endif
@@ -308,7 +307,7 @@ inline release()
         if
         :: CAPACITY - (c.tail - c.head) >= QUARTER ->
 #ifdef LOOK_AT_WAITING_FIRST
-            atomic { look(IN.waiting, was_set, c.did.waiting, c.knows.waiting) };
+            atomic { look(IN.waiting, was_set, CONSUMER) };
             if
             :: was_set -> change_waiting(IN, 0, CONSUMER, c)
             :: else
@@ -347,6 +346,19 @@ inline awake()
     change_sleeping(IN, 0, CONSUMER, c);
     was_set = 0
 #endif
+}
+
+/* amp_asleep: the flag, and if it is set the tail. */
+inline look_whether_asleep()
+{
+    atomic { look(IN.sleeping, asleep, CONSUMER) };
+    if
+    :: asleep -> atomic {
+        load(IN.tail, length, RELAXED, c.knows);
+        asleep = length == c.tail;
+        length = 0 }
+    :: else
+    fi
 }
 
 /* ---- a side: shm.py's ShmLink in its event loop --------------------------------------------- */
@@ -427,6 +439,64 @@ inline drain()
     fi
 }
 
+/* Porch._rung: the bell is cleared first. S4. */
+inline clear_bell()
+{
+#if !defined(BELL_CLEARED_LATE) && !defined(BELL_NOT_CLEARED) && !defined(ASLEEP_FIRST)
+    bell[me] = 0;
+#endif
+#ifdef BELL_ORDERS_NOTHING
+    skip
+#else
+    hear(IN.sleeping)
+#endif
+}
+
+/* Inlet.asleep */
+inline look_whether_link_sleeps()
+{
+    if
+    :: RECORDS_OF(1 - me) == 0 -> asleep = true /* one ring only */
+    :: else -> look_whether_asleep()
+    fi
+}
+
+/* ShmLink.rung: who has nothing to send and is still asleep was not meant, and takes no turn. S3.
+ * ShmLink._turn: nor does who will take one anyway. S5. */
+inline rung()
+{
+    if
+#ifndef OUTBOX_IGNORED
+    :: p.wanted != 0
+#endif
+    :: else -> look_whether_link_sleeps()
+    fi;
+#ifdef ASLEEP_FIRST
+    bell[me] = 0;
+#endif
+    turn = !asleep && !again;
+#ifdef CONTINUATION_ONLY_RECEIVES
+    only_receives = (turn -> p.wanted == 0 : only_receives);
+#endif
+    asleep = false
+}
+
+/* ShmLink._service */
+inline service()
+{
+#ifdef CONTINUATION_ONLY_RECEIVES
+    if
+    :: only_receives
+    :: else -> pump()
+    fi;
+    drain();
+    only_receives = only_receives && again
+#else
+    pump();
+    drain()
+#endif
+}
+
 #define FINISHED (p.records == RECORDS_OF(me) && p.wanted == 0 && p.tail == p.published \
     && c.records == RECORDS_OF(1 - me) && c.head == c.released)
 
@@ -435,22 +505,27 @@ proctype Side(bit me)
     Producer p;
     Consumer c;
     byte length, size;
-    bit written, no_room, got, may_sleep, was_set;
+    bit written, no_room, got, may_sleep, was_set, asleep, turn;
+#ifdef CONTINUATION_ONLY_RECEIVES
+    bit only_receives;
+#endif
     bit again = true; /* the first turn, in which it goes to sleep for the first time: S3 */
 
     do
     :: p.wanted == 0 && p.records < RECORDS_OF(me) -> send()
     :: atomic {
         if
-        :: again -> again = false
-#if defined(BELL_CLEARED_LATE) || defined(BELL_NOT_CLEARED)
-        :: bell[me]
-#else
-        :: bell[me] -> bell[me] = 0 /* S4 */
-#endif
+        :: again -> again = false; turn = true
+        :: bell[me] -> clear_bell()
         fi };
-        pump();
-        drain();
+        if
+        :: turn
+        :: else -> rung()
+        fi;
+        if
+        :: turn -> turn = false; service()
+        :: else
+        fi;
 #ifdef BELL_CLEARED_LATE
         bell[me] = 0
 #endif
@@ -470,6 +545,16 @@ end:
 
 init {
     atomic {
+        ring[0].sleeping.looked_at[CONSUMER] = true; /* amp_asleep */
+        ring[1].sleeping.looked_at[CONSUMER] = true;
+#ifdef LOOK_AT_SLEEPING_FIRST
+        ring[0].sleeping.looked_at[PRODUCER] = true;
+        ring[1].sleeping.looked_at[PRODUCER] = true;
+#endif
+#ifdef LOOK_AT_WAITING_FIRST
+        ring[0].waiting.looked_at[CONSUMER] = true;
+        ring[1].waiting.looked_at[CONSUMER] = true;
+#endif
         ring[0].tail.stores[0].made = true; ring[0].head.stores[0].made = true;
         ring[1].tail.stores[0].made = true; ring[1].head.stores[0].made = true;
         run Side(0); run Side(1); run Spurious()

@@ -5,7 +5,7 @@
 #   amp_ext/model/run.sh [brief|short|full|deep]
 #
 # brief: some seconds, one question as written and three mutants, for the test suite; short: half a
-# minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: a quarter of an hour, 4 GB.
+# minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: five minutes, 2.7 GB.
 set -eu
 
 extent=${1:-full}
@@ -81,6 +81,7 @@ if [ "$extent" = brief ]; then
 fi
 sound "one ring, 2 records: no execution is endless" cycles CAPACITY=4 RECORDS0=2
 sound "one ring, 4 records in full batches" $small=4 FULL_BATCHES
+sound "both rings, 2 records and 1, bells for another link" $small=2 RECORDS1=1 SMALLEST=2
 sound "both rings, 2 records each way" $small=2 RECORDS1=2 SMALLEST=2 SPURIOUS=0
 if [ "$extent" != short ]; then
     sound "one ring, 3 records" $small=3
@@ -111,6 +112,13 @@ caught "sleeping cleared by a store in awake" $mutant AWAKE_BY_A_STORE
 unless_short caught "no second look in sleep" $mutant NO_RECHECK_IN_SLEEP
 unless_short caught "no second look in want_room" $mutant NO_RECHECK_IN_WANT_ROOM
 caught "bell cleared after reading" $mutant BELL_CLEARED_LATE
+caught "bell cleared after the look whether asleep" $mutant ASLEEP_FIRST
+caught "bell orders nothing" $mutant BELL_ORDERS_NOTHING
+caught "bell rung before sleeping is cleared" \
+    states CAPACITY=4 RECORDS0=1 RUNG_BEFORE_SLEEPING_IS_CLEARED
+caught "outbox ignored by who is asleep" $mutant OUTBOX_IGNORED
+caught "continuation that only receives" states CAPACITY=4 RECORDS0=3 RECORDS1=1 SMALLEST=2 \
+    SPURIOUS=0 FULL_BATCHES CONTINUATION_ONLY_RECEIVES
 caught "bell not cleared" cycles CAPACITY=4 RECORDS0=2 BELL_NOT_CLEARED
 caught "a record larger than half the ring (R7)" $mutant LARGEST=3
 echo "all $mutants mutants caught"

@@ -14,7 +14,8 @@ S2  A payload view of the ring is released before the head moves past it, and th
 S3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
     `sleeping` by that, and without setting it again the next frame would ring nobody. A link that
     is still asleep was not meant by a bell, and has no turn.
-S4  The bell is cleared before the rings are read, else it could swallow a ring in between.
+S4  The bell is cleared before the rings are read, and before a link is asked whether it is still
+    asleep, else it could swallow a ring in between.
 S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
 
