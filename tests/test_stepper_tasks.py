@@ -20,8 +20,8 @@ from stepper_support import (
     PAUSES,
     Worker,
     in_loop,
-    long_pause,
     no_pause,
+    short_pause,
     told,
 )
 
@@ -121,8 +121,14 @@ def test_between_bursts_there_is_no_task(worker: Worker) -> None:
 
 
 def test_a_suspended_item_is_among_all_tasks(worker: Worker) -> None:
+    gate = asyncio.Event()
+
     async def others(n: int) -> int:
-        await long_pause()
+        if n == 3:
+            gate.set()
+            await short_pause()
+        else:
+            await gate.wait()
         return len(asyncio.all_tasks())
 
     assert [value for value, _ in worker.outcomes(others, [1, 2, 3])] == [3, 2, 1]
