@@ -45,6 +45,8 @@ ALLOWED = {
     "multiprocessing.popen_fork",
     "multiprocessing.popen_spawn_posix",
     "cython_runtime",
+    "typing",  # which asyncio loads too, up to 3.13
+    "_typing",
 }
 
 
