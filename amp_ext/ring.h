@@ -10,7 +10,7 @@
  *
  *     | control page: who we are, `started`, cursors of down, cursors of up | down | up | journal |
  *
- * The journal is the worker's to fill as it likes, an eighth of a ring: what a dead worker leaves
+ * The journal is the worker's to fill as it likes, a sixteenth of a ring: what a dead worker leaves
  * there can be read. Nothing in this file touches it.
  *
  * A ring has two cursors, counts of bytes ever written (tail) and ever released (head). They only
@@ -201,7 +201,7 @@ static inline bool amp_capacity_ok(uint64_t capacity) /* R1 */
 
 static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by R1 */
 {
-    return capacity / 8 > AMP_LINE ? capacity / 8 : AMP_LINE;
+    return capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
 }
 
 static inline uint64_t amp_map_size(uint64_t capacity)

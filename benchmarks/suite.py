@@ -1,10 +1,11 @@
 """The benchmark suite: `make bench`, or `make bench QUICK=1` for a short look.
 
 All peers (peers.py), each in an environment of its own, do all workloads (workloads.py) in turn,
-round after round: A B C A B C. A noisy minute of the machine so hurts all alike, and each round
-gives a ratio of its own. Reported are medians. Sizes are such that a measurement takes a fraction
-of a second; the first time that a peer meets a workload, its size and its best chunk size are
-looked for. A peer that does not answer in time, or fails, is not asked the same again.
+round after round: A B C B C A. A noisy minute of the machine so hurts all alike, nobody is always
+the first to touch memory that the machine has not used yet, and each round gives a ratio of its
+own. Reported are medians. Sizes are such that a measurement takes a fraction of a second; the first
+time that a peer meets a workload, its size and its best chunk size are looked for. A peer that does
+not answer in time, or fails, is not asked the same again.
 """
 
 import argparse
@@ -83,10 +84,12 @@ class Suite:
                 session.kill()
 
     def _steps(self, workloads: list[Workload]) -> Iterator[tuple[int, Workload, str]]:
-        for number in range(self._scale.rounds):
+        peers, rounds = list(self._pythons), self._scale.rounds
+        for number in range(rounds):
+            first = number * len(peers) // rounds
             for workload in workloads:
                 if not workload.scaling or number < self._scale.scaling_rounds:
-                    for peer in self._pythons:
+                    for peer in peers[first:] + peers[:first]:
                         if peer in workload.peers:
                             yield number, workload, peer
 

@@ -1,6 +1,6 @@
-"""How many tasks a worker may hold (credit.py, K1 to K5)."""
+"""How many tasks a worker may hold (credit.py, K1 to K6)."""
 
-from aiomultiprocess.credit import GROWTH, HORIZON, MOST_BYTES, Credit
+from aiomultiprocess.credit import GROWTH, HORIZON, MOST_BYTES, PRESSED, Credit
 
 FUNCTION, OTHER = 1, 2
 
@@ -123,6 +123,14 @@ def test_no_call_passes_tasks_that_may_take_long() -> None:
     credit.send(1, OTHER, now=1e-6)
     credit.have_passed()
     assert credit.passing(credit.sent, FUNCTION) == 0
+
+
+def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    assert credit.room(1, FUNCTION) == GROWTH + 1
+    assert credit.room(1, FUNCTION, pressed=True) == GROWTH // PRESSED + 1
 
 
 def test_no_call_passes_beyond_a_lifetime() -> None:

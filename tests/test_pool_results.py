@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,36 @@ async def test_each_await_gives_a_list_of_its_own() -> None:
         assert isinstance(first, list)
         first.append("mine")
         assert await results == [0, 2, 4]
+
+
+async def test_every_item_arrives_once_where_a_frame_holds_few_of_them() -> None:
+    sizes = [10, 100_000, 1, 5_000, 70_000, 0] * 300
+    texts = [f"{at}" * size for at, size in enumerate(sizes)]
+    async with Pool(2) as pool:
+        assert await pool.map(workload.double, sizes * 20) == [2 * size for size in sizes * 20]
+        for source in (texts, tuple(texts), iter(texts)):
+            assert await pool.map(len, source) == [len(text) for text in texts]
+            assert await pool.map(workload.identity, texts[:200]) == texts[:200]
+
+
+async def test_two_who_await_results_that_nobody_else_has_get_a_list_each() -> None:
+    async with Pool(1) as pool:
+        results = pool.map(workload.double, range(3))
+        first = asyncio.ensure_future(waited_for(results.__await__()))
+        second = asyncio.ensure_future(waited_for(results.__await__()))
+        del results
+        (await first).append("mine")
+        assert await second == [0, 2, 4]
+
+
+async def waited_for(waiter: Generator[Any, None, list[Any]]) -> list[Any]:
+    """What a generator that `__await__` gave comes to, its object being gone."""
+
+    class Waiter:
+        def __await__(self) -> Generator[Any, None, list[Any]]:
+            return waiter
+
+    return await Waiter()
 
 
 async def test_results_are_freed_with_the_last_who_can_read_them_and_not_a_turn_later() -> None:

@@ -10,9 +10,11 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 import workload
-from aiomultiprocess import backend
-from aiomultiprocess.credit import MOST_BYTES, Credit
+from aiomultiprocess import backend, queues
+from aiomultiprocess.credit import BURST, MOST_BYTES, PRESSED, Credit
 from aiomultiprocess.feeds import Calls
 from aiomultiprocess.frames import Kind, Mode
 from aiomultiprocess.functions import Function, FunctionTable
@@ -34,6 +36,7 @@ class Link:
         self.started = 0
         self.unflushed = 0
         self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
+        self.bursts: list[int] = []  # of each
 
     def send(
         self,
@@ -49,6 +52,7 @@ class Link:
         self.unflushed += 1
         if kind == Kind.CHUNK:
             self.chunks.append((ident, function, count))
+            self.bursts.append(offset)
 
     def flush(self) -> None:
         self.unflushed = 0
@@ -133,6 +137,24 @@ async def test_calls_that_pass_do_not_stop_the_map() -> None:
     order = [ident for ident, _ in setting.sent[before:]]
     last_call = len(order) - 1 - order[::-1].index(function.id)
     assert setting.mapped.id in order[:last_call]
+
+
+async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queues, "PRESSED_FOR", 1000.0)  # however slow this machine is
+    setting = Setting()
+    while setting.worker.credit.in_flight < 1000:
+        setting.report_next()
+    alone = setting.worker.credit.in_flight
+    assert setting.worker.link.bursts[-1] == BURST
+    [future] = setting.call(setting.table.of(workload.two), 1)
+    while not future.done():
+        setting.report_next()
+    setting.report_next()
+    assert setting.sent[-1][0] == setting.mapped.id
+    assert setting.worker.link.bursts[-1] == BURST // PRESSED
+    assert setting.worker.credit.in_flight < alone // 2
 
 
 async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_their_number() -> None:

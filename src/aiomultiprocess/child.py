@@ -12,8 +12,9 @@ W1  Items are started in the order in which they arrived, over all chunks; the n
 W2  At most `concurrency` items run at once.
 W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
     process takes with it when it dies.
-W4  Items that finish at once are run in bursts of `BURST` nanoseconds, so that timers and sockets
-    of the others are served; results leave in one batch for each turn of the loop.
+W4  Items that finish at once are run in bursts, as long as the parent says, and no longer than
+    `BURST` while others are suspended: their timers and sockets are served in between. Results
+    leave in one batch for each turn of the loop.
 W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
 W6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
     published, before code of another item is run. An answer that fits neither, for lack of room in
@@ -41,7 +42,7 @@ from .frames import CorruptHeaderError, Kind, Mode
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
-BURST = 500_000  # nanoseconds, several to credit.HORIZON: answers leave while there is more to run
+BURST = 500_000  # nanoseconds (W4)
 CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
 MODES = len(Mode)
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
@@ -173,6 +174,7 @@ class WorkerEngine:
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
         self._journal = backend.Journal(link.journal)
+        self._burst = BURST
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
         self._closing = False
@@ -260,6 +262,7 @@ class WorkerEngine:
         payload: memoryview,
     ) -> None:
         if kind == CHUNK:
+            self._burst = 1000 * offset
             self._on_chunk(flags, count, ident, function, payload)
         elif kind == Kind.FUNCTION:
             self._functions[function] = Stateful(payload) if flags else load_function(payload)
@@ -307,7 +310,8 @@ class WorkerEngine:
     def _turn(self) -> None:
         """Start what may be started, then send what there is to send."""
         chunks, link = self._chunks, self._link
-        deadline = time.monotonic_ns() + BURST
+        burst = min(self._burst, BURST) if self._running else self._burst
+        deadline = time.monotonic_ns() + burst
         while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
             if not self._advance(chunks[0], deadline):
                 self._schedule_turn()  # W4

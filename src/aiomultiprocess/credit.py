@@ -18,11 +18,15 @@ K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, an
     behind them; the next when all of these have begun.
 K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
     what waits there is in memory twice, here and there.
+K6  while calls compete with a map for the workers, a quarter of its backlog waits there, and they
+    answer four times as often: what calls wait behind. A map alone pays for fewer wake-ups.
 """
 
 from __future__ import annotations
 
-HORIZON = 0.002  # seconds of work that may wait at a worker
+HORIZON = 0.004  # seconds of work that may wait at a worker
+BURST = 2000  # microseconds that it may run before it answers; several to HORIZON, or it runs dry
+PRESSED = 4  # into how many parts both are cut while calls compete (K6)
 MOST_BYTES = 16 << 20  # sent to a worker and not answered
 FORGOTTEN = 0  # stands for all functions that are forgotten; their numbers begin with 1
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
@@ -88,7 +92,9 @@ class Credit:
         """K2: this worker gets no more tasks."""
         return bool(self._lifetime) and self.sent >= self._lifetime
 
-    def room(self, started: int, function: int, *, plenty: bool = False) -> int:
+    def room(
+        self, started: int, function: int, *, plenty: bool = False, pressed: bool = False
+    ) -> int:
         """How many tasks of `function` may be sent now, `started` of all being begun (not K4)."""
         pace = self._paces.get(function)
         free = self.slots - (started - self.finished)
@@ -96,7 +102,9 @@ class Credit:
             free = self._wanted
         room = (free if free > 0 else 0) - (self.sent - started)
         if pace is not None and self.bytes < MOST_BYTES:
-            room += pace.backlog + self.slots - 1 if plenty else pace.backlog
+            room += pace.backlog // PRESSED if pressed else pace.backlog
+            if plenty:
+                room += self.slots - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def passing(self, started: int, function: int) -> int:

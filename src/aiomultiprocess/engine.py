@@ -257,11 +257,11 @@ class Engine:
             self.loop.call_soon_threadsafe(job.reader_gone)
 
     def let_go(self, job: Job) -> None:
-        """Nobody can read the job's results any more; may be called from any thread.
+        """Nobody can begin to read the job's results any more; may be called from any thread.
 
         A job that is done needs nothing, and must not wait for the loop: with it go its results.
         """
-        if not job.done and self.loop.is_running():
+        if job.forget() and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.let_go)
 
     def on_settled(self, feed: Calls | Job) -> None:

@@ -75,7 +75,9 @@ class Kind(IntEnum):
     # parent -> worker
     FUNCTION = 1  # function: its id, flags: 1 if it has state; payload: the pickled callable
     FORGET = 2  # function: an id that no later chunk names
-    CHUNK = 3  # ident: chunk, count: items, function, flags: Mode; payload: the items
+    # ident: chunk, count: items, function, flags: Mode, offset: microseconds that the worker may
+    # run before it answers; payload: the items
+    CHUNK = 3
     CANCEL = 4  # ident: chunk, offset: item
     CLOSE = 5  # finish what is here, then exit
     # worker -> parent

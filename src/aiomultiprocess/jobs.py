@@ -7,8 +7,10 @@ B1  A list of results is complete: the values of a sequence are never dropped.
 B2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
     somebody awaits all results; what its slowest reader has passed by far is dropped.
 B3  Nothing is kept per task but its result.
-B4  Nobody knows how large the next items of an iterator are: no more are pulled at once than twice
-    what the last frame had room for, a few at first.
+B4  Nobody knows how large the next items are: no more are taken at once than twice what the last
+    frame had room for; of an iterator, which cannot take them back, a few at first.
+B5  Each await gives a list of its own. A copy of a million results makes the loop stand still: who
+    is the last that can ask gets the list itself.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and how many bytes of them
 FIRST_STEP = 8  # items of an iterator that are pulled before the size of any is known
+STEP_GROWTH = 8  # until they are seen to be large
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
@@ -58,13 +61,14 @@ class Job:
         self.router: Router | None = None  # asks a user's scheduler; None: any worker will do
         self.queued = False
         self.done = False
+        self.wanted_all = False
         self.source: Source = SequenceSource(())
         self._on_more = on_more
         self._on_done = on_done
         self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
-        self._step = FIRST_STEP  # how many items may be pulled at once (B4)
-        self._pulled = 0  # how many the last time
+        self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (B4)
+        self._last = 0  # how many were, the last time
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
         self._bytes = 0  # size of all results so far
@@ -72,8 +76,9 @@ class Job:
         self._base = 0
         self._errors: dict[int, BaseException] = {}
         self._error_of_the_rest: BaseException | None = None  # once all was given up
-        self._wanted_all = False
         self._was_read = False
+        self._awaiting = 0  # who waits for all results
+        self._forgotten = False  # nobody else can begin to read
         self._pool_closes = False
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
@@ -83,6 +88,8 @@ class Job:
     def open(self, source: Source) -> None:
         """Begin with `source`; a job whose input is empty is done at once."""
         self.source = source
+        if not self._is_bounded:
+            self._step = FIRST_STEP
         if source.exhausted:
             self._end_of_input()
 
@@ -95,10 +102,8 @@ class Job:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             return [index for index, _ in pairs], [item for _, item in pairs]
-        n = min(n, self._look_ahead())
-        if not self._is_bounded:  # B4
-            n = self._pulled = min(n, self._step)
-            self._step = min(self._step * FIRST_STEP, LOOK_AHEAD_ITEMS)
+        n = self._last = min(n, self._step, self._look_ahead())
+        self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         items = self.source.take(n)
         first = self._taken
         self._taken += len(items)
@@ -108,7 +113,11 @@ class Job:
         return range(first, self._taken), items
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
-        self._step = max(FIRST_STEP, 2 * (self._pulled - len(slots)))
+        self._step = max(FIRST_STEP, 2 * (self._last - len(slots)))
+        if type(slots) is range and slots.stop == self._taken and self.source.untake(items):
+            self._taken = slots.start
+            del self._values[slots.start - self._base :]
+            return
         self._returned.extendleft(reversed(list(zip(slots, items, strict=True))))
 
     def retries_of(self, slot: int) -> int:
@@ -146,6 +155,11 @@ class Job:
             self.router.complete_all()
         self._finish()
 
+    def forget(self) -> bool:
+        """Nobody else can begin to read, see `let_go`; True if that is to be called in the loop."""
+        self._forgotten = True
+        return not self.done and not self.wanted_all
+
     def let_go(self) -> None:
         """Nobody will read on. What was never read is run to its end, as `map` promises; an input
         that was read in part is pulled no further, or an endless one would never let a pool close.
@@ -153,8 +167,8 @@ class Job:
         if self.done:
             return
         if not self._was_read:
-            self._want_all()
-        elif not self._is_bounded and not self._wanted_all and not self.source.exhausted:
+            self.want_all()
+        elif not self._is_bounded and not self.wanted_all and not self.source.exhausted:
             self.source.stop()
             self._errors[self._taken] = RuntimeError(
                 "the input was pulled no further: the pool was closed when nobody read on"
@@ -175,16 +189,28 @@ class Job:
 
     # -- the reader's side ---------------------------------------------------------------------
 
+    def want_all(self) -> None:
+        """All results will be waited for: an iterator is pulled to its end."""
+        self._require_kept(0)
+        if not self.wanted_all:
+            self.wanted_all = True
+            if not self.queued and not self.source.exhausted:
+                self._on_more(self)
+
     async def all_results(self) -> list[Any]:
         """The results in input order; raises the first error as soon as one is known."""
-        self._want_all()
-        while not self.done and not self._errors:
-            await self._wait(None)
+        self._awaiting += 1
+        try:
+            while not self.done and not self._errors:
+                await self._wait(None)
+        finally:
+            self._awaiting -= 1
         if self._errors:
             raise self._errors[min(self._errors)]
         if self._error_of_the_rest is not None:
             raise self._error_of_the_rest
-        return self._values.copy()
+        last = self._forgotten and not self._awaiting  # B5
+        return self._values if last else self._values.copy()
 
     async def result_at(self, index: int) -> Any:
         """The result of one task when it is ready; StopAsyncIteration past the last one."""
@@ -211,7 +237,7 @@ class Job:
 
     def has_moved(self, reader: Reader) -> None:
         """A reader went on: look-ahead opens, and old results of an iterator may go."""
-        if self._is_bounded or self._wanted_all:
+        if self._is_bounded or self.wanted_all:
             return
         if not self.queued and not self.source.exhausted and self._look_ahead() > 0:
             self._on_more(self)
@@ -223,18 +249,11 @@ class Job:
 
     @property
     def _is_bounded(self) -> bool:
-        return isinstance(self.source, SequenceSource)
-
-    def _want_all(self) -> None:
-        self._require_kept(0)
-        if not self._wanted_all:
-            self._wanted_all = True
-            if not self.queued and not self.source.exhausted:
-                self._on_more(self)
+        return self.source.left is not None
 
     def _look_ahead(self) -> int:
         """How many more items may be pulled before somebody reads."""
-        if self._is_bounded or self._wanted_all:
+        if self._is_bounded or self.wanted_all:
             return LOOK_AHEAD_ITEMS
         read = max((reader.index for reader in self._readers), default=0)
         unread = self._taken - read

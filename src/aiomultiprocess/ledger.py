@@ -20,7 +20,7 @@ import mmap
 import os
 import sys
 
-JOURNAL = 128 << 10  # bytes
+JOURNAL = 64 << 10  # bytes: about what one RESULTS frame carries
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
 SIZE = mmap.PAGESIZE + JOURNAL
 

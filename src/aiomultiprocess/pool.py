@@ -79,12 +79,13 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         weakref.finalize(self, pool._bind().let_go, job).atexit = False
 
     def __await__(self) -> Generator[Any, None, list[R]]:
-        return self.results().__await__()
+        self.pool._check_loop()
+        self._job.want_all()
+        return _all_results(self.pool, self._job).__await__()
 
     async def results(self) -> list[R]:
         """Wait for all results and return them in the order of the input."""
-        self.pool._check_loop()
-        return await self._job.all_results()
+        return await self
 
     def __aiter__(self) -> AsyncIterator[R]:
         engine = self.pool._bind()
@@ -95,6 +96,11 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     def results_generator(self) -> AsyncIterator[R]:
         """The same as `aiter(result)`."""
         return aiter(self)
+
+
+async def _all_results(pool: Pool, job: Job) -> list[Any]:
+    """What an `await` waits for. It keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
+    return await job.all_results()
 
 
 class _ResultIterator(AsyncIterator[R]):

@@ -14,7 +14,7 @@ Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settl
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
     that was started has failed, unless its caller said that it may run again (suspects.py).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
-    while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4).
+    while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4, K6).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
     they had not begun, receiving it is what kills them, and its tasks are lost as if started.
 Q5  What a dead worker had finished is not lost: its journal is heard after its link. What was
@@ -32,9 +32,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import backend, journal, remote
-from .credit import MOST_BYTES
+from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
-from .frames import CorruptHeaderError, Kind
+from .frames import CorruptHeaderError, Kind, Mode
 from .functions import Function
 from .suspects import Suspect, Suspects
 from .types import ProxyException, WorkerLostError
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 decode_items, encode_items = backend.decode_items, backend.encode_items
 
-CHUNK_BYTES = 128 << 10  # about how much one CHUNK frame carries
+CHUNK_BYTES = 64 << 10  # about how much one CHUNK frame carries: one record of a ring (shm.py, S1)
 DEATHS_BEFORE_START = 3
+PRESSED_FOR = 0.05  # seconds for which one call that had to wait tells of more (K6)
 CHUNK = int(Kind.CHUNK)
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Queue:
         self._feeds: deque[Feed] = deque()
         self._loop = loop
         self._hurried: deque[Calls] = deque()  # calls that may pass, if they still wait
+        self._pressed_until = 0.0
         self._kicked = False
         self._deaths = 0  # of workers that had work and had begun none of it, in a row
 
@@ -168,6 +170,7 @@ class Queue:
             hurried.popleft().hurried = False
         if not hurried or worker.link.congested:
             return
+        self._pressed_until = monotonic() + PRESSED_FOR
         calls = hurried[0]
         room = worker.credit.passing(worker.link.started, calls.function.id)
         slots, items = calls.take(room)
@@ -219,7 +222,8 @@ class Queue:
         feed, link, credit = self._feeds[0], worker.link, worker.credit
         left, fellows = feed.left, len(self.workers)
         plenty = left is not None and left > 2 * fellows * credit.slots
-        room = credit.room(link.started, feed.function.id, plenty=plenty)
+        pressed = feed.mode is not Mode.APPLY and self._pressed_until > monotonic()
+        room = credit.room(link.started, feed.function.id, plenty=plenty, pressed=pressed)
         if room <= 0 or link.congested:
             return False
         self._feeds.popleft()
@@ -231,7 +235,7 @@ class Queue:
             if not slots:
                 break
             room -= self._send_chunk(worker, feed, slots, items)
-            if credit.bytes >= MOST_BYTES:
+            if credit.bytes >= MOST_BYTES:  # K5: no backlog, so nothing is pressed
                 room = min(room, credit.room(link.started, feed.function.id, plenty=plenty))
         feed.queued = feed.left != 0 and bool(slots)
         if feed.queued:  # else it comes back when it has more
@@ -279,12 +283,14 @@ class Queue:
         ident = worker.credit.sent  # unique for this worker, and it counts in order
         size = sum(map(len, payload))
         worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
-        worker.credit.send(len(slots), function.id, monotonic(), size)
+        now = monotonic()
+        worker.credit.send(len(slots), function.id, now, size)
         worker.link.send(
             CHUNK,
             flags=feed.mode,
             count=len(slots),
             ident=ident,
+            offset=BURST // PRESSED if self._pressed_until > now else BURST,
             function=function.id,
             payload=payload,
         )

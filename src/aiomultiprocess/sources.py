@@ -1,8 +1,8 @@
 """Where the items of a map come from.
 
-A source hands out items in order and says when it has no more. Three kinds: a sequence is a
-snapshot of the caller's at the call; an iterator and an async iterable are pulled only as far as
-there is room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user.
+A source hands out items in order and says when it has no more. A sequence is what it was at the
+call, and known to its end; an iterator and an async iterable are pulled only as far as there is
+room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ class Source(Protocol):
     def take(self, n: int) -> list[Any]:
         """Up to `n` next items; fewer when there are no more, or none yet."""
 
+    def untake(self, items: list[Any]) -> bool:
+        """Be asked again for the items that were taken last; False if that cannot be."""
+
     def stop(self) -> None:
         """The job wants nothing more."""
 
 
 class SequenceSource:
-    """A snapshot: what the caller does to its list later is not seen."""
+    """An immutable sequence, which is its own snapshot."""
 
     error = None
 
@@ -60,8 +63,48 @@ class SequenceSource:
         self._next += len(items)
         return items if type(items) is list else list(items)
 
+    def untake(self, items: list[Any]) -> bool:
+        self._next -= len(items)
+        return True
+
     def stop(self) -> None:
         self._items = ()
+
+
+class ListSource:
+    """A snapshot of a list: what its owner does to it later is not seen.
+
+    It is turned around and used up from its end, so that an item goes with its task: to let go of
+    a million at once would make the loop stand still.
+    """
+
+    error = None
+
+    def __init__(self, snapshot: list[Any]) -> None:
+        snapshot.reverse()
+        self._snapshot = snapshot
+
+    @property
+    def left(self) -> int:
+        return len(self._snapshot)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._snapshot
+
+    def take(self, n: int) -> list[Any]:
+        begin = max(len(self._snapshot) - n, 0)
+        items = self._snapshot[begin:]
+        del self._snapshot[begin:]
+        items.reverse()
+        return items
+
+    def untake(self, items: list[Any]) -> bool:
+        self._snapshot.extend(reversed(items))
+        return True
+
+    def stop(self) -> None:
+        self._snapshot.clear()
 
 
 class IteratorSource:
@@ -88,6 +131,9 @@ class IteratorSource:
         if self.exhausted:
             self.stop()
         return items
+
+    def untake(self, items: list[Any]) -> bool:
+        return False
 
     def stop(self) -> None:
         self.exhausted = True
@@ -147,6 +193,9 @@ class AsyncSource:
         self._room.set()
         return items
 
+    def untake(self, items: list[Any]) -> bool:
+        return False
+
     def stop(self) -> None:
         self._ended = True
         self._buffer.clear()
@@ -162,8 +211,8 @@ def source_of(iterable: Iterable[Any] | AsyncIterable[Any], on_items: Callable[[
         return AsyncSource(iterable, on_items)
     if isinstance(iterable, Iterator):
         return IteratorSource(iterable)
-    if isinstance(iterable, (range, tuple)):  # immutable: its own snapshot
+    if isinstance(iterable, (range, tuple)):
         return SequenceSource(iterable)
     if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
         raise TypeError(f"the input must be iterable or async iterable, got {iterable!r}")
-    return SequenceSource(list(iterable))
+    return ListSource(list(iterable))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ class Meter:
 
     def __init__(self, pool: Pool) -> None:
         self.rss: list[tuple[float, float]] = []  # hours, MB
+        self.blocks: list[tuple[float, float]] = []  # hours, blocks that Python's objects take
         self.descriptors: list[int] = []
         self.names: set[str] = set()  # in /dev/shm, of what any of us had mapped
         self.seconds = 0.0
@@ -53,6 +55,7 @@ class Meter:
         while True:
             hours = (time.monotonic() - self._began) / 3600
             self.rss.append((hours, self._process.memory_info().rss / MB))
+            self.blocks.append((hours, sys.getallocatedblocks()))
             self.descriptors.append(self._process.num_fds())
             for pid in ("self", *(worker.pid for worker in self._pool.processes)):
                 self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
@@ -64,10 +67,10 @@ class Meter:
         used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         self.cpu = [(one.ru_utime + one.ru_stime) / self.seconds for one in used]
 
-    def settled(self) -> list[tuple[float, float]]:
-        """Samples of RSS after the warm-up."""
+    def settled(self, samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Those after the warm-up."""
         start = min(WARM_UP, self.seconds / 4) / 3600
-        return [sample for sample in self.rss if sample[0] >= start]
+        return [sample for sample in samples if sample[0] >= start]
 
 
 @dataclass
@@ -113,12 +116,18 @@ class Report:
             yield f"  {way}", f"{count:,}"
 
     def _resources(self) -> Iterator[tuple[str, object]]:
-        rss = [amount for _, amount in self.meter.rss]
-        settled = self.meter.settled()
-        slope, error = slope_of(settled)
         mine, theirs = self.meter.cpu
-        yield "RSS of the parent, MB", f"{rss[0]:.1f} at first, {rss[-1]:.1f} at last"
-        yield "  slope, MB/h", f"{slope:+.2f} +- {error:.2f}, of {len(settled)} samples"
+        yield from self._growth("RSS of the parent, MB", self.meter.rss, ".1f")
+        yield from self._growth("blocks of its objects", self.meter.blocks, ",.0f")
         held = self.meter.descriptors
         yield "descriptors of the parent", f"{held[0]} at first, {held[-1]} at last"
         yield "CPU, of one core", f"parent {mine:.0%}, workers {theirs:.0%}"
+
+    def _growth(
+        self, what: str, samples: list[tuple[float, float]], style: str
+    ) -> Iterator[tuple[str, object]]:
+        settled = self.meter.settled(samples)
+        slope, error = slope_of(settled)
+        first, last = samples[0][1], samples[-1][1]
+        yield what, f"{first:{style}} at first, {last:{style}} at last"
+        yield "  slope, an hour", f"{slope:+{style}} +- {error:{style}}, of {len(settled)} samples"
