@@ -69,7 +69,7 @@ class Mapping:
 
     @property
     def journal(self) -> memoryview:
-        """A sixteenth of `capacity`, for the worker to write and for the parent to read after it."""
+        """A sixteenth of `capacity`, for the worker to write, and the parent to read after it."""
 
     def close_fd(self) -> None:
         """Close the descriptor; the memory stays. Idempotent."""
