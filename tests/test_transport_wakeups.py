@@ -15,7 +15,7 @@ import transport_peers as peers
 import transport_support
 from aiomultiprocess import shm
 from aiomultiprocess.frames import Kind
-from aiomultiprocess.transport import Backend
+from aiomultiprocess.transport import BATCH_FRAMES, Backend
 from transport_support import (
     CountingSelector,
     Ear,
@@ -96,6 +96,33 @@ def test_a_stream_wakes_its_reader_less_than_once_in_twenty_frames(made: Backend
         link.close()
 
     run_counted(scenario)
+
+
+async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pair) -> None:
+    """The bell finds a turn under way and is left to it (shm.py, S5): that turn must also write."""
+    pair.listen()
+    await asyncio.sleep(0)
+    parent, worker = pair.parent.link, pair.worker.link
+    if not isinstance(parent, shm.ShmLink) or not isinstance(worker, shm.ShmLink):
+        return  # a socket tells of its room as long as there is any
+    sent = 0
+
+    def make_room() -> None:
+        while worker._drain():  # and ring, once
+            pass
+
+    def fill_up(payload: memoryview) -> None:
+        nonlocal sent
+        if len(pair.parent.frames) == BATCH_FRAMES:  # the turn ends with this one, to be continued
+            sent = flood(parent)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(make_room)
+            loop.call_soon(parent._porch._rung)  # before the continuation
+
+    pair.parent.act = fill_up
+    say(worker, *range(2 * BATCH_FRAMES))
+    await pair.worker.until(lambda: sent and len(pair.worker.frames) == sent)
+    await pair.parent.hears(2 * BATCH_FRAMES)
 
 
 async def test_frames_of_one_flush_arrive_in_one_batch(pair: Pair) -> None:
