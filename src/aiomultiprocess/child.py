@@ -310,9 +310,11 @@ class WorkerEngine:
     def _turn(self) -> None:
         """Start what may be started, then send what there is to send."""
         chunks, link = self._chunks, self._link
-        burst = min(self._burst, BURST) if self._running else self._burst
-        deadline = time.monotonic_ns() + burst
+        begun = time.monotonic_ns()
+        deadline = begun + self._burst
         while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
+            if self._running:
+                deadline = min(deadline, begun + BURST)
             if not self._advance(chunks[0], deadline):
                 self._schedule_turn()  # W4
                 break

@@ -7,10 +7,13 @@ B1  A list of results is complete: the values of a sequence are never dropped.
 B2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
     somebody awaits all results; what its slowest reader has passed by far is dropped.
 B3  Nothing is kept per task but its result.
-B4  Nobody knows how large the next items are: no more are taken at once than twice what the last
-    frame had room for; of an iterator, which cannot take them back, a few at first.
+B4  Nobody knows how large the next items are: if a frame had no room for all that were taken, no
+    more than twice as many as it had are taken next; of an iterator, which cannot take them back,
+    a few at first.
 B5  Each await gives a list of its own. A copy of a million results makes the loop stand still: who
     is the last that can ask gets the list itself.
+B6  A job may be given up while code of the user's runs: an input is asked for items, an item is
+    pickled. What was under way then has failed with all the rest, and is not taken up again.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from .feeds import Slots
@@ -77,7 +80,7 @@ class Job:
         self._errors: dict[int, BaseException] = {}
         self._error_of_the_rest: BaseException | None = None  # once all was given up
         self._was_read = False
-        self._awaiting = 0  # who waits for all results
+        self._awaiting = 0  # how many have asked for all results and not got them
         self._forgotten = False  # nobody else can begin to read
         self._pool_closes = False
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
@@ -105,6 +108,8 @@ class Job:
         n = self._last = min(n, self._step, self._look_ahead())
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         items = self.source.take(n)
+        if self._error_of_the_rest is not None:  # B6
+            return (), []
         first = self._taken
         self._taken += len(items)
         self._values += [PENDING] * len(items)
@@ -113,6 +118,8 @@ class Job:
         return range(first, self._taken), items
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
+        if self._error_of_the_rest is not None:  # B6
+            return
         self._step = max(FIRST_STEP, 2 * (self._last - len(slots)))
         if type(slots) is range and slots.stop == self._taken and self.source.untake(items):
             self._taken = slots.start
@@ -197,9 +204,13 @@ class Job:
             if not self.queued and not self.source.exhausted:
                 self._on_more(self)
 
-    async def all_results(self) -> list[Any]:
+    def await_all(self) -> Coroutine[Any, Any, list[Any]]:
         """The results in input order; raises the first error as soon as one is known."""
-        self._awaiting += 1
+        self.want_all()
+        self._awaiting += 1  # here, and not when the coroutine begins: another may end before (B5)
+        return self._all_results()
+
+    async def _all_results(self) -> list[Any]:
         try:
             while not self.done and not self._errors:
                 await self._wait(None)
@@ -298,6 +309,8 @@ class Job:
 
     def _after_change(self) -> None:
         if self.source.exhausted and self._settled == self._taken and not self.done:
+            if self.source.error is not None:  # an async iterable fails when it likes
+                self._errors.setdefault(self._taken, self.source.error)
             self._finish()
         elif self._waiters:
             self._wake()

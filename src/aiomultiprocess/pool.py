@@ -14,6 +14,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -80,8 +81,7 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         self.pool._check_loop()
-        self._job.want_all()
-        return _all_results(self.pool, self._job).__await__()
+        return _keep(self.pool, self._job.await_all()).__await__()
 
     async def results(self) -> list[R]:
         """Wait for all results and return them in the order of the input."""
@@ -98,9 +98,9 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         return aiter(self)
 
 
-async def _all_results(pool: Pool, job: Job) -> list[Any]:
-    """What an `await` waits for. It keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
-    return await job.all_results()
+async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
+    """What an `await` waits for: it keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
+    return await results
 
 
 class _ResultIterator(AsyncIterator[R]):

@@ -72,7 +72,7 @@ class SequenceSource:
 
 
 class ListSource:
-    """A snapshot of a list: what its owner does to it later is not seen.
+    """A list of our own: what the caller does to his later is not seen.
 
     It is turned around and used up from its end, so that an item goes with its task: to let go of
     a million at once would make the loop stand still.
