@@ -158,6 +158,7 @@ def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
         loop.slow_callback_duration = 10.0
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
     asyncio.set_event_loop(loop)
+    gc.freeze()  # what other tests have imported is no garbage, and takes long to go over
     yield loop
     loop.run_until_complete(loop.shutdown_asyncgens())
     assert not asyncio.all_tasks(loop)
