@@ -45,7 +45,7 @@ FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
 class Job:
     """One `map` or `starmap`: a cursor into the input and the results so far.
 
-    The engine feeds from it; any number of readers wait on it (`all_results`, `result_at`).
+    The engine feeds from it; any number of readers wait on it (`await_all`, `result_at`).
     `on_more` is called when tasks may be had again, `on_done` once when the last is settled.
     """
 
@@ -105,9 +105,9 @@ class Job:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             return [index for index, _ in pairs], [item for _, item in pairs]
-        n = self._last = min(n, self._step, self._look_ahead())
+        items = self.source.take(min(n, self._step, self._look_ahead()))
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
-        items = self.source.take(n)
+        self._last = len(items)
         if self._error_of_the_rest is not None:  # B6
             return (), []
         first = self._taken
