@@ -46,9 +46,12 @@ class Child:
         watchdog.start(pidfd, self.parent_pid, GRACE, native=native)
         if self.mode == "holds the GIL":
             hold_the_gil()
+        woken, wake = os.pipe()  # a signal that comes before we wait is not missed
+        os.set_blocking(wake, False)
+        signal.set_wakeup_fd(wake)
         say("ready")
         while True:
-            signal.pause()
+            os.read(woken, 1)
 
 
 def hold_the_gil() -> None:
