@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
 import resource
 import sys
@@ -36,12 +37,35 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return slope, math.sqrt(rest / (n - 2) / spread)
 
 
+class _MallInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def given_by_malloc() -> float:
+    """Bytes in use: RSS exceeds them by what lies in pieces. NaN where glibc is not, or is old."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return math.nan
+    mallinfo2.restype = _MallInfo
+    info = mallinfo2()
+    return float(info.uordblks + info.hblkhd)
+
+
 class Meter:
     """Samples what the parent holds, and measures what all processes use."""
 
     def __init__(self, pool: Pool) -> None:
         self.rss: list[tuple[float, float]] = []  # hours, MB
         self.blocks: list[tuple[float, float]] = []  # hours, blocks that Python's objects take
+        self.malloc: list[tuple[float, float]] = []  # hours, MB that malloc has given away
         self.descriptors: list[int] = []
         self.names: set[str] = set()  # in /dev/shm, of what any of us had mapped
         self.seconds = 0.0
@@ -56,6 +80,7 @@ class Meter:
             hours = (time.monotonic() - self._began) / 3600
             self.rss.append((hours, self._process.memory_info().rss / MB))
             self.blocks.append((hours, sys.getallocatedblocks()))
+            self.malloc.append((hours, given_by_malloc() / MB))
             self.descriptors.append(self._process.num_fds())
             for pid in ("self", *(worker.pid for worker in self._pool.processes)):
                 self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
@@ -118,6 +143,7 @@ class Report:
     def _resources(self) -> Iterator[tuple[str, object]]:
         mine, theirs = self.meter.cpu
         yield from self._growth("RSS of the parent, MB", self.meter.rss, ".1f")
+        yield from self._growth("what malloc has given it, MB", self.meter.malloc, ".1f")
         yield from self._growth("blocks of its objects", self.meter.blocks, ",.0f")
         held = self.meter.descriptors
         yield "descriptors of the parent", f"{held[0]} at first, {held[-1]} at last"
