@@ -23,8 +23,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
   $(shell find src amp_ext -not -name '*.pyc' -not -name __pycache__ -not -name '*.so')
 # setuptools reads this file beside pyproject.toml. Each interpreter has its build tree in its own
-# environment: a checkout stays clean, and two builds at a time do not meet. (Below, --no-compile: to
-# compile all of what tests and tools bring along takes longer than what of it is used.)
+# environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
 .PHONY: demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
@@ -107,13 +106,13 @@ $(VENV)/.made:
 $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
-	$(BUILD) $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check '.[test]'
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
-	$(BUILD) $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check '.[bench]'
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.installed
-	$(BUILD) $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check '.[dev]'
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
 	touch $@
