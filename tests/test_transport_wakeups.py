@@ -103,11 +103,10 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
     pair.listen()
     await asyncio.sleep(0)
     parent, worker = pair.parent.link, pair.worker.link
-    if not isinstance(parent, shm.ShmLink) or not isinstance(worker, shm.ShmLink):
-        return  # a socket tells of its room as long as there is any
     sent = 0
 
     def make_room() -> None:
+        assert isinstance(worker, shm.ShmLink)
         while worker._drain():  # and ring, once
             pass
 
@@ -115,9 +114,10 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
         nonlocal sent
         if len(pair.parent.frames) == BATCH_FRAMES:  # the turn ends with this one, to be continued
             sent = flood(parent)
-            loop = asyncio.get_running_loop()
-            loop.call_soon(make_room)
-            loop.call_soon(parent._porch._rung)  # before the continuation
+            if isinstance(parent, shm.ShmLink):  # a socket tells of room as long as there is any
+                loop = asyncio.get_running_loop()
+                loop.call_soon(make_room)
+                loop.call_soon(parent._porch._rung)  # before the continuation
 
     pair.parent.act = fill_up
     say(worker, *range(2 * BATCH_FRAMES))
