@@ -27,6 +27,8 @@ def options() -> Options:
     parser.add_argument("--load", type=float, default=1.0, help="times the usual load (1.0)")
     parser.add_argument("--mean", type=float, default=1.0, help="seconds between deaths (1.0)")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds that are a hang (30)")
+    trim = "RSS without what malloc holds and has not given: see how much is really kept"
+    parser.add_argument("--trim", action="store_true", help=trim)
     return Options(**vars(parser.parse_args()))
 
 

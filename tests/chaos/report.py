@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import ctypes
 import math
@@ -49,38 +50,71 @@ class _MallInfo(ctypes.Structure):
     )
 
 
-def given_by_malloc() -> float:
-    """Bytes in use: RSS exceeds them by what lies in pieces. NaN where glibc is not, or is old."""
-    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if mallinfo2 is None:
-        return math.nan
-    mallinfo2.restype = _MallInfo
-    info = mallinfo2()
-    return float(info.uordblks + info.hblkhd)
+class Malloc:
+    """What glibc's allocator says of itself: RSS is what it has given, and what lies in pieces."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None)
+        self._info = getattr(libc, "mallinfo2", None)  # neither of them, where there is no glibc
+        self._trim = getattr(libc, "malloc_trim", None)
+        if self._info is not None:
+            self._info.restype = _MallInfo
+
+    def given(self) -> float:
+        """Bytes that are in use; NaN where that cannot be asked."""
+        if self._info is None:
+            return math.nan
+        info = self._info()
+        return float(info.uordblks + info.hblkhd)
+
+    def trim(self) -> None:
+        """Return every page to the system on which nothing is in use."""
+        if self._trim is not None:
+            self._trim(0)
+
+
+class Series:
+    """Samples of one figure: arrays, for it must not be the samples that grow."""
+
+    def __init__(self) -> None:
+        self.hours = array.array("d")
+        self.values = array.array("d")
+
+    def add(self, hours: float, value: float) -> None:
+        self.hours.append(hours)
+        self.values.append(value)
+
+    def since(self, hours: float) -> list[tuple[float, float]]:
+        """The samples from that time on."""
+        return [at for at in zip(self.hours, self.values, strict=True) if at[0] >= hours]
 
 
 class Meter:
     """Samples what the parent holds, and measures what all processes use."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.rss: list[tuple[float, float]] = []  # hours, MB
-        self.blocks: list[tuple[float, float]] = []  # hours, blocks that Python's objects take
-        self.malloc: list[tuple[float, float]] = []  # hours, MB that malloc has given away
-        self.descriptors: list[int] = []
+    def __init__(self, pool: Pool, *, trim: bool) -> None:
+        self.rss = Series()  # MB
+        self.malloc = Series()  # MB that malloc has given away
+        self.blocks = Series()  # that Python's objects take
+        self.descriptors = array.array("l")
         self.names: set[str] = set()  # in /dev/shm, of what any of us had mapped
         self.seconds = 0.0
         self.cpu: list[float] = []  # of the parent and of its workers, of one core
+        self.trim = trim
         self._pool = pool
+        self._malloc = Malloc()
         self._began = time.monotonic()
         self._process = psutil.Process()
 
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
+            if self.trim:
+                self._malloc.trim()
             hours = (time.monotonic() - self._began) / 3600
-            self.rss.append((hours, self._process.memory_info().rss / MB))
-            self.blocks.append((hours, sys.getallocatedblocks()))
-            self.malloc.append((hours, given_by_malloc() / MB))
+            self.rss.add(hours, self._process.memory_info().rss / MB)
+            self.malloc.add(hours, self._malloc.given() / MB)
+            self.blocks.add(hours, sys.getallocatedblocks())
             self.descriptors.append(self._process.num_fds())
             for pid in ("self", *(worker.pid for worker in self._pool.processes)):
                 self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
@@ -92,10 +126,10 @@ class Meter:
         used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         self.cpu = [(one.ru_utime + one.ru_stime) / self.seconds for one in used]
 
-    def settled(self, samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Those after the warm-up."""
-        start = min(WARM_UP, self.seconds / 4) / 3600
-        return [sample for sample in samples if sample[0] >= start]
+    @property
+    def settled(self) -> float:
+        """When the warm-up was over, in hours."""
+        return min(WARM_UP, self.seconds / 4) / 3600
 
 
 @dataclass
@@ -142,18 +176,21 @@ class Report:
 
     def _resources(self) -> Iterator[tuple[str, object]]:
         mine, theirs = self.meter.cpu
-        yield from self._growth("RSS of the parent, MB", self.meter.rss, ".1f")
+        what = "RSS of the parent, trimmed, MB" if self.meter.trim else "RSS of the parent, MB"
+        yield from self._growth(what, self.meter.rss, ".1f")
         yield from self._growth("what malloc has given it, MB", self.meter.malloc, ".1f")
         yield from self._growth("blocks of its objects", self.meter.blocks, ",.0f")
         held = self.meter.descriptors
         yield "descriptors of the parent", f"{held[0]} at first, {held[-1]} at last"
         yield "CPU, of one core", f"parent {mine:.0%}, workers {theirs:.0%}"
 
-    def _growth(
-        self, what: str, samples: list[tuple[float, float]], style: str
-    ) -> Iterator[tuple[str, object]]:
-        settled = self.meter.settled(samples)
-        slope, error = slope_of(settled)
-        first, last = samples[0][1], samples[-1][1]
-        yield what, f"{first:{style}} at first, {last:{style}} at last"
-        yield "  slope, an hour", f"{slope:+{style}} +- {error:{style}}, of {len(settled)} samples"
+    def _growth(self, what: str, series: Series, style: str) -> Iterator[tuple[str, object]]:
+        begin, end = self.meter.settled, self.meter.seconds / 3600
+        yield what, f"{series.values[0]:{style}} at first, {series.values[-1]:{style}} at last"
+        for part, since in (("", begin), (", second half", (begin + end) / 2)):
+            samples = series.since(since)
+            slope, error = slope_of(samples)
+            yield (
+                f"  slope, an hour{part}",
+                f"{slope:+{style}} +- {error:{style}}, of {len(samples)} samples",
+            )

@@ -34,6 +34,7 @@ class Options:
     load: float = 1.0
     mean: float = 1.0  # seconds between two deaths
     patience: float = 30.0  # seconds without any task resolved that are a hang
+    trim: bool = False  # return free memory to the system before each sample of RSS
 
 
 def run(options: Options) -> Report:
@@ -61,7 +62,7 @@ async def _run(options: Options, folder: Path) -> Report:
         maxtasksperchild=LIFETIME,
         backend=options.backend,
     )
-    census, meter = Census(pool, accounts), Meter(pool)
+    census, meter = Census(pool, accounts), Meter(pool, trim=options.trim)
     print(describe(pool, options), flush=True)
     with Watchdog(lambda: accounts.resolved, options.patience):
         others = [asyncio.ensure_future(each) for each in (census.keep(), meter.run())]
