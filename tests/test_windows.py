@@ -123,8 +123,8 @@ async def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 
 
 def test_workers_run_a_loop_that_watches_sockets_unless_another_was_chosen() -> None:
-    assert _loops.watching(None) is asyncio.SelectorEventLoop
-    assert _loops.watching("winloop") == "winloop"
+    assert _loops.for_worker(None) is asyncio.SelectorEventLoop
+    assert _loops.for_worker("winloop") == "winloop"
 
 
 # -- the pipe --------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ otherwise. The choice travels as a `LoopSpec`, which pickles.
 from __future__ import annotations
 
 import asyncio
+import select
+import selectors
 import sys
 from importlib import import_module
 from typing import TypeAlias
@@ -34,14 +36,48 @@ def spec_of(
     return None
 
 
-def watching(spec: LoopSpec) -> LoopSpec:
-    """`spec`, for a worker: its link wants a loop that watches sockets, if nobody chose another.
+def for_worker(spec: LoopSpec) -> LoopSpec:
+    """`spec`, for a worker of a pool, unless somebody chose its loop.
 
-    asyncio's own choice on Windows does not.
+    Its link wants a loop that watches sockets, which asyncio's own choice on Windows does not; and
+    one with epoll shall not wake up late.
     """
-    if spec is None and sys.platform == "win32":
-        return asyncio.SelectorEventLoop
-    return spec
+    if spec is not None:
+        return spec
+    if sys.platform == "linux":
+        return _exact_loop
+    return asyncio.SelectorEventLoop if sys.platform == "win32" else None
+
+
+if sys.platform == "linux":
+
+    class ExactSelector(selectors.EpollSelector):
+        """Wakes its loop when a timer is due, and not at the next whole millisecond after that.
+
+        epoll counts in milliseconds, and asyncio's selector rounds up, again each time that its
+        loop goes to wait. So tasks that sleep wake late, by half a millisecond on average, in a
+        worker that is given its next tasks meanwhile. select() counts in microseconds, and can
+        wait for an epoll as for any other file.
+        """
+
+        LONGEST = 0.1  # seconds: of a longer wait, a millisecond is not worth a system call more
+        DESCRIPTORS = 1024  # FD_SETSIZE: what select() cannot wait for begins here
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            """As in the base class."""
+            if timeout is not None and 0 < timeout < self.LONGEST:
+                epoll = self.fileno()
+                if epoll < self.DESCRIPTORS:
+                    select.select((epoll,), (), (), timeout)
+                    timeout = 0
+            return super().select(timeout)
+
+    def _exact_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        if type(loop) is not asyncio.SelectorEventLoop:  # the main module has a policy of its own
+            return loop
+        loop.close()
+        return asyncio.SelectorEventLoop(ExactSelector())
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

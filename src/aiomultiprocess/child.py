@@ -105,10 +105,10 @@ def main(spec: WorkerSpec) -> None:
 def make_loop(spec: _loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | None]:
     """The worker's event loop; or another, and what the parent is told of why it cannot be had."""
     try:
-        return _loops.new_loop(_loops.watching(spec)), None
+        return _loops.new_loop(_loops.for_worker(spec)), None
     except BaseException as error:  # noqa: BLE001 - a loop_initializer of the user's raised it
         failure = remote.dump_exception(error, backend.dumps)
-        return _loops.new_loop(_loops.watching(None)), failure
+        return _loops.new_loop(_loops.for_worker(None)), failure
 
 
 def keep_freed_memory() -> None:
@@ -174,6 +174,7 @@ class WorkerEngine:
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
         self._journal = backend.Journal(link.journal)
+        self._entry_goes_on: Place | None = None  # with the value of that item; None: none is open
         self._burst = BURST
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
@@ -337,9 +338,8 @@ class WorkerEngine:
             mode, func, items = chunk.mode, chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
         assert self._starter is not None  # there are no chunks before
-        journal = self._journal
-        journal.begin(chunk.ident, at)
-        end, status, what = self._starter.run(mode, func, items, at, stop, journal, deadline)
+        self._open_entry(chunk.ident, at)
+        end, status, what = self._starter.run(mode, func, items, at, stop, self._journal, deadline)
         self._send_values()
         chunk.next = end
         if status == RAISED:
@@ -401,18 +401,28 @@ class WorkerEngine:
     # -- answers -------------------------------------------------------------------------------
 
     def _answer(self, ident: int, offset: int, value: object) -> None:
-        """Answer one item. Raises what pickling its value raises, and nothing was answered then."""
-        self._journal.begin(ident, offset)
-        fits = True
-        try:
-            fits = self._journal.append(value)
-        finally:
-            self._send_values()
+        """Answer one item: with those before it in its chunk, if they are answered in this turn.
+
+        Raises what pickling its value raises, and nothing was answered then.
+        """
+        if self._entry_goes_on != (ident, offset):
+            self._open_entry(ident, offset)
+        fits = self._journal.append(value)
+        self._entry_goes_on = (ident, offset + 1)
         if not fits:
             self._publish()
 
+    def _open_entry(self, ident: int, offset: int) -> None:
+        """Begin an entry of the journal for values from that place on."""
+        self._send_values()
+        self._journal.begin(ident, offset)
+        self._entry_goes_on = (ident, offset)
+
     def _send_values(self) -> None:
-        """Close the entry of the journal and send what it holds."""
+        """Close the entry of the journal, if one is open, and send what it holds."""
+        if self._entry_goes_on is None:
+            return
+        self._entry_goes_on = None
         ident, offset, count, payload = self._journal.take()
         if count:
             self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
@@ -424,6 +434,7 @@ class WorkerEngine:
             except BaseException:  # the item's own error is what counts
                 log.exception("exception_handler failed")
         payload = [remote.dump_exception(error, backend.dumps)]
+        self._send_values()  # the journal takes one entry at a time
         fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
         self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
         if not fits:
@@ -431,6 +442,7 @@ class WorkerEngine:
 
     def _publish(self) -> None:
         """Let all answers leave; the journal is empty when they have (D3)."""
+        self._send_values()
         self._link.flush()
         if not self._link.congested:
             self._journal.reset()

@@ -1,0 +1,142 @@
+"""How a worker answers items that were suspended: together (child.py, W4), and kept (W6).
+
+Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aiomultiprocess import backend, child, journal
+from aiomultiprocess.frames import Kind, Mode
+
+Sent = tuple[int, int, int]  # of a frame: kind, offset, count
+
+
+class Link:
+    """Takes answers."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.memory = bytearray(64 << 10)
+        self.journal = memoryview(self.memory)
+        self.counter = self
+        self.sent: list[Sent] = []
+
+    def mark_started(self, n: int) -> None:
+        pass
+
+    def send(self, kind: int, *, offset: int = 0, count: int = 0, **fields: Any) -> None:
+        if kind != Kind.WANT:
+            self.sent.append((kind, offset, count))
+
+    def flush(self) -> None:
+        pass
+
+    def kept(self) -> list[Sent]:
+        """What the parent would hear from the journal if the worker died now."""
+        entries = journal.read(memoryview(bytes(self.memory)))
+        return [(entry.kind, entry.offset, entry.items) for entry in entries]
+
+
+class Worker:
+    """Runs one chunk of items, all of which wait until `end` lets them go on."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.link = Link()
+        self.engine = child.WorkerEngine(self.loop, self.link, 16, None)  # type: ignore[arg-type]
+        self.engine._starter = backend.Starter(self.loop, self.link.counter)
+        self.engine._functions[1] = self.item
+        self.gates: dict[str, asyncio.Event] = {}
+        self.seen: list[tuple[list[Sent], list[Sent]]] = []
+
+    async def item(self, what: str) -> Any:
+        gate = self.gates.setdefault(what[:1], asyncio.Event())
+        await gate.wait()
+        self.seen.append((list(self.link.sent), self.link.kept()))
+        if what.endswith("raises"):
+            raise ValueError(what)
+        return threading.Lock() if what.endswith("is not to be pickled") else what
+
+    def run(self, items: list[str], *gates: str) -> list[Sent]:
+        """Open these gates, each in a turn of its own; the frames that were sent."""
+        (payload,), count, _ = backend.encode_items(items, 0, len(items), 1 << 20)
+        self.engine._on_frame(Kind.CHUNK, Mode.MAP, count, 7, 2000, 1, memoryview(payload))
+
+        async def drive() -> None:
+            self.loop.call_soon(self.engine._turn)
+            await asyncio.sleep(0.001)
+            for gate in gates:
+                self.gates[gate].set()
+                while self.is_busy(items, gate):  # noqa: ASYNC110 - each turn of the loop
+                    await asyncio.sleep(0)
+
+        self.loop.run_until_complete(drive())
+        return self.link.sent
+
+    def is_busy(self, items: list[str], gate: str) -> bool:
+        """Whether items behind this gate have not ended, or the turn after them is to come."""
+        places = self.engine._running.values()
+        return self.engine._turn_scheduled or any(
+            place is None or items[place[1]].startswith(gate) for place in places
+        )
+
+    def close(self) -> None:
+        self.engine.close()
+        self.engine._journal.close()
+        self.loop.close()
+
+
+@pytest.fixture(params=["compiled", "python"])
+def worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    if request.param == "python":
+        monkeypatch.setattr(backend, "Journal", journal.Journal)
+    worker = Worker()
+    yield worker
+    worker.close()
+
+
+def test_items_that_end_in_one_turn_are_answered_in_one_frame(worker: Worker) -> None:
+    assert worker.run(["a"] * 10, "a") == [(Kind.RESULTS, 0, 10)]
+
+
+def test_items_that_end_later_are_answered_later(worker: Worker) -> None:
+    sent = worker.run(["a", "a", "b", "b", "b"], "b", "a")
+    assert sent == [(Kind.RESULTS, 2, 3), (Kind.RESULTS, 0, 2)]
+
+
+def test_items_between_others_have_frames_of_their_own(worker: Worker) -> None:
+    sent = worker.run(["a", "b", "a", "a"], "a", "b")
+    assert sent == [(Kind.RESULTS, 0, 1), (Kind.RESULTS, 2, 2), (Kind.RESULTS, 1, 1)]
+
+
+@pytest.mark.parametrize("failing", ["a raises", "a is not to be pickled"])
+def test_an_item_that_fails_among_them_is_answered_by_its_error(
+    worker: Worker, failing: str
+) -> None:
+    sent = worker.run(["a", "a", failing, "a"], "a")
+    # an error is known only in the callback of its task, when the others have been answered
+    assert sorted(sent, key=lambda frame: frame[1]) == [
+        (Kind.RESULTS, 0, 2),
+        (Kind.ERROR, 2, 0),
+        (Kind.RESULTS, 3, 1),
+    ]
+
+
+@pytest.mark.row("B13")
+def test_each_answer_outlives_the_process_before_another_item_runs(worker: Worker) -> None:
+    worker.run(["a"] * 3, "a")
+    assert [kept for _, kept in worker.seen] == [
+        [],
+        [(Kind.RESULTS, 0, 1)],
+        [(Kind.RESULTS, 0, 2)],
+    ]
+    assert not any(sent for sent, _ in worker.seen)  # so it was the journal that kept them
+    assert worker.link.kept() == []  # and what was published is not kept twice

@@ -1,0 +1,128 @@
+"""The event loops of workers (_loops.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aiomultiprocess import Pool, _loops
+from support import run_script
+
+if sys.platform != "linux":
+    pytest.skip("other systems' selectors are exact themselves", allow_module_level=True)
+
+WAIT = 0.0123456  # seconds, no whole number of milliseconds
+
+
+@pytest.fixture
+def selector() -> Iterator[_loops.ExactSelector]:
+    selector = _loops.ExactSelector()
+    yield selector
+    selector.close()
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long select() was asked to wait."""
+    waits: list[float] = []
+
+    def note(readers: Any, writers: Any, others: Any, timeout: float) -> Any:
+        waits.append(timeout)
+        return select.select(readers, writers, others, timeout)
+
+    monkeypatch.setattr(_loops, "select", SimpleNamespace(select=note))
+    return waits
+
+
+def test_a_wait_is_as_long_as_was_asked(selector: _loops.ExactSelector, waits: list[float]) -> None:
+    begun = time.monotonic()
+    assert selector.select(WAIT) == []
+    assert time.monotonic() >= begun + WAIT
+    assert waits == [WAIT]  # and not rounded up
+
+
+def test_a_wait_ends_when_there_is_something_to_read(
+    selector: _loops.ExactSelector, waits: list[float]
+) -> None:
+    reader, writer = os.pipe()
+    try:
+        key = selector.register(reader, 1)
+        os.write(writer, b"x")
+        assert selector.select(WAIT) == [(key, 1)]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("timeout", [None, 0, -1, _loops.ExactSelector.LONGEST])
+def test_other_waits_are_the_business_of_epoll_alone(
+    selector: _loops.ExactSelector, waits: list[float], timeout: float | None
+) -> None:
+    reader, writer = os.pipe()
+    try:
+        selector.register(reader, 1)
+        os.write(writer, b"x")
+        assert len(selector.select(timeout)) == 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert waits == []
+
+
+def test_a_descriptor_that_select_cannot_take_is_left_to_epoll(
+    selector: _loops.ExactSelector, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selector, "DESCRIPTORS", selector.fileno())
+    assert selector.select(WAIT) == []
+    assert waits == []
+
+
+async def selector_of_a_worker(_: int) -> tuple[str, str]:
+    loop = asyncio.get_running_loop()
+    return type(loop).__name__, type(getattr(loop, "_selector", None)).__name__
+
+
+async def test_a_worker_has_an_exact_loop_and_one_that_was_chosen_is_left_alone() -> None:
+    async with Pool(1) as pool:
+        assert await pool.apply(selector_of_a_worker, (0,)) == (
+            "_UnixSelectorEventLoop",
+            "ExactSelector",
+        )
+    async with Pool(1, loop_initializer=asyncio.SelectorEventLoop) as pool:
+        assert (await pool.apply(selector_of_a_worker, (0,)))[1] == "EpollSelector"
+
+
+def test_a_policy_of_the_main_module_is_left_alone(tmp_path: Path) -> None:
+    program = """
+        import asyncio, sys, warnings
+        from aiomultiprocess import Pool
+        from test_loops import selector_of_a_worker
+
+        class OwnLoop(asyncio.SelectorEventLoop):
+            pass
+
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        class OwnPolicy(asyncio.DefaultEventLoopPolicy):
+            _loop_factory = OwnLoop
+
+        asyncio.set_event_loop_policy(OwnPolicy())
+
+        async def main():
+            async with Pool(1) as pool:
+                print(*await pool.apply(selector_of_a_worker, (0,)))
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+    """
+    script = run_script(tmp_path, program)
+    assert script.out.split() == ["OwnLoop", "EpollSelector"], script.err
