@@ -59,4 +59,5 @@ PEERS = {
     ),
     "ping_pong": Entry("eventfd ping-pong", "limits.PingPong", limit=True),
     "memcpy": Entry("memcpy", "limits.Memcpy", limit=True),
+    "fresh_copy": Entry("copy in fresh memory", "limits.FreshCopy", limit=True),
 }

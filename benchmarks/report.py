@@ -130,7 +130,7 @@ def limit(found: dict[str, Any], workload: Workload, metric: Metric) -> str:
     """The limits that say something about this row."""
     cells = {
         PEERS[peer].title: shown(found, workload, metric, peer)
-        for peer in ("ping_pong", "memcpy", "one_process")
+        for peer in ("ping_pong", "fresh_copy", "one_process")
     }
     return next((f"{cell} ({title})" for title, cell in cells.items() if cell), "")
 

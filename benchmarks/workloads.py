@@ -60,7 +60,7 @@ STANDARD = frozenset(("multiprocessing", "executor", "run_in_executor"))
 POOLS = frozenset(("shm", "pipe", "old", "mpire", "loky", "ray", "dask")) | STANDARD
 MAPS = POOLS | {"joblib"}
 WITH_LIMIT = MAPS | {"one_process"}
-PAYLOAD = MAPS | {"memcpy"}
+PAYLOAD = MAPS | {"memcpy", "fresh_copy"}
 SCALED = frozenset(("shm", "pipe", "old", "multiprocessing"))
 
 

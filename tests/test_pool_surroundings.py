@@ -11,12 +11,12 @@ import signal
 import sys
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 import workload
-from aiomultiprocess import Pool, WorkerLostError, _spawn, core
+from aiomultiprocess import Pool, WorkerLostError, _spawn, core, engine
 from conftest import FORK_WARNING
 from support import Meeting, pool_script, run_script
 
@@ -158,6 +158,54 @@ async def test_work_that_waits_fails_where_the_system_starts_no_process(
             with pytest.raises(BlockingIOError):
                 await call
         monkeypatch.undo()
+
+
+@pytest.mark.row("B20")
+async def test_a_worker_that_the_system_refuses_is_tried_again_while_others_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
+    start = _spawn._run
+    refusals = iter(range(2))
+
+    def refuse_twice(*args: Any) -> Any:
+        return start(*args) if next(refusals, None) is None else no_more_processes()
+
+    async with Pool(2) as pool:
+        victim = await pool.apply(workload.where)
+        monkeypatch.setattr(_spawn, "_run", refuse_twice)
+        os.kill(victim, signal.SIGKILL)
+        while victim in {worker.pid for worker in pool.processes} or len(pool.processes) < 2:
+            assert await pool.apply(workload.two) == 2
+            await asyncio.sleep(0.01)
+        assert await pool.map(workload.double, range(1000)) == [2 * n for n in range(1000)]
+    assert [record.message for record in caplog.records] == ["a worker could not be started"] * 2
+
+
+@pytest.mark.row("B20")
+@pytest.mark.parametrize("end", ["close", "terminate"])
+async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    refused = asyncio.Event()
+
+    def refuse(*args: object) -> None:
+        asked.append(args)
+        refused.set()
+        no_more_processes()
+
+    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
+    async with Pool(2) as pool:
+        victim = await pool.apply(workload.where)
+        monkeypatch.setattr(_spawn, "_run", refuse)
+        os.kill(victim, signal.SIGKILL)
+        await refused.wait()
+        getattr(pool, end)()
+        await pool.join()
+        before = len(asked)
+        await asyncio.sleep(0.1)  # more than the next two pauses
+        assert len(asked) == before
 
 
 #: What asks the system for a process.

@@ -6,11 +6,14 @@
       +-- workers cannot start --> broken
 
 It starts workers, decides what their death means, and gives calls to the queues (queues.py). All of
-it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`.
+it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate` and
+the next attempt at what the system has refused.
 
 P1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
 P2  A worker that dies is replaced while there may be work. Respawning is limited: if no worker was
     ever ready, or `START_ATTEMPTS` in a row die while they start, the pool is broken and says why.
+    One that the system refuses to start is tried again later, while others serve its queue; where
+    there are no others, the pool is broken.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -38,6 +41,7 @@ from .workers import PoolWorker, WorkerOptions
 
 CLOSED = "pool is closed: it takes no more calls, make another"
 START_ATTEMPTS = 3
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
 RESULTS = int(Kind.RESULTS)  # to compare with an enum's member takes longer than the rest
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,9 @@ class Engine:
         self._settled = False  # it is broken or terminated
         self._ever_ready = False
         self._failed_starts = 0
+        self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
+        self._pause = FIRST_PAUSE
+        self._next_attempt: asyncio.TimerHandle | None = None
         self._reason: BaseException | None = None
         self._pid = os.getpid()
         self._gone = asyncio.Event()
@@ -175,12 +182,37 @@ class Engine:
             self._break(WorkerLostError(what, worker.pid, worker.exitcode))
 
     def _replace(self, qid: QueueID) -> None:
+        """P2."""
         try:
             self._add_worker(qid)
+            self._pause = FIRST_PAUSE
         except Exception as error:  # the system refuses, or initargs cannot be pickled any more
             log.error("a worker could not be started", exc_info=error)
-            if not self.queues[qid].workers:
+            if self.queues[qid].workers:
+                self._missing.append(qid)
+                self._attempt_later()
+            else:
                 self._break(error)
+
+    def _attempt_later(self) -> None:
+        if self._next_attempt is None:
+            self._next_attempt = self.loop.call_later(self._pause, self._attempt)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _attempt(self) -> None:
+        """Replace those that are missing."""
+        missing, self._missing = self._missing, []
+        self._next_attempt = None
+        for qid in missing:
+            if not self._settled:
+                self._replace(qid)
+                self.queues[qid].kick()
+
+    def _attempt_no_more(self) -> None:
+        self._missing.clear()
+        if self._next_attempt is not None:
+            self._next_attempt.cancel()
+            self._next_attempt = None
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -351,6 +383,7 @@ class Engine:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
         self._settled = True
+        self._attempt_no_more()
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
@@ -367,6 +400,7 @@ class Engine:
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
         self._settled = True
+        self._attempt_no_more()
         feeds, self._open = self._open, set()
         for queue in self.queues.values():
             queue.clear()
@@ -380,6 +414,7 @@ class Engine:
         """P1: let the workers go when nothing is left to do, and tell when they have gone."""
         if self.state is State.OPEN or self._open:
             return
+        self._attempt_no_more()
         for worker in self.workers:
             worker.leave()
         if not self.workers:
