@@ -28,11 +28,16 @@ class Link:
         self.journal = memoryview(self.memory)
         self.counter = self
         self.sent: list[Sent] = []
+        self.most = 1 << 30
 
     def mark_started(self, n: int) -> None:
         pass
 
-    def send(self, kind: int, *, offset: int = 0, count: int = 0, **fields: Any) -> None:
+    def send(
+        self, kind: int, *, offset: int = 0, count: int = 0, payload: Any = (), **fields: Any
+    ) -> None:
+        if sum(map(len, payload)) > self.most:
+            raise MemoryError
         if kind != Kind.WANT:
             self.sent.append((kind, offset, count))
 
@@ -63,7 +68,13 @@ class Worker:
         self.seen.append((list(self.link.sent), self.link.kept()))
         if what.endswith("raises"):
             raise ValueError(what)
+        if what.endswith("is large"):
+            return bytes(len(self.link.memory))
         return threading.Lock() if what.endswith("is not to be pickled") else what
+
+    def item_at_once(self, what: str) -> Any:
+        """The same as a plain function, which returns at once."""
+        return bytes(len(self.link.memory)) if what.endswith("is large") else what
 
     def run(self, items: list[str], *gates: str) -> list[Sent]:
         """Open these gates, each in a turn of its own; the frames that were sent."""
@@ -128,6 +139,32 @@ def test_an_item_that_fails_among_them_is_answered_by_its_error(
         (Kind.ERROR, 2, 0),
         (Kind.RESULTS, 3, 1),
     ]
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["suspended", "at once"])
+def test_a_result_that_cannot_be_sent_fails_alone(worker: Worker, at_once: bool) -> None:
+    worker.link.most = len(worker.link.memory)
+    if at_once:
+        worker.engine._functions[1] = worker.item_at_once
+    sent = worker.run(["a", "a", "a is large", "a"], *(() if at_once else "a"))
+    assert sent == [(Kind.RESULTS, 0, 2), (Kind.ERROR, 2, 0), (Kind.RESULTS, 3, 1)]
+
+
+def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
+    """An item that runs the loop from inside lets others end while it is run (W7)."""
+    refused = []
+
+    def item(what: str) -> str:
+        if what == "b":
+            try:
+                worker.engine._answer(6, 0, "of another chunk")
+            except RuntimeError as error:
+                refused.append(str(error))
+        return what
+
+    worker.engine._functions[1] = item
+    assert worker.run(["a", "b", "a"]) == [(Kind.RESULTS, 0, 3)]
+    assert refused == ["an entry is open"]
 
 
 @pytest.mark.row("B13")

@@ -101,28 +101,47 @@ async def test_a_worker_has_an_exact_loop_and_one_that_was_chosen_is_left_alone(
         assert (await pool.apply(selector_of_a_worker, (0,)))[1] == "EpollSelector"
 
 
-def test_a_policy_of_the_main_module_is_left_alone(tmp_path: Path) -> None:
-    program = """
-        import asyncio, sys, warnings
+async def settings_of_a_worker(_: int) -> str:
+    loop = asyncio.get_running_loop()
+    selector = type(getattr(loop, "_selector", None)).__name__
+    return f"{type(loop).__name__} {selector} {loop.slow_callback_duration}"
+
+
+@pytest.mark.parametrize(
+    ("loop", "expected"),
+    [
+        ("OwnLoop()", "OwnLoop EpollSelector 42"),
+        ("asyncio.SelectorEventLoop(selectors.PollSelector())", "{} PollSelector 42"),
+        ("asyncio.SelectorEventLoop()", "{} ExactSelector 42"),
+    ],
+)
+def test_what_a_policy_of_the_main_module_has_set_stays(
+    tmp_path: Path, loop: str, expected: str
+) -> None:
+    program = f"""
+        import asyncio, selectors, warnings
         from aiomultiprocess import Pool
-        from test_loops import selector_of_a_worker
+        from test_loops import settings_of_a_worker
+
+        warnings.simplefilter("ignore", DeprecationWarning)
 
         class OwnLoop(asyncio.SelectorEventLoop):
             pass
 
-        warnings.simplefilter("ignore", DeprecationWarning)
-
         class OwnPolicy(asyncio.DefaultEventLoopPolicy):
-            _loop_factory = OwnLoop
+            def new_event_loop(self):
+                loop = {loop}
+                loop.slow_callback_duration = 42
+                return loop
 
         asyncio.set_event_loop_policy(OwnPolicy())
 
         async def main():
             async with Pool(1) as pool:
-                print(*await pool.apply(selector_of_a_worker, (0,)))
+                print(await pool.apply(settings_of_a_worker, (0,)))
 
         if __name__ == "__main__":
             asyncio.run(main())
     """
     script = run_script(tmp_path, program)
-    assert script.out.split() == ["OwnLoop", "EpollSelector"], script.err
+    assert script.out.strip() == expected.format("_UnixSelectorEventLoop"), script.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from typing import NoReturn
 
 import pytest
 
@@ -113,6 +114,25 @@ async def test_a_payload_over_the_limit_is_refused_with_the_limit(pair: Pair) ->
     say(pair.parent.link, 1)
     await pair.worker.hears(1)
     assert pair.worker.idents == [1]
+
+
+async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pipe has to copy what may change before it is written."""
+
+    def too_much(segment: object) -> NoReturn:
+        raise MemoryError
+
+    with contextlib.closing(Pair(pipe.PipeBackend())) as pair:
+        pair.listen()
+        with monkeypatch.context() as small:
+            small.setattr(pipe, "lasting", too_much)
+            with pytest.raises(MemoryError):
+                pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
+        say(pair.parent.link, 1)
+        await pair.worker.hears(1)
+        assert pair.worker.idents == [1]
 
 
 # -- T2, T5: nothing blocks ------------------------------------------------------------------------

@@ -73,11 +73,14 @@ if sys.platform == "linux":
             return super().select(timeout)
 
     def _exact_loop() -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        if type(loop) is not asyncio.SelectorEventLoop:  # the main module has a policy of its own
-            return loop
-        loop.close()
-        return asyncio.SelectorEventLoop(ExactSelector())
+        """asyncio's own loop, with this selector in place of epoll's; any other is left alone."""
+        loop = (
+            asyncio.new_event_loop()
+        )  # the main module may have a policy, and settings of its own
+        selector = getattr(loop, "_selector", None)
+        if type(loop) is asyncio.SelectorEventLoop and type(selector) is selectors.EpollSelector:
+            selector.__class__ = ExactSelector
+        return loop
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -20,6 +20,9 @@ W6  What has finished outlives the process: an answer is in the journal (journal
     published, before code of another item is run. An answer that fits neither, for lack of room in
     a congested link, waits in this process; and an exception of an item that was suspended is
     an answer from the callback of its task on.
+W7  An entry of the journal is the burst's that writes it, or `_answer`'s, which goes on with it to
+    the end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
+    from the other.
 
 This module is the first that a fresh worker imports: it must stay light.
 """
@@ -36,7 +39,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import _loops, _tasks, backend, remote, watchdog
+from . import _loops, _tasks, backend, journal, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .frames import CorruptHeaderError, Kind, Mode
 from .received import Stateful, load_function, raise_error
@@ -174,7 +177,7 @@ class WorkerEngine:
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
         self._journal = backend.Journal(link.journal)
-        self._entry_goes_on: Place | None = None  # with the value of that item; None: none is open
+        self._next_in_entry: Place | None = None  # None: no entry is open for `_answer` (W7)
         self._burst = BURST
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
@@ -338,9 +341,14 @@ class WorkerEngine:
             mode, func, items = chunk.mode, chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
         assert self._starter is not None  # there are no chunks before
-        self._open_entry(chunk.ident, at)
-        end, status, what = self._starter.run(mode, func, items, at, stop, self._journal, deadline)
         self._send_values()
+        self._journal.begin(chunk.ident, at)
+        try:
+            end, status, what = self._starter.run(
+                mode, func, items, at, stop, self._journal, deadline
+            )
+        finally:
+            self._close_entry()
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
@@ -405,27 +413,46 @@ class WorkerEngine:
 
         Raises what pickling its value raises, and nothing was answered then.
         """
-        if self._entry_goes_on != (ident, offset):
-            self._open_entry(ident, offset)
-        fits = self._journal.append(value)
-        self._entry_goes_on = (ident, offset + 1)
+        if self._next_in_entry != (ident, offset):
+            self._send_values()
+            self._journal.begin(ident, offset)
+        self._next_in_entry = (ident, offset + 1)
+        try:
+            fits = self._journal.append(value)
+        except BaseException:
+            self._send_values()  # without it: the next value would be taken for this item's
+            raise
         if not fits:
             self._publish()
 
-    def _open_entry(self, ident: int, offset: int) -> None:
-        """Begin an entry of the journal for values from that place on."""
-        self._send_values()
-        self._journal.begin(ident, offset)
-        self._entry_goes_on = (ident, offset)
-
     def _send_values(self) -> None:
-        """Close the entry of the journal, if one is open, and send what it holds."""
-        if self._entry_goes_on is None:
-            return
-        self._entry_goes_on = None
+        """Send what `_answer` has gathered."""
+        if self._next_in_entry is not None:
+            self._next_in_entry = None
+            self._close_entry()
+
+    def _close_entry(self) -> None:
+        """Close the entry of the journal and send what it holds."""
         ident, offset, count, payload = self._journal.take()
-        if count:
+        if not count:
+            return
+        try:
             self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
+        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W3
+            self._send_kept(ident, offset, count, error)
+
+    def _send_kept(self, ident: int, offset: int, count: int, error: Exception) -> None:
+        """The results of an entry cannot be sent: send those that the journal has, and the error in
+        place of the one that was too large for it.
+        """
+        for kind, *place, kept, payload in journal.read(self._link.journal):
+            if place == [ident, offset]:
+                self._link.send(
+                    kind, count=kept, ident=ident, offset=offset, payload=[bytes(payload)]
+                )
+                offset, count = offset + kept, count - kept
+        for at in range(offset, offset + count):
+            self._send_error(ident, at, error)
 
     def _send_error(self, ident: int, offset: int, error: BaseException) -> None:
         if self._exception_handler is not None:

@@ -82,7 +82,7 @@ class Engine:
         self._failed_starts = 0
         self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
         self._pause = FIRST_PAUSE
-        self._next_attempt: asyncio.TimerHandle | None = None
+        self._next_try: asyncio.TimerHandle | None = None
         self._reason: BaseException | None = None
         self._pid = os.getpid()
         self._gone = asyncio.Event()
@@ -182,7 +182,7 @@ class Engine:
             self._break(WorkerLostError(what, worker.pid, worker.exitcode))
 
     def _replace(self, qid: QueueID) -> None:
-        """P2."""
+        """Start a worker, or see to it that one is started later (P2)."""
         try:
             self._add_worker(qid)
             self._pause = FIRST_PAUSE
@@ -190,29 +190,30 @@ class Engine:
             log.error("a worker could not be started", exc_info=error)
             if self.queues[qid].workers:
                 self._missing.append(qid)
-                self._attempt_later()
+                self._try_again_later()
             else:
                 self._break(error)
 
-    def _attempt_later(self) -> None:
-        if self._next_attempt is None:
-            self._next_attempt = self.loop.call_later(self._pause, self._attempt)
+    def _try_again_later(self) -> None:
+        if self._next_try is None:
+            self._next_try = self.loop.call_later(self._pause, self._start_missing)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _attempt(self) -> None:
-        """Replace those that are missing."""
+    def _start_missing(self) -> None:
+        """Start the workers that are missing, up to the first that is refused again."""
         missing, self._missing = self._missing, []
-        self._next_attempt = None
-        for qid in missing:
-            if not self._settled:
-                self._replace(qid)
-                self.queues[qid].kick()
+        self._next_try = None
+        while missing and not self._missing and not self._settled:
+            qid = missing.pop(0)
+            self._replace(qid)
+            self.queues[qid].kick()
+        self._missing += missing
 
-    def _attempt_no_more(self) -> None:
+    def _forget_missing(self) -> None:
         self._missing.clear()
-        if self._next_attempt is not None:
-            self._next_attempt.cancel()
-            self._next_attempt = None
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._next_try = None
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -383,7 +384,7 @@ class Engine:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
         self._settled = True
-        self._attempt_no_more()
+        self._forget_missing()
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
@@ -400,7 +401,7 @@ class Engine:
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
         self._settled = True
-        self._attempt_no_more()
+        self._forget_missing()
         feeds, self._open = self._open, set()
         for queue in self.queues.values():
             queue.clear()
@@ -414,7 +415,7 @@ class Engine:
         """P1: let the workers go when nothing is left to do, and tell when they have gone."""
         if self.state is State.OPEN or self._open:
             return
-        self._attempt_no_more()
+        self._forget_missing()
         for worker in self.workers:
             worker.leave()
         if not self.workers:

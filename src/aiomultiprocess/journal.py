@@ -9,8 +9,8 @@ that the worker had published (queues.py, Q5).
     word | entry | entry | … | entry that is open
 
 An entry is about the same as a frame: five words (LENGTH, IDENT, OFFSET, COUNT, KIND) and a
-payload. The results of a burst are one entry, which is open while they are added; its payload is
-that of the frame that will be sent. The journal's first word says how far all this is to be
+payload. Results that will be sent together are one entry, which is open while they are added; its
+payload is that of the frame. The journal's first word says how far all this is to be
 believed, and in its upper half how many items are in the entry that is open.
 
 D1  What is written counts by one aligned store of the first word, after the bytes it tells of. A

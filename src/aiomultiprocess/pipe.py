@@ -85,6 +85,13 @@ def _send_joined(sock: socket.socket, segments: Sequence[Segment]) -> int:
 _send: Any = getattr(socket.socket, "sendmsg", _send_joined)
 
 
+def lasting(segment: Segment) -> Segment:
+    """A segment that may wait: one that is copied later, or cannot change, or a copy (T10)."""
+    if len(segment) < LARGE_SEGMENT or is_constant(segment):
+        return segment
+    return bytes(segment)
+
+
 class Outbox:
     """What waits to be written, in order: whole segments, and a tail of small ones."""
 
@@ -96,12 +103,12 @@ class Outbox:
         return bool(self.tail or self.queue)
 
     def add(self, segment: Segment) -> None:
-        """Append one segment, by reference if it is large and cannot change (T10)."""
+        """Append one segment that is `lasting`."""
         if len(segment) < LARGE_SEGMENT:
             self.tail += segment
         else:
             self._seal()
-            self.queue.append(segment if is_constant(segment) else bytes(segment))
+            self.queue.append(segment)
 
     def _seal(self) -> None:
         if self.tail:
@@ -257,6 +264,8 @@ class PipeLink(Endpoint):
             payload = [segment for segment in payload if len(segment)]
             sizes = part_sizes(payload)
         parts = len(sizes) // PART_SIZE
+        # first, as it may be too much for memory: then nothing of the frame is here
+        payload = [lasting(segment) for segment in payload]
         outbox = self._outbox
         outbox.tail += _pack(kind, flags, parts, count, ident, offset, function, size)
         outbox.tail += sizes
