@@ -1,7 +1,7 @@
 """amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess.shm alone."""
 
 from collections.abc import Callable, Sequence, Sized
-from typing import final
+from typing import Any, final
 
 from typing_extensions import Buffer
 
@@ -15,7 +15,7 @@ class Outlet:
         producer: Producer,
         bell: Doorbell,
         outbox: Sized,
-        on_other: Callable[[int, int, int, int, int, int, Sequence[Buffer]], None],
+        on_other: Callable[[int, int, int, int, int, int, Any], None],
         on_corrupt: Callable[[RingCorruptError], None],
         most: int,
     ) -> None:

@@ -143,6 +143,7 @@ class ShmLink(Endpoint):
         """Ring the peer by `bell`, hear it at `porch`; call `closers` at the end."""
         super().__init__(links)
         self._mapping = mapping
+        self.counter: Counter = mapping
         self._producer = producer
         self._consumer = consumer
         self._bell = bell
@@ -166,10 +167,6 @@ class ShmLink(Endpoint):
     def started(self) -> int:
         final = self._final_started
         return self._mapping.started if final is None else final
-
-    @property
-    def counter(self) -> Counter:
-        return self._mapping
 
     def mark_started(self, n: int) -> None:
         if not self._closed:
