@@ -224,5 +224,6 @@ def answer(Doorbell bell not None, list inlets):
             if not inlet.stopped and (inlet.outbox or not amp_asleep(&inlet.consumer.ring)):
                 inlet.on_call()
     except BaseException:
-        bell.ring()  # for those that were not asked yet
+        if not bell.closed:
+            bell.ring()  # for those that were not asked yet
         raise

@@ -77,7 +77,6 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[Calls | Job] = set()
-        self._settled = False  # it is broken or terminated
         self._ever_ready = False
         self._failed_starts = 0
         self._reason: BaseException | None = None
@@ -125,8 +124,6 @@ class Engine:
 
     def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
         """A frame that is not an answer."""
-        if self._settled:
-            return  # nothing matters any more
         if kind == Kind.WANT:
             worker.credit.want(count)
         elif kind == Kind.READY:
@@ -333,10 +330,10 @@ class Engine:
     def _kill(self) -> None:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
-        self._settled = True
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
+        self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.calls.clear()
         self._channels.close()
@@ -349,7 +346,6 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._settled = True
         feeds, self._open = self._open, set()
         for queue in self.queues.values():
             queue.clear()

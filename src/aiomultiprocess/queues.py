@@ -331,6 +331,8 @@ class Queue:
 
         One function, and not one for each step: every `apply` comes through here.
         """
+        if self._over:
+            return  # everything is settled already
         errors: dict[int, BaseException] | None = None
         if kind == RESULTS:
             values, failures = decode_items(payload, count)
@@ -342,8 +344,6 @@ class Queue:
         else:
             on_notice(worker, kind, count, payload)
             return
-        if self._over:
-            return  # everything is settled already
         chunk = worker.chunks.get(ident)
         if chunk is None:
             raise CorruptHeaderError(f"an answer to chunk {ident}, which this worker does not hold")
