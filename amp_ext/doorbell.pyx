@@ -5,10 +5,6 @@ cimport cython
 from cpython.exc cimport PyErr_SetFromErrno
 
 cdef extern from "mapping.h" nogil:
-    struct amp_bell:
-        int reader
-        int writer
-
     int amp_bell_create(amp_bell *bell)
     int amp_bell_ring(const amp_bell *bell)
     int amp_bell_clear(const amp_bell *bell)
@@ -18,8 +14,6 @@ cdef extern from "mapping.h" nogil:
 @cython.final
 cdef class Doorbell:
     """Wakes an event loop in another process: readable from ring() to clear()."""
-
-    cdef amp_bell bell
 
     def __cinit__(self):
         self.bell.reader = self.bell.writer = -1

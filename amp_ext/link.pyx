@@ -2,8 +2,9 @@
 """Whole frames in and out of a ring: what aiomultiprocess.shm does for each small frame, in C.
 
 A frame is a header of 32 bytes (aiomultiprocess/frames.py, F1) and its payload. What is not one
-record with a plain header (fragments, parts, damage) is the caller's: `write_frame` says False, and
-`Inlet` hands the record over as it is. link.pyi is the contract.
+record with a plain header (fragments, parts, damage) or has to wait is the owner's: `Outlet` calls
+`on_other`, and `Inlet` hands the record over as it is. link.pyi is the contract; the S invariants
+are those of aiomultiprocess/shm.py.
 """
 
 import sys
@@ -13,10 +14,13 @@ from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from amp_ext.doorbell cimport Doorbell
 from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
 from amp_ext.ring cimport (
     AMP_FLAGS, Consumer, Producer, amp_asleep, amp_awake, amp_commit, amp_read, amp_reserve,
 )
+
+from amp_ext.ring import RingCorruptError
 
 cdef packed struct Header:
     uint8_t kind
@@ -34,38 +38,86 @@ assert sizeof(Header) == 32
 cdef bint NATIVE = sys.byteorder == "little"
 
 
-def write_frame(
-    Producer producer, Py_ssize_t most, uint8_t kind, uint8_t flags, uint32_t count, uint64_t ident,
-    uint32_t offset, uint32_t function, payload,
-):
-    cdef Header header
-    cdef Gather gather
-    cdef uint8_t *to
-    try:
-        gather_take(&gather, payload)
-        producer.usable()
-        if not NATIVE or gather.total > most - <Py_ssize_t>sizeof(Header):
-            return False
-        if producer.ring.within:  # R8
-            raise ValueError("a frame cannot begin before the one before it has ended")
-        to = amp_reserve(&producer.ring, <uint32_t>(gather.total + sizeof(Header)))
-        if to == NULL:
-            producer.sound()
-            return False
-        header.kind = kind
-        header.flags = flags
-        header.reserved = 0
-        header.count = count
-        header.ident = ident
-        header.offset = offset
-        header.function = function
-        header.length = gather.total
-        memcpy(to, &header, sizeof(Header))
-        gather_copy(&gather, to + sizeof(Header), 0, gather.total)
-        amp_commit(&producer.ring, <uint32_t>(gather.total + sizeof(Header)), AMP_FLAGS)
-        return True
-    finally:
-        gather_drop(&gather)
+@cython.final
+cdef class Outlet:
+    """Writes frames as long as nothing stands in their way; everything else is its owner's."""
+
+    cdef Producer producer
+    cdef Doorbell bell
+    cdef object outbox, on_other, on_corrupt
+    cdef Py_ssize_t most
+    cdef bint stopped
+
+    def __init__(
+        self, Producer producer not None, Doorbell bell not None, outbox, on_other, on_corrupt,
+        Py_ssize_t most,
+    ):
+        self.producer = producer
+        self.bell = bell
+        self.outbox = outbox
+        self.on_other = on_other
+        self.on_corrupt = on_corrupt
+        self.most = most
+
+    def stop(self):
+        self.stopped = True
+        self.on_other = self.on_corrupt = None  # they lead back to who owns this
+
+    def send(
+        self, uint8_t kind, *, uint8_t flags=0, uint32_t count=0, uint64_t ident=0,
+        uint32_t offset=0, uint32_t function=0, payload=(),
+    ):
+        cdef Header header
+        if self.stopped:
+            return
+        if not self.outbox:
+            header.kind = kind
+            header.flags = flags
+            header.reserved = 0
+            header.count = count
+            header.ident = ident
+            header.offset = offset
+            header.function = function
+            try:
+                if self.write(&header, payload):
+                    return
+            except RingCorruptError as error:
+                self.on_corrupt(error)
+                return
+        self.on_other(kind, flags, count, ident, offset, function, payload)
+
+    def flush(self):
+        if self.stopped:
+            return
+        try:
+            if self.producer.publish():
+                self.bell.ring()
+        except RingCorruptError as error:
+            self.on_corrupt(error)
+
+    cdef bint write(self, Header *header, payload) except -1:
+        """Write a frame as one record; False, and nothing is written, if that cannot be now."""
+        cdef Producer producer = self.producer
+        cdef Gather gather
+        cdef uint8_t *to
+        try:
+            gather_take(&gather, payload)
+            producer.usable()
+            if not NATIVE or gather.total > self.most - <Py_ssize_t>sizeof(Header):
+                return False
+            if producer.ring.within:  # R8
+                raise ValueError("a frame cannot begin before the one before it has ended")
+            to = amp_reserve(&producer.ring, <uint32_t>(gather.total + sizeof(Header)))
+            if to == NULL:
+                producer.sound()
+                return False
+            header.length = gather.total
+            memcpy(to, header, sizeof(Header))
+            gather_copy(&gather, to + sizeof(Header), 0, gather.total)
+            amp_commit(&producer.ring, <uint32_t>(gather.total + sizeof(Header)), AMP_FLAGS)
+            return True
+        finally:
+            gather_drop(&gather)
 
 
 @cython.final
@@ -73,39 +125,54 @@ cdef class Inlet:
     """Hands over what a consumer reads, a batch at a time."""
 
     cdef Consumer consumer
-    cdef object handler, on_record, on_quarter
+    cdef Doorbell bell
+    cdef object outbox, handler, on_record, on_drained, on_call
     cdef Py_ssize_t most_frames, most_bytes, quarter
     cdef bint stopped
 
     def __init__(
-        self, Consumer consumer not None, handler, on_record, on_quarter,
-        Py_ssize_t most_frames, Py_ssize_t most_bytes, Py_ssize_t quarter,
+        self, Consumer consumer not None, Outlet outlet not None, handler, on_record, on_drained,
+        on_call, Py_ssize_t most_frames, Py_ssize_t most_bytes, Py_ssize_t quarter,
     ):
         self.consumer = consumer
+        self.bell = outlet.bell
+        self.outbox = outlet.outbox
         self.handler = handler
         self.on_record = on_record
-        self.on_quarter = on_quarter
+        self.on_drained = on_drained
+        self.on_call = on_call
         self.most_frames = most_frames
         self.most_bytes = most_bytes
         self.quarter = quarter
 
     def stop(self):
         self.stopped = True
-        self.handler = self.on_record = self.on_quarter = None  # they lead back to who owns this
+        # they lead back to who owns this
+        self.handler = self.on_record = self.on_drained = self.on_call = None
 
     def asleep(self):
         return self.stopped or amp_asleep(&self.consumer.ring)
 
-    def hand_over(self):
+    def drain(self):
+        cdef Py_ssize_t frames
+        cdef bint more
+        frames, more = self.hand_over()
+        if frames and not self.stopped:
+            self.release()
+            if self.on_drained is not None:
+                self.on_drained()
+        return not self.stopped and (more or not self.consumer.sleep())  # S3
+
+    cpdef tuple hand_over(self):
         cdef Consumer consumer = self.consumer
         cdef Py_ssize_t frames = 0, size = 0, unreleased = 0, length
         consumer.usable()
         while not self.stopped:
             if frames >= self.most_frames or size >= self.most_bytes:
                 return frames, True
-            if unreleased >= self.quarter:
+            if unreleased >= self.quarter:  # S2
                 unreleased = 0
-                self.on_quarter()
+                self.release()
             if not amp_read(&consumer.ring, &consumer.record):
                 consumer.sound()
                 return frames, False
@@ -117,6 +184,11 @@ cdef class Inlet:
             size += length
             unreleased += length
         return frames, False
+
+    cdef int release(self) except -1:
+        if self.consumer.release():
+            self.bell.ring()
+        return 0
 
     cdef int take(self, Consumer consumer) except -1:
         """One record: a plain frame for the handler, anything else as it is."""
@@ -141,3 +213,17 @@ cdef class Inlet:
         finally:
             view.release()
         return 0
+
+
+def answer(Doorbell bell not None, list inlets):
+    """A bell was rung: call those who listen and have something to do."""
+    cdef Inlet inlet
+    bell.clear()  # S4
+    try:
+        for inlet in tuple(inlets):  # they may go when one is called
+            if not inlet.stopped and (inlet.outbox or not amp_asleep(&inlet.consumer.ring)):
+                inlet.on_call()
+    except BaseException:
+        if not bell.closed:
+            bell.ring()  # for those that were not asked yet
+        raise

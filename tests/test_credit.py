@@ -5,8 +5,8 @@ from aiomultiprocess.credit import GROWTH, HORIZON, MOST_BYTES, PRESSED, Credit
 FUNCTION, OTHER = 1, 2
 
 
-def report(credit: Credit, count: int, started: int, now: float) -> None:
-    credit.report(count, FUNCTION)
+def report(credit: Credit, count: int, started: int, now: float, size: int = 0) -> None:
+    credit.report(count, FUNCTION, size)
     credit.settle(started, now)
 
 
@@ -144,16 +144,14 @@ def test_no_call_passes_beyond_a_lifetime() -> None:
 def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() -> None:
     credit = Credit(concurrency=16, lifetime=0)
     credit.send(1, FUNCTION, now=0.0, size=100)
-    report(credit, 1, started=1, now=1e-6)
-    credit.answered(100)
+    report(credit, 1, started=1, now=1e-6, size=100)
     assert credit.room(1, FUNCTION) > 1
     credit.send(1, FUNCTION, now=1e-6, size=MOST_BYTES)
     assert credit.room(2, FUNCTION) == 0
     assert credit.passing(2, FUNCTION) == 0
     credit.want(15)
     assert credit.room(2, FUNCTION) == 15
-    report(credit, 1, started=2, now=2e-6)
-    credit.answered(MOST_BYTES)
+    report(credit, 1, started=2, now=2e-6, size=MOST_BYTES)
     assert credit.room(2, FUNCTION) > 15
 
 

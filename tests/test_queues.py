@@ -74,7 +74,8 @@ class Worker:
         ident, _, count = chunk
         self.link.started = max(self.link.started, ident + count)
         (payload,), _, _ = backend.encode_items(results, 0, count, 1 << 20)
-        queue.on_results(self, ident, 0, count, memoryview(payload))  # type: ignore[arg-type]
+        frame = (Kind.RESULTS, 0, count, ident, 0, 0, memoryview(payload))
+        queue.on_frame(self, ignore, *frame)  # type: ignore[arg-type]
 
 
 def ignore(*args: object) -> None:
@@ -200,7 +201,7 @@ async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never
     calls = Calls(FunctionTable(backend.dumps).of(workload.two), settled.append)
     suspects, worker = Suspects(), Worker()
     future = asyncio.get_running_loop().create_future()
-    calls.add_sent(future)
+    calls.expect(future)
     calls.allow(future, 5)
     suspects.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
     suspect = suspects.next_for(worker)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 
+import conftest
 import transport_support
 from aiomultiprocess import frames, pipe, shm
 from aiomultiprocess.frames import Kind
@@ -133,6 +134,23 @@ async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
         say(pair.parent.link, 1)
         await pair.worker.hears(1)
         assert pair.worker.idents == [1]
+
+
+@pytest.mark.skipif(not conftest.BUILT, reason="the extension is not built")
+async def test_a_frame_that_is_too_much_for_memory_when_half_of_it_is_written_breaks_its_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A ring has a part of it by then: the other side must not wait for the rest."""
+
+    def too_much(segment: object, begin: int) -> NoReturn:
+        raise MemoryError
+
+    with contextlib.closing(Pair(shm.ShmBackend())) as pair:
+        pair.listen()
+        monkeypatch.setattr(shm.growing, "snapshot", too_much)
+        pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
+        await pair.parent.until(lambda: pair.parent.broken)
+        assert [type(error) for error in pair.parent.broken] == [MemoryError]
 
 
 # -- T2, T5: nothing blocks ------------------------------------------------------------------------

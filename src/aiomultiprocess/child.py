@@ -265,10 +265,30 @@ class WorkerEngine:
         function: int,
         payload: memoryview,
     ) -> None:
-        if kind == CHUNK:
-            self._burst = 1000 * offset
-            self._on_chunk(flags, count, ident, function, payload)
-        elif kind == Kind.FUNCTION:
+        if kind != CHUNK:
+            self._on_notice(kind, flags, ident, offset, function, payload)
+            return
+        if self.terminated or self.broken:
+            return
+        if flags >= MODES:
+            raise CorruptHeaderError(f"a chunk of mode {flags}")
+        items, failures = backend.decode_items(payload, count)
+        func = self._functions[function]
+        self._chunks.append(Chunk(ident, flags, func, items, failures or {}))
+        self._told_free = 0
+        self._burst = 1000 * offset
+
+    def _on_notice(
+        self,
+        kind: int,
+        flags: int,
+        ident: int,
+        offset: int,
+        function: int,
+        payload: memoryview,
+    ) -> None:
+        """A frame that brings no items."""
+        if kind == Kind.FUNCTION:
             self._functions[function] = Stateful(payload) if flags else load_function(payload)
         elif kind == Kind.FORGET:
             del self._functions[function]
@@ -278,18 +298,6 @@ class WorkerEngine:
             self._closing = True
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
-
-    def _on_chunk(
-        self, mode: int, count: int, ident: int, function: int, payload: memoryview
-    ) -> None:
-        if self.terminated or self.broken:
-            return
-        if mode >= MODES:
-            raise CorruptHeaderError(f"a chunk of mode {mode}")
-        items, failures = backend.decode_items(payload, count)
-        func = self._functions[function]
-        self._chunks.append(Chunk(ident, mode, func, items, failures or {}))
-        self._told_free = 0
 
     def _on_cancel(self, ident: int, offset: int) -> None:
         for task, place in self._running.items():
@@ -324,7 +332,8 @@ class WorkerEngine:
                 break
             if chunks[0].next >= len(chunks[0].items):
                 chunks.popleft()
-        self._ask_for_more()
+        if self._running:
+            self._ask_for_more()
         self._publish()
         if self._closing and not chunks and not self._running and not link.congested:
             self._loop.stop()
@@ -402,7 +411,7 @@ class WorkerEngine:
     def _ask_for_more(self) -> None:
         """Say once that items wait side by side here, and how many more could."""
         free = self._concurrency - len(self._running)
-        if self._running and not self._chunks and free > self._told_free and not self._closing:
+        if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)
 

@@ -28,7 +28,6 @@ HORIZON = 0.004  # seconds of work that may wait at a worker
 BURST = 2000  # microseconds that it may run before it answers; two to HORIZON, or it runs dry
 PRESSED = 4  # into how many parts both are cut while calls compete (K6)
 MOST_BYTES = 16 << 20  # sent to a worker and not answered
-FORGOTTEN = 0  # stands for all functions that are forgotten; their numbers begin with 1
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
 
@@ -41,14 +40,6 @@ class Pace:
         self.rate = 0.0  # tasks finished per second, while there was work
         self.backlog = 0
 
-    def measure(self, rate: float) -> None:
-        if self.rate:
-            rate = (self.rate + rate) / 2
-        self.rate = rate
-        most = self.backlog * GROWTH or GROWTH
-        backlog = int(rate * HORIZON)
-        self.backlog = backlog if backlog < most else most
-
 
 class Credit:
     """The account of one worker. Numbers are tasks since the worker was created."""
@@ -56,23 +47,26 @@ class Credit:
     __slots__ = (
         "_busy_since",
         "_concurrency",
+        "_ended",
+        "_heard",
         "_lifetime",
         "_paces",
         "_passed",
         "_recent",
-        "_reported",
         "_wanted",
         "bytes",
         "finished",
         "sent",
         "slots",
+        "spent",
     )
 
     def __init__(self, concurrency: int, lifetime: int) -> None:
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
         self._paces: dict[int, Pace] = {}  # by function
-        self._reported: dict[int, int] = {}  # by function, since the last settle()
+        self._heard: set[int] = set()  # functions that were reported since the last settle()
+        self._ended = 0  # tasks that were
         self._busy_since = 0.0
         self.slots = 1  # how many tasks were seen to run side by side
         self._wanted = 0
@@ -81,16 +75,13 @@ class Credit:
         self.bytes = 0  # of the chunks that were sent and are not answered whole
         self.sent = 0
         self.finished = 0
+        self.spent = False
+        """K2: this worker gets no more tasks."""
 
     @property
     def in_flight(self) -> int:
         """Tasks that were sent and not reported."""
         return self.sent - self.finished
-
-    @property
-    def spent(self) -> bool:
-        """K2: this worker gets no more tasks."""
-        return bool(self._lifetime) and self.sent >= self._lifetime
 
     def room(
         self, started: int, function: int, *, plenty: bool = False, pressed: bool = False
@@ -127,6 +118,8 @@ class Credit:
         self._recent = function
         if self._wanted:
             self._wanted -= min(count, self._wanted)
+        if self._lifetime and self.sent >= self._lifetime:
+            self.spent = True
 
     def have_passed(self) -> None:
         """The last that were sent were calls that passed."""
@@ -136,35 +129,42 @@ class Credit:
         """The worker has `free` slots and nothing to put into them."""
         self._wanted = free
 
-    def report(self, count: int, function: int) -> None:
-        """`count` tasks have ended."""
-        self._reported[function] = self._reported.get(function, 0) + count
-
-    def answered(self, size: int) -> None:
-        """All tasks of a chunk of `size` bytes have ended."""
+    def report(self, count: int, function: int, size: int = 0) -> None:
+        """`count` tasks have ended, and with them the last of a chunk of `size` bytes, if given."""
+        self._heard.add(function)
+        self._ended += count
         self.bytes -= size
 
     def settle(self, started: int, now: float) -> None:
         """A batch of reports is over: adapt slots and backlogs to it."""
-        if not self._reported:
+        count = self._ended
+        if not count:
             return
-        count = sum(self._reported.values())
+        # `if` and not `min` and `max`: this is a part of every `apply`
+        together = started - self.finished
+        if together > self._concurrency:
+            together = self._concurrency
         slots = self.slots
-        together = min(started - self.finished, self._concurrency)
-        self.slots = max(together, slots - 1 - slots // 8, 1)
+        fewer = slots - 1 - slots // 8 or 1
+        self.slots = together if together > fewer else fewer
         self.finished += count
+        self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
-            for function in self._reported:
+            for function in self._heard:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
-                pace.measure(count / elapsed)
-        self._reported.clear()
+                rate = count / elapsed
+                if pace.rate:
+                    rate = (pace.rate + rate) / 2
+                pace.rate = rate
+                most = pace.backlog * GROWTH or GROWTH
+                backlog = int(rate * HORIZON)
+                pace.backlog = backlog if backlog < most else most
+        self._heard.clear()
 
     def forget(self, function: int) -> None:
-        """No task of `function` will come any more."""
+        """No task of `function` will come any more; those that have ended still count."""
         self._paces.pop(function, None)
-        ended = self._reported.pop(function, 0)
-        if ended:  # they count, but nothing is to be learned from them
-            self._reported[FORGOTTEN] = self._reported.get(FORGOTTEN, 0) + ended
+        self._heard.discard(function)

@@ -9,7 +9,8 @@ It starts workers, decides what their death means, and gives calls to the queues
 it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate` and
 the next attempt at what the system has refused.
 
-P1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
+P1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
+    calls of a plain function stay there while there may be more of them, until the pool closes.
 P2  A worker that dies is replaced while there may be work. Respawning is limited: if no worker was
     ever ready, or `START_ATTEMPTS` in a row die while they start, the pool is broken and says why.
     One that the system refuses to start is tried again later, while others serve its queue; where
@@ -26,11 +27,12 @@ import os
 import warnings
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from . import _loops, backend, remote
 from .feeds import Calls, Router, Share
-from .frames import CorruptHeaderError, Handler, Kind, Mode
+from .frames import CorruptHeaderError, Kind, Mode
 from .functions import FunctionTable
 from .jobs import Job
 from .queues import Queue
@@ -42,7 +44,6 @@ from .workers import PoolWorker, WorkerOptions
 CLOSED = "pool is closed: it takes no more calls, make another"
 START_ATTEMPTS = 3
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
-RESULTS = int(Kind.RESULTS)  # to compare with an enum's member takes longer than the rest
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,9 @@ class State(Enum):
     CLOSING = "closing"
     BROKEN = "broken"
     TERMINATED = "terminated"
+
+
+OPEN = State.OPEN  # to find an enum's member takes long
 
 
 class Engine:
@@ -77,7 +81,6 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[Calls | Job] = set()
-        self._settled = False  # it is broken or terminated
         self._ever_ready = False
         self._failed_starts = 0
         self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
@@ -112,10 +115,10 @@ class Engine:
             queue = self.queues[qid]
             link.start(
                 self.loop,
-                self._handler_of(worker, queue),
-                on_room=lambda: queue.serve(worker),
+                partial(queue.on_frame, worker, self._on_notice),
+                on_room=partial(queue.serve, worker),
                 on_broken=worker.distrust,
-                on_drained=lambda: queue.on_drained(worker),
+                on_drained=partial(queue.on_drained, worker),
             )
             worker.launch(self.loop, self._on_exit)
         except BaseException:
@@ -126,32 +129,16 @@ class Engine:
         self.workers[worker] = qid
         queue.workers.append(worker)
 
-    def _handler_of(self, worker: PoolWorker, queue: Queue) -> Handler:
-        def handle(
-            kind: int,
-            flags: int,
-            count: int,
-            ident: int,
-            offset: int,
-            function: int,
-            payload: memoryview,
-        ) -> None:
-            if self._settled:
-                return  # everything is settled already
-            if kind == RESULTS:
-                queue.on_results(worker, ident, offset, count, payload)
-            elif kind == Kind.ERROR:
-                queue.on_error(worker, ident, offset, payload)
-            elif kind == Kind.WANT:
-                worker.credit.want(count)
-            elif kind == Kind.READY:
-                self._on_ready(worker)
-            elif kind == Kind.BROKEN:
-                self._break(remote.load_exception(payload, backend.loads))
-            else:
-                raise CorruptHeaderError(f"frame of kind {kind} from a worker")
-
-        return handle
+    def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
+        """A frame that is not an answer."""
+        if kind == Kind.WANT:
+            worker.credit.want(count)
+        elif kind == Kind.READY:
+            self._on_ready(worker)
+        elif kind == Kind.BROKEN:
+            self._break(remote.load_exception(payload, backend.loads))
+        else:
+            raise CorruptHeaderError(f"frame of kind {kind} from a worker")
 
     def _on_ready(self, worker: PoolWorker) -> None:
         worker.ready = self._ever_ready = True
@@ -203,7 +190,7 @@ class Engine:
         """Start the workers that are missing, up to the first that is refused again."""
         missing, self._missing = self._missing, []
         self._next_try = None
-        while missing and not self._missing and not self._settled:
+        while missing and not self._missing and self.state in (State.OPEN, State.CLOSING):
             qid = missing.pop(0)
             self._replace(qid)
             self.queues[qid].kick()
@@ -255,8 +242,9 @@ class Engine:
             future.add_done_callback(lambda _: self._complete(tid))
         calls = queue.calls.get(function.id)
         if calls is None:
-            calls = queue.calls[function.id] = Calls(function, self._on_answered)
-        self._open.add(calls)  # P1
+            calls = Calls(function, self.on_settled, lasting=function.permanent)
+            queue.calls[function.id] = calls
+            self._open.add(calls)  # P1
         if retries:
             calls.allow(future, retries)
         queue.call(calls, future, (args, kwds))
@@ -304,13 +292,6 @@ class Engine:
             queue.forget(feed, feed.function)
         self._check_finished()
 
-    def _on_answered(self, calls: Calls) -> None:
-        """All `apply` of a function are settled. It stays known if there can be more of it."""
-        if calls.function.permanent and self.state is State.OPEN:
-            self._open.discard(calls)
-        else:
-            self.on_settled(calls)
-
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
         tid = TaskID(next(self._task_ids))
         job = router.job
@@ -343,8 +324,7 @@ class Engine:
         elif self.state is State.OPEN:
             self.state = State.CLOSING
             for feed in list(self._open):
-                if isinstance(feed, Job):
-                    feed.pool_closes()
+                feed.pool_closes()
             self._check_finished()
 
     def terminate(self) -> None:
@@ -383,11 +363,11 @@ class Engine:
     def _kill(self) -> None:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
-        self._settled = True
         self._forget_missing()
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
+        self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.calls.clear()
         self._channels.close()
@@ -400,7 +380,6 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._settled = True
         self._forget_missing()
         feeds, self._open = self._open, set()
         for queue in self.queues.values():

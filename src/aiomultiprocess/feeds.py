@@ -70,26 +70,23 @@ class Calls:
 
     mode = Mode.APPLY
 
-    def __init__(self, function: Function, on_done: Callable[[Calls], None]) -> None:
+    def __init__(
+        self, function: Function, on_done: Callable[[Calls], None], *, lasting: bool = False
+    ) -> None:
+        """If `lasting`, there may be more when all are settled: it is done once the pool closes."""
         self.function = function
         self.queued = False
         self.hurried = False
         """Whether it stands among those that may pass; owned by the queue."""
         self._on_done = on_done
+        self._lasting = lasting
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         self._open: set[asyncio.Future[Any]] = set()
+        self.expect = self._open.add
+        """One more will be settled: it waits here, or is being sent."""
+        self.wait = self._waiting.append
+        """One that is expected waits here: its future, and its arguments and keyword arguments."""
         self._retries: dict[asyncio.Future[Any], int] = {}  # of those that may run again
-
-    def add(
-        self, future: asyncio.Future[Any], item: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> None:
-        """One more waits: its arguments and keyword arguments."""
-        self._waiting.append((future, item))
-        self._open.add(future)
-
-    def add_sent(self, future: asyncio.Future[Any]) -> None:
-        """One that does not wait here, but is being sent."""
-        self._open.add(future)
 
     def allow(self, future: asyncio.Future[Any], retries: int) -> None:
         """One that may run again, so many times at most."""
@@ -120,13 +117,16 @@ class Calls:
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
         still_open = self._open
-        for future, value in zip(slots, values, strict=True):
+        # most come alone, and then `zip` would take as long as all the rest
+        alone = len(slots) == 1
+        pairs = ((slots[0], values[0]),) if alone else zip(slots, values, strict=True)
+        for future, value in pairs:
             if not future.done():
                 future.set_result(value)
             still_open.discard(future)
             if self._retries:
                 self._retries.pop(future, None)
-        if not still_open:
+        if not (still_open or self._lasting):
             self._on_done(self)
 
     def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
@@ -143,6 +143,12 @@ class Calls:
         self._open.discard(future)
         if self._retries:
             self._retries.pop(future, None)
+        if not (self._open or self._lasting):
+            self._on_done(self)
+
+    def pool_closes(self) -> None:
+        """There will be no more."""
+        self._lasting = False
         if not self._open:
             self._on_done(self)
 

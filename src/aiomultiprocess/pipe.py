@@ -206,6 +206,7 @@ class PipeLink(Endpoint):
         self._sock = sock
         self._fd = sock.fileno()
         self._ledger = ledger
+        self.counter: Counter = ledger
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._gone = False
@@ -213,10 +214,6 @@ class PipeLink(Endpoint):
     @property
     def started(self) -> int:
         return self._ledger.started
-
-    @property
-    def counter(self) -> Counter:
-        return self._ledger
 
     def mark_started(self, n: int) -> None:
         if not self._closed:

@@ -27,7 +27,7 @@ from . import backend as backends
 from ._cpus import usable_cpus
 from ._numbers import count, natural, whole
 from .core import get_context
-from .engine import CLOSED, Engine
+from .engine import CLOSED, OPEN, Engine
 from .frames import Mode
 from .functions import check_synchronous, checked_sequence
 from .jobs import Job, Reader
@@ -398,12 +398,22 @@ class Pool:
 
     def _use(self) -> Engine:
         """The engine, for one more call."""
+        engine = self._engine
+        if (
+            engine is None
+            or engine.state is not OPEN
+            or _process != self._pid
+            or _running_loop() is not engine.loop
+        ):
+            return self._use_first()
+        return engine
+
+    def _use_first(self) -> Engine:
+        """The same for the first call, and for one that is refused."""
         if self._closed:
             raise RuntimeError(CLOSED)
-        engine = self._engine
-        if engine is None or _process != self._pid or _running_loop() is not engine.loop:
-            self._check_process()
-            engine = self._bind()
+        self._check_process()
+        engine = self._bind()
         engine.check_open()
         return engine
 

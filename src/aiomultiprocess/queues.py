@@ -27,9 +27,9 @@ import asyncio
 import logging
 import pickle
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import backend, journal, remote
 from .credit import BURST, MOST_BYTES, PRESSED
@@ -47,7 +47,10 @@ decode_items, encode_items = backend.decode_items, backend.encode_items
 CHUNK_BYTES = 64 << 10  # about how much one CHUNK frame carries: one record of a ring (shm.py, S1)
 DEATHS_BEFORE_START = 3
 PRESSED_FOR = 0.05  # seconds for which one call that had to wait tells of more (K6)
-CHUNK = int(Kind.CHUNK)
+# as plain numbers: to compare with an enum's member takes long
+CHUNK, RESULTS, ERROR = int(Kind.CHUNK), int(Kind.RESULTS), int(Kind.ERROR)
+
+OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +69,22 @@ class Chunk:
         self.first = first  # number of the first one among all tasks the worker was sent
         self.size = size  # bytes that were sent
         self.left = len(slots)
-        self.done = bytearray(len(slots))
+        self.done: bytearray | None = None  # a byte for each, once a part of them was reported
 
     def report(self, offset: int, count: int) -> None:
         """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
-        end = offset + count
-        if end > len(self.done) or self.done.find(1, offset, end) >= 0:
-            raise CorruptHeaderError(f"tasks {offset} to {end} of {len(self.done)} reported again")
-        self.done[offset:end] = b"\1" * count
+        end, size = offset + count, len(self.slots)
+        if self.done is None:
+            self.done = bytearray(size)
+        done = self.done
+        if end > size or done.find(1, offset, end) >= 0:
+            raise CorruptHeaderError(f"tasks {offset} to {end} of {size} reported again")
+        done[offset:end] = b"\1" * count
         self.left -= count
 
     def unreported(self, start: int, stop: int) -> list[int]:
         """Offsets in that range whose tasks are not settled."""
-        return [at for at in range(start, stop) if not self.done[at]]
+        return [at for at in range(start, stop) if self.done is None or not self.done[at]]
 
 
 class Queue:
@@ -93,6 +99,7 @@ class Queue:
         self._hurried: deque[Calls] = deque()  # calls that may pass, if they still wait
         self._pressed_until = 0.0
         self._kicked = False
+        self._over = False
         self._deaths = 0  # of workers that had work and had begun none of it, in a row
 
     # -- from feeds to workers -----------------------------------------------------------------
@@ -102,16 +109,16 @@ class Queue:
 
         An idle worker has room for one task of any function (credit.py, K1), unless it leaves.
         """
+        calls.expect(future)
         if not self._feeds and not self.suspects.unsettled:
             for worker in self.workers:
                 if not worker.chunks and not worker.leaving and not worker.link.congested:
-                    calls.add_sent(future)
                     self._send_chunk(worker, calls, (future,), [item])
                     if worker.credit.spent:
                         worker.leave()
                     worker.link.flush()
                     return
-        calls.add(future, item)
+        calls.wait((future, item))
         if not (self._kicked and calls.queued and calls.hurried):  # else it has been offered
             self.offer(calls)
 
@@ -184,6 +191,7 @@ class Queue:
 
         Nor does anything lead back to the engine, which goes with the last that refers to it.
         """
+        self._over = True
         self._feeds.clear()
         self.calls.clear()
         self.suspects.clear()
@@ -250,50 +258,54 @@ class Queue:
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
         """
         payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
-        if count == len(items):
-            self._send_encoded(worker, feed, slots, items, payload)
-            return count
+        rest = None
+        if count != len(items):
+            rest = slots[count:], items[count:]
+            slots, items = slots[:count], items[:count]
         if count:
-            self._send_encoded(worker, feed, slots[:count], items[:count], payload)
-        rest = count
-        if error is not None:
-            rest = count + 1
-            feed.fail(slots[count], explain_item(error, feed, slots[count]))
-        if rest < len(slots):
-            feed.put_back(slots[rest:], items[rest:])
+            function, credit = feed.function, worker.credit
+            if function.id not in worker.functions:
+                self._send_function(worker, function)
+            ident = credit.sent  # unique for this worker, and it counts in order
+            size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
+            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
+            now = monotonic()
+            credit.send(count, function.id, now, size)
+            worker.link.send(
+                CHUNK,
+                flags=feed.mode,
+                count=count,
+                ident=ident,
+                offset=BURST // PRESSED if self._pressed_until > now else BURST,
+                function=function.id,
+                payload=payload,
+            )
+        if rest is not None:
+            self._keep(feed, *rest, error)
         return count
 
-    def _send_encoded(
+    def _send_function(self, worker: PoolWorker, function: Function) -> None:
+        worker.functions.add(function.id)
+        worker.link.send(
+            Kind.FUNCTION,
+            flags=function.stateful,
+            function=function.id,
+            payload=[function.payload],
+        )
+
+    def _keep(
         self,
-        worker: PoolWorker,
         feed: Feed | Suspect,
         slots: Slots,
         items: list[Any],
-        payload: Sequence[Any],
+        error: BaseException | None,
     ) -> None:
-        function = feed.function
-        if function.id not in worker.functions:
-            worker.functions.add(function.id)
-            worker.link.send(
-                Kind.FUNCTION,
-                flags=function.stateful,
-                function=function.id,
-                payload=[function.payload],
-            )
-        ident = worker.credit.sent  # unique for this worker, and it counts in order
-        size = sum(map(len, payload))
-        worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
-        now = monotonic()
-        worker.credit.send(len(slots), function.id, now, size)
-        worker.link.send(
-            CHUNK,
-            flags=feed.mode,
-            count=len(slots),
-            ident=ident,
-            offset=BURST // PRESSED if self._pressed_until > now else BURST,
-            function=function.id,
-            payload=payload,
-        )
+        """Put back what a frame had no room for; the first of it failed, if there is an error."""
+        if error is not None:
+            feed.fail(slots[0], explain_item(error, feed, slots[0]))
+            slots, items = slots[1:], items[1:]
+        if slots:
+            feed.put_back(slots, items)
 
     def _return(self, feed: Feed | Suspect, slots: Slots, items: list[Any]) -> None:
         feed.put_back(slots, items)
@@ -303,31 +315,57 @@ class Queue:
 
     # -- from workers to feeds -----------------------------------------------------------------
 
-    def on_results(
-        self, worker: PoolWorker, ident: int, offset: int, count: int, payload: memoryview
+    def on_frame(
+        self,
+        worker: PoolWorker,
+        on_notice: OnNotice,
+        kind: int,
+        flags: int,
+        count: int,
+        ident: int,
+        offset: int,
+        function: int,
+        payload: Any,
     ) -> None:
-        values, failures = decode_items(payload, count)
-        chunk = self._report(worker, ident, offset, count)
-        slots = chunk.slots
-        if count != len(slots):
-            slots = slots[offset : offset + count]
-        if not failures:
-            chunk.feed.deliver(slots, values, len(payload))
-            return
-        for at, slot in enumerate(slots):
-            if at in failures:
-                chunk.feed.fail(slot, explain_result(failures[at]))
-            else:
-                chunk.feed.deliver([slot], [values[at]], len(payload) // count)
+        """A frame from a worker: results, an error, or something for `on_notice`.
 
-    def on_error(self, worker: PoolWorker, ident: int, offset: int, payload: memoryview) -> None:
-        error = remote.load_exception(payload, backend.loads)
-        chunk = self._report(worker, ident, offset, 1)
-        chunk.feed.fail(chunk.slots[offset], error)
+        One function, and not one for each step: every `apply` comes through here.
+        """
+        if self._over:
+            return  # everything is settled already
+        errors: dict[int, BaseException] | None = None
+        if kind == RESULTS:
+            values, failures = decode_items(payload, count)
+            if failures:
+                errors = {at: explain_result(error) for at, error in failures.items()}
+        elif kind == ERROR:
+            count, values = 1, [None]
+            errors = {0: remote.load_exception(payload, backend.loads)}
+        else:
+            on_notice(worker, kind, count, payload)
+            return
+        chunk = worker.chunks.get(ident)
+        if chunk is None:
+            raise CorruptHeaderError(f"an answer to chunk {ident}, which this worker does not hold")
+        feed, slots, size = chunk.feed, chunk.slots, chunk.size
+        if count != len(slots) or offset or chunk.left != count:  # not all of it at once
+            chunk.report(offset, count)
+            slots = slots[offset : offset + count]
+            if chunk.left:
+                size = 0
+            else:
+                del worker.chunks[ident]
+        else:
+            del worker.chunks[ident]
+        worker.credit.report(count, feed.function.id, size)
+        if errors is None:
+            feed.deliver(slots, values, len(payload))
+        else:
+            settle_each(feed, slots, values, errors, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
         """A batch of answers was heard: adapt the worker's credit and send what it allows."""
-        worker.credit.settle(worker.link.started, monotonic())
+        worker.credit.settle(worker.link.counter.started, monotonic())
         if self._feeds or self.suspects.unsettled:
             self.serve(worker)
         else:
@@ -381,12 +419,9 @@ class Queue:
             raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {ident}")
         if not chunk.unreported(offset, end):
             return
-        if kind == Kind.RESULTS:
-            self.on_results(worker, ident, offset, count, payload)
-        elif kind == Kind.ERROR and count == 1:
-            self.on_error(worker, ident, offset, payload)
-        else:
-            raise CorruptHeaderError(f"an entry of kind {kind}")
+        if kind == ERROR and count != 1:
+            raise CorruptHeaderError(f"one error of {count} tasks")
+        self.on_frame(worker, refuse_entry, kind, 0, count, ident, offset, 0, payload)
 
     def _is_poisonous(self, worker: PoolWorker, chunks: list[Chunk]) -> bool:
         """Q4: whether it must be the first of these chunks that kills workers."""
@@ -399,18 +434,25 @@ class Queue:
         self._deaths = 0
         return True
 
-    def _report(self, worker: PoolWorker, ident: int, offset: int, count: int) -> Chunk:
-        chunk = worker.chunks.get(ident)
-        if chunk is None:
-            raise CorruptHeaderError(f"results of chunk {ident}, which this worker does not hold")
-        worker.credit.report(count, chunk.feed.function.id)
-        if count != len(chunk.slots) or offset or chunk.left != count:  # not all of it at once
-            chunk.report(offset, count)
-            if chunk.left:
-                return chunk
-        del worker.chunks[ident]
-        worker.credit.answered(chunk.size)
-        return chunk
+
+def settle_each(
+    feed: Feed | Suspect,
+    slots: Slots,
+    values: list[Any],
+    errors: dict[int, BaseException],
+    size: int,
+) -> None:
+    """Settle tasks of which some have failed, those at the offsets in `errors`."""
+    for at, slot in enumerate(slots):
+        if at in errors:
+            feed.fail(slot, errors[at])
+        else:
+            feed.deliver([slot], [values[at]], size)
+
+
+def refuse_entry(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
+    """A journal holds answers and nothing else."""
+    raise CorruptHeaderError(f"an entry of kind {kind}")
 
 
 def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:

@@ -28,6 +28,7 @@ Descriptors: in the parent one for the pool and one for a worker (its bell), one
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -95,20 +96,23 @@ class Porch:
     def __init__(self, bell: ring.Doorbell) -> None:
         self.bell = bell
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._links: tuple[ShmLink, ...] = ()
+        self._inlets: list[framing.Inlet] = []
+        # S4. In C: for each link that a bell is not for, it would else cost a call
+        self._rung = functools.partial(framing.answer, bell, self._inlets)
 
-    def add(self, loop: asyncio.AbstractEventLoop, link: ShmLink) -> None:
-        """Let `link.rung` be called in `loop` when the bell is rung."""
+    def add(self, loop: asyncio.AbstractEventLoop, inlet: framing.Inlet) -> None:
+        """Let `inlet` be called in `loop` when the bell is rung and it has something to do."""
         if self._loop is None:
             watch(loop, self.bell.fileno(), self._rung)
             self._loop = loop
         elif loop is not self._loop:
             raise RuntimeError("the links of one backend belong to one event loop")
-        self._links += (link,)
+        self._inlets.append(inlet)
 
-    def remove(self, link: ShmLink) -> None:
-        """Forget `link`."""
-        self._links = tuple(other for other in self._links if other is not link)
+    def remove(self, inlet: framing.Inlet) -> None:
+        """Forget `inlet`, if it is here."""
+        if inlet in self._inlets:
+            self._inlets.remove(inlet)
 
     def close(self) -> None:
         """Stop listening and close the bell. Idempotent."""
@@ -121,11 +125,6 @@ class Porch:
         """Close the bell in a forked copy, see `Endpoint.abandon`."""
         self._loop = None
         self.bell.close()
-
-    def _rung(self) -> None:
-        self.bell.clear()  # S4
-        for link in self._links:
-            link.rung()
 
 
 class ShmLink(Endpoint):
@@ -144,6 +143,7 @@ class ShmLink(Endpoint):
         """Ring the peer by `bell`, hear it at `porch`; call `closers` at the end."""
         super().__init__(links)
         self._mapping = mapping
+        self.counter: Counter = mapping
         self._producer = producer
         self._consumer = consumer
         self._bell = bell
@@ -156,16 +156,17 @@ class ShmLink(Endpoint):
         self._outbox: deque[Parcel] = deque()
         self._assembly = Assembly(growing.Growing)
         self._final_started: int | None = None
+        self._outlet = framing.Outlet(
+            producer, bell, self._outbox, self._send_other, self._break_soon, self._most
+        )
+        self.send = self._outlet.send  # no method of ours stands in between, at every frame
+        self.flush = self._outlet.flush
         self._inlet: framing.Inlet | None = None  # from start() on
 
     @property
     def started(self) -> int:
         final = self._final_started
         return self._mapping.started if final is None else final
-
-    @property
-    def counter(self) -> Counter:
-        return self._mapping
 
     def mark_started(self, n: int) -> None:
         if not self._closed:
@@ -186,50 +187,36 @@ class ShmLink(Endpoint):
         self._bind(loop, handler, on_room, on_broken, on_drained)
         self._inlet = framing.Inlet(
             self._consumer,
+            self._outlet,
             handler,
             self._take_record,
-            self._release,
+            on_drained,
+            # `_service` and not `drain`, also when nothing waits for room yet: it may by the time
+            # that the turn is continued, and a bell that comes in between is left to that (S5)
+            functools.partial(self._turn, self._service),
             BATCH_FRAMES,
             BATCH_BYTES,
             self._quarter,
         )
-        self._porch.add(loop, self)
+        self._porch.add(loop, self._inlet)
         self._continue(self._service)  # S3: goes to sleep for the first time
-
-    def rung(self) -> None:
-        """The bell that this link listens for was rung, for it or for another."""
-        assert self._inlet is not None
-        # `_service` and not `_drain`, also when nothing waits for room yet: it may by the time that
-        # the turn is continued, and a bell that comes in between is left to the continuation (S5)
-        if self._outbox or not self._inlet.asleep():
-            self._turn(self._service)
 
     # Sending
 
-    def send(
+    def _send_other(
         self,
         kind: int,
-        *,
-        flags: int = 0,
-        count: int = 0,
-        ident: int = 0,
-        offset: int = 0,
-        function: int = 0,
-        payload: Sequence[Segment] = (),
+        flags: int,
+        count: int,
+        ident: int,
+        offset: int,
+        function: int,
+        payload: Sequence[Segment],
     ) -> None:
-        try:
-            if not (self._outbox or self._closed or self._broken) and framing.write_frame(
-                self._producer, self._most, kind, flags, count, ident, offset, function, payload
-            ):
-                return
-        except ring.RingCorruptError as error:
-            self._break_soon(error)
-            return
+        """A frame that is not one record, or not now."""
         size = sum(map(len, payload))
         if size > MAX_PAYLOAD:
             refuse_payload(size)
-        if self._closed or self._broken:
-            return
         sizes = b""
         if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # F4
             payload = [segment for segment in payload if len(segment)]
@@ -251,16 +238,10 @@ class ShmLink(Endpoint):
                 self._continue(self._service)
             self.congested = bool(self._outbox)
         if self._outbox:
-            parcel.settle()
-
-    def flush(self) -> None:
-        if self._closed or self._broken:
-            return
-        try:
-            if self._producer.publish():
-                self._bell.ring()
-        except ring.RingCorruptError as error:
-            self._break_soon(error)
+            try:
+                parcel.settle()
+            except MemoryError as error:  # a part of it may be under way
+                self._break_soon(error)
 
     def _publish(self) -> None:
         if self._producer.publish():
@@ -302,18 +283,8 @@ class ShmLink(Endpoint):
     def _service(self) -> bool:
         """One turn: what waits for room, then what has arrived."""
         again = self._pump() if self._outbox else False
-        return not self._closed and (self._drain() or again)
-
-    def _drain(self) -> bool:
-        """Hand over a batch; True if there is more. S3."""
         assert self._inlet is not None
-        frames, more = self._inlet.hand_over()
-        if frames and not self._closed:
-            if self._consumer.release():
-                self._bell.ring()
-            if self._on_drained is not None:
-                self._on_drained()
-        return not self._closed and (more or not self._consumer.sleep())
+        return not self._closed and (self._inlet.drain() or again)
 
     def _take_record(self, flags: int, record: memoryview) -> None:
         """What is not one record with a plain header."""
@@ -360,10 +331,6 @@ class ShmLink(Endpoint):
             self._assembly.begin(fields, length, sizes)
             self._assembly.add(payload)
 
-    def _release(self) -> None:
-        if self._consumer.release():
-            self._bell.ring()
-
     def _drain_all(self) -> None:
         if self._inlet is None:
             return  # never started
@@ -374,11 +341,13 @@ class ShmLink(Endpoint):
     # Closing
 
     def _hush(self) -> None:
-        self._porch.remove(self)
+        self._outlet.stop()
         if self._inlet is not None:
+            self._porch.remove(self._inlet)
             self._inlet.stop()
 
     def _dispose(self) -> None:
+        self._outlet.stop()
         self._final_started = self._mapping.started
         self._outbox.clear()
         self._assembly = Assembly()

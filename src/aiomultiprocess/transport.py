@@ -58,7 +58,11 @@ Callback = Callable[[], None]
 
 
 class Counter(Protocol):
-    """Where a worker marks how many items it has started."""
+    """Where a worker marks how many items it has started, as long as the link is open."""
+
+    @property
+    def started(self) -> int:
+        """The total that was stored last."""
 
     def mark_started(self, n: int, /) -> None:
         """Store the total `n`, visible to the parent even if the next instruction is a SIGKILL."""
@@ -77,7 +81,7 @@ class Link(Protocol):
 
     @property
     def counter(self) -> Counter:
-        """For the worker: the object behind `started`, for whoever marks at every item."""
+        """The object behind `started`, for whoever marks or looks at every item."""
 
     def start(
         self,
