@@ -211,3 +211,20 @@ async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never
     assert suspects.next_for(worker) is None  # type: ignore[arg-type]
     assert not suspects.unsettled
     assert settled == [calls]
+
+
+async def test_calls_that_last_have_ended_when_all_are_settled_and_the_pool_closes() -> None:
+    function = FunctionTable(backend.dumps).of(workload.two)
+    ended: list[Calls] = []
+    idle, busy = (Calls(function, ended.append, lasting=True) for _ in range(2))
+    futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    for calls, future in zip((idle, busy), futures, strict=True):
+        calls.expect(future)
+    idle.deliver([futures[0]], [1], 1)
+    assert not ended  # there may be more of them
+    for calls in (idle, busy):
+        calls.pool_closes()
+    assert ended == [idle]
+    busy.fail(futures[1], WorkerLostError("two", 1, 1))
+    assert ended == [idle, busy]
+    assert futures[1].exception() is not None
