@@ -128,6 +128,7 @@ cdef class Inlet:
     cdef Doorbell bell
     cdef object outbox, handler, on_record, on_drained, on_call
     cdef Py_ssize_t most_frames, most_bytes, quarter
+    cdef bint heard  # records, since the end of the last batch
     cdef bint stopped
 
     def __init__(
@@ -154,13 +155,12 @@ cdef class Inlet:
         return self.stopped or amp_asleep(&self.consumer.ring)
 
     def drain(self):
-        cdef Py_ssize_t frames
-        cdef bint more
-        frames, more = self.hand_over()
-        if frames and not self.stopped:
+        cdef bint more = self.hand_over()[1]
+        if self.heard and not self.stopped:
             self.release()
             if self.on_drained is not None:
                 self.on_drained()
+            self.heard = False  # only now: what a KeyboardInterrupt cuts short is done again (T7)
         return not self.stopped and (more or not self.consumer.sleep())  # S3
 
     cpdef tuple hand_over(self):
@@ -178,6 +178,7 @@ cdef class Inlet:
                 return frames, False
             if frames == 0:
                 amp_awake(&consumer.ring)
+                self.heard = True
             length = consumer.record.length
             self.take(consumer)
             frames += 1

@@ -50,6 +50,22 @@ async def fail_after_a_turn(text: str, kind: str = "RuntimeError") -> NoReturn:
     fail_now(text, kind)
 
 
+class Revived:
+    """Does something when it is unpickled, which a test decides."""
+
+    act: Callable[[], None] = staticmethod(lambda: None)
+
+    def __getstate__(self) -> bool:
+        return True
+
+    def __setstate__(self, state: bool) -> None:
+        type(self).act()
+
+
+def make_revived() -> Revived:
+    return Revived()
+
+
 class TwoArgumentsError(Exception):
     """Not to be rebuilt by a call with its `args`."""
 

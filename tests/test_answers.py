@@ -78,8 +78,7 @@ class Worker:
 
     def run(self, items: list[str], *gates: str) -> list[Sent]:
         """Open these gates, each in a turn of its own; the frames that were sent."""
-        (payload,), count, _ = backend.encode_items(items, 0, len(items), 1 << 20)
-        self.engine._on_frame(Kind.CHUNK, Mode.MAP, count, 7, 2000, 1, memoryview(payload))
+        self.receive(items, 7, 1)
 
         async def drive() -> None:
             self.loop.call_soon(self.engine._turn)
@@ -91,6 +90,12 @@ class Worker:
 
         self.loop.run_until_complete(drive())
         return self.link.sent
+
+    def receive(self, items: list[str], ident: int, function: int) -> None:
+        (payload,), count, _ = backend.encode_items(items, 0, len(items), 1 << 20)
+        self.engine._on_frame(
+            Kind.CHUNK, Mode.MAP, count, ident, 2000, function, memoryview(payload)
+        )
 
     def is_busy(self, items: list[str], gate: str) -> bool:
         """Whether items behind this gate have not ended, or the turn after them is to come."""
@@ -165,6 +170,30 @@ def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
     worker.engine._functions[1] = item
     assert worker.run(["a", "b", "a"]) == [(Kind.RESULTS, 0, 3)]
     assert refused == ["an entry is open"]
+
+
+def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> None:
+    """An item that runs the loop from inside, as nest_asyncio lets it (W7)."""
+    engine, loop = worker.engine, worker.loop
+
+    def inside(what: str) -> str:
+        spare = asyncio.current_task(loop)
+        assert spare is not None
+        asyncio.tasks._leave_task(loop, spare)
+        worker.gates["a"].set()
+        for _ in range(8):
+            loop.call_soon(engine._turn)
+            loop._run_once()  # type: ignore[attr-defined]
+        asyncio.tasks._enter_task(loop, spare)
+        return what
+
+    engine._functions[2] = inside
+    worker.run(["a", "a"])
+    loop.call_soon(worker.receive, ["c", "c"], 8, 2)
+    loop.call_soon(engine._turn)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert worker.link.sent == [(Kind.RESULTS, 0, 2), (Kind.RESULTS, 0, 2)]
+    assert not engine._running
 
 
 @pytest.mark.row("B13")

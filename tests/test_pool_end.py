@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,82 @@ import pytest
 
 import mishaps
 import workload
-from aiomultiprocess import Pool, PoolTerminatedError
+from aiomultiprocess import Pool, PoolTerminatedError, RoundRobin
 from support import Meeting, lines, outcomes, wait_for_exit
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 
 # -- the end of a pool -----------------------------------------------------------------------------
+
+
+class Ending(RoundRobin):
+    """Ends its pool when it is asked for the queue of a task, or told of the end of one."""
+
+    def __init__(self, *, asked: bool = False, told: bool = False) -> None:
+        super().__init__()
+        self.asked, self.told = asked, told
+        self.end: Callable[[], None] = lambda: None
+
+    def schedule_task(self, *args: Any) -> Any:
+        if self.asked:
+            self.end()
+        return super().schedule_task(*args)
+
+    def complete_task(self, task_id: Any) -> None:
+        super().complete_task(task_id)
+        if self.told:
+            self.end()
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+@pytest.mark.parametrize("what", ["arguments", "scheduler", "input"])
+async def test_a_call_that_ends_its_pool_while_it_is_made_is_refused(what: str, end: str) -> None:
+    scheduler = Ending(asked=what == "scheduler")
+    pool = Pool(1, scheduler=scheduler)
+    scheduler.end = getattr(pool, end)
+
+    def ending() -> Iterator[int]:
+        scheduler.end()
+        yield 4
+
+    class Input:
+        def __iter__(self) -> Iterator[int]:
+            return ending()
+
+    async def call() -> Any:
+        if what == "input":
+            return await pool.map(workload.double, Input())
+        args: Any = ending() if what == "arguments" else (4,)
+        return await pool.apply(workload.double, args)
+
+    with pytest.raises(RuntimeError, match="pool is closed"):
+        await call()
+    await pool.join()
+
+
+async def test_a_pool_may_be_terminated_by_its_scheduler() -> None:
+    scheduler = Ending(told=True)
+    pool = Pool(1, scheduler=scheduler)
+    scheduler.end = pool.terminate
+    with pytest.raises(PoolTerminatedError):
+        await pool.map(workload.double, range(2000))
+    await pool.join()
+
+
+async def test_a_pool_may_be_terminated_by_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "ran"
+    async with Meeting() as meeting:
+        pool = Pool(1)
+        waiting = asyncio.ensure_future(pool.apply(workload.clean_up, (str(path), meeting.port)))
+        await meeting.next()
+        mishaps.Revived.act = pool.terminate
+        with pytest.raises(PoolTerminatedError):
+            await pool.apply(mishaps.make_revived)
+        await pool.join()
+        with pytest.raises(PoolTerminatedError):
+            await waiting
+    assert len(lines(path)) == 1  # its worker was asked to end, and not killed
 
 
 async def test_close_lets_all_tasks_finish(tmp_path: Path) -> None:

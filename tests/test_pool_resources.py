@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Any
 
 import psutil
@@ -153,3 +154,16 @@ async def test_a_slow_reader_of_an_endless_input_needs_bounded_memory(
                 await pool.map(workload.double, range(20_000))  # time enough to run away
                 # read and unread results, 64 MiB of each, and what is on its way
                 assert memory() - memory_before < 3 * 64 * MIB + SLACK
+
+
+async def test_nothing_is_kept_of_a_function_that_is_never_met_again(backend: str) -> None:
+    """A class method of a builtin type is another object each time that it is asked for."""
+    async with Pool(1) as pool:
+        assert await pool.apply(workload.two) == 2
+        engine = pool._engine
+        assert engine is not None
+        [worker], [queue] = engine.workers, engine.queues.values()
+        for year in range(2000, 2050):
+            assert (await pool.apply(date.fromisoformat, (f"{year}-01-01",))).year == year
+        assert await pool.map(date.fromisoformat, ["2000-01-01"]) == [date(2000, 1, 1)]
+        assert len(engine._open) == len(queue.calls) == len(worker.functions) == 1

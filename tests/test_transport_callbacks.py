@@ -100,22 +100,37 @@ async def test_links_may_be_closed_when_they_break(pair: Pair) -> None:
     await asyncio.sleep(0)
 
 
-def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(made: Backend) -> None:
+@pytest.mark.parametrize("where", ["a frame", "the last frame", "the end of the batch"])
+def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
+    made: Backend, where: str
+) -> None:
     loop = asyncio.new_event_loop()
     pair = Pair(made)
     for ear in (pair.parent, pair.worker):
         ear.listen(loop)
 
-    def act(payload: memoryview) -> None:
-        if len(pair.worker.frames) == 2:
-            raise KeyboardInterrupt
+    interrupts = iter([KeyboardInterrupt])
 
-    pair.worker.act = act
+    def act(payload: memoryview) -> None:
+        if len(pair.worker.frames) == {"a frame": 2, "the last frame": 5}.get(where):
+            raise next(interrupts)
+
+    def on_drained() -> None:
+        if where == "the end of the batch":
+            for interrupt in interrupts:
+                raise interrupt
+        ends.append(len(pair.worker.frames))
+
+    ends: list[int] = []  # frames that were there at the end of a batch that was not cut short
+    pair.worker.act, pair.worker.on_drained = act, on_drained
     say(pair.parent.link, *range(5))
     with pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(pair.worker.hears(5))
+        loop.run_until_complete(asyncio.sleep(20))
     asyncio.set_event_loop(loop)
-    loop.run_until_complete(pair.worker.hears(5))
+    loop.run_until_complete(pair.worker.until(lambda: ends or asyncio.sleep(0)))
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    assert ends == [5]
     assert pair.worker.idents == list(range(5))
     assert pair.worker.broken == []
     pair.close()

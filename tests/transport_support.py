@@ -50,6 +50,7 @@ class Ear:
         self.broken: list[BaseException] = []
         self.act: Callable[[Any], None] = lambda payload: None
         self.on_room: Callable[[], None] = lambda: None
+        self.on_drained: Callable[[], None] = lambda: None
         self.on_broken: Callable[[], None] = lambda: None
         self._news = asyncio.Event()
 
@@ -92,6 +93,7 @@ class Ear:
 
     def _drained(self) -> None:
         self.batches.append(len(self.frames) - sum(self.batches))
+        self.on_drained()
 
 
 class Pair:

@@ -22,7 +22,7 @@ W6  What has finished outlives the process: an answer is in the journal (journal
     an answer from the callback of its task on.
 W7  An entry of the journal is the burst's that writes it, or `_answer`'s, which goes on with it to
     the end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
-    from the other.
+    from the other: what ends while an item runs the loop from inside is answered after the burst.
 
 This module is the first that a fresh worker imports: it must stay light.
 """
@@ -179,6 +179,8 @@ class WorkerEngine:
         self._journal = backend.Journal(link.journal)
         self._next_in_entry: Place | None = None  # None: no entry is open for `_answer` (W7)
         self._burst = BURST
+        self._in_burst = False
+        self._ended: list[asyncio.Task[Any]] = []  # during a burst (W7)
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
         self._closing = False
@@ -321,6 +323,8 @@ class WorkerEngine:
 
     def _turn(self) -> None:
         """Start what may be started, then send what there is to send."""
+        if self._in_burst:  # an item runs the loop from inside: the turn it is in goes on after it
+            return
         chunks, link = self._chunks, self._link
         begun = time.monotonic_ns()
         deadline = begun + self._burst
@@ -352,12 +356,16 @@ class WorkerEngine:
         assert self._starter is not None  # there are no chunks before
         self._send_values()
         self._journal.begin(chunk.ident, at)
+        self._in_burst = True
         try:
             end, status, what = self._starter.run(
                 mode, func, items, at, stop, self._journal, deadline
             )
         finally:
+            self._in_burst = False
             self._close_entry()
+            if self._ended:
+                self._end_those_inside()
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
@@ -381,7 +389,7 @@ class WorkerEngine:
         """A suspended item returns: answer now, code of others may run before its callback (W6)."""
         task = asyncio.current_task(self._loop)
         place = None if task is None else self._running.get(task)
-        if task is None or place is None or getattr(task, "_must_cancel", False):
+        if task is None or place is None or self._in_burst or getattr(task, "_must_cancel", False):
             return  # it may end otherwise, the callback will know
         try:
             self._answer(*place, value)
@@ -389,7 +397,16 @@ class WorkerEngine:
             return
         self._running[task] = None
 
+    def _end_those_inside(self) -> None:
+        """Tasks that ended while an item of the burst ran the loop from inside (W7)."""
+        ended, self._ended = self._ended, []
+        for task in ended:
+            self._on_task_done(task)
+
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
+        if self._in_burst:
+            self._ended.append(task)
+            return
         place = self._running.pop(task)
         if place is not None:
             self._end_task(task, *place)

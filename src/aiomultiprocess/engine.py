@@ -213,6 +213,9 @@ class Engine:
 
     def submit_job(self, job: Job) -> None:
         """Give all tasks of a job to the workers."""
+        if self.state is not OPEN:  # its input was asked for items, and may have ended the pool
+            job.source.stop()
+            self.check_open()
         if job.done:
             return
         self._open.add(job)
@@ -240,6 +243,9 @@ class Engine:
             tid = TaskID(next(self._task_ids))
             queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
             future.add_done_callback(lambda _: self._complete(tid))
+        if self.state is not OPEN:  # code of the user's was run above, and may have ended the pool
+            future.cancel()
+            self.check_open()
         calls = queue.calls.get(function.id)
         if calls is None:
             calls = Calls(function, self.on_settled, lasting=function.permanent)
@@ -369,7 +375,7 @@ class Engine:
             worker.kill_now()
         self._open.clear()  # they lead back here
         for queue in self.queues.values():
-            queue.calls.clear()
+            queue.clear()
         self._channels.close()
 
     def _break(self, reason: BaseException) -> None:

@@ -241,7 +241,8 @@ class Router:
 
     def complete(self, index: int) -> None:
         """Tell the scheduler that a task has ended."""
-        self._completed(self._ids.pop(index))
+        if index in self._ids:  # else what it was told before has ended the pool, and all with it
+            self._completed(self._ids.pop(index))
 
     def complete_all(self) -> None:
         """Tell it of all that have not."""

@@ -2,9 +2,10 @@
 
 A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
 other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
-change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it. In
-the worker each item gets a copy of such state for itself, as it does of its arguments, unless that
-state cannot change.
+change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it; so
+is a class method of a builtin type, such as `date.fromisoformat`, which would never be met again.
+In the worker each item gets a copy of such state for itself, as it does of its arguments, unless
+that state cannot change.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Function:
         self.id = number
         self.label = label_of(func)
         self.payload = payload
-        self.permanent = is_plain(func)
+        self.permanent = is_plain(func) and not is_fleeting(func)
         self.stateful = not is_immutable(func)
 
 
@@ -88,6 +89,11 @@ def is_plain(func: object) -> bool:
     if isinstance(func, types.BuiltinFunctionType):
         return func.__self__ is None or isinstance(func.__self__, types.ModuleType | type)
     return isinstance(func, types.FunctionType | type)
+
+
+def is_fleeting(func: object) -> bool:
+    """Whether `func` is another object each time that it is asked for: a builtin class method."""
+    return isinstance(func, types.BuiltinFunctionType) and isinstance(func.__self__, type)
 
 
 def is_immutable(value: object) -> bool:

@@ -209,6 +209,7 @@ class PipeLink(Endpoint):
         self.counter: Counter = ledger
         self._outbox = Outbox()
         self._inbox = Inbox()
+        self._heard = False  # frames, since the end of the last batch
         self._gone = False
 
     @property
@@ -315,13 +316,19 @@ class PipeLink(Endpoint):
             frames += self._hand_over(BATCH_FRAMES - frames)
             if n < BUFFER_SIZE:  # add_reader calls again if there is more
                 break
-        if frames and self._on_drained is not None and not self._closed:
-            self._on_drained()
+        if self._heard and not self._closed:
+            if self._on_drained is not None:
+                self._on_drained()
+            self._heard = False
         return frames >= BATCH_FRAMES
 
     def _hand_over(self, limit: int) -> int:
         frames = 0
-        while frames < limit and not self._closed and self._inbox.deliver(self._handler):
+        while frames < limit and not self._closed:
+            heard, self._heard = self._heard, True  # also if a KeyboardInterrupt cuts it short (T7)
+            if not self._inbox.deliver(self._handler):
+                self._heard = heard
+                break
             frames += 1
         return frames
 

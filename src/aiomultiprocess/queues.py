@@ -113,7 +113,12 @@ class Queue:
         if not self._feeds and not self.suspects.unsettled:
             for worker in self.workers:
                 if not worker.chunks and not worker.leaving and not worker.link.congested:
-                    self._send_chunk(worker, calls, (future,), [item])
+                    try:
+                        self._send_chunk(worker, calls, (future,), [item])
+                    except KeyboardInterrupt:  # nobody will wait for it: see _send_chunk
+                        future.cancel()
+                        self._line_up(calls)
+                        raise
                     if worker.credit.spent:
                         worker.leave()
                     worker.link.flush()
@@ -142,6 +147,13 @@ class Queue:
         if isinstance(feed, Calls) and not feed.hurried:
             feed.hurried = True
             self._hurried.append(feed)
+
+    def _line_up(self, feed: Feed) -> None:
+        """Put a feed in front of the line, where it may stand already; it is served soon."""
+        if feed not in self._feeds:
+            feed.queued = True
+            self._feeds.appendleft(feed)
+        self._kick_soon()
 
     def _kick_soon(self) -> None:
         if not self._kicked:
@@ -238,13 +250,17 @@ class Queue:
         slots: Slots = ()
         if left is not None:  # known: the other workers get as much
             room = min(room, -(-left // fellows))
-        while room > 0 and not link.congested:
-            slots, items = feed.take(room)
-            if not slots:
-                break
-            room -= self._send_chunk(worker, feed, slots, items)
-            if credit.bytes >= MOST_BYTES:  # K5: no backlog, so nothing is pressed
-                room = min(room, credit.room(link.started, feed.function.id, plenty=plenty))
+        try:
+            while room > 0 and not link.congested:
+                slots, items = feed.take(room)
+                if not slots:
+                    break
+                room -= self._send_chunk(worker, feed, slots, items)
+                if credit.bytes >= MOST_BYTES:  # K5: no backlog, so nothing is pressed
+                    room = min(room, credit.room(link.started, feed.function.id, plenty=plenty))
+        except KeyboardInterrupt:
+            self._line_up(feed)
+            raise
         feed.queued = feed.left != 0 and bool(slots)
         if feed.queued:  # else it comes back when it has more
             self._feeds.append(feed)
@@ -256,8 +272,13 @@ class Queue:
         """Send as many of these as one frame carries and put back the rest; returns how many went.
 
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
+        A KeyboardInterrupt of the program's, while an item was pickled, is raised: all are back.
         """
-        payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+        try:
+            payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+        except KeyboardInterrupt:
+            feed.put_back(slots, items)
+            raise
         rest = None
         if count != len(items):
             rest = slots[count:], items[count:]
@@ -346,6 +367,8 @@ class Queue:
             return
         chunk = worker.chunks.get(ident)
         if chunk is None:
+            if self._over:  # ended by user code, while a value was unpickled
+                return
             raise CorruptHeaderError(f"an answer to chunk {ident}, which this worker does not hold")
         feed, slots, size = chunk.feed, chunk.slots, chunk.size
         if count != len(slots) or offset or chunk.left != count:  # not all of it at once

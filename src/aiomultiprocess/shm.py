@@ -233,15 +233,15 @@ class ShmLink(Endpoint):
 
     def _defer(self, parcel: Parcel) -> None:
         self._outbox.append(parcel)
-        if not self.congested:
-            if self._write():
-                self._continue(self._service)
-            self.congested = bool(self._outbox)
-        if self._outbox:
-            try:
+        try:
+            if not self.congested:
+                if self._write():
+                    self._continue(self._service)
+                self.congested = bool(self._outbox)
+            if self._outbox:
                 parcel.settle()
-            except MemoryError as error:  # a part of it may be under way
-                self._break_soon(error)
+        except MemoryError as error:  # a part of it may be under way
+            self._break_soon(error)
 
     def _publish(self) -> None:
         if self._producer.publish():
