@@ -49,6 +49,36 @@ def test_quick_tasks_travel_by_the_thousand_but_not_after_one_measurement() -> N
     assert 1000 < credit.room(credit.sent, FUNCTION) <= HORIZON / 1e-6 + 16
 
 
+def test_tasks_that_end_together_and_are_reported_one_by_one_are_not_quick() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    now = 0.0
+    for _ in range(20):  # 16 tasks of ten horizons each, which end within a tenth of one
+        credit.send(16, FUNCTION, now)
+        started, now = credit.sent, now + 10 * HORIZON
+        for _ in range(16):
+            report(credit, 1, started, now)
+            now += HORIZON / 160
+    credit.send(16, FUNCTION, now)
+    backlog = credit.room(credit.sent, FUNCTION)
+    assert backlog <= 16 / 10 + 1
+
+
+def test_a_function_that_becomes_slow_is_soon_known_to_be() -> None:
+    credit = Credit(concurrency=1, lifetime=0)
+    now = 0.0
+    for _ in range(20):
+        count = credit.room(credit.sent, FUNCTION)
+        credit.send(count, FUNCTION, now)
+        now += count * 1e-6
+        report(credit, count, credit.sent, now)
+    assert credit.room(credit.sent, FUNCTION) > 1000
+    for _ in range(2):
+        credit.send(1, FUNCTION, now)
+        now += 25 * HORIZON
+        report(credit, 1, credit.sent, now)
+    assert credit.room(credit.sent, FUNCTION) <= 10
+
+
 def test_what_was_learned_of_one_function_is_not_believed_of_another() -> None:
     credit = Credit(concurrency=1, lifetime=0)
     credit.send(1, FUNCTION, now=0.0)
@@ -83,6 +113,21 @@ def test_tasks_that_wait_side_by_side_have_successors_at_hand_while_there_is_ple
     assert credit.room(32, FUNCTION, plenty=True) == 15
     credit.send(15, FUNCTION, now=1.0)
     assert credit.room(32, FUNCTION, plenty=True) == 0
+
+
+def test_at_the_tail_nothing_waits_behind_tasks_that_take_longer_than_the_horizon() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(16, FUNCTION, now=0.0)
+    report(credit, 16, started=16, now=2 * HORIZON)  # eight begin within a horizon
+    credit.send(15, FUNCTION, now=2 * HORIZON)
+    assert credit.room(31, FUNCTION) == 1 + 8
+    assert credit.room(31, FUNCTION, plenty=False) == 1
+
+
+def test_at_the_tail_quick_tasks_wait_as_ever() -> None:
+    credit = with_backlog()
+    room = credit.room(credit.sent, FUNCTION)
+    assert credit.room(credit.sent, FUNCTION, plenty=False) == room > 1
 
 
 def test_plenty_is_nothing_to_a_function_of_which_nothing_is_known() -> None:

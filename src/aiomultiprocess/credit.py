@@ -12,7 +12,8 @@ K1  unstarted tasks at a worker <= backlog of the function + slots that are beli
 K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
 K3  of a function that is known, as many more may wait as were seen to run side by side, if the
     caller says that there is plenty left for everybody: when all slots become free in one turn, the
-    next are there. At the tail of a map there is not plenty, and K1 holds.
+    next are there. At the tail of a map there is not plenty, and nothing waits behind tasks that
+    take longer than `HORIZON`: it could begin elsewhere.
 K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
     begun, as many calls as begin within `HORIZON` (at least one, at most `concurrency`) may wait
     behind them; the next when all of these have begun.
@@ -32,12 +33,18 @@ GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than 
 
 
 class Pace:
-    """How fast one function runs at one worker."""
+    """How fast one function runs at one worker.
 
-    __slots__ = ("backlog", "rate")
+    What was measured counts for less the longer ago it was, `HORIZON` being the measure of that.
+    (A mean of rates would be wrong: of tasks that end together but are reported one by one, all but
+    the first seem to take no time.)
+    """
+
+    __slots__ = ("backlog", "count", "seconds")
 
     def __init__(self) -> None:
-        self.rate = 0.0  # tasks finished per second, while there was work
+        self.count = 0.0  # tasks that ended
+        self.seconds = 0.0  # and the time that it took, while there was work
         self.backlog = 0
 
 
@@ -84,16 +91,20 @@ class Credit:
         return self.sent - self.finished
 
     def room(
-        self, started: int, function: int, *, plenty: bool = False, pressed: bool = False
+        self, started: int, function: int, *, plenty: bool | None = None, pressed: bool = False
     ) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (not K4)."""
+        """How many tasks of `function` may be sent now, `started` of all being begun (not K4).
+
+        `plenty`: whether many are left (K3), None if nobody knows.
+        """
         pace = self._paces.get(function)
         free = self.slots - (started - self.finished)
         if free < self._wanted:
             free = self._wanted
         room = (free if free > 0 else 0) - (self.sent - started)
         if pace is not None and self.bytes < MOST_BYTES:
-            room += pace.backlog // PRESSED if pressed else pace.backlog
+            if plenty or plenty is None or pace.backlog >= self.slots:  # K3
+                room += pace.backlog // PRESSED if pressed else pace.backlog
             if plenty:
                 room += self.slots - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
@@ -151,16 +162,15 @@ class Credit:
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
+            kept = HORIZON / (HORIZON + elapsed)
             for function in self._heard:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
-                rate = count / elapsed
-                if pace.rate:
-                    rate = (pace.rate + rate) / 2
-                pace.rate = rate
+                pace.count = count + kept * pace.count
+                pace.seconds = elapsed + kept * pace.seconds
                 most = pace.backlog * GROWTH or GROWTH
-                backlog = int(rate * HORIZON)
+                backlog = int(pace.count / pace.seconds * HORIZON)
                 pace.backlog = backlog if backlog < most else most
         self._heard.clear()
 

@@ -241,7 +241,7 @@ class Queue:
         """
         feed, link, credit = self._feeds[0], worker.link, worker.credit
         left, fellows = feed.left, len(self.workers)
-        plenty = left is not None and left > 2 * fellows * credit.slots
+        plenty = None if left is None else left > 2 * fellows * credit.slots
         pressed = feed.mode is not Mode.APPLY and self._pressed_until > monotonic()
         room = credit.room(link.started, feed.function.id, plenty=plenty, pressed=pressed)
         if room <= 0 or link.congested:
