@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -81,15 +81,19 @@ class Worker:
         self.receive(items, 7, 1)
 
         async def drive() -> None:
-            self.loop.call_soon(self.engine._turn)
-            await asyncio.sleep(0.001)
+            self.engine._schedule_turn()
+            await self.turns(lambda: not self.engine._turn_scheduled)
             for gate in gates:
                 self.gates[gate].set()
-                while self.is_busy(items, gate):  # noqa: ASYNC110 - each turn of the loop
-                    await asyncio.sleep(0)
+                await self.turns(lambda gate=gate: not self.is_busy(items, gate))
 
         self.loop.run_until_complete(drive())
         return self.link.sent
+
+    async def turns(self, condition: Callable[[], bool]) -> None:
+        """Let the loop turn until then: nothing here waits for time."""
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
     def receive(self, items: list[str], ident: int, function: int) -> None:
         (payload,), count, _ = backend.encode_items(items, 0, len(items), 1 << 20)
@@ -190,8 +194,8 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
     engine._functions[2] = inside
     worker.run(["a", "a"])
     loop.call_soon(worker.receive, ["c", "c"], 8, 2)
-    loop.call_soon(engine._turn)
-    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.call_soon(engine._schedule_turn)
+    loop.run_until_complete(worker.turns(lambda: len(worker.link.sent) == 2))
     assert worker.link.sent == [(Kind.RESULTS, 0, 2), (Kind.RESULTS, 0, 2)]
     assert not engine._running
 

@@ -167,17 +167,21 @@ async def test_a_worker_that_the_system_refuses_is_tried_again_while_others_work
     monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
     start = _spawn._run
     refusals = iter(range(2))
+    started = asyncio.Event()
 
     def refuse_twice(*args: Any) -> Any:
-        return start(*args) if next(refusals, None) is None else no_more_processes()
+        if next(refusals, None) is not None:
+            no_more_processes()
+        started.set()
+        return start(*args)
 
     async with Pool(2) as pool:
         victim = await pool.apply(workload.where)
         monkeypatch.setattr(_spawn, "_run", refuse_twice)
         os.kill(victim, signal.SIGKILL)
-        while victim in {worker.pid for worker in pool.processes} or len(pool.processes) < 2:
+        while not started.is_set():
             assert await pool.apply(workload.two) == 2
-            await asyncio.sleep(0.01)
+        assert len(pool.processes) == 2
         assert await pool.map(workload.double, range(1000)) == [2 * n for n in range(1000)]
     assert [record.message for record in caplog.records] == ["a worker could not be started"] * 2
 
@@ -195,7 +199,6 @@ async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
         refused.set()
         no_more_processes()
 
-    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
     async with Pool(2) as pool:
         victim = await pool.apply(workload.where)
         monkeypatch.setattr(_spawn, "_run", refuse)
@@ -203,9 +206,10 @@ async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
         await refused.wait()
         getattr(pool, end)()
         await pool.join()
-        before = len(asked)
-        await asyncio.sleep(0.1)  # more than the next two pauses
-        assert len(asked) == before
+        assert pool._engine is not None
+        assert pool._engine._next_try is None
+        assert not pool._engine._missing
+        assert len(asked) == 1
 
 
 #: What asks the system for a process.

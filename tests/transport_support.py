@@ -93,6 +93,7 @@ class Ear:
 
     def _drained(self) -> None:
         self.batches.append(len(self.frames) - sum(self.batches))
+        self._news.set()
         self.on_drained()
 
 

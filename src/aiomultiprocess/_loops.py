@@ -73,10 +73,8 @@ if sys.platform == "linux":
             return super().select(timeout)
 
     def _exact_loop() -> asyncio.AbstractEventLoop:
-        """asyncio's own loop, with this selector in place of epoll's; any other is left alone."""
-        loop = (
-            asyncio.new_event_loop()
-        )  # the main module may have a policy, and settings of its own
+        """A loop by the policy, which may be the main module's; exact if it is asyncio's own."""
+        loop = asyncio.new_event_loop()
         selector = getattr(loop, "_selector", None)
         if type(loop) is asyncio.SelectorEventLoop and type(selector) is selectors.EpollSelector:
             selector.__class__ = ExactSelector
