@@ -19,15 +19,16 @@ K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, an
     behind them; the next when all of these have begun.
 K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
     what waits there is in memory twice, here and there.
-K6  while calls have to wait for workers, a quarter of a map's backlog waits there, and they answer
-    four times as often: both are what calls wait behind. A map alone pays for fewer wake-ups.
+K6  while calls have to wait for workers, a `PRESSED`th of a map's backlog waits there, and they
+    answer that many times as often: both are what calls wait behind. A map alone pays for fewer
+    wake-ups.
 """
 
 from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker
 BURST = 2000  # microseconds that it may run before it answers; two to HORIZON, or it runs dry
-PRESSED = 4  # into how many parts both are cut while calls compete (K6)
+PRESSED = 6  # into how many parts both are cut while calls compete (K6)
 MOST_BYTES = 16 << 20  # sent to a worker and not answered
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
