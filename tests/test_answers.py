@@ -1,4 +1,4 @@
-"""How a worker answers items that were suspended: together (child.py, W4), and kept (W6).
+"""How a worker answers items: together (answers.py, W7), one by one (W8), and kept (child.py, W6).
 
 Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
 """
@@ -110,7 +110,7 @@ class Worker:
 
     def close(self) -> None:
         self.engine.close()
-        self.engine._journal.close()
+        self.engine._answers.close()
         self.loop.close()
 
 
@@ -166,7 +166,7 @@ def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
     def item(what: str) -> str:
         if what == "b":
             try:
-                worker.engine._answer(6, 0, "of another chunk")
+                worker.engine._answers.add(6, 0, "of another chunk")
             except RuntimeError as error:
                 refused.append(str(error))
         return what

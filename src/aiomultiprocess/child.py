@@ -20,10 +20,8 @@ W6  What has finished outlives the process: an answer is in the journal (journal
     published, before code of another item is run. An answer that fits neither, for lack of room in
     a congested link, waits in this process; and an exception of an item that was suspended is
     an answer from the callback of its task on.
-W7  An entry of the journal is the burst's that writes it, or `_answer`'s, which goes on with it to
-    the end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
-    from the other: what ends while an item runs the loop from inside is answered after the burst.
 
+What becomes of items is kept and sent by answers.py (W7, W8).
 This module is the first that a fresh worker imports: it must stay light.
 """
 
@@ -39,8 +37,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import _loops, _tasks, backend, journal, remote, watchdog
+from . import _loops, _tasks, backend, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
+from .answers import Answers
 from .frames import CorruptHeaderError, Kind, Mode
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
@@ -170,14 +169,12 @@ class WorkerEngine:
         self.broken = False
         self._loop = loop
         self._link = link
+        self._answers = Answers(link, exception_handler)
         self._concurrency = concurrency
-        self._exception_handler = exception_handler
         self._starter: backend.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
-        self._journal = backend.Journal(link.journal)
-        self._next_in_entry: Place | None = None  # None: no entry is open for `_answer` (W7)
         self._burst = BURST
         self._in_burst = False
         self._ended: list[asyncio.Task[Any]] = []  # during a burst (W7)
@@ -235,7 +232,7 @@ class WorkerEngine:
 
     def close_link(self) -> None:
         """Give up the link, and first the memory of its that is used here."""
-        self._journal.close()
+        self._answers.close()
         self._link.close()
 
     def _terminate(self) -> None:
@@ -338,7 +335,7 @@ class WorkerEngine:
                 chunks.popleft()
         if self._running:
             self._ask_for_more()
-        self._publish()
+        self._answers.publish()
         if self._closing and not chunks and not self._running and not link.congested:
             self._loop.stop()
 
@@ -354,27 +351,24 @@ class WorkerEngine:
             mode, func, items = chunk.mode, chunk.func, chunk.items
             stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
         assert self._starter is not None  # there are no chunks before
-        self._send_values()
-        self._journal.begin(chunk.ident, at)
+        entry = self._answers.begin_burst(chunk.ident, at)
         self._in_burst = True
         try:
-            end, status, what = self._starter.run(
-                mode, func, items, at, stop, self._journal, deadline
-            )
+            end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
         finally:
             self._in_burst = False
-            self._close_entry()
+            self._answers.end_burst()
             if self._ended:
                 self._end_those_inside()
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            self._send_error(chunk.ident, end, what)
+            self._answers.fail(chunk.ident, end, what)
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))
         elif status == FULL:
-            self._publish()
+            self._answers.publish()
         del what  # an exception and this frame would keep each other
         return bool(status != backend.DONE or end > at)
 
@@ -392,7 +386,7 @@ class WorkerEngine:
         if task is None or place is None or self._in_burst or getattr(task, "_must_cancel", False):
             return  # it may end otherwise, the callback will know
         try:
-            self._answer(*place, value)
+            self._answers.add(*place, value)
         except BaseException:  # noqa: BLE001 - it cannot be pickled, which the callback will report
             return
         self._running[task] = None
@@ -416,13 +410,13 @@ class WorkerEngine:
         value, error = _tasks.outcome(task)
         try:
             if error is None:
-                self._answer(ident, offset, value)
+                self._answers.add(ident, offset, value)
         except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
             error = failure
         if error is not None and not (
             self.terminated and isinstance(error, asyncio.CancelledError)
         ):
-            self._send_error(ident, offset, error)
+            self._answers.fail(ident, offset, error)
         del error  # as in _advance
 
     def _ask_for_more(self) -> None:
@@ -431,71 +425,3 @@ class WorkerEngine:
         if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)
-
-    # -- answers -------------------------------------------------------------------------------
-
-    def _answer(self, ident: int, offset: int, value: object) -> None:
-        """Answer one item: with those before it in its chunk, if they are answered in this turn.
-
-        Raises what pickling its value raises, and nothing was answered then.
-        """
-        if self._next_in_entry != (ident, offset):
-            self._send_values()
-            self._journal.begin(ident, offset)
-        self._next_in_entry = (ident, offset + 1)
-        try:
-            fits = self._journal.append(value)
-        except BaseException:
-            self._send_values()  # without it: the next value would be taken for this item's
-            raise
-        if not fits:
-            self._publish()
-
-    def _send_values(self) -> None:
-        """Send what `_answer` has gathered."""
-        if self._next_in_entry is not None:
-            self._next_in_entry = None
-            self._close_entry()
-
-    def _close_entry(self) -> None:
-        """Close the entry of the journal and send what it holds."""
-        ident, offset, count, payload = self._journal.take()
-        if not count:
-            return
-        try:
-            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
-        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W3
-            self._send_kept(ident, offset, count, error)
-
-    def _send_kept(self, ident: int, offset: int, count: int, error: Exception) -> None:
-        """The results of an entry cannot be sent: send those that the journal has, and the error in
-        place of the one that was too large for it.
-        """
-        for kind, *place, kept, payload in journal.read(self._link.journal):
-            if place == [ident, offset]:
-                self._link.send(
-                    kind, count=kept, ident=ident, offset=offset, payload=[bytes(payload)]
-                )
-                offset, count = offset + kept, count - kept
-        for at in range(offset, offset + count):
-            self._send_error(ident, at, error)
-
-    def _send_error(self, ident: int, offset: int, error: BaseException) -> None:
-        if self._exception_handler is not None:
-            try:
-                self._exception_handler(error)
-            except BaseException:  # the item's own error is what counts
-                log.exception("exception_handler failed")
-        payload = [remote.dump_exception(error, backend.dumps)]
-        self._send_values()  # the journal takes one entry at a time
-        fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
-        self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
-        if not fits:
-            self._publish()
-
-    def _publish(self) -> None:
-        """Let all answers leave; the journal is empty when they have (D3)."""
-        self._send_values()
-        self._link.flush()
-        if not self._link.congested:
-            self._journal.reset()

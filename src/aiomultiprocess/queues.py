@@ -25,19 +25,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import backend, journal, remote
+from .chunks import Chunk, explain_item, explain_loss, explain_result, settle_each
 from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind, Mode
 from .functions import Function
 from .suspects import Suspect, Suspects
-from .types import ProxyException, WorkerLostError
 
 if TYPE_CHECKING:
     from .workers import PoolWorker
@@ -53,38 +52,6 @@ CHUNK, RESULTS, ERROR = int(Kind.CHUNK), int(Kind.RESULTS), int(Kind.ERROR)
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
 log = logging.getLogger(__name__)
-
-
-class Chunk:
-    """Tasks of one feed at one worker, or one suspect."""
-
-    __slots__ = ("done", "feed", "first", "items", "left", "size", "slots")
-
-    def __init__(
-        self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int, size: int
-    ) -> None:
-        self.feed = feed
-        self.slots = slots
-        self.items = items  # kept until all are done: another worker may have to run them
-        self.first = first  # number of the first one among all tasks the worker was sent
-        self.size = size  # bytes that were sent
-        self.left = len(slots)
-        self.done: bytearray | None = None  # a byte for each, once a part of them was reported
-
-    def report(self, offset: int, count: int) -> None:
-        """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
-        end, size = offset + count, len(self.slots)
-        if self.done is None:
-            self.done = bytearray(size)
-        done = self.done
-        if end > size or done.find(1, offset, end) >= 0:
-            raise CorruptHeaderError(f"tasks {offset} to {end} of {size} reported again")
-        done[offset:end] = b"\1" * count
-        self.left -= count
-
-    def unreported(self, start: int, stop: int) -> list[int]:
-        """Offsets in that range whose tasks are not settled."""
-        return [at for at in range(start, stop) if self.done is None or not self.done[at]]
 
 
 class Queue:
@@ -458,44 +425,6 @@ class Queue:
         return True
 
 
-def settle_each(
-    feed: Feed | Suspect,
-    slots: Slots,
-    values: list[Any],
-    errors: dict[int, BaseException],
-    size: int,
-) -> None:
-    """Settle tasks of which some have failed, those at the offsets in `errors`."""
-    for at, slot in enumerate(slots):
-        if at in errors:
-            feed.fail(slot, errors[at])
-        else:
-            feed.deliver([slot], [values[at]], size)
-
-
 def refuse_entry(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
     """A journal holds answers and nothing else."""
     raise CorruptHeaderError(f"an entry of kind {kind}")
-
-
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:
-    """Say which item it was that could not be sent, and why."""
-    which = f"item {slot}" if isinstance(slot, int) else "an argument"
-    refusal = pickle.PicklingError(
-        f"{which} of a call of {feed.function.label} cannot be sent to a worker "
-        f"({type(error).__name__}: {error})"
-    )
-    refusal.__cause__ = error
-    return refusal
-
-
-def explain_result(error: BaseException) -> ProxyException:
-    """The error of a result that arrived and could not be unpickled."""
-    proxy = ProxyException(f"the result could not be unpickled ({type(error).__name__}: {error})")
-    proxy.__cause__ = error
-    return proxy
-
-
-def explain_loss(worker: PoolWorker, feed: Feed | Suspect) -> WorkerLostError:
-    """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(feed.function.label, worker.pid, worker.exitcode)

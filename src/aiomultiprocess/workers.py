@@ -32,7 +32,7 @@ from .functions import explained
 from .transport import ChildEnd, Handover, Link
 
 if TYPE_CHECKING:
-    from .queues import Chunk
+    from .chunks import Chunk
 
 KILL_AFTER = child.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
 

@@ -1,0 +1,118 @@
+"""The answers of a worker: what becomes of its items, on the way to the parent.
+
+    result -> journal, which outlives the process -> frame of the link -> published
+
+An answer is in the journal (journal.py) or published before code of another item runs (child.py,
+W6). Results that leave together are one entry of the journal and one RESULTS frame.
+
+W7  An entry of the journal is the burst's that writes it, or `add`'s, which goes on with it to the
+    end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
+    from the other: what ends while an item runs the loop from inside is answered after the burst.
+W8  A result that cannot be sent fails alone: an error is sent in its place, and those that travel
+    with it are sent as the journal has kept them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import backend, journal, remote
+from .frames import Kind
+
+if TYPE_CHECKING:
+    from .transport import Link
+
+log = logging.getLogger(__name__)
+
+
+class Answers:
+    """Keeps and sends what becomes of items; an item is `offset` in the chunk `ident`."""
+
+    def __init__(
+        self, link: Link, exception_handler: Callable[[BaseException], object] | None
+    ) -> None:
+        self._link = link
+        self._exception_handler = exception_handler
+        self._journal = backend.Journal(link.journal)
+        self._next: tuple[int, int] | None = None  # item that the entry of `add` may take next
+
+    def close(self) -> None:
+        """Release the memory of the link's that is used here."""
+        self._journal.close()
+
+    def begin_burst(self, ident: int, offset: int) -> backend.Journal:
+        """Open an entry for the results of a burst, which appends them itself, from `offset` on."""
+        self._send_added()
+        self._journal.begin(ident, offset)
+        return self._journal
+
+    def end_burst(self) -> None:
+        """Send the results of the burst."""
+        self._close_entry()
+
+    def add(self, ident: int, offset: int, value: object) -> None:
+        """Answer one item: with those before it in its chunk, if they are answered in this turn.
+
+        Raises what pickling its value raises, and nothing was answered then.
+        """
+        if self._next != (ident, offset):
+            self._send_added()
+            self._journal.begin(ident, offset)
+        self._next = (ident, offset + 1)
+        try:
+            fits = self._journal.append(value)
+        except BaseException:
+            self._send_added()  # without it: the next value would be taken for this item's
+            raise
+        if not fits:
+            self.publish()
+
+    def fail(self, ident: int, offset: int, error: BaseException) -> None:
+        """Answer one item by the error that it raised."""
+        if self._exception_handler is not None:
+            try:
+                self._exception_handler(error)
+            except BaseException:  # the item's own error is what counts
+                log.exception("exception_handler failed")
+        payload = [remote.dump_exception(error, backend.dumps)]
+        self._send_added()  # the journal takes one entry at a time
+        fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
+        self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
+        if not fits:
+            self.publish()
+
+    def publish(self) -> None:
+        """Let all answers leave; the journal is empty when they have (journal.py, D3)."""
+        self._send_added()
+        self._link.flush()
+        if not self._link.congested:
+            self._journal.reset()
+
+    def _send_added(self) -> None:
+        """Send what `add` has gathered."""
+        if self._next is not None:
+            self._next = None
+            self._close_entry()
+
+    def _close_entry(self) -> None:
+        """Close the entry of the journal and send what it holds."""
+        ident, offset, count, payload = self._journal.take()
+        if not count:
+            return
+        try:
+            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
+        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W8
+            self._send_kept(ident, offset, count, error)
+
+    def _send_kept(self, ident: int, offset: int, count: int, error: Exception) -> None:
+        """W8: send those results of an entry that the journal has; the others fail."""
+        for kind, *place, kept, payload in journal.read(self._link.journal):
+            if place == [ident, offset]:
+                self._link.send(
+                    kind, count=kept, ident=ident, offset=offset, payload=[bytes(payload)]
+                )
+                offset, count = offset + kept, count - kept
+        for at in range(offset, offset + count):
+            self.fail(ident, at, error)
