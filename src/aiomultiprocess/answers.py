@@ -43,14 +43,23 @@ class Answers:
         self._journal.close()
 
     def begin_burst(self, ident: int, offset: int) -> backend.Journal:
-        """Open an entry for the results of a burst, which appends them itself, from `offset` on."""
-        self._send_added()
+        """Open an entry for the results of a burst, which appends them itself, from `offset` on,
+        until `end_entry`.
+        """
+        if self._next is not None:  # asked here: a call would be felt in an `apply`
+            self._send_added()
         self._journal.begin(ident, offset)
         return self._journal
 
-    def end_burst(self) -> None:
-        """Send the results of the burst."""
-        self._close_entry()
+    def end_entry(self) -> None:
+        """Close the entry of the journal and send what it holds."""
+        ident, offset, count, payload = self._journal.take()
+        if not count:
+            return
+        try:
+            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
+        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W8
+            self._send_kept(ident, offset, count, error)
 
     def add(self, ident: int, offset: int, value: object) -> None:
         """Answer one item: with those before it in its chunk, if they are answered in this turn.
@@ -85,7 +94,8 @@ class Answers:
 
     def publish(self) -> None:
         """Let all answers leave; the journal is empty when they have (journal.py, D3)."""
-        self._send_added()
+        if self._next is not None:
+            self._send_added()
         self._link.flush()
         if not self._link.congested:
             self._journal.reset()
@@ -94,17 +104,7 @@ class Answers:
         """Send what `add` has gathered."""
         if self._next is not None:
             self._next = None
-            self._close_entry()
-
-    def _close_entry(self) -> None:
-        """Close the entry of the journal and send what it holds."""
-        ident, offset, count, payload = self._journal.take()
-        if not count:
-            return
-        try:
-            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
-        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W8
-            self._send_kept(ident, offset, count, error)
+            self.end_entry()
 
     def _send_kept(self, ident: int, offset: int, count: int, error: Exception) -> None:
         """W8: send those results of an entry that the journal has; the others fail."""

@@ -357,7 +357,7 @@ class WorkerEngine:
             end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
         finally:
             self._in_burst = False
-            self._answers.end_burst()
+            self._answers.end_entry()
             if self._ended:
                 self._end_those_inside()
         chunk.next = end
