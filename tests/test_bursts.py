@@ -78,7 +78,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     loop = asyncio.new_event_loop()
     worker = Worker(loop)
     yield worker
-    worker.engine._journal.close()
+    worker.engine._answers.close()
     loop.close()
 
 
