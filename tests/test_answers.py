@@ -1,4 +1,5 @@
-"""How a worker answers items: together (answers.py, W7), one by one (W8), and kept (child.py, W6).
+"""How a worker answers items: together (answers.py, W7), a failure alone (W8), and so that what has
+finished outlives it (child.py, W6).
 
 Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
 """

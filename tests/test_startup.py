@@ -33,8 +33,8 @@ if __name__ == "__main__":
 """
 
 PARENTS_OWN = (
-    "_bench _cpus _exits _info _result _run core credit engine feeds functions jobs pool queues "
-    "scheduler sources workers"
+    "_bench _cpus _exits _info _result _run chunks core credit engine feeds functions jobs pool "
+    "queues scheduler sources suspects workers"
 )
 # the class of the process object is _spawn's, which needs the two of multiprocessing
 ALLOWED = {

@@ -39,7 +39,7 @@ class Answers:
         self._next: tuple[int, int] | None = None  # item that the entry of `add` may take next
 
     def close(self) -> None:
-        """Release the memory of the link's that is used here."""
+        """Release the memory of the link that is used here."""
         self._journal.close()
 
     def begin_burst(self, ident: int, offset: int) -> backend.Journal:
@@ -79,7 +79,7 @@ class Answers:
             self.publish()
 
     def fail(self, ident: int, offset: int, error: BaseException) -> None:
-        """Answer one item by the error that it raised."""
+        """Answer one item by an error: its own, or one that its result has met."""
         if self._exception_handler is not None:
             try:
                 self._exception_handler(error)
@@ -94,7 +94,7 @@ class Answers:
 
     def publish(self) -> None:
         """Let all answers leave; the journal is empty when they have (journal.py, D3)."""
-        if self._next is not None:
+        if self._next is not None:  # as in begin_burst
             self._send_added()
         self._link.flush()
         if not self._link.congested:

@@ -156,7 +156,7 @@ class Chunk:
 
 
 class WorkerEngine:
-    """Starts the items that arrive, and sends what becomes of them."""
+    """Starts the items that arrive, and tells `Answers` what becomes of them."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class WorkerEngine:
             self._starter.close()
 
     def close_link(self) -> None:
-        """Give up the link, and first the memory of its that is used here."""
+        """Give up the link, and first its memory that is used here."""
         self._answers.close()
         self._link.close()
 

@@ -1,7 +1,7 @@
 """A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
 
-The queues (queues.py) make them and hear what becomes of them; this is the account of one, and how
-an error that is met on the way is told to the caller.
+The queues (queues.py, Q1 to Q5) make them and hear what becomes of them; this is the account of
+one, and how an error that is met on the way is told to the caller.
 """
 
 from __future__ import annotations

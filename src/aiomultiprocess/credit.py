@@ -19,9 +19,9 @@ K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, an
     behind them; the next when all of these have begun.
 K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
     what waits there is in memory twice, here and there.
-K6  while calls have to wait for workers, a `PRESSED`th of a map's backlog waits there, and they
-    answer that many times as often: both are what calls wait behind. A map alone pays for fewer
-    wake-ups.
+K6  while calls have to wait for workers, one part in `PRESSED` of a map's backlog waits there,
+    and they answer `PRESSED` times as often: both are what calls wait behind. A map alone pays for
+    fewer wake-ups.
 """
 
 from __future__ import annotations

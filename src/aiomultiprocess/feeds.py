@@ -13,7 +13,7 @@ is done or has failed.
 one queue.
 
 J1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both,
-    never twice. (queues.py keeps the other half of this: a chunk marks what was reported.)
+    never twice. (chunks.py keeps the other half of this: a chunk marks what was reported.)
 J2  A feed hands out tasks in the order of the input; those put back come first.
 J3  Nothing is kept per task of a map but its result: slots are numbers of a range, not objects.
 """

@@ -9,8 +9,9 @@ Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one f
 worker has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by
 number.
 
-Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk marks
-    each offset that was reported; the death of its worker settles or returns the others.
+Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk
+    (chunks.py) marks each offset that was reported; the death of its worker settles or returns the
+    others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
     that was started has failed, unless its caller said that it may run again (suspects.py).
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
