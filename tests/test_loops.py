@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -145,3 +146,21 @@ def test_what_a_policy_of_the_main_module_has_set_stays(
     """
     script = run_script(tmp_path, program)
     assert script.out.strip() == expected.format("_UnixSelectorEventLoop"), script.err
+
+
+def test_a_signal_that_arrives_while_a_loop_is_closed_is_not_complained_of(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """asyncio closes the pipe that signals are written to before it puts their handlers away."""
+    loop = asyncio.new_event_loop()
+    loop.add_signal_handler(signal.SIGTERM, loop.stop)
+    close_self_pipe = loop._close_self_pipe  # type: ignore[attr-defined]
+
+    def close_and_be_terminated() -> None:
+        close_self_pipe()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_close_self_pipe", close_and_be_terminated)
+    _loops.close_loop(loop)
+    assert capfd.readouterr().err == ""
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import select
 import selectors
+import signal
 import sys
 from importlib import import_module
 from typing import TypeAlias
@@ -102,7 +103,10 @@ def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """End a loop as `asyncio.run` does: cancel what is left, close generators and the executor."""
+    """End a loop as `asyncio.run` does: cancel what is left, close generators and the executor.
+
+    In the main thread. A signal for the loop that arrives while it is closed is lost.
+    """
     if loop.is_closed():
         return
     try:
@@ -111,6 +115,9 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         asyncio.set_event_loop(None)
+        # asyncio closes the pipe that signals are written to before it puts their handlers away:
+        # one in between, such as the SIGTERM of terminate(), would be an OSError on stderr
+        signal.set_wakeup_fd(-1)
         loop.close()
 
 
