@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from chaos.accounts import Accounts, Outcome, outcome_of
-from chaos.report import slope_of
+from chaos.meter import COLUMNS, Samples
+from chaos.report import medians_of, slope_of
 from chaos.stall import STATUS
 from chaos.tasks import RECORD
 from conftest import ROOT
@@ -126,6 +127,22 @@ def test_the_slope_of_a_line_is_exact_and_that_of_noise_has_an_error() -> None:
     assert (slope, error) == (pytest.approx(2), pytest.approx(0))
     slope, error = slope_of([(x, x % 2) for x in range(10)])
     assert abs(slope) < 2 * error
+
+
+def test_medians_are_of_ten_equal_parts_or_of_each_value() -> None:
+    assert medians_of(range(100)) == [10 * part + 4.5 for part in range(10)]
+    assert len(medians_of(range(19))) == 10
+    assert medians_of([3.0, 1.0]) == [3, 1]
+
+
+def test_samples_are_read_by_column_as_they_were_added(tmp_path: Path) -> None:
+    samples = Samples(tmp_path)
+    rows = [[row + column / 8 for column in range(len(COLUMNS))] for row in range(3)]
+    for row in rows:
+        samples.add(*row)
+    columns = samples.columns()
+    assert [*columns] == [*COLUMNS]
+    assert [[*row] for row in zip(*columns.values(), strict=True)] == rows
 
 
 # -- and so would the watchdog -------------------------------------------------------------------

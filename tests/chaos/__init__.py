@@ -11,8 +11,8 @@ A1  Each task has a number. It must end in exactly one outcome, and be executed 
 A2  What was executed is told by the workers' own journal, not by the pool: 8 bytes, appended by one
     system call before the task does anything else, so that SIGKILL finds it whole or absent.
 A3  A result names its task, so that one task's result cannot pass for another's.
-A4  Both journals are files, read at the end, so that the parent's memory shows only what the pool
-    keeps.
+A4  Both journals are files, read at the end, and so is meter.py's table of samples, so that the
+    parent's memory shows only what the pool keeps.
 A5  Every death is explained: by a signal that was sent, or a task that was told to end its worker.
 A6  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
 """

@@ -17,7 +17,8 @@ from chaos import tasks
 from chaos.accounts import Accounts, Complaints
 from chaos.killers import Census, Killers
 from chaos.load import RATE, Load
-from chaos.report import Meter, Report
+from chaos.meter import Meter
+from chaos.report import Report
 from chaos.stall import Watchdog
 
 LIFETIME = 4000  # tasks after which a worker is replaced, if it lives as long
@@ -62,7 +63,7 @@ async def _run(options: Options, folder: Path) -> Report:
         maxtasksperchild=LIFETIME,
         backend=options.backend,
     )
-    census, meter = Census(pool, accounts), Meter(pool, trim=options.trim)
+    census, meter = Census(pool, accounts), Meter(pool, folder, trim=options.trim)
     print(describe(pool, options), flush=True)
     with Watchdog(lambda: accounts.resolved, options.patience):
         others = [asyncio.ensure_future(each) for each in (census.keep(), meter.run())]
