@@ -31,7 +31,7 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def medians_of(values: Sequence[float]) -> list[float]:
-    """The median of each tenth of a run, in order; of each value, where there are fewer than ten."""
+    """The median of each tenth of a run, in order; of each value, where these are fewer."""
     edges = [len(values) * part // PARTS for part in range(PARTS + 1)]
     parts = (values[begin:end] for begin, end in itertools.pairwise(edges))
     return [statistics.median(part) for part in parts if part]
