@@ -325,13 +325,17 @@ cdef bytearray read_bytearray(Reader *reader):
 
 
 cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
+    """The peer may change `data` meanwhile: it is read once, and decoded from our copy."""
     cdef const uint8_t *data = take(reader, size)
     cdef PyObject *text
     if size > 1:  # of those shorter there is one str each, which is CPython's to find
         text = PyUnicode_New(size, 127)
         if copy_ascii(<uint8_t *>PyUnicode_DATA(text), data, size):
             return text
-        Py_DECREF(text)
+        try:
+            return PyUnicode_DecodeUTF8(<const char *>PyUnicode_DATA(text), size, b"surrogatepass")
+        finally:
+            Py_DECREF(text)
     return PyUnicode_DecodeUTF8(<const char *>data, size, b"surrogatepass")
 
 
