@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -209,12 +210,23 @@ def initialize_and_fail(path: str, way: str) -> None:
     fail_now("no database", way)
 
 
-def initialize_once(path: str) -> None:
+def initialize_once(path: str, way: str) -> None:
     """An initializer that works in the first worker only."""
     if os.path.exists(path):
         note(path, os.getpid())
-        raise LookupError("once only")
+        if way in WAYS_TO_DIE:
+            die(way)
+        fail_now("once only", way)
     note(path, os.getpid())
+
+
+def initialize_one(first: str, others: str) -> None:
+    """An initializer that ends in one worker, and in the others when there is that file."""
+    try:
+        os.close(os.open(first, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        while not os.path.exists(others):
+            time.sleep(0.01)
 
 
 def refuse_error(error: BaseException) -> NoReturn:
@@ -407,20 +419,29 @@ def mapped_memory() -> list[str]:
         return [line for line in maps if "/memfd:" in line]
 
 
+STARTED = 128  # where a worker counts the tasks that it has started (ring.h)
 UP_TAIL = 768  # where a worker says how far it has written (ring.h)
 
 
-def damage_the_ring(port: int) -> None:
-    """Say to the parent, at every bell, that there is what cannot be there; then stay."""
+def damage_the_link(port: int) -> None:
+    """Deny that anything was started, tell the parent what cannot be, and stay."""
     import ctypes
 
     meet_blocking(port, "about to")
     for line in mapped_memory():
-        ctypes.memset(int(line.partition("-")[0], 16) + UP_TAIL, 0xFF, 8)
+        begin = int(line.partition("-")[0], 16)
+        if "-ledger" in line:
+            ctypes.memset(begin, 0, 8)  # its counter of started tasks (ledger.py)
+        else:
+            ctypes.memset(begin + STARTED, 0, 8)
+            ctypes.memset(begin + UP_TAIL, 0xFF, 8)
     for entry in os.listdir("/proc/self/fd"):
         try:
-            if "eventfd" in os.readlink(f"/proc/self/fd/{entry}"):
-                os.write(int(entry), (1).to_bytes(8, "little"))
+            kind = os.readlink(f"/proc/self/fd/{entry}")
         except FileNotFoundError:  # the listing's own
             continue
+        if "eventfd" in kind:
+            os.write(int(entry), (1).to_bytes(8, "little"))
+        elif kind.startswith("socket:"):
+            os.write(int(entry), b"\xff" * 64)
     signal.pause()

@@ -17,8 +17,7 @@ import pytest
 
 import mishaps
 import workload
-from aiomultiprocess import Pool, ProxyException, WorkerLostError
-from conftest import BUILT
+from aiomultiprocess import Pool, ProxyException, WorkerLostError, engine
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
 pytestmark = [
@@ -185,6 +184,45 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
         assert await pool.apply(workload.where) != started[0].pid
 
 
+@pytest.mark.row("B16")
+async def test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run() -> None:
+    async with Pool(2) as pool:
+        work = asyncio.ensure_future(pool.map(workload.double, range(100)))
+        await asyncio.sleep(0)
+        first, second = pool.processes
+        for victim in (first, second):  # both, so that none was ever ready
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+        assert await work == [2 * i for i in range(100)]
+
+
+@pytest.mark.row("B16", "B19")
+async def test_workers_killed_while_they_start_do_not_harm_one_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
+    paths = str(tmp_path / "first"), str(tmp_path / "others")
+    pool = Pool(2, initializer=mishaps.initialize_one, initargs=paths)
+    async with Meeting() as meeting, pool:
+        call = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        while not (healthy := {worker.pid for worker in pool.processes if worker.ready}):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for _ in range(engine.START_ATTEMPTS + 2):
+            [other] = {worker.pid for worker in pool.processes} - healthy
+            assert other is not None
+            os.kill(other, signal.SIGKILL)
+            await until_noticed(pool, other)
+            while len(pool.processes) == 1:  # noqa: ASYNC110 - there is no event
+                await asyncio.sleep(0.01)
+        arrival = await meeting.next()
+        assert {arrival.pid} == healthy
+        workload.note(paths[1])
+        arrival.release("unharmed")
+        assert await call == "unharmed"
+        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
+    assert "a worker could not be started" in caplog.text
+
+
 # -- B17, B18 --------------------------------------------------------------------------------------
 
 
@@ -249,7 +287,7 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
             await pool.apply(workload.two)
     pool.terminate()
     await pool.join()
-    assert 1 <= len(lines(path)) <= 4  # no storm of new workers
+    assert 1 <= len(lines(path)) <= 2 + engine.START_ATTEMPTS  # no storm of new workers
 
 
 @pytest.mark.row("B19")
@@ -267,17 +305,27 @@ async def test_a_loop_initializer_that_fails_breaks_the_pool_with_its_error(
 
 
 @pytest.mark.row("B19")
-async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("way", "message", "starts"),
+    [
+        ("RuntimeError", "once only", 1),
+        ("exit 7", "exited with code 7", engine.START_ATTEMPTS),
+        ("SIGSEGV", "SIGSEGV", engine.START_ATTEMPTS),
+    ],
+)
+async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(
+    tmp_path: Path, way: str, message: str, starts: int
+) -> None:
     path = tmp_path / "started"
-    async with Pool(1, initializer=mishaps.initialize_once, initargs=(str(path),)) as pool:
+    expected = WorkerLostError if way in mishaps.WAYS_TO_DIE else ProxyException
+    async with Pool(1, initializer=mishaps.initialize_once, initargs=(str(path), way)) as pool:
         pid = await pool.apply(workload.where)
         os.kill(pid, signal.SIGKILL)
         await until_noticed(pool, pid)
-        with pytest.raises(ProxyException, match="once only"):
-            await pool.apply(workload.where)
-        with pytest.raises(ProxyException, match="once only"):
-            await pool.apply(workload.where)
-        assert len(lines(path)) <= 6
+        for _ in range(2):
+            with pytest.raises(expected, match=message):
+                await pool.apply(workload.where)
+        assert len(lines(path)) == 1 + starts
 
 
 @pytest.mark.row("B21")
@@ -305,16 +353,17 @@ def backlog_of_a_dropped_pool() -> list[Any]:
 # -- C31: damage -----------------------------------------------------------------------------------
 
 
-@pytest.mark.row("C31")
-@pytest.mark.skipif(not BUILT, reason="there is no ring without the extension")
-async def test_a_worker_that_damages_its_ring_is_killed_and_the_others_go_on(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.row("C31", "B16")
+async def test_a_worker_that_damages_its_link_is_killed_and_what_it_held_runs_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with Meeting() as meeting, Pool(2, childconcurrency=1, backend="shm") as pool:
-        vandal = asyncio.ensure_future(pool.apply(mishaps.damage_the_ring, (meeting.port,)))
+    path = tmp_path / "ran"
+    async with Meeting() as meeting, Pool(2, childconcurrency=1) as pool:
+        vandal = asyncio.ensure_future(pool.apply(mishaps.damage_the_link, (meeting.port,)))
         other = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
         held = {arrival.token: arrival for arrival in await meeting.first(2)}
-        waiting = asyncio.ensure_future(pool.map(workload.double, range(100)))
+        items = [(str(path), i) for i in range(100)]
+        waiting = asyncio.ensure_future(outcomes(pool.starmap(workload.note, items)))
         held["about to"].release()
         with pytest.raises(WorkerLostError) as caught:
             await vandal
@@ -322,4 +371,7 @@ async def test_a_worker_that_damages_its_ring_is_killed_and_the_others_go_on(
         assert "its link is broken" in caplog.text
         held[""].release("sound")
         assert await other == "sound"
-        assert await waiting == [2 * i for i in range(100)]
+        lost = [isinstance(value, WorkerLostError) for value in await waiting]
+        ran = Counter(map(int, lines(path)))
+        assert [ran[i] for i in range(100)] == [not value for value in lost]
+        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]

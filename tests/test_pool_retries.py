@@ -372,7 +372,9 @@ async def test_a_pool_that_cannot_replace_its_worker_fails_suspects_with_the_cau
     path, started = tmp_path / "ran", tmp_path / "started"
     async with (
         Meeting() as meeting,
-        Pool(1, initializer=mishaps.initialize_once, initargs=(str(started),)) as pool,
+        Pool(
+            1, initializer=mishaps.initialize_once, initargs=(str(started), "RuntimeError")
+        ) as pool,
     ):
         items = [(i, str(path), meeting.port) for i in range(3)]
         results = pool.starmap(attempts.meet_each_time, items, retries=5)

@@ -11,10 +11,10 @@ the next attempt at what the system has refused.
 
 P1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
     calls of a plain function stay there while there may be more of them, until the pool closes.
-P2  A worker that dies is replaced while there may be work. Respawning is limited: if no worker was
-    ever ready, or `START_ATTEMPTS` in a row die while they start, the pool is broken and says why.
-    One that the system refuses to start is tried again later, while others serve its queue; where
-    there are no others, the pool is broken.
+P2  A worker that dies is replaced while there may be work. Respawning is limited: one that the
+    system refuses, or that dies while it starts as `START_ATTEMPTS` in a row did, or by an exit
+    where none was ever ready, is not replaced at once. While its queue has other workers, that is
+    tried again later; where there are no others, the pool is broken and says why.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -143,6 +143,7 @@ class Engine:
     def _on_ready(self, worker: PoolWorker) -> None:
         worker.ready = self._ever_ready = True
         self._failed_starts = 0
+        self._pause = FIRST_PAUSE
 
     def _on_exit(self, worker: PoolWorker) -> None:
         """A worker process has ended, for whatever reason."""
@@ -151,35 +152,39 @@ class Engine:
         queue = self.queues[qid]
         queue.on_death(worker)
         worker.link.close()
-        if not worker.ready and self.state in (State.OPEN, State.CLOSING):
-            self._on_failed_start(worker)
         if self.state is State.OPEN or (self.state is State.CLOSING and self._open):
-            self._replace(qid)
+            if worker.ready or not self._is_hopeless(worker):
+                self._replace(qid)
+            else:
+                self._do_without(qid, explain_start(worker))
         queue.kick()
         self._check_finished()
 
-    def _on_failed_start(self, worker: PoolWorker) -> None:
-        """P2."""
+    def _is_hopeless(self, worker: PoolWorker) -> bool:
+        """P2: whether the next worker would most likely die while it starts, as this one did.
+
+        One signal is no proof, as it may have come from outside.
+        """
         self._failed_starts += 1
-        if not self._ever_ready or self._failed_starts >= START_ATTEMPTS:
-            what = (
-                "its start: importing the main module (its code that makes a pool must be below "
-                '`if __name__ == "__main__":`), making its loop, then the initializer'
-            )
-            self._break(WorkerLostError(what, worker.pid, worker.exitcode))
+        if self._failed_starts >= START_ATTEMPTS:
+            return True
+        return not self._ever_ready and (worker.exitcode is None or worker.exitcode >= 0)
 
     def _replace(self, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later (P2)."""
         try:
             self._add_worker(qid)
-            self._pause = FIRST_PAUSE
-        except Exception as error:  # the system refuses, or initargs cannot be pickled any more
-            log.error("a worker could not be started", exc_info=error)
-            if self.queues[qid].workers:
-                self._missing.append(qid)
-                self._try_again_later()
-            else:
-                self._break(error)
+        except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: told
+            self._do_without(qid, error)
+
+    def _do_without(self, qid: QueueID, error: BaseException) -> None:
+        """A worker cannot be had now: try again later, or give up if there are no others (P2)."""
+        if self.queues[qid].workers:
+            log.error("a worker could not be started, its work is left to others", exc_info=error)
+            self._missing.append(qid)
+            self._try_again_later()
+        else:
+            self._break(error)
 
     def _try_again_later(self) -> None:
         if self._next_try is None:
@@ -408,3 +413,12 @@ class Engine:
                 queue.clear()
             self._channels.close()
             self._gone.set()
+
+
+def explain_start(worker: PoolWorker) -> WorkerLostError:
+    """The error of a worker that died before it was ready."""
+    what = (
+        "its start: importing the main module (its code that makes a pool must be below "
+        '`if __name__ == "__main__":`), making its loop, then the initializer'
+    )
+    return WorkerLostError(what, worker.pid, worker.exitcode)

@@ -13,7 +13,8 @@ Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settl
     (chunks.py) marks each offset that was reported; the death of its worker settles or returns the
     others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
-    that was started has failed, unless its caller said that it may run again (suspects.py).
+    that was started has failed, unless its caller said that it may run again (suspects.py). The
+    mark is in memory that a worker can damage: of one that did, all tasks count as started.
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
     while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4, K6).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
@@ -372,7 +373,7 @@ class Queue:
         lost: list[tuple[Chunk, int]] = []
         for chunk in reversed(chunks):  # reversed: what is returned goes to the front
             begun = min(max(worker.link.started - chunk.first, 0), len(chunk.slots))
-            if doomed and chunk is chunks[0]:
+            if not worker.trusted or (doomed and chunk is chunks[0]):
                 begun = len(chunk.slots)
             lost[:0] = [(chunk, at) for at in chunk.unreported(0, begun)]
             rest = chunk.unreported(begun, len(chunk.slots))
