@@ -128,6 +128,16 @@ async def test_a_pool_that_was_ended_takes_no_calls(end: str) -> None:
     await pool.join()
     with pytest.raises(RuntimeError, match="pool is closed"):
         await pool.apply(workload.two)
+    with pytest.raises(RuntimeError, match="pool is closed"):
+        await pool.__aenter__()
+
+
+def test_a_pool_that_was_closed_before_its_first_use_starts_no_workers() -> None:
+    pool = Pool(1)  # no loop runs, so it has none yet
+    pool.close()
+    with pytest.raises(RuntimeError, match="pool is closed"):
+        asyncio.run(pool.__aenter__())
+    assert not pool.processes
 
 
 def test_a_second_loop_is_refused_and_the_first_still_works() -> None:

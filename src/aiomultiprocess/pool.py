@@ -185,8 +185,8 @@ class Pool:
             self._bind()
 
     async def __aenter__(self) -> Pool:
-        """Start the workers if they do not run yet."""
-        self._bind()
+        """Start the workers if they do not run yet. RuntimeError if the pool was closed."""
+        self._use_first()
         return self
 
     async def __aexit__(self, *args: object) -> None:
@@ -388,6 +388,7 @@ class Pool:
 
     async def join(self) -> None:
         """Wait until all workers are gone. Raises RuntimeError unless the pool was closed."""
+        self._check_process()
         if not self._closed:
             raise RuntimeError("pool is still open: call close() or terminate() before join()")
         if self._engine is not None:
@@ -409,7 +410,7 @@ class Pool:
         return engine
 
     def _use_first(self) -> Engine:
-        """The same for the first call, and for one that is refused."""
+        """The same for what may be the first use, and for what is refused."""
         if self._closed:
             raise RuntimeError(CLOSED)
         self._check_process()
