@@ -74,9 +74,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """No test may leave a pending task in its loop."""
+    """No test may leave a pending future in its loop."""
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
-        item.obj = leaks.leaves_no_task(item.obj)
+        item.obj = leaks.leaves_no_future(item.obj)
 
 
 @pytest.hookimpl(wrapper=True)

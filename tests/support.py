@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import psutil
 
+import leaks
 from workload import HOST
 
 TESTS = Path(__file__).resolve().parent
@@ -182,10 +183,12 @@ class Script:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self.process.poll() is None:
             self.kill_group()
             self.process.wait()
+        if kind is None:
+            assert not leaks.COMPLAINTS.search(self.err), self.err
 
     @property
     def out(self) -> str:

@@ -18,6 +18,7 @@ import pytest
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError, engine
+from aiomultiprocess.transport import BATCH_FRAMES
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
 pytestmark = [
@@ -68,18 +69,43 @@ async def test_a_worker_killed_from_outside_is_noticed(way: str) -> None:
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("B13")
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="elsewhere a thread waits for it")
+async def test_a_death_is_told_at_once_and_not_by_a_timer() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        os.kill(arrival.pid, signal.SIGKILL)
+        block_until_dead(arrival.pid)
+        await in_a_few_turns(task)
+        assert isinstance(task.exception(), WorkerLostError)
+
+
+async def in_a_few_turns(task: asyncio.Future[Any]) -> None:
+    """What is an event is seen by turns of the loop alone, however short they are."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert task.done()
+
+
 @pytest.mark.row("B13", "B14")
 async def test_a_death_under_any_start_method_fails_what_ran_and_moves_the_rest(
     start_method: str,
 ) -> None:
-    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
-        running = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+    """The other worker has inherited, under fork, what the dead one had."""
+    async with Meeting() as meeting, Pool(2, childconcurrency=1) as pool:
+        first, second = pool.processes
+        meet = [asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,))) for _ in range(2)]
         waiting = asyncio.ensure_future(pool.map(workload.double, range(10)))
-        arrival = await meeting.next()
-        os.kill(arrival.pid, signal.SIGKILL)
-        with pytest.raises(WorkerLostError) as caught:
-            await running
-        assert_lost(caught.value, "SIGKILL", arrival.pid)
+        arrivals = {arrival.pid: arrival for arrival in await meeting.first(2)}
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        await asyncio.wait(meet, return_when=asyncio.FIRST_COMPLETED)
+        [lost] = [call for call in meet if call.done()]
+        assert_lost(lost.exception(), "SIGKILL", first.pid)
+        arrivals[second.pid or 0].release("unharmed")
+        meet.remove(lost)
+        assert await meet[0] == "unharmed"
         assert await waiting == [2 * i for i in range(10)]
 
 
@@ -125,6 +151,19 @@ async def test_a_result_published_before_the_death_is_delivered() -> None:
         block_until_dead(arrival.pid)  # this loop sees the result and the death at once
         assert await task == "published"
         assert await pool.apply(workload.two) == 2
+
+
+@pytest.mark.row("B15")
+async def test_many_results_published_before_the_death_are_all_delivered() -> None:
+    """More than the link hands over in one turn of the loop, and each in a batch of its own."""
+    count = 4 * BATCH_FRAMES
+    async with Meeting() as meeting, Pool(1, childconcurrency=count) as pool:
+        items = [(meeting.port, i, count - 1) for i in range(count)]
+        calls = [asyncio.ensure_future(pool.apply(mishaps.end_in_turn, item)) for item in items]
+        arrival = await meeting.next()
+        arrival.release()
+        block_until_dead(arrival.pid)
+        assert await asyncio.gather(*calls) == [*range(count)]
 
 
 @pytest.mark.row("B16")
@@ -252,6 +291,9 @@ async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
         task = asyncio.ensure_future(pool.apply(mishaps.leave_a_child, (meeting.port,)))
         both = {arrival.token: arrival for arrival in await meeting.first(2)}
         both["worker"].release()
+        block_until_dead(both["worker"].pid)
+        if hasattr(os, "pidfd_open"):
+            await in_a_few_turns(task)
         with pytest.raises(WorkerLostError) as caught:
             await task
         assert_lost(caught.value, "exit 7", both["worker"].pid)

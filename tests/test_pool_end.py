@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,11 +298,33 @@ async def test_the_late_result_of_a_timed_out_apply_is_dropped() -> None:
 @pytest.mark.row("D38")
 async def test_calls_that_are_given_up_leave_nothing_behind() -> None:
     async with Pool(2) as pool:
-        for _ in range(20):
-            calls = [asyncio.ensure_future(pool.apply(workload.use_timeout)) for _ in range(10)]
-            await asyncio.sleep(0)
-            for call in calls:
-                call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
+        await give_up_calls(pool)  # what is made once was made
+        before = futures_alive()
+        arguments = await give_up_calls(pool)
         assert await pool.map(workload.double, range(10)) == [2 * i for i in range(10)]
         assert await pool.map(workload.tasks_alive, range(4)) == [1] * 4
+        assert futures_alive() == before
+        assert len(arguments) == 0
+
+
+async def give_up_calls(pool: Pool) -> weakref.WeakSet[frozenset[int]]:
+    """Begin and cancel 200 calls; once workers know, their arguments, if something keeps them."""
+    arguments: weakref.WeakSet[frozenset[int]] = weakref.WeakSet()
+    for at in range(20):
+        calls = []
+        for i in range(10):
+            argument = frozenset({at, 20 + i})
+            arguments.add(argument)
+            calls.append(asyncio.ensure_future(pool.apply(workload.use_timeout, (argument,))))
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    while any(worker.chunks for worker in pool.processes):  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0.01)
+    return arguments
+
+
+def futures_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(found), asyncio.Future) for found in gc.get_objects())

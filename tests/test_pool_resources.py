@@ -1,7 +1,8 @@
 """What pools take, and give back: memory that is refused, memory that stays, large loads.
 
 A number such as D35 is that of the row in the catalogue of failures. Some loads are smaller here
-than what it asks for: AIOMULTIPROCESS_TEST_SCALE=full is all of it, and takes some minutes.
+than what it asks for: AIOMULTIPROCESS_TEST_SCALE=full is all of it, and takes some minutes, for
+which pytest wants `-o faulthandler_timeout=1500`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from support import Meeting
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts are Linux's")
 
 FULL = os.environ.get("AIOMULTIPROCESS_TEST_SCALE") == "full"
-POOLS = 1000 if FULL else 8
+POOLS = 1000 if FULL else 24
 NOTHINGS = 1_000_000 if FULL else 100_000
 LARGE = 2_200_000_000 if FULL else 100_000_000  # bytes
 MIB = 1 << 20
+WAITING = 64 * MIB  # that a map holds of results not read yet, and as much of those just read
 #: How much memory may differ for reasons of the allocator.
 SLACK = 16 * MIB
 
@@ -118,11 +120,12 @@ async def test_tasks_by_the_million_are_all_answered(backend: str) -> None:
     async with Pool(2) as pool:
         count = 0
         memory_before = memory()
-        async for value in pool.map(workload.identity, iter(range(NOTHINGS))):
-            assert value == count
+        items = (at.to_bytes(8, "little") * 512 for at in range(NOTHINGS))  # 4 KiB each
+        async for value in pool.map(workload.identity, items):
+            assert value == count.to_bytes(8, "little") * 512
             count += 1
         assert count == NOTHINGS
-        assert memory() - memory_before < 2 * SLACK + 64 * MIB
+        assert memory() - memory_before < 2 * WAITING + SLACK
 
 
 @pytest.mark.row("D39")
@@ -143,17 +146,17 @@ async def test_a_slow_reader_of_an_endless_input_needs_bounded_memory(
 
     def blocks() -> Iterator[bytes]:
         while True:
-            yield bytes(size)
+            yield b"\1" * size
 
     async with Pool(1) as pool:
         memory_before = memory()
         results = aiter(pool.map(func, blocks()))
-        for at in range(200):
-            assert await anext(results) in (size, bytes(size))
+        for at in range(400):
+            assert await anext(results) in (size, b"\1" * size)
             if at % 50 == 0:
                 await pool.map(workload.double, range(20_000))  # time enough to run away
-                # read and unread results, 64 MiB of each, and what is on its way
-                assert memory() - memory_before < 3 * 64 * MIB + SLACK
+                # read and unread results, and as much again that is on its way
+                assert memory() - memory_before < 3 * WAITING + SLACK
 
 
 async def test_nothing_is_kept_of_a_function_that_is_never_met_again(backend: str) -> None:

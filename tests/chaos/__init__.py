@@ -14,5 +14,7 @@ A3  A result names its task, so that one task's result cannot pass for another's
 A4  Both journals are files, read at the end, and so is meter.py's table of samples, so that the
     parent's memory shows only what the pool keeps.
 A5  Every death is explained: by a signal that was sent, or a task that was told to end its worker.
-A6  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
+A6  A death costs tasks that were started. A worker may die between the mark and the journal, so
+    that each death may cost one that was not executed, but no more.
+A7  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
 """

@@ -55,6 +55,7 @@ class Verdict:
     resolved_twice: int = 0
     executed_too_often: int = 0
     executed_too_seldom: int = 0
+    lost_unexecuted: int = 0
     faults: int = 0
     words: list[str] = field(default_factory=list)
 
@@ -88,6 +89,7 @@ class Verdict:
         """A task that was resolved."""
         self.outcomes[outcome] += 1
         self.executions += executions
+        self.lost_unexecuted += outcome is Outcome.WORKER_LOST and not executions
         name, least = MEANING[outcome]
         most = 0 if outcome is Outcome.UNSENT else limit
         if not least <= executions <= most:

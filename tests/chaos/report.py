@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chaos.accounts import MEANING, Verdict
+from chaos.accounts import MEANING, Outcome, Verdict
 from chaos.meter import Meter
 
 Rows = Iterator[tuple[str, object]]
@@ -48,7 +48,13 @@ class Report:
 
     @property
     def sound(self) -> bool:
+        if self.verdict.lost_unexecuted > self._died:  # A6
+            return False
         return self.verdict.sound and not self.left_behind
+
+    @property
+    def _died(self) -> int:
+        return sum(count for way, count in self.deaths.items() if not way.startswith("none"))
 
     def lines(self) -> Iterator[str]:
         for name, value in self._rows():
@@ -63,6 +69,8 @@ class Report:
         yield "tasks submitted", f"{verdict.submitted:,} ({verdict.submitted / seconds:,.0f}/s)"
         for outcome, (meaning, _) in MEANING.items():
             yield f"  ended by {meaning}", f"{verdict.outcomes[outcome]:,}"
+            if outcome is Outcome.WORKER_LOST:
+                yield "    never executed, at most one a death", f"{verdict.lost_unexecuted:,}"
         yield "executions", f"{verdict.executions:,}"
         yield "lost (never resolved)", verdict.lost
         yield "resolved twice", verdict.resolved_twice
@@ -74,8 +82,8 @@ class Report:
         yield "left behind", self.left_behind or "nothing"
 
     def _deaths(self) -> Rows:
-        total = sum(count for way, count in self.deaths.items() if not way.startswith("none"))
-        yield "deaths of workers", f"{total:,} ({total / self.meter.seconds * 3600:,.0f}/h)"
+        rate = self._died / self.meter.seconds * 3600
+        yield "deaths of workers", f"{self._died:,} ({rate:,.0f}/h)"
         for way, count in sorted(self.deaths.items()):
             yield f"  {way}", f"{count:,}"
 
