@@ -1,4 +1,4 @@
-"""A test that hangs, for test_catalogue.py: not collected by itself."""
+"""Tests that hang, for test_catalogue.py: not collected by themselves."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ async def test_that_hangs_in_the_parent_and_in_two_workers() -> None:
             pool.apply(mishaps.hold_the_gil, (meeting.port,)),
             pool.apply(workload.meet_blocking, (meeting.port,)),
         )
+
+
+async def test_that_hangs_in_c_in_the_parent() -> None:
+    async with Pool(1) as pool:
+        assert await pool.apply(workload.two) == 2
+        sum(range(10**11))

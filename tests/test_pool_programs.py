@@ -101,6 +101,36 @@ def test_a_function_of_an_interactive_session_runs_under_fork_and_is_explained_e
     assert "forked: [0, 2, 4]" in said
 
 
+NOTEBOOK = """
+import workload
+from aiomultiprocess import Pool
+pool = Pool(2)
+print("cell:", await pool.map(workload.double, range(3)))
+print("next cell:", await pool.apply(workload.double, ("again ",)))
+pool.close()
+await pool.join()
+print("gone:", pool.processes)
+"""
+
+
+@pytest.mark.row("E45")
+def test_cells_that_await_in_a_loop_that_runs_all_the_time_share_a_pool(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-q", "-m", "asyncio"],
+        input=NOTEBOOK,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHON_BASIC_REPL": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Error" not in done.stderr
+    said = done.stdout
+    assert "cell: [0, 2, 4]" in said
+    assert "next cell: again again" in said
+    assert "gone: {}" in said
+
+
 # -- frozen programs (E45) -------------------------------------------------------------------------
 
 FROZEN = """

@@ -22,7 +22,7 @@ import pytest
 import leaks
 import mishaps
 import workload
-from aiomultiprocess import Pool, WorkerLostError
+from aiomultiprocess import Pool, WorkerLostError, ledger
 from conftest import BUILT
 from support import Meeting
 
@@ -90,6 +90,16 @@ async def test_a_worker_cannot_shrink_the_memory_that_it_shares(backend: str) ->
         assert refused
         assert set(refused) == {errno.EPERM}
         assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
+
+
+@pytest.mark.row("D36")
+def test_nor_can_the_parent_shrink_the_page_where_pipes_keep_count() -> None:
+    page = ledger.Ledger.create()
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(page.fd, 0)
+    finally:
+        page.close()
 
 
 # -- pools that come and go (D37) ------------------------------------------------------------------
