@@ -136,7 +136,7 @@ def test_medians_are_of_ten_equal_parts_or_of_each_value() -> None:
 
 
 def test_samples_are_read_by_column_as_they_were_added(tmp_path: Path) -> None:
-    samples = Samples(tmp_path)
+    samples = Samples(tmp_path / "table")
     rows = [[row + column / 8 for column in range(len(COLUMNS))] for row in range(3)]
     for row in rows:
         samples.add(*row)

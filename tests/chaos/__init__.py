@@ -16,5 +16,7 @@ A4  Both journals are files, read at the end, and so is meter.py's table of samp
 A5  Every death is explained: by a signal that was sent, or a task that was told to end its worker.
 A6  A death costs tasks that were started. A worker may die between the mark and the journal, so
     that each death may cost one that was not executed, but no more.
-A7  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
+A7  How much is under way depends on how fast the machine is, and memory on that. So once a minute
+    nothing is begun until all operations have ended; what is held then is what is kept.
+A8  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
 """

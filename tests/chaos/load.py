@@ -13,6 +13,7 @@ from chaos.accounts import Accounts, Outcome
 from chaos.tasks import Task, run_async, run_sync, star_async, star_sync
 
 RATE = 20.0  # operations a second, at `load` 1
+REST_EVERY = 60.0  # seconds between two moments without any operation
 MOST_OPEN = 64  # operations at once, however slow the machine is
 LARGE = (100_000, 10_000_000)  # bytes
 RETRIES = 2  # of the operations that may be run again
@@ -29,11 +30,19 @@ CAN_RETRY = "retries" in inspect.signature(Pool.apply).parameters
 class Load:
     """Draws operations from a seed, and sees each of them to its end."""
 
-    def __init__(self, pool: Pool, accounts: Accounts, rate: float, rng: random.Random) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        accounts: Accounts,
+        rate: float,
+        rng: random.Random,
+        on_rest: Callable[[], None],
+    ) -> None:
         self._pool = pool
         self._accounts = accounts
         self._rate = rate
         self._rng = rng
+        self._on_rest = on_rest
         self._open = asyncio.Semaphore(MOST_OPEN)
         self._operations: dict[Operation, int] = {
             self.batch: 25,
@@ -50,13 +59,27 @@ class Load:
     async def run(self, until: float) -> None:
         """Begin operations until that time of the loop; return when all have ended."""
         loop, rng = asyncio.get_running_loop(), self._rng
+        rest_at = loop.time() + REST_EVERY
         async with asyncio.TaskGroup() as operations:
             while loop.time() < until:
+                if loop.time() > rest_at:
+                    await self._rest()
+                    rest_at += REST_EVERY
                 [operation] = rng.choices([*self._operations], [*self._operations.values()])
                 await self._open.acquire()
                 begun = operations.create_task(self._see(operation, rng.getrandbits(64)))
                 begun.add_done_callback(lambda _: self._open.release())
                 await asyncio.sleep(rng.expovariate(self._rate))
+
+        self._on_rest()
+
+    async def _rest(self) -> None:
+        """Begin nothing until all that was begun has ended."""
+        for _ in range(MOST_OPEN):
+            await self._open.acquire()
+        self._on_rest()
+        for _ in range(MOST_OPEN):
+            self._open.release()
 
     async def _see(self, operation: Operation, seed: int) -> None:
         """One operation; what it raises by itself is a fault, of the pool or of this program."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import array
 import asyncio
 import ctypes
+import gc
 import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -24,6 +26,7 @@ MB = 1e6
 #: Hours since the beginning; MB of RSS; MB that malloc has given away; blocks that Python's objects
 #: take; descriptors.
 COLUMNS = ("hours", "rss", "given", "blocks", "descriptors")
+Columns = dict[str, Sequence[float]]
 
 
 class _MallInfo(ctypes.Structure):
@@ -64,14 +67,14 @@ class Malloc:
 class Samples:
     """A table in a file (A4): it must not be the samples that grow."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = (folder / "samples").open("w+b", buffering=0)
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
 
     def add(self, *row: float) -> None:
         """One more row, a value for each column."""
         array.array("d", row).tofile(self._file)
 
-    def columns(self) -> dict[str, array.array[float]]:
+    def columns(self) -> Columns:
         """All rows that there are; none can be added any more."""
         with self._file as file:
             file.seek(0)
@@ -83,13 +86,15 @@ class Meter:
     """Samples what the parent holds, and measures what all processes use."""
 
     def __init__(self, pool: Pool, folder: Path, *, trim: bool) -> None:
-        self.samples: dict[str, array.array[float]] = {}  # by column, once it has stopped
+        self.under_load: Columns = {}  # once it has stopped
+        self.at_rest: Columns = {}
         self.names: set[str] = set()  # in /dev/shm, of what any of us had mapped
         self.seconds = 0.0
         self.cpu: list[float] = []  # of the parent and of its workers, of one core
         self.trim = trim
         self._pool = pool
-        self._samples = Samples(folder)
+        self._under_load = Samples(folder / "under load")
+        self._at_rest = Samples(folder / "at rest")
         self._malloc = Malloc()
         self._began = time.monotonic()
         self._process = psutil.Process()
@@ -97,15 +102,20 @@ class Meter:
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            self._sample()
+            self._sample(self._under_load)
             for pid in ("self", *(worker.pid for worker in self._pool.processes)):
                 self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
             await asyncio.sleep(EVERY)
 
-    def _sample(self) -> None:
+    def rest(self) -> None:
+        """Sample once while no operation is under way: the load then is no part of it (A7)."""
+        gc.collect()
+        self._sample(self._at_rest)
+
+    def _sample(self, samples: Samples) -> None:
         if self.trim:
             self._malloc.trim()
-        self._samples.add(
+        samples.add(
             (time.monotonic() - self._began) / 3600,
             self._process.memory_info().rss / MB,
             self._malloc.given() / MB,
@@ -118,7 +128,8 @@ class Meter:
         self.seconds = time.monotonic() - self._began
         used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         self.cpu = [(one.ru_utime + one.ru_stime) / self.seconds for one in used]
-        self.samples = self._samples.columns()
+        self.under_load = self._under_load.columns()
+        self.at_rest = self._at_rest.columns()
 
     @property
     def settled(self) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from chaos.accounts import MEANING, Outcome, Verdict
-from chaos.meter import Meter
+from chaos.meter import Columns, Meter
 
 Rows = Iterator[tuple[str, object]]
 
@@ -89,16 +89,20 @@ class Report:
 
     def _resources(self) -> Rows:
         mine, theirs = self.meter.cpu
-        what = "RSS of the parent, trimmed, MB" if self.meter.trim else "RSS of the parent, MB"
-        yield from self._growth(what, self.meter.samples["rss"], ".1f")
-        yield from self._growth("what malloc has given it, MB", self.meter.samples["given"], ".1f")
-        yield from self._growth("blocks of its objects", self.meter.samples["blocks"], ",.0f")
-        held = self.meter.samples["descriptors"]
+        for when, table in (
+            ("at rest", self.meter.at_rest),
+            ("under load", self.meter.under_load),
+        ):
+            trimmed = ", trimmed" if self.meter.trim else ""
+            yield from self._growth(f"RSS of the parent {when}{trimmed}, MB", table, "rss", ".1f")
+            yield from self._growth(f"given by its malloc {when}, MB", table, "given", ".1f")
+            yield from self._growth(f"blocks of its objects {when}", table, "blocks", ",.0f")
+        held = self.meter.under_load["descriptors"]
         yield "descriptors of the parent", f"{held[0]:.0f} at first, {held[-1]:.0f} at last"
         yield "CPU, of one core", f"parent {mine:.0%}, workers {theirs:.0%}"
 
-    def _growth(self, what: str, values: Sequence[float], style: str) -> Rows:
-        hours = self.meter.samples["hours"]
+    def _growth(self, what: str, table: Columns, column: str, style: str) -> Rows:
+        hours, values = table["hours"], table[column]
         yield what, f"{values[0]:{style}} at first, {values[-1]:{style}} at last"
         yield f"  medians of {PARTS} parts", " ".join(f"{m:{style}}" for m in medians_of(values))
         begin, end = self.meter.settled, hours[-1]

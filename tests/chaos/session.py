@@ -67,7 +67,7 @@ async def _run(options: Options, folder: Path) -> Report:
     print(describe(pool, options), flush=True)
     with Watchdog(lambda: accounts.resolved, options.patience):
         others = [asyncio.ensure_future(each) for each in (census.keep(), meter.run())]
-        await _work(pool, accounts, census, options)
+        await _work(pool, accounts, census, meter, options)
         pool.close()
         await pool.join()
         for other in others:
@@ -79,10 +79,13 @@ async def _run(options: Options, folder: Path) -> Report:
     return Report(accounts.close(), census.deaths, meter)
 
 
-async def _work(pool: Pool, accounts: Accounts, census: Census, options: Options) -> None:
+async def _work(
+    pool: Pool, accounts: Accounts, census: Census, meter: Meter, options: Options
+) -> None:
     """Load and killers, side by side; each has a random generator of its own."""
     until = asyncio.get_running_loop().time() + options.seconds
-    load = Load(pool, accounts, RATE * options.load, random.Random(f"load {options.seed}"))
+    rng = random.Random(f"load {options.seed}")
+    load = Load(pool, accounts, RATE * options.load, rng, meter.rest)
     rng = random.Random(f"killers {options.seed}")
     killers = Killers(pool, census, load.die, options.mean, rng)
     async with asyncio.TaskGroup() as group:
