@@ -87,6 +87,29 @@ def test_the_first_items_of_an_iterator_are_few() -> None:
     assert len(job_of(range(100)).take(100)[0]) == 100
 
 
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_an_iterator_of_large_items_is_pulled_little_ahead_for_ever(room: int) -> None:
+    """What was put back is taken and put back again: that tells no more of the room than before."""
+    pulled = 0
+
+    def blocks() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    job = job_of(blocks())
+    job.want_all()  # else what is unread would bound it
+    sent, ahead = 0, []
+    for _ in range(1000):
+        slots, items = job.take(LOOK_AHEAD_ITEMS)
+        if len(slots) > room:
+            job.put_back(slots[room:], items[room:])
+        sent += min(room, len(slots))
+        ahead.append(pulled - sent)
+    assert max(ahead[20:]) <= max(FIRST_STEP, 2 * room)
+
+
 async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
     job = job_of(list(range(20)))
     slots, items = job.take(10)

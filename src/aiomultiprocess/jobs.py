@@ -71,7 +71,7 @@ class Job:
         self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
         self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (B4)
-        self._last = 0  # how many were, the last time
+        self._last = 0  # how many were taken, anew or again, the last time
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
         self._bytes = 0  # size of all results so far
@@ -104,6 +104,7 @@ class Job:
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
+            self._last = len(pairs)
             return [index for index, _ in pairs], [item for _, item in pairs]
         items = self.source.take(min(n, self._step, self._look_ahead()))
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
