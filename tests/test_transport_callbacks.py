@@ -142,6 +142,7 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
 # -- damage ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("C31")
 @pytest.mark.parametrize(
     "header",
     [
