@@ -44,7 +44,7 @@ def test_a_test_that_hangs_is_ended_and_shows_the_stacks_of_parent_and_workers()
 def test_a_test_that_hangs_in_c_is_ended_and_shows_its_stack() -> None:
     test = "test_that_hangs_in_c_in_the_parent"
     done = pytest_in_another_process(
-        *("--timeout=1", "-o", "faulthandler_timeout=4", f"tests/hanging.py::{test}")
+        *("--timeout=5", "-o", "faulthandler_timeout=10", f"tests/hanging.py::{test}")
     )
     assert done.returncode == 1
     assert f"in {test}" in done.stderr

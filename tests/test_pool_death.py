@@ -225,11 +225,10 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
 
 @pytest.mark.row("B16")
 async def test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run() -> None:
-    async with Pool(2) as pool:
+    async with Pool(4) as pool:
         work = asyncio.ensure_future(pool.map(workload.double, range(100)))
         await asyncio.sleep(0)
-        first, second = pool.processes
-        for victim in (first, second):  # both, so that none was ever ready
+        for victim in list(pool.processes):  # all, so that none was ever ready
             assert victim.pid is not None
             os.kill(victim.pid, signal.SIGKILL)
         assert await work == [2 * i for i in range(100)]
@@ -311,16 +310,16 @@ async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
     [
         ("RuntimeError", "no database"),
         ("SystemExit", "SystemExit"),
-        ("exit 7", "7"),
-        ("SIGSEGV", "SIGSEGV"),
-        ("SIGKILL", "SIGKILL"),
+        ("exit 7", "exited with code 7 during its start"),
+        ("SIGSEGV", "SIGSEGV during its start"),
+        ("SIGKILL", "SIGKILL during its start"),
     ],
 )
 async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
     tmp_path: Path, way: str, message: str
 ) -> None:
     path = tmp_path / "started"
-    pool = Pool(2, initializer=mishaps.initialize_and_fail, initargs=(str(path), way))
+    pool = Pool(4, initializer=mishaps.initialize_and_fail, initargs=(str(path), way))
     expected = WorkerLostError if way in mishaps.WAYS_TO_DIE else ProxyException
     for _ in range(2):
         with pytest.raises(expected, match=message):
@@ -329,7 +328,7 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
             await pool.apply(workload.two)
     pool.terminate()
     await pool.join()
-    assert 1 <= len(lines(path)) <= 2 + engine.START_ATTEMPTS  # no storm of new workers
+    assert 1 <= len(lines(path)) <= 4 + engine.START_ATTEMPTS  # no storm of new workers
 
 
 @pytest.mark.row("B19")
@@ -351,8 +350,8 @@ async def test_a_loop_initializer_that_fails_breaks_the_pool_with_its_error(
     ("way", "message", "starts"),
     [
         ("RuntimeError", "once only", 1),
-        ("exit 7", "exited with code 7", engine.START_ATTEMPTS),
-        ("SIGSEGV", "SIGSEGV", engine.START_ATTEMPTS),
+        ("exit 7", "exited with code 7 during its start", engine.START_ATTEMPTS),
+        ("SIGSEGV", "SIGSEGV during its start", engine.START_ATTEMPTS),
     ],
 )
 async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(

@@ -11,10 +11,10 @@ the next attempt at what the system has refused.
 
 P1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
     calls of a plain function stay there while there may be more of them, until the pool closes.
-P2  A worker that dies is replaced while there may be work. Respawning is limited: one that the
-    system refuses, or that dies while it starts as `START_ATTEMPTS` in a row did, or by an exit
-    where none was ever ready, is not replaced at once. While its queue has other workers, that is
-    tried again later; where there are no others, the pool is broken and says why.
+P2  A worker that dies is replaced while there may be work. Respawning is limited: if one exits
+    while it starts and none was ever ready, the pool is broken and says why. If `START_ATTEMPTS` in
+    a row die while they start, or the system refuses one, no other is started at once: it is tried
+    again later while the queue has other workers, and where it has none the pool is broken.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -153,22 +153,23 @@ class Engine:
         queue.on_death(worker)
         worker.link.close()
         if self.state is State.OPEN or (self.state is State.CLOSING and self._open):
-            if worker.ready or not self._is_hopeless(worker):
+            if worker.ready:
                 self._replace(qid)
             else:
-                self._do_without(qid, explain_start(worker))
+                self._on_failed_start(worker, qid)
         queue.kick()
         self._check_finished()
 
-    def _is_hopeless(self, worker: PoolWorker) -> bool:
-        """P2: whether the next worker would most likely die while it starts, as this one did.
-
-        One signal is no proof, as it may have come from outside.
-        """
+    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
+        """P2. A signal may have come from outside; an exit is the worker's own doing."""
         self._failed_starts += 1
-        if self._failed_starts >= START_ATTEMPTS:
-            return True
-        return not self._ever_ready and (worker.exitcode is None or worker.exitcode >= 0)
+        exited = worker.exitcode is None or worker.exitcode >= 0
+        if exited and not self._ever_ready:
+            self._break(explain_start(worker))
+        elif self._failed_starts < START_ATTEMPTS:
+            self._replace(qid)
+        else:
+            self._do_without(qid, explain_start(worker))
 
     def _replace(self, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later (P2)."""

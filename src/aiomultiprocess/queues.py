@@ -14,7 +14,7 @@ Q1  Exactly once. A task is in its feed, or in one chunk of one worker, or settl
     others.
 Q2  A task is returned to its feed only if its worker had not marked it started (child.py, W1). One
     that was started has failed, unless its caller said that it may run again (suspects.py). The
-    mark is in memory that a worker can damage: of one that did, all tasks count as started.
+    mark is in memory that a worker can damage: of one that broke its link, all count as started.
 Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
     while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4, K6).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
@@ -417,7 +417,7 @@ class Queue:
 
     def _is_poisonous(self, worker: PoolWorker, chunks: list[Chunk]) -> bool:
         """Q4: whether it must be the first of these chunks that kills workers."""
-        if not chunks:
+        if not chunks or not worker.ready:  # one that was not ready had received nothing
             return False
         begun = worker.link.started > chunks[0].first
         self._deaths = 0 if begun else self._deaths + 1

@@ -135,6 +135,7 @@ class PoolWorker(Process):
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
         log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
         self.trusted = False
+        self.leaving = True  # what it would be sent now, it would not get
         self.kill()
 
     def kill_now(self) -> None:

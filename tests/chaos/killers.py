@@ -111,8 +111,8 @@ class Killers:
         self._send(victim, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL, way)
 
     def _choose(self, chance: float, ready: bool) -> PoolWorker | None:
-        """Any worker, even one that starts unless it must be ready. But a pool whose first worker,
-        or three in a row, die while they start cannot have workers, and is rightly broken
+        """Any worker, even one that starts unless it must be ready. But a pool in which
+        three workers in a row die while they start, and there are no others, is rightly broken
         (engine.py, P2): so only one such death is dealt until another worker becomes ready.
         """
         self._census.look()
