@@ -18,6 +18,7 @@ import pytest
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError, engine
+from aiomultiprocess.frames import CorruptHeaderError
 from aiomultiprocess.transport import BATCH_FRAMES
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
 
@@ -243,6 +244,7 @@ async def test_workers_killed_while_they_start_do_not_harm_one_that_works(
     pool = Pool(2, initializer=mishaps.initialize_one, initargs=paths)
     async with Meeting() as meeting, pool:
         call = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        others = [asyncio.ensure_future(pool.apply(workload.double, (i,))) for i in range(20)]
         while not (healthy := {worker.pid for worker in pool.processes if worker.ready}):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for _ in range(engine.START_ATTEMPTS + 2):
@@ -257,6 +259,7 @@ async def test_workers_killed_while_they_start_do_not_harm_one_that_works(
         workload.note(paths[1])
         arrival.release("unharmed")
         assert await call == "unharmed"
+        assert await asyncio.gather(*others) == [2 * i for i in range(20)]
         assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
     assert "a worker could not be started" in caplog.text
 
@@ -415,4 +418,13 @@ async def test_a_worker_that_damages_its_link_is_killed_and_what_it_held_runs_no
         lost = [isinstance(value, WorkerLostError) for value in await waiting]
         ran = Counter(map(int, lines(path)))
         assert [ran[i] for i in range(100)] == [not value for value in lost]
+        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
+
+
+@pytest.mark.row("C31")
+async def test_a_worker_that_is_trusted_no_more_gets_no_more() -> None:
+    async with Pool(1) as pool:
+        assert await pool.apply(workload.two) == 2
+        [worker] = pool.processes
+        worker.distrust(CorruptHeaderError("as this test says"))  # it is killed, and not gone yet
         assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
