@@ -17,6 +17,7 @@ A5  Every death is explained: by a signal that was sent, or a task that was told
 A6  A death costs tasks that were started. A worker may die between the mark and the journal, so
     that each death may cost one that was not executed, but no more.
 A7  How much is under way depends on how fast the machine is, and memory on that. So once a minute
-    nothing is begun until all operations have ended; what is held then is what is kept.
+    nothing is begun until all operations have ended; what is held then is what is kept. Allocators
+    keep more, by what there once was at the same time: so the first minute is crowded.
 A8  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
 """

@@ -13,6 +13,7 @@ from chaos.accounts import Accounts, Outcome
 from chaos.tasks import Task, run_async, run_sync, star_async, star_sync
 
 RATE = 20.0  # operations a second, at `load` 1
+CROWD = 10.0  # times the usual load, while it begins
 REST_EVERY = 60.0  # seconds between two moments without any operation
 MOST_OPEN = 64  # operations at once, however slow the machine is
 LARGE = (100_000, 10_000_000)  # bytes
@@ -56,8 +57,12 @@ class Load:
             self.late_batch: 4,
         }
 
-    async def run(self, until: float) -> None:
-        """Begin operations until that time of the loop; return when all have ended."""
+    async def run(self, until: float, crowded: float) -> None:
+        """Begin operations until that time of the loop; return when all have ended.
+
+        Until `crowded`, as many as can be open: memory that an allocator cannot return, because
+        little of it is still in use, has then been as much as it will be (A7).
+        """
         loop, rng = asyncio.get_running_loop(), self._rng
         rest_at = loop.time() + REST_EVERY
         async with asyncio.TaskGroup() as operations:
@@ -69,7 +74,8 @@ class Load:
                 await self._open.acquire()
                 begun = operations.create_task(self._see(operation, rng.getrandbits(64)))
                 begun.add_done_callback(lambda _: self._open.release())
-                await asyncio.sleep(rng.expovariate(self._rate))
+                crowd = CROWD if loop.time() < crowded else 1.0
+                await asyncio.sleep(rng.expovariate(crowd * self._rate))
 
         self._on_rest()
 

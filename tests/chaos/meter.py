@@ -64,6 +64,11 @@ class Malloc:
             self._trim(0)
 
 
+def warm_up(seconds: float) -> float:
+    """How many of the first seconds of a run are no part of what is measured."""
+    return min(WARM_UP, seconds / 4)
+
+
 class Samples:
     """A table in a file (A4): it must not be the samples that grow."""
 
@@ -134,4 +139,4 @@ class Meter:
     @property
     def settled(self) -> float:
         """When the warm-up was over, in hours."""
-        return min(WARM_UP, self.seconds / 4) / 3600
+        return warm_up(self.seconds) / 3600

@@ -17,7 +17,7 @@ from chaos import tasks
 from chaos.accounts import Accounts, Complaints
 from chaos.killers import Census, Killers
 from chaos.load import RATE, Load
-from chaos.meter import Meter
+from chaos.meter import Meter, warm_up
 from chaos.report import Report
 from chaos.stall import Watchdog
 
@@ -83,13 +83,14 @@ async def _work(
     pool: Pool, accounts: Accounts, census: Census, meter: Meter, options: Options
 ) -> None:
     """Load and killers, side by side; each has a random generator of its own."""
-    until = asyncio.get_running_loop().time() + options.seconds
+    now = asyncio.get_running_loop().time()
+    until, crowded = now + options.seconds, now + warm_up(options.seconds)
     rng = random.Random(f"load {options.seed}")
     load = Load(pool, accounts, RATE * options.load, rng, meter.rest)
     rng = random.Random(f"killers {options.seed}")
     killers = Killers(pool, census, load.die, options.mean, rng)
     async with asyncio.TaskGroup() as group:
-        group.create_task(load.run(until))
+        group.create_task(load.run(until, crowded))
         group.create_task(killers.run(until))
 
 
