@@ -96,12 +96,16 @@ cdef class ItemPickler:
         self.pickler.dispatch_table = reducers()
 
     cdef bytes dump(self, item):
+        self.pickler.dump(item)
+        return self.file.getvalue()
+
+    cdef int forget(self) except -1:
+        """Be as new. What is held of an item could not be freed, and its buffers not be resized."""
         self.pickler.clear_memo()
         self.buffers.clear()
         self.file.seek(0)
         self.file.truncate()
-        self.pickler.dump(item)
-        return self.file.getvalue()
+        return 0
 
 
 @cython.final
@@ -173,15 +177,17 @@ cdef class Encoder:
 
     cdef int put_pickle(self, item) except -1:
         pickler = self.pickler or ItemPickler()
-        self.pickler = None  # one that raised is not used again
+        self.pickler = None
         pickled = pickler.dump(item)
-        self.pickler = pickler
         block.put_size(&self.block, PICKLE, len(pickler.buffers))
         for buffer in pickler.buffers:
             view = buffer.raw()
             block.put_byte(&self.block, view.readonly)
             self.put_view(view)
-        return self.put_bytes(pickled)
+        self.put_bytes(pickled)
+        pickler.forget()
+        self.pickler = pickler  # one that raised is not used again
+        return 0
 
     cdef list segments(self):
         cdef const char *data = PyBytes_AS_STRING(self.block.data)

@@ -231,10 +231,11 @@ cdef class Starter:
             if status == _FACTORY:
                 return self.hand_over(spare, value, at)
             value, error = self.retire(spare, value, error)
-            if error is None and self.kept == _TOUCHED:
-                error = self.give(value)
-            if error is not None:
-                return at, RAISED, error
+            if self.kept == _TOUCHED:  # else its value was given, and stays its answer
+                if error is None:
+                    error = self.give(value)
+                if error is not None:
+                    return at, RAISED, error
             at += 1
             if self.kept == _FULL:
                 return at, FULL, None

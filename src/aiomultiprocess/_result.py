@@ -48,7 +48,7 @@ def load_result(kind: int, payload: bytearray, label: str) -> Any:
     """The result, or the exception that is returned in its place."""
     if kind == ERROR:
         proxy = remote.load_exception(payload)
-        return proxy.__cause__ or proxy
+        return proxy if proxy.__cause__ is None else proxy.__cause__
     try:
         return pickle.loads(payload)
     except Exception as error:  # whatever a __setstate__ of the user's raises

@@ -71,12 +71,14 @@ def _run_in_loop(unit: Unit) -> None:
             unit.initializer(*unit.initargs)
         # a context of now: the initializer may have set variables
         result = runner.run(_call(unit), context=contextvars.copy_context())
-        if unit.sender is not None:
-            _send_result(unit.sender, result, unit.label)
+        message = None if unit.sender is None else _dump_result(result, unit.label)
     except BaseException as error:
         if unit.sender is not None:
             _send_error(unit.sender, error)
         raise
+    else:
+        if unit.sender is not None:
+            _send_result(unit.sender, message)  # not above: half of it may be there when it fails
     finally:
         runner.close()
 
@@ -85,10 +87,16 @@ async def _call(unit: Unit) -> Any:
     return await unit.target(*unit.args, **unit.kwargs)
 
 
-def _send_result(sender: Sender, result: object, label: str) -> None:
+def _dump_result(result: object, label: str) -> Any:
     from . import _result
 
-    sender.send(_result.RESULT, _result.dump_result(result, label))
+    return _result.dump_result(result, label)
+
+
+def _send_result(sender: Sender, message: Any) -> None:
+    from . import _result
+
+    sender.send(_result.RESULT, message)
 
 
 def _send_error(sender: Sender, error: BaseException) -> None:

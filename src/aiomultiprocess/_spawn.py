@@ -182,8 +182,12 @@ def _send(fd: int, message: memoryview) -> None:
     if len(message) <= PIPE_CAPACITY:
         _write(fd, message)
     else:
-        args = (os.dup(fd), message)
-        threading.Thread(target=_write_and_close, args=args, daemon=True).start()
+        ours = os.dup(fd)
+        try:
+            threading.Thread(target=_write_and_close, args=(ours, message), daemon=True).start()
+        except BaseException:  # even KeyboardInterrupt: L1
+            os.close(ours)
+            raise
 
 
 def _write_and_close(fd: int, message: memoryview) -> None:

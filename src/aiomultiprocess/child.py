@@ -46,6 +46,7 @@ from .transport import ChildEnd, Handover, Link
 
 BURST = 500_000  # nanoseconds (W4)
 CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
+MAP = int(Mode.MAP)
 MODES = len(Mode)
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
@@ -125,8 +126,11 @@ def keep_freed_memory() -> None:
 
 def die_of(signum: int) -> None:
     """End as the signal would have ended us, so that the parent sees why."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:  # noqa: BLE001, S110 - nobody reads it, or it is None: we end anyway
+            pass
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
@@ -248,8 +252,13 @@ class WorkerEngine:
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
-        # the ring is not to be trusted any more: end loudly, the parent fails what we hold
+        """The ring is not to be trusted any more: end loudly, the parent fails what we hold."""
         log.critical("the link to the parent process is broken", exc_info=error)
+        os._exit(70)
+
+    def _give_up(self, error: BaseException) -> None:
+        """An item may have lost its answer: end loudly, or its caller would wait for ever."""
+        log.critical("this worker cannot go on", exc_info=error)
         os._exit(70)
 
     # -- frames --------------------------------------------------------------------------------
@@ -304,7 +313,7 @@ class WorkerEngine:
                 task.cancel()
                 return
         for chunk in self._chunks:
-            if chunk.ident == ident and offset >= chunk.next:
+            if chunk.ident == ident:
                 chunk.failures[offset] = asyncio.CancelledError()
 
     # -- running -------------------------------------------------------------------------------
@@ -316,7 +325,10 @@ class WorkerEngine:
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
-        self._turn()
+        try:
+            self._turn()
+        except Exception as error:  # noqa: BLE001 - as where a link calls (transport.py, T7)
+            self._give_up(error)
 
     def _turn(self) -> None:
         """Start what may be started, then send what there is to send."""
@@ -328,10 +340,12 @@ class WorkerEngine:
         while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
             if self._running:
                 deadline = min(deadline, begun + BURST)
-            if not self._advance(chunks[0], deadline):
+            chunk = chunks[0]
+            if not self._advance(chunk, deadline):
                 self._schedule_turn()  # W4
                 break
-            if chunks[0].next >= len(chunks[0].items):
+            # an item that runs the loop from inside may have let us be terminated
+            if chunk.next >= len(chunk.items) and chunks:
                 chunks.popleft()
         if self._running:
             self._ask_for_more()
@@ -341,15 +355,14 @@ class WorkerEngine:
 
     def _advance(self, chunk: Chunk, deadline: int) -> bool:
         """Start items of a chunk up to the first that suspends or fails; False: out of time."""
-        at = chunk.next
-        if at in chunk.failures:
-            mode, func = int(Mode.MAP), raise_error
-            items: list[Any] = chunk.items
-            items[at] = chunk.failures.pop(at)
-            stop = at + 1
-        else:
-            mode, func, items = chunk.mode, chunk.func, chunk.items
-            stop = min(chunk.failures, default=len(items)) if chunk.failures else len(items)
+        at, mode, func, items = chunk.next, chunk.mode, chunk.func, chunk.items
+        stop = len(items)
+        if chunk.failures:
+            stop = next(filter(chunk.failures.__contains__, range(at, stop)), stop)
+            if stop == at:
+                # it stays a failure: there may be no time left to start it in this turn
+                mode, func, items[at] = MAP, raise_error, chunk.failures[at]
+                stop = at + 1
         assert self._starter is not None  # there are no chunks before
         entry = self._answers.begin_burst(chunk.ident, at)
         self._in_burst = True
@@ -403,7 +416,10 @@ class WorkerEngine:
             return
         place = self._running.pop(task)
         if place is not None:
-            self._end_task(task, *place)
+            try:
+                self._end_task(task, *place)
+            except Exception as error:  # noqa: BLE001 - as in _scheduled_turn
+                self._give_up(error)
         self._schedule_turn()
 
     def _end_task(self, task: asyncio.Task[Any], ident: int, offset: int) -> None:

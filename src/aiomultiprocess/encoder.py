@@ -163,13 +163,14 @@ class _Encoder:
     def _put_pickle(self, item: object) -> None:
         pickler, self._pickler = self._pickler or _ItemPickler(), None
         pickled, buffers = pickler.dump(item)
-        self._pickler = pickler  # one that raised is not used again
         self._put_size(PICKLE, len(buffers))
         for buffer in buffers:
             view = buffer.raw()
             self._out.append(view.readonly)
             self._put_bytes(view)
         self._put_bytes(pickled)
+        pickler.forget()
+        self._pickler = pickler  # one that raised is not used again
 
     # -- values --------------------------------------------------------------------------------
 
@@ -343,12 +344,15 @@ class _ItemPickler:
         self._pickler.dispatch_table = _reducers()
 
     def dump(self, item: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        self._pickler.dump(item)
+        return self._file.getvalue(), self._buffers
+
+    def forget(self) -> None:
+        """Be as new. What is held of an item could not be freed, and its buffers not be resized."""
         self._pickler.clear_memo()
         self._buffers.clear()
         self._file.seek(0)
         self._file.truncate()
-        self._pickler.dump(item)
-        return self._file.getvalue(), self._buffers
 
 
 def _narrowest(run: Sequence[int]) -> tuple[int, str]:

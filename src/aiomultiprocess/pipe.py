@@ -22,6 +22,7 @@ the worker two.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -293,6 +294,9 @@ class PipeLink(Endpoint):
         except ConnectionError:  # PP2
             self._gone = True
             self._outbox.clear()
+        except OSError as error:  # the kernel may have no memory for it now
+            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                raise
 
     def _pump(self) -> bool:
         """The socket takes more."""

@@ -23,14 +23,25 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = backend.loads(payload)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
-        error.add_note(NOT_FOUND)
+        _add_note(error, NOT_FOUND)
         return Unloadable(error)
     return function
 
 
+def _add_note(error: BaseException, note: str) -> None:
+    """What `add_note` does, also for a frozen dataclass, whose attributes nobody may set."""
+    try:
+        vars(error).setdefault("__notes__", []).append(note)
+    except Exception:  # noqa: BLE001, S110 - notes of the user's own kind: the error itself counts
+        pass
+
+
 def raise_error(error: BaseException) -> None:
     """Stands in for the function of an item that cannot be run."""
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # the traceback and this frame would keep each other
 
 
 class Stateful:
@@ -48,6 +59,9 @@ class Unloadable:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+        self._traceback = error.__traceback__
 
     def __call__(self, *args: object, **kwargs: object) -> None:
-        raise self.error
+        del args, kwargs  # the traceback keeps this frame
+        # from where it was raised first: each `raise` appends to what there is
+        raise BaseException.with_traceback(self.error, self._traceback)

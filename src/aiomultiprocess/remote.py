@@ -50,7 +50,11 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is
 
 def dump_exception(exc: BaseException, dumps: Dumps = pickle.dumps) -> bytes:
     """Make bytes of `exc` and its chain; always possible (E1)."""
-    payload: bytes = dumps((describe(exc), *_Dumper().dump(exc)))
+    try:
+        nodes, root = _Dumper().dump(exc)
+    except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; E1
+        nodes, root = [], None
+    payload: bytes = dumps((describe(exc), nodes, root))
     return payload
 
 
@@ -139,7 +143,7 @@ def _filled_slots(exc: BaseException) -> Iterator[tuple[int, Any]]:
 
 
 def _field(name: str) -> Any:
-    """A field of BaseException, set whatever `__setattr__` does: frozen dataclasses refuse."""
+    """A field of BaseException, whatever the attribute methods do: frozen dataclasses refuse."""
     return vars(BaseException)[name]
 
 
@@ -178,9 +182,9 @@ class _Dumper:
         while self._unlinked:
             index, source = self._unlinked.pop()
             self._nodes[index] = self._nodes[index]._replace(
-                cause=self._visit(source.__cause__),
-                context=self._visit(source.__context__),
-                suppress_context=source.__suppress_context__,
+                cause=self._visit(_field("__cause__").__get__(source)),
+                context=self._visit(_field("__context__").__get__(source)),
+                suppress_context=_field("__suppress_context__").__get__(source),
             )
         return [tuple(node) for node in self._nodes], root
 
@@ -386,8 +390,9 @@ def _original_type(cls: type[Any]) -> type[Any]:
 
 def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
     """Append `end` to the causes of `exc`."""
+    cause = _field("__cause__")
     seen = {id(exc)}
-    while exc.__cause__ is not None and id(exc.__cause__) not in seen:
-        exc = exc.__cause__
+    while (deeper := cause.__get__(exc)) is not None and id(deeper) not in seen:
+        exc = deeper
         seen.add(id(exc))
-    _field("__cause__").__set__(exc, end)
+    cause.__set__(exc, end)

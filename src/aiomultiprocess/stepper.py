@@ -151,7 +151,9 @@ class Starter:
                     return at, *self._ended(spare, status, what)
                 what, error, kept = what
                 what, error = self._retire(spare, what, error)
-                if error is None and kept is None:
+                if kept is not None:
+                    error = None  # its value was given, and stays its answer
+                elif error is None:
                     kept, error = _kept(out, what)
                 if error is not None:
                     return at, RAISED, error
