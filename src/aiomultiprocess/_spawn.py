@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -61,11 +61,6 @@ if sys.platform != "win32":
             at = command.index("-c") + 1
             command[at] = HOLD_GARBAGE + command[at]
         return command
-
-    def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
-        """Start a program, with SIGINT held back (L3), and return its pid."""
-        with _held_back({signal.SIGINT}):
-            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
     class Popen(popen_spawn_posix.Popen):
         """What multiprocessing holds of a child: its pid, and the parent's ends of two pipes."""
@@ -116,7 +111,9 @@ if sys.platform != "win32":
             tracker = _running_tracker()
             command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
-            self.pid = _run(command, sorted(inherited))
+            program = os.fsencode(spawn.get_executable())
+            with _held_back({signal.SIGINT}):  # L3; and until the pid is known: L1
+                self.pid = util.spawnv_passfds(program, command, sorted(inherited))
 
         def _undo(self) -> None:
             if getattr(self, "pid", None) is not None:

@@ -28,6 +28,7 @@ This module is the first that a fresh worker imports: it must stay light.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -127,10 +128,8 @@ def keep_freed_memory() -> None:
 def die_of(signum: int) -> None:
     """End as the signal would have ended us, so that the parent sees why."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(BaseException):  # nobody reads it, or it is None: we end anyway
             stream.flush()
-        except BaseException:  # noqa: BLE001, S110 - nobody reads it, or it is None: we end anyway
-            pass
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 

@@ -14,7 +14,8 @@ P1  A feed is in `_open` from its first task until its last is settled: closing 
 P2  A worker that dies is replaced while there may be work. Respawning is limited: if one exits
     while it starts and none was ever ready, the pool is broken and says why. If `START_ATTEMPTS` in
     a row die while they start, or the system refuses one, no other is started at once: it is tried
-    again later while the queue has other workers, and where it has none the pool is broken.
+    again later while the queue has other workers, and where it has none the pool is broken. If more
+    in a row die later, but before they began a task, the next ones are started later too.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -82,7 +83,8 @@ class Engine:
         self._task_ids = itertools.count(1)
         self._open: set[Calls | Job] = set()
         self._ever_ready = False
-        self._failed_starts = 0
+        self._failed_starts = 0  # in a row
+        self._useless = 0  # workers, in a row, that died without having begun a task
         self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
@@ -93,7 +95,10 @@ class Engine:
     # -- workers -------------------------------------------------------------------------------
 
     def start(self, processes: int, queues: int) -> None:
-        """Create the queues and their first workers, telling the scheduler of each."""
+        """Create the queues and their first workers, telling the scheduler of each.
+
+        If that fails the pool is broken: the scheduler was told of queues which nobody would serve.
+        """
         for _ in range(queues):
             queue = Queue(self.loop)
             self.queues[self._scheduler.register_queue(queue)] = queue
@@ -104,6 +109,9 @@ class Engine:
             for at in range(processes):
                 self._add_worker(qids[at % queues])
                 self._scheduler.register_process(qids[at % queues])
+        except Exception as error:
+            self._break(error)
+            raise
         except BaseException:
             self.terminate()
             raise
@@ -148,17 +156,28 @@ class Engine:
     def _on_exit(self, worker: PoolWorker) -> None:
         """A worker process has ended, for whatever reason."""
         worker.link.drain_dead()
-        qid = self.workers.pop(worker)
+        qid = self.workers.pop(worker, None)
+        if qid is None:  # a result that was unpickled has dropped the pool: it was killed meanwhile
+            return
         queue = self.queues[qid]
         queue.on_death(worker)
         worker.link.close()
         if self.state is State.OPEN or (self.state is State.CLOSING and self._open):
             if worker.ready:
-                self._replace(qid)
+                self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
         queue.kick()
         self._check_finished()
+
+    def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
+        """P2: replace a worker; not for ever at once if none of them lives to begin a task."""
+        self._useless = 0 if worker.link.started else self._useless + 1
+        if self._useless <= START_ATTEMPTS:
+            self._replace(qid)
+        else:
+            self._missing.append(qid)
+            self._try_again_later()
 
     def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
         """P2. A signal may have come from outside; an exit is the worker's own doing."""
@@ -307,7 +326,7 @@ class Engine:
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
         tid = TaskID(next(self._task_ids))
         job = router.job
-        args = tuple(item) if job.mode is Mode.STAR else (item,)
+        args = item if job.mode is Mode.STAR else (item,)
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
         share = router.shares.get(qid)
         if share is None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .frames import Mode
 from .functions import Function
+from .sources import as_exception
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -214,20 +215,33 @@ class Router:
         self._ids: dict[int, Any] = {}
 
     def route(self, n: int) -> None:
-        """Take `n` more tasks from the job, if it has them, and put each into its share."""
+        """Take `n` more tasks from the job, if it has them, and put each into its share.
+
+        A Ctrl-C is raised when all have theirs, for nobody would come back for the others.
+        """
+        interrupt: KeyboardInterrupt | None = None
         while n > 0:
             slots, items = self.job.take(n)
             if not slots:
                 break
             for index, item in zip(slots, items, strict=True):
-                n -= self._route_one(index, item)
+                try:
+                    n -= self._route_one(index, item)
+                except KeyboardInterrupt as error:
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _route_one(self, index: int, item: Any) -> bool:
         """False if the scheduler failed: the task ends, and nothing of it will come back."""
         try:
+            if self.job.mode is Mode.STAR:  # an iterator can be seen only once: what was is sent
+                item = tuple(item)
             self._ids[index], share = self._assign(self, item)
-        except Exception as error:  # noqa: BLE001 - a scheduler of the user's raised it
-            self.job.fail(index, error)
+        except BaseException as error:
+            self.job.fail(index, as_exception(error, "the scheduler"))
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return False
         share.waiting.append((index, item))
         if not share.queued:

@@ -20,6 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from multiprocessing.util import Finalize
 from typing import Any, Generic, TypeVar, overload
 
 from . import _loops
@@ -433,10 +434,10 @@ class Pool:
             initargs=self.initargs,
             exception_handler=self.exception_handler,
         )
-        engine = Engine(loop, options, self._selection.make(), self.scheduler)
+        self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
+        # not by weakref: at exit that may come after multiprocessing, which joins all children
+        Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
-        self._engine = engine
-        weakref.finalize(self, engine.abandon)
         return engine
 
     def _check_loop(self) -> None:

@@ -248,7 +248,7 @@ class Queue:
         except KeyboardInterrupt:
             feed.put_back(slots, items)
             raise
-        rest = None
+        rest, whole = None, (slots, items)
         if count != len(items):
             rest = slots[count:], items[count:]
             slots, items = slots[:count], items[:count]
@@ -258,21 +258,39 @@ class Queue:
                 self._send_function(worker, function)
             ident = credit.sent  # unique for this worker, and it counts in order
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
             now = monotonic()
+            try:
+                worker.link.send(
+                    CHUNK,
+                    flags=feed.mode,
+                    count=count,
+                    ident=ident,
+                    offset=BURST // PRESSED if self._pressed_until > now else BURST,
+                    function=function.id,
+                    payload=payload,
+                )
+            except MemoryError as refusal:  # nothing of it is under way
+                return self._send_alone(worker, feed, *whole, refusal)
+            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
             credit.send(count, function.id, now, size)
-            worker.link.send(
-                CHUNK,
-                flags=feed.mode,
-                count=count,
-                ident=ident,
-                offset=BURST // PRESSED if self._pressed_until > now else BURST,
-                function=function.id,
-                payload=payload,
-            )
         if rest is not None:
             self._keep(feed, *rest, error)
         return count
+
+    def _send_alone(
+        self,
+        worker: PoolWorker,
+        feed: Feed | Suspect,
+        slots: Slots,
+        items: list[Any],
+        refusal: MemoryError,
+    ) -> int:
+        """Go on with the first of what was together too much for memory; alone it fails."""
+        if len(items) == 1:
+            self._keep(feed, slots, items, refusal)
+            return 0
+        feed.put_back(slots[1:], items[1:])
+        return self._send_chunk(worker, feed, slots[:1], items[:1])
 
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
         worker.functions.add(function.id)
@@ -369,6 +387,8 @@ class Queue:
         if worker.trusted:
             self._hear_journal(worker)
         chunks, worker.chunks = list(worker.chunks.values()), {}
+        if self._over:  # ended by user code, to which a result in the journal has led
+            return
         doomed = self._is_poisonous(worker, chunks)
         lost: list[tuple[Chunk, int]] = []
         for chunk in reversed(chunks):  # reversed: what is returned goes to the front

@@ -6,6 +6,7 @@ stand-in that raises why, and so fails its items and no others. child.py is the 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,10 +31,8 @@ def load_function(payload: memoryview) -> Callable[..., Any]:
 
 def _add_note(error: BaseException, note: str) -> None:
     """What `add_note` does, also for a frozen dataclass, whose attributes nobody may set."""
-    try:
+    with contextlib.suppress(Exception):  # notes of the user's own kind: the error itself counts
         vars(error).setdefault("__notes__", []).append(note)
-    except Exception:  # noqa: BLE001, S110 - notes of the user's own kind: the error itself counts
-        pass
 
 
 def raise_error(error: BaseException) -> None:

@@ -16,6 +16,18 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
+def as_exception(error: BaseException, of: str) -> Exception:
+    """What is raised where results are awaited, for what code of the user's raised elsewhere.
+
+    What is no Exception would end the loop there, or look like the cancellation of who awaits.
+    """
+    if isinstance(error, Exception):
+        return error
+    told = RuntimeError(f"{of} was ended by {type(error).__name__}")
+    told.__cause__ = error
+    return told
+
+
 class Source(Protocol):
     """What a job needs of its input."""
 
@@ -114,30 +126,50 @@ class IteratorSource:
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator: Iterator[Any] = iterator
-        self.exhausted = False
+        self._ended = False
+        self._pulled: list[Any] = []  # before a Ctrl-C, which whoever took them has passed on
         self.error: BaseException | None = None
 
+    @property
+    def exhausted(self) -> bool:
+        return self._ended and not self._pulled
+
     def take(self, n: int) -> list[Any]:
-        items: list[Any] = []
-        if self.exhausted:
+        items, self._pulled = self._pulled[:n], self._pulled[n:]
+        if self._ended or self._pulled:
             return items
         try:
             # extend() keeps the items that came before an exception
-            items.extend(islice(self._iterator, n))
-            self.exhausted = len(items) < n
-        except Exception as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
-            self.error = error
-            self.exhausted = True
-        if self.exhausted:
-            self.stop()
+            items.extend(islice(self._iterator, n - len(items)))
+            if len(items) < n:
+                self._end()
+        except KeyboardInterrupt as error:
+            self._pulled = items
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                self._end(error)  # it struck the input, of which nobody knows whether it goes on
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
+            self._end(error)
         return items
 
     def untake(self, items: list[Any]) -> bool:
         return False
 
     def stop(self) -> None:
-        self.exhausted = True
+        self._pulled = []
+        self._end()
+
+    def _end(self, error: BaseException | None = None) -> None:
+        self._ended = True
         self._iterator = iter(())
+        if error is not None:
+            self.error = as_exception(error, "the iterable")
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Its error was told already: a Ctrl-C, which the loop has raised."""
+    if not task.cancelled():
+        task.exception()
 
 
 class AsyncSource:
@@ -153,6 +185,7 @@ class AsyncSource:
         self._ended = False
         self._on_items = on_items
         self._task = asyncio.ensure_future(self._pull(iterable))
+        self._task.add_done_callback(_look_at)
 
     @property
     def exhausted(self) -> bool:
@@ -168,12 +201,12 @@ class AsyncSource:
                 close = getattr(iterator, "aclose", None)
                 if close is not None:
                     await close()
-        except asyncio.CancelledError as error:
-            if not self._ended:  # not by stop(): to the awaiter it must not look like its own
-                self.error = RuntimeError("the async iterable was cancelled")
-                self.error.__cause__ = error
-        except Exception as error:  # noqa: BLE001 - the user's iterable failed: its awaiter is told
-            self.error = error
+        except BaseException as error:
+            # after stop() a cancellation is ours
+            if not (self._ended and isinstance(error, asyncio.CancelledError)):
+                self.error = as_exception(error, "the async iterable")
+            if isinstance(error, KeyboardInterrupt):
+                raise
         finally:
             self._ended = True
             self._on_items()

@@ -111,8 +111,14 @@ class PoolWorker(Process):
                 self._parent_fd.close()
         self._pid = self.aio_process.pid
         self._loop = loop
-        self._exit = Exit(self.aio_process)
-        self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
+        try:
+            self._exit = Exit(self.aio_process)
+            self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
+        except BaseException:  # no thread or descriptor can be had, or a Ctrl-C: nobody would know
+            self.kill()
+            self._exit_of_process().block()
+            self.close()
+            raise
 
     def leave(self) -> None:
         """Ask the worker to finish what it has, and go."""
