@@ -57,6 +57,7 @@ SUSPENDED = _SUSPENDED
 
 cdef object as_coroutine = None
 cdef object outcome = None
+cdef object traceback_of = None
 cdef object parked = None
 cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
 cdef object READ_NAME = getattr_static(Task, "get_name")
@@ -77,12 +78,13 @@ cdef enum:
 
 def share(tasks):
     """Take what both starters know of tasks: the module `aiomultiprocess._tasks`."""
-    global as_coroutine, outcome, parked
+    global as_coroutine, outcome, parked, traceback_of
     if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
         raise ImportError("amp_ext and aiomultiprocess are of different versions")
     as_coroutine = tasks.as_coroutine
     outcome = tasks.outcome
     parked = tasks.parked
+    traceback_of = tasks.traceback_of
 
 
 @cython.final
@@ -385,7 +387,7 @@ cdef class Starter:
 
     cdef tuple retire(self, Spare spare, value, error):
         """Make a spare done for those who kept it (S3); returns the outcome of its item."""
-        trace = None if error is None else error.__traceback__
+        trace = None if error is None else traceback_of(error)
         spare.list()
         PyContext_Enter(spare.context)
         try:

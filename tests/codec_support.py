@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import itertools
 import math
+import pickle
 import struct
 import sys
 from collections.abc import Callable
@@ -64,6 +65,16 @@ class Pickles:
 
     def __reduce__(self) -> Any:
         return self.reduce()
+
+
+class WithBuffer:
+    """Is pickled with a buffer beside the pickle, which is a view of its own."""
+
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        return WithBuffer, (pickle.PickleBuffer(self.buffer),)
 
 
 def fail(error: type[BaseException], *args: Any) -> Any:

@@ -44,6 +44,22 @@ class Unloadable:
         return raise_value_error, ("cannot be rebuilt",)
 
 
+class EmptyError(Exception):
+    """Counts as false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class NoCauseError(Exception):
+    """May be looked at, but for one thing."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__cause__":
+            raise RuntimeError("not now")
+        return super().__getattribute__(name)
+
+
 def raise_value_error(*args: object) -> None:
     raise ValueError(*args)
 

@@ -106,6 +106,30 @@ class LostError(Exception):
         return fail_now, ("cannot be rebuilt",)
 
 
+class NoCauseError(Exception):
+    """May be looked at, but for one thing."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__cause__":
+            raise RuntimeError("not now")
+        return super().__getattribute__(name)
+
+
+class NoAttributesError(Exception):
+    """May not be looked at at all."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("not now")
+
+
+class NoClassError(Exception):
+    """Does not say what it is an instance of."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("not now")
+
+
 def long_chain(length: int) -> BaseException:
     error: BaseException = ValueError("the deepest")
     for depth in range(length):
@@ -123,6 +147,9 @@ def error_of_kind(kind: str) -> BaseException:
         "frozen": lambda: FrozenError(42),
         "holding": lambda: HoldingError("holds a lock"),
         "lost": lambda: LostError("gone"),
+        "without a cause": lambda: NoCauseError("unseen"),
+        "without a class": lambda: NoClassError("unseen"),
+        "without attributes": lambda: NoAttributesError("unseen"),
         "chain": lambda: long_chain(10_000),
         "key": lambda: KeyError("missing"),
         "os": lambda: FileNotFoundError(2, "No such file", "/nowhere"),
@@ -133,6 +160,26 @@ def error_of_kind(kind: str) -> BaseException:
 
 
 async def fail_as(kind: str) -> NoReturn:
+    raise error_of_kind(kind)
+
+
+async def fail_later_as(kind: str) -> NoReturn:
+    await asyncio.sleep(0)
+    raise error_of_kind(kind)
+
+
+def fail_plainly_as(kind: str) -> NoReturn:
+    raise error_of_kind(kind)
+
+
+class KeepsTask:
+    """Holds on to the tasks of items, which then end as tasks do."""
+
+    tasks: list[Any] = []  # noqa: RUF012 - of the worker
+
+
+async def keep_the_task_and_fail_as(kind: str) -> NoReturn:
+    KeepsTask.tasks.append(asyncio.current_task())
     raise error_of_kind(kind)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copyreg
 import threading
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,39 @@ class VeryBadStr(Exception):
 class BadReduce(Exception):
     def __reduce__(self) -> Any:
         raise RuntimeError("stays here")
+
+
+class NoCause(Exception):
+    """May be looked at, but for one thing."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__cause__":
+            raise RuntimeError("not now")
+        return super().__getattribute__(name)
+
+
+class NoContext(Exception):
+    @property
+    def __suppress_context__(self) -> bool:  # type: ignore[override]
+        raise RuntimeError("not now")
+
+
+class NoClass(Exception):
+    @property
+    def __class__(self) -> Any:  # what isinstance() asks for
+        raise RuntimeError("not now")
+
+
+class NoAttributes(Exception):
+    """May not be looked at at all."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("not now")
+
+
+class VeryBadAttributes(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit("not now")
 
 
 class VeryBadReduce(Exception):
@@ -171,3 +205,24 @@ class TwoBases(ValueError, OSError):
 
 class ExitSubclass(SystemExit):
     pass
+
+
+#: What cannot even be looked at, which pytest would do with parameters.
+UNSEEN: list[type[BaseException]] = [
+    NoCause,
+    NoContext,
+    NoClass,
+    NoAttributes,
+    VeryBadAttributes,
+]
+
+
+class ShownAsText:
+    """A block whose failure pytest can show: one that cannot be looked at would end its run."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            raise AssertionError("".join(traceback.format_tb(trace))) from None

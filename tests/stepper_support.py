@@ -21,7 +21,7 @@ from aiomultiprocess import _tasks, stepper
 from stepper_items import INHERITED
 
 EVER = 1 << 62
-DONE, RAISED, SUSPENDED = stepper.DONE, stepper.RAISED, stepper.SUSPENDED
+DONE, RAISED, SUSPENDED, FULL = stepper.DONE, stepper.RAISED, stepper.SUSPENDED, stepper.FULL
 COMPILED = find_spec("amp_ext") is not None and find_spec("amp_ext.step") is not None
 
 
@@ -80,12 +80,18 @@ class Worker:
             if status == RAISED:
                 keep(end, (None, what))
             elif status == SUSPENDED:
-                what.add_done_callback(lambda task: keep(end, _tasks.outcome(task)))
+                what.add_done_callback(lambda task: safely(keep_outcome, end, task))
             del what  # which may be an exception, in whose traceback this frame lives on
             if status != DONE:
-                self.loop.call_soon(start, end + 1)
+                self.loop.call_soon(safely, start, end + 1)
 
-        self.loop.call_soon(start, 0)
+        def keep_outcome(at: int, task: asyncio.Task[Any]) -> None:
+            keep(at, _tasks.outcome(task))
+
+        def safely(call: Callable[..., None], *args: Any) -> None:
+            _call_for(finished, call, *args)
+
+        self.loop.call_soon(safely, start, 0)
         self.loop.run_until_complete(finished)
         return self.settled([found.pop(at) for at in range(len(items))])
 
@@ -107,6 +113,19 @@ class Worker:
             self.loop.run_until_complete(asyncio.wait([task]))
             outcomes.append(_tasks.outcome(task))
         return self.settled(outcomes)
+
+
+def _call_for(future: asyncio.Future[None], call: Callable[..., None], *args: Any) -> None:
+    """What a call raises is no item's failure: let not its test wait for ever."""
+    try:
+        call(*args)
+    except BaseException as error:  # noqa: BLE001 - also what stops a loop
+        if future.done():
+            return
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # of which no loop would be told
+            future.set_exception(AssertionError(f"{type(error).__name__} left the starter"))
+        else:
+            future.set_exception(error)
 
 
 async def _plain(func: Any, item: Any) -> Any:

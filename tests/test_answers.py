@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import mishaps
 from aiomultiprocess import backend, child, journal
 from aiomultiprocess.frames import Kind, Mode
 
@@ -53,6 +55,16 @@ class Link:
         return [(entry.kind, entry.offset, entry.items) for entry in entries]
 
 
+class CancelsWhenPickled:
+    """Cancels the task that runs, which may be the one whose result it is."""
+
+    def __reduce__(self) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return int, ()
+
+
 class Worker:
     """Runs one chunk of items, all of which wait until `end` lets them go on."""
 
@@ -73,6 +85,8 @@ class Worker:
             raise ValueError(what)
         if what.endswith("is large"):
             return bytes(len(self.link.memory))
+        if what.endswith("cancels"):
+            return CancelsWhenPickled()
         return threading.Lock() if what.endswith("is not to be pickled") else what
 
     def item_at_once(self, what: str) -> Any:
@@ -98,11 +112,27 @@ class Worker:
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
-    def receive(self, items: list[str], ident: int, function: int) -> None:
+    def receive(
+        self, items: list[Any], ident: int, function: int, burst: int = HOUR // 1000
+    ) -> None:
+        """A chunk arrives; `burst` is in microseconds."""
         (payload,), count, _ = backend.encode_items(items, 0, len(items), 1 << 20)
         self.engine._on_frame(
-            Kind.CHUNK, Mode.MAP, count, ident, HOUR // 1000, function, memoryview(payload)
+            Kind.CHUNK, Mode.MAP, count, ident, burst, function, memoryview(payload)
         )
+
+    def run_at_once(self, item: Callable[[Any], Any], items: list[Any], burst: int) -> list[Sent]:
+        """Run items of a plain function for some turns of the loop; the frames that were sent."""
+        self.engine._functions[1] = item
+        self.receive(items, 7, 1, burst)
+
+        async def drive() -> None:
+            self.engine._schedule_turn()
+            for _ in range(10 * len(items)):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(drive())
+        return self.link.sent
 
     def is_busy(self, items: list[str], gate: str) -> bool:
         """Whether items behind this gate have not ended, or the turn after them is to come."""
@@ -115,6 +145,14 @@ class Worker:
         self.engine.close()
         self.engine._answers.close()
         self.loop.close()
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes that the worker has asked for, which is this process here."""
+    codes: list[int] = []
+    monkeypatch.setattr(child.os, "_exit", codes.append)
+    return codes
 
 
 @pytest.fixture(params=["compiled", "python"])
@@ -152,6 +190,14 @@ def test_an_item_that_fails_among_them_is_answered_by_its_error(
         (Kind.ERROR, 2, 0),
         (Kind.RESULTS, 3, 1),
     ]
+
+
+@pytest.mark.row("A7")
+def test_a_result_that_cancels_its_item_when_it_is_pickled_is_its_only_answer(
+    worker: Worker,
+) -> None:
+    assert worker.run(["a", "a cancels", "a"], "a") == [(Kind.RESULTS, 0, 3)]
+    assert not worker.engine._running
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["suspended", "at once"])
@@ -207,6 +253,81 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
     assert not engine._running
 
 
+def test_an_item_that_is_cancelled_inside_another_is_answered_once_and_so_are_those_after_it(
+    worker: Worker,
+) -> None:
+    """A CANCEL that is heard within a burst (W7) comes too late for the items of that burst."""
+
+    def item(n: int) -> int:
+        if n == 0:
+            worker.engine._on_frame(Kind.CANCEL, 0, 0, 7, 1, 0, memoryview(b""))
+        if n == 1:
+            raise ValueError(n)
+        return n
+
+    sent = worker.run_at_once(item, [0, 1, 2], HOUR // 1000)
+    assert sent == [(Kind.RESULTS, 0, 1), (Kind.ERROR, 1, 0), (Kind.RESULTS, 2, 1)]
+    assert not worker.engine._chunks
+
+
+@pytest.mark.parametrize("last", ["returns", "raises", "suspends"])
+def test_an_item_may_let_its_worker_be_terminated_inside_it(
+    worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """By a loop that it runs from inside (W7): its turn ends, and so does the worker."""
+    monkeypatch.setattr(child, "die_of", exits.append)
+    complaints: list[Any] = []
+    worker.loop.set_exception_handler(lambda loop, context: complaints.append(context))
+
+    def item(n: int) -> Any:
+        if n == 0:
+            worker.engine._terminate()
+        if n == 1 and last == "raises":
+            raise ValueError(n)
+        return asyncio.sleep(0) if n == 1 and last == "suspends" else n
+
+    worker.engine._functions[1] = item
+    worker.receive([0, 1], 7, 1)
+    worker.engine._schedule_turn()
+    worker.loop.run_forever()
+    assert complaints == exits == []
+    assert worker.engine.terminated
+    assert not worker.engine._chunks
+
+
+@pytest.mark.row("A3")
+def test_an_argument_that_cannot_be_had_fails_though_its_turn_begins_with_no_time_left(
+    worker: Worker,
+) -> None:
+    called = []
+
+    def use_up_the_burst(item: object) -> None:
+        called.append(item)
+        time.sleep(0.002)
+
+    sent = worker.run_at_once(use_up_the_burst, [1, mishaps.LostError("gone")], burst=1000)
+    assert sent == [(Kind.RESULTS, 0, 1), (Kind.ERROR, 1, 0)]
+    assert called == [1]  # and never with the exception in the argument's place
+
+
+def test_an_item_that_was_cancelled_fails_though_its_turn_begins_with_no_time_left(
+    worker: Worker,
+) -> None:
+    called = []
+
+    def use_up_the_burst(n: int) -> None:
+        called.append(n)
+        time.sleep(0.002)
+
+    worker.engine._functions[1] = use_up_the_burst
+    worker.loop.call_soon(
+        worker.engine._on_frame, Kind.CANCEL, 0, 0, 7, 1, 0, memoryview(b"")
+    )  # it runs before the first turn, and after the chunk has arrived
+    sent = worker.run_at_once(use_up_the_burst, [0, 1, 2], burst=1000)
+    assert sent == [(Kind.RESULTS, 0, 1), (Kind.ERROR, 1, 0), (Kind.RESULTS, 2, 1)]
+    assert called == [0, 2]
+
+
 @pytest.mark.row("B13")
 def test_each_answer_outlives_the_process_before_another_item_runs(worker: Worker) -> None:
     worker.run(["a"] * 3, "a")
@@ -217,3 +338,46 @@ def test_each_answer_outlives_the_process_before_another_item_runs(worker: Worke
     ]
     assert not any(sent for sent, _ in worker.seen)  # so it was the journal that kept them
     assert worker.link.kept() == []  # and what was published is not kept twice
+
+
+# -- what nobody foresaw ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["by itself", "inside another"])
+def test_a_worker_that_cannot_answer_a_suspended_item_ends_loudly(
+    worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    worker.run(["a raises", "b"])
+    monkeypatch.setattr(worker.engine._answers, "fail", fail)
+    [task] = [task for task, place in worker.engine._running.items() if place == (7, 0)]
+    if inside:
+        # as if an item were running the loop
+        worker.engine._in_burst = True
+    worker.gates["a"].set()
+    worker.loop.run_until_complete(worker.turns(task.done))
+    worker.loop.run_until_complete(asyncio.sleep(0))
+    if inside:
+        assert exits == []
+        worker.engine._in_burst = False
+        worker.engine._end_those_inside()
+    assert exits == [70]
+    worker.gates["b"].set()
+    worker.loop.run_until_complete(worker.turns(lambda: not worker.engine._running))
+
+
+def test_a_worker_whose_turn_fails_ends_loudly(
+    worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("unforeseen")
+
+    complaints: list[Any] = []
+    worker.loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    monkeypatch.setattr(worker.engine, "_turn", fail)
+    worker.engine._schedule_turn()
+    worker.loop.run_until_complete(asyncio.sleep(0))
+    assert exits == [70]
+    assert complaints == []

@@ -7,17 +7,20 @@ import gc
 import pickle
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import pytest
 
+from aiomultiprocess.tags import SEGMENT_MIN
 from codec_support import (
     ALL,
     CODECS,
     Pickles,
     Plain,
+    WithBuffer,
     decode,
     encode,
     failing_dump,
@@ -169,3 +172,16 @@ def test_dumps_and_loads_are_one_pickle(codec: Any) -> None:
     with pytest.raises((pickle.PicklingError, AttributeError)):
         codec.dumps(lambda: 1)
     assert len({other.dumps([Plain(1), 2]) for other in CODECS}) == 1
+
+
+# -- what is held afterwards -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, SEGMENT_MIN - 1])
+def test_nothing_of_an_item_is_held_once_it_is_pickled(codec: Any, size: int) -> None:
+    item = WithBuffer(bytearray(size))
+    known, buffer = weakref.ref(item), item.buffer
+    encode(codec, [item])
+    del item
+    buffer.clear()  # BufferError if somebody held a view
+    assert known() is None

@@ -17,7 +17,7 @@ import pytest
 
 import aiomultiprocess as amp
 import core_targets as targets
-from aiomultiprocess import Process, Worker, WorkerLostError, _result
+from aiomultiprocess import Process, Worker, WorkerLostError, _result, _run
 from support import wait_for_exit
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and descriptors of POSIX")
@@ -121,6 +121,43 @@ async def test_worker_returns_even_base_exceptions(error: BaseException) -> None
     worker = Worker(target=targets.fail, args=(error,))
     assert type(await worker) is type(error)
     assert worker.exitcode == 1
+
+
+@pytest.mark.row("A6")
+@pytest.mark.parametrize("cls", [targets.EmptyError, targets.NoCauseError])
+async def test_worker_returns_an_exception_that_is_odd_when_it_is_looked_at(cls: Any) -> None:
+    result = await Worker(target=targets.fail, args=(cls("odd"),))
+    assert type(result) is cls
+    assert result.args == ("odd",)
+
+
+class Interrupted:
+    """A sender that Ctrl-C interrupts when a part of the result is written."""
+
+    def __init__(self) -> None:
+        self.kinds: list[int] = []
+
+    def send(self, kind: int, payload: Any) -> None:
+        self.kinds.append(kind)
+        raise KeyboardInterrupt
+
+
+def test_no_error_is_written_after_a_part_of_the_result() -> None:
+    """The parent would take it for the rest."""
+    sender: Any = Interrupted()
+    unit = _run.Unit(
+        label="get_pid",
+        target=targets.get_pid,
+        args=(),
+        kwargs={},
+        initializer=None,
+        initargs=(),
+        loop=None,
+    )
+    unit.sender = sender
+    with pytest.raises(KeyboardInterrupt):
+        _run._run_in_loop(unit)
+    assert sender.kinds == [_result.RESULT]
 
 
 @pytest.mark.row("B13")

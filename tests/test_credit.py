@@ -1,4 +1,6 @@
-"""How many tasks a worker may hold (credit.py, K1 to K6)."""
+"""How many tasks a worker may hold (credit.py, K1 to K7)."""
+
+import pytest
 
 from aiomultiprocess.credit import GROWTH, HORIZON, MOST_BYTES, PRESSED, Credit
 
@@ -209,3 +211,37 @@ def test_nothing_is_kept_of_functions_that_are_forgotten() -> None:
         credit.settle(credit.sent, now=1.0)
     assert credit.in_flight == 0
     assert len(credit._paces) <= 1
+
+
+def quick(concurrency: int) -> Credit:
+    """The account of a worker that is known to run OTHER by the hundred."""
+    credit = Credit(concurrency, lifetime=0)
+    now = 0.0
+    for _ in range(4):
+        count = credit.room(credit.sent, OTHER)
+        credit.send(count, OTHER, now)
+        now += count * HORIZON / 1000
+        credit.report(count, OTHER)
+        credit.settle(credit.sent, now)
+    assert credit.room(credit.sent, OTHER) > 100
+    return credit
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["unknown", "slow"])
+def test_nothing_quick_waits_behind_tasks_that_may_take_long_and_have_all_slots(slow: bool) -> None:
+    credit = quick(concurrency=2)
+    if slow:
+        credit.send(1, FUNCTION, now=10.0)
+        report(credit, 1, credit.sent, now=10.0 + 5 * HORIZON)
+    credit.send(1, FUNCTION, now=20.0)
+    credit.want(1)
+    assert credit.room(credit.sent, OTHER) > 100  # the other slot takes them
+    credit.send(1, FUNCTION, now=20.0)
+    credit.want(0)
+    for plenty in (None, False, True):
+        assert credit.room(credit.sent, OTHER, plenty=plenty) == 0
+    credit._recent = OTHER  # whatever was sent last
+    assert credit.passing(credit.sent, OTHER) == 0
+    report(credit, 1, credit.sent, now=20.0 + 5 * HORIZON)
+    assert credit.room(credit.sent, OTHER) > 100
+    assert credit.passing(credit.sent, OTHER) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiomultiprocess import backend, codec, journal
+from aiomultiprocess import backend, codec, journal, tags
 from aiomultiprocess.frames import CorruptHeaderError, Kind
+from codec_support import WithBuffer
 from support import run_script
 
 SIZE = 1024
@@ -156,6 +158,20 @@ def test_bytes_that_are_sent_from_where_they_are_are_not_copied(kind: Any) -> No
     assert not writer.append(large)
     assert any(part is large for part in writer.take()[3])
     assert left(memory) == []
+
+
+@pytest.mark.parametrize("size", [10, tags.SEGMENT_MIN - 1])
+def test_nothing_of_a_value_is_held_once_it_is_written(kind: Any, size: int) -> None:
+    """It is the next item's to use again, and may be much: not for as long as no other comes."""
+    writer = kind(memoryview(bytearray(SIZE)))
+    writer.begin(1, 0)
+    value = WithBuffer(bytearray(size))
+    known, buffer = weakref.ref(value), value.buffer
+    writer.append(value)
+    del value
+    buffer.clear()  # BufferError if somebody held a view
+    assert known() is None
+    assert writer.take()[2] == 1
 
 
 def test_a_value_that_cannot_be_pickled_leaves_nothing(kind: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import workload
 from aiomultiprocess import Pool, RoundRobin
+from support import outcomes
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -51,14 +52,50 @@ async def test_a_pool_closes_though_an_async_input_was_left_midway() -> None:
     await finish(pool)
 
 
-async def test_an_async_input_that_is_cancelled_from_within_is_an_error() -> None:
-    async def cancelled() -> AsyncIterator[int]:
-        yield 1
-        raise asyncio.CancelledError
+class Stop(BaseException):
+    """Of a kind that `except Exception` does not see."""
+
+
+@pytest.mark.row("A10")
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, Stop])
+@pytest.mark.parametrize("length", [3, 3000])  # in the first portion, and in a later one
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["generator", "async generator"])
+async def test_an_input_that_ends_by_what_is_no_exception_is_an_error(
+    kind: type[BaseException], length: int, asynchronous: bool
+) -> None:
+    def items() -> Iterator[int]:
+        yield from range(length)
+        raise kind
+
+    async def async_items() -> AsyncIterator[int]:
+        for item in range(length):
+            yield item
+        raise kind
 
     pool = Pool(1)
-    with pytest.raises(RuntimeError, match="cancelled"):
-        await pool.map(workload.double, cancelled())
+    found = await outcomes(pool.map(workload.double, async_items() if asynchronous else items()))
+    assert found[:-1] == [2 * item for item in range(length)]
+    with pytest.raises(RuntimeError, match=f"was ended by {kind.__name__}$") as caught:
+        raise found[-1]
+    assert type(caught.value.__cause__) is kind
+    await finish(pool)
+
+
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError, Stop])
+async def test_a_scheduler_that_fails_fails_its_task_whatever_it_raises(
+    kind: type[BaseException],
+) -> None:
+    class Failing(RoundRobin):
+        def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+            if args[0] == 5:
+                raise kind
+            return super().schedule_task(task_id, func, args, kwargs)
+
+    pool = Pool(2, queuecount=2, scheduler=Failing())
+    found = await outcomes(pool.map(workload.double, range(20)))
+    expected = kind if kind is LookupError else RuntimeError
+    assert type(found.pop(5)) is expected
+    assert found == [2 * item for item in range(20) if item != 5]
     await finish(pool)
 
 

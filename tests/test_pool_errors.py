@@ -205,6 +205,9 @@ HARD_TO_CARRY = {
     "frozen": (ProxyException, "FrozenError"),
     "holding": (ProxyException, "holds a lock"),
     "lost": (ProxyException, "gone"),
+    "without a cause": (ProxyException, "NoCauseError (its traceback cannot be shown"),
+    "without a class": (ProxyException, "NoClassError (its traceback cannot be shown"),
+    "without attributes": (ProxyException, "NoAttributesError (its traceback cannot be shown"),
     "chain": (ProxyException, "depth 9999"),
     "key": (KeyError, "missing"),
     "os": (FileNotFoundError, "/nowhere"),
@@ -224,9 +227,29 @@ async def test_the_text_of_an_error_always_arrives_and_its_type_where_it_can(kin
             await pool.apply(mishaps.fail_as, (kind,))
         assert isinstance(caught.value, expected)
         assert text in str(caught.value)
-        assert "Traceback" in str(caught.value)
+        assert "traceback" in str(caught.value).lower()
         (again,) = await outcomes(pool.map(mishaps.fail_as, [kind]))
         assert isinstance(again, expected)
+        await assert_lives(pool, pids)
+
+
+@pytest.mark.row("A6")
+@pytest.mark.parametrize("kind", HARD_TO_CARRY)
+@pytest.mark.parametrize(
+    "func",
+    [mishaps.fail_plainly_as, mishaps.fail_later_as, mishaps.keep_the_task_and_fail_as],
+    ids=lambda func: func.__name__,
+)
+async def test_an_error_that_is_hard_to_carry_may_be_raised_at_once_or_later(
+    func: Any, kind: str
+) -> None:
+    expected, text = HARD_TO_CARRY[kind]
+    async with Pool(1) as pool:
+        pids = pids_of(pool)
+        for error in await outcomes(pool.map(func, [kind, kind])):
+            assert isinstance(error, ProxyException)
+            assert isinstance(error, expected)
+            assert text in str(error)
         await assert_lives(pool, pids)
 
 

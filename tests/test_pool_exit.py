@@ -292,3 +292,36 @@ async def test_os_exit_of_the_parent_ends_its_workers(tmp_path: Path) -> None:
     script = await asyncio.to_thread(run_script, tmp_path, pool_script(body), within=10)
     assert script.process.returncode == 3
     await wait_for_exit((int(word) for word in script.out.split()[1:]), WITHIN)
+
+
+# -- the end of a terminated worker (B13) ----------------------------------------------------------
+
+UNREADABLE = """
+    read, write = os.pipe()
+    os.close(read)
+    sys.{0} = os.fdopen(write, "w")
+    print("it stays in the buffer", file=sys.{0})
+"""
+STREAMS = {
+    "nobody reads stdout": UNREADABLE.format("stdout"),
+    "nobody reads stderr": UNREADABLE.format("stderr"),
+    "there is no stdout": "    sys.stdout = None",
+    "there are none": "    sys.stdout = sys.stderr = None",
+    "stdout is closed": "    sys.stdout.close()",
+}
+
+
+@pytest.mark.row("B13")
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_process_ends_by_its_signal_whatever_became_of_its_streams(
+    tmp_path: Path, streams: str
+) -> None:
+    source = f"""
+import os, signal, sys
+from aiomultiprocess.child import die_of
+
+if __name__ == "__main__":
+{STREAMS[streams]}
+    die_of(signal.SIGTERM)
+"""
+    assert run_script(tmp_path, source).process.returncode == -signal.SIGTERM

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -22,10 +23,11 @@ import pytest
 import leaks
 import mishaps
 import workload
-from aiomultiprocess import Pool, WorkerLostError, ledger
+from aiomultiprocess import Pool, WorkerLostError, ledger, pipe
+from aiomultiprocess._exits import Exit
 from chaos.meter import Malloc
 from conftest import BUILT
-from support import Meeting
+from support import Meeting, outcomes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts are Linux's")
 
@@ -82,6 +84,63 @@ async def test_a_new_worker_that_gets_no_memory_is_an_error_of_what_waits(
         for call in (waiting, pool.apply(workload.two)):
             with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
                 await call
+
+
+class Buffered:
+    """Is pickled with a buffer that can change, and so has to be copied where it must wait."""
+
+    def __init__(self, size: int) -> None:
+        self.data = bytearray(size)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return bytearray, (pickle.PickleBuffer(self.data),)
+
+
+@pytest.mark.row("D35")
+async def test_an_item_that_memory_is_too_small_to_send_fails_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lasting(segment: Any) -> Any:
+        if len(segment) >= MIB:
+            raise MemoryError
+        return copied(segment)
+
+    copied = pipe.lasting
+    monkeypatch.setattr(pipe, "lasting", lasting)
+    async with Pool(1, backend="pipe") as pool:
+        with pytest.raises(pickle.PicklingError, match=r"argument .*len cannot be sent .*Memory"):
+            await pool.apply(len, (Buffered(MIB),))
+        items = [b"small"] * 20
+        items[7] = items[12] = Buffered(MIB)  # type: ignore[call-overload]
+        found = await outcomes(pool.map(len, items))
+        assert [at for at, value in enumerate(found) if value != 5] == [7, 12]
+        for at in (7, 12):
+            with pytest.raises(pickle.PicklingError, match=f"item {at} of .*Memory"):
+                raise found[at]
+        # what was not sent is not waited for, nor taken for started
+        [worker] = pool.processes
+        assert worker.credit.sent == worker.link.started == 18
+
+
+@pytest.mark.row("B20")
+async def test_a_worker_whose_end_cannot_be_watched_is_ended(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """With no descriptor left a thread watches; here no thread can be had either."""
+
+    def watch(self: Exit, *args: Any) -> Any:
+        watched.append(self)
+        if len(watched) == 2:
+            raise RuntimeError("can't start new thread")
+        return listen(self, *args)
+
+    watched: list[Exit] = []
+    listen = Exit.watch
+    monkeypatch.setattr(Exit, "watch", watch)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Pool(2)
+    assert watched[1].ended
+    await watched[0].wait()
 
 
 @pytest.mark.row("D36")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import operator
 from typing import Any
 
 import pytest
 
 import mishaps
 import workload
-from aiomultiprocess import Pool, ProxyException, Scheduler
+from aiomultiprocess import Pool, ProxyException, Scheduler, _spawn
 from support import Meeting
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -77,6 +80,49 @@ async def test_a_users_scheduler_sees_generators_too() -> None:
         assert await pool.map(workload.double, (i for i in range(30))) == list(range(0, 60, 2))
         assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
         assert len(scheduler.scheduled) == 30
+
+
+async def test_a_task_of_starmap_may_be_an_iterator() -> None:
+    """The scheduler sees its arguments, and so uses it up: the worker gets what that has seen."""
+    scheduler = ByParity()
+    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+        items = [iter((first, 10 * first)) for first in range(4)]
+        assert await pool.starmap(operator.add, items) == [0, 11, 22, 33]
+        assert [args for _, args, _ in scheduler.scheduled.values()] == [
+            (0, 0),
+            (1, 10),
+            (2, 20),
+            (3, 30),
+        ]
+
+
+def test_a_pool_whose_first_start_failed_says_so_at_each_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its scheduler was told of queues that nobody serves: it cannot be asked again."""
+    run = _spawn._run
+    refusals = iter([None, None, OSError(errno.EMFILE, "no descriptor left")])
+
+    def refused(*args: Any) -> int:
+        refusal = next(refusals, None)
+        if refusal is not None:
+            raise refusal
+        return run(*args)
+
+    async def use(pool: Pool) -> None:
+        with pytest.raises(OSError, match="no descriptor left"):
+            await pool.apply(workload.two)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match=r"could not be started .*no descriptor left"):
+                await pool.apply(workload.two)
+        pool.close()
+        await pool.join()
+
+    scheduler = ByParity()
+    pool = Pool(3, queuecount=2, scheduler=scheduler)  # its workers start when it is used
+    monkeypatch.setattr(_spawn, "_run", refused)
+    asyncio.run(use(pool))
+    assert scheduler.queues == ["even", "odd"]
 
 
 class Wayward(ByParity):

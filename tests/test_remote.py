@@ -39,6 +39,12 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
         return caught
 
 
+def raised_during(context: BaseException) -> BaseException:
+    error = ValueError("bad")
+    error.__context__ = context
+    return error
+
+
 def travel(error: BaseException) -> ProxyException:
     return load_exception(dump_exception(error, pickle.dumps), pickle.loads)
 
@@ -130,6 +136,31 @@ def test_what_cannot_be_rebuilt_arrives_as_text(error: BaseException) -> None:
     proxy = travel(raised(error))
     assert type(proxy) is ProxyException
     assert proxy.__cause__ is None
+
+
+@pytest.mark.row("A6")
+@pytest.mark.parametrize("cls", errors.UNSEEN)
+def test_what_cannot_be_looked_at_arrives_at_least_as_text(cls: type[BaseException]) -> None:
+    with errors.ShownAsText():
+        for proxy in (travel(cls("x")), travel(raised(cls("x")))):
+            assert issubclass(type(proxy), ProxyException)
+            assert cls.__name__ in str(proxy)
+
+
+@pytest.mark.row("A6")
+@pytest.mark.parametrize("cls", errors.UNSEEN)
+def test_what_cannot_be_looked_at_may_be_in_the_chain_of_another(cls: type[BaseException]) -> None:
+    with errors.ShownAsText():
+        for error in (raised(ValueError("bad"), cause=cls("x")), raised_during(cls("x"))):
+            proxy = travel(error)
+            assert isinstance(proxy, ProxyException)
+            assert "ValueError" in str(proxy)
+
+
+@pytest.mark.row("A6")
+def test_of_what_cannot_be_looked_at_there_is_no_more_than_text() -> None:
+    with errors.ShownAsText():
+        assert type(travel(raised(errors.NoAttributes("x")))) is ProxyException
 
 
 @pytest.mark.parametrize("error", [*COMBINED, *PLAIN, *LOST], ids=name_of)

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_a_launch_that_fails_midway_leaks_nothing(
     monkeypatch.setattr(_spawn, step, fail)
     with pytest.raises(KeyboardInterrupt):
         launch(targets.sleep_long)
+    gc.collect()
+    assert set(os.listdir("/dev/fd")) == before
+    assert multiprocessing.active_children() == []
+
+
+def test_a_launch_whose_message_no_thread_can_write_leaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = set(os.listdir("/dev/fd"))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        launch(targets.check_size, bytes(2 * _spawn.PIPE_CAPACITY))
     gc.collect()
     assert set(os.listdir("/dev/fd")) == before
     assert multiprocessing.active_children() == []

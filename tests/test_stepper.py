@@ -14,11 +14,15 @@ import pytest
 
 import stepper_items
 import stepper_support
+from aiomultiprocess import backend, codec
+from remote_errors import UNSEEN, ShownAsText
 from stepper_items import INHERITED, Pause, me
 from stepper_support import (
     DONE,
     EVER,
+    FULL,
     PAUSES,
+    RAISED,
     Worker,
     in_loop,
     long_pause,
@@ -139,6 +143,127 @@ def test_a_function_is_called_as_the_mode_says(worker: Worker, mode: int, items:
         return n * 2
 
     assert worker.outcomes(double, items, mode) == [(2, None), (4, None)]
+
+
+@pytest.mark.row("A6")
+@pytest.mark.parametrize("pause", PAUSES)
+@pytest.mark.parametrize("kept", [False, True], ids=["", "its task is kept"])
+@pytest.mark.parametrize("cls", UNSEEN)
+def test_an_exception_that_cannot_be_looked_at_is_an_outcome(
+    worker: Worker, cls: Any, kept: bool, pause: Pause
+) -> None:
+    async def fail(n: int) -> None:
+        if kept:
+            tasks.append(me())
+        await pause()
+        raise cls(n)
+
+    def fail_plainly(n: int) -> None:
+        raise cls(n)
+
+    tasks: list[asyncio.Task[Any]] = []
+    with ShownAsText():
+        for func in (fail, fail_plainly):
+            for value, error in worker.outcomes(func, [1, 2]):
+                assert value is None
+                assert type(error) is cls
+
+
+# -- what becomes of values ------------------------------------------------------------------------
+
+
+class Cancelling:
+    """Takes values; to take one cancels the task that runs."""
+
+    def __init__(self, room: int) -> None:
+        self.values: list[Any] = []
+        self.room = room
+
+    def append(self, value: Any) -> bool:
+        me().cancel()
+        self.values.append(value)
+        return len(self.values) < self.room
+
+
+async def from_a_coroutine(n: int) -> int:
+    return n
+
+
+def from_a_function(n: int) -> int:
+    return n
+
+
+AT_ONCE = pytest.mark.parametrize("func", [from_a_function, from_a_coroutine])
+
+
+@pytest.mark.row("A7")
+@AT_ONCE
+def test_an_item_whose_value_cancels_it_when_it_is_given_away_has_finished_once(
+    worker: Worker, func: Any
+) -> None:
+    out = Cancelling(room=10)
+    found = in_loop(worker, lambda: worker.starter.run(0, func, [1, 2, 3], 0, 3, out, EVER))
+    assert found == (3, DONE, None)
+    assert out.values == [1, 2, 3]
+
+
+@AT_ONCE
+def test_a_sink_that_is_full_says_so_though_it_cancels_the_item(worker: Worker, func: Any) -> None:
+    out = Cancelling(room=2)
+    found = in_loop(worker, lambda: worker.starter.run(0, func, [1, 2, 3], 0, 3, out, EVER))
+    assert found == (2, FULL, None)
+    assert out.values == [1, 2]
+
+
+class Refusing:
+    """Cancels the task that runs, and takes no value."""
+
+    def append(self, value: Any) -> bool:
+        me().cancel()
+        raise ValueError(value)
+
+
+@AT_ONCE
+def test_a_value_that_cancels_its_item_and_is_not_taken_is_raised(
+    worker: Worker, func: Any
+) -> None:
+    def run() -> Any:
+        return worker.starter.run(0, func, [1, 2], 0, 2, Refusing(), EVER)
+
+    end, status, error = in_loop(worker, run)
+    assert (end, status) == (0, RAISED)
+    assert isinstance(error, ValueError | asyncio.CancelledError)
+
+
+class CancelsWhenPickled:
+    def __reduce__(self) -> Any:
+        me().cancel()
+        return int, ()
+
+
+def cancels_when_pickled(n: int) -> Any:
+    return CancelsWhenPickled()
+
+
+async def cancels_when_pickled_later(n: int) -> Any:
+    return CancelsWhenPickled()
+
+
+@pytest.mark.row("A7")
+@pytest.mark.parametrize("func", [cancels_when_pickled, cancels_when_pickled_later])
+def test_a_value_that_cancels_its_item_when_it_is_pickled_is_in_the_journal_once(
+    worker: Worker, func: Any
+) -> None:
+    out = backend.Journal(memoryview(bytearray(4096)))
+    out.begin(7, 0)
+    found = in_loop(worker, lambda: worker.starter.run(0, func, [1, 2], 0, 2, out, EVER))
+    assert found == (2, DONE, None)
+    ident, offset, count, payload = out.take()
+    assert (ident, offset, count) == (7, 0, 2)
+    assert codec.decode_items(b"".join(payload), count) == ([0, 0], None)
+
+
+# -- what cannot be run ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "item"), [(1, 5), (2, ((1, 2), {})), (1, ()), (2, 5), (1, None)])

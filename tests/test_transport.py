@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -134,6 +135,33 @@ async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
         say(pair.parent.link, 1)
         await pair.worker.hears(1)
         assert pair.worker.idents == [1]
+
+
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("times", [1, 2], ids=["eagerly", "and when it is tried again"])
+async def test_a_frame_that_the_kernel_has_no_memory_for_now_arrives_later(
+    monkeypatch: pytest.MonkeyPatch, code: int, times: int
+) -> None:
+    real, failures = pipe._send, [OSError(code, os.strerror(code)) for _ in range(times)]
+
+    def short_of_memory(*args: Any) -> int:
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    with contextlib.closing(Pair(pipe.PipeBackend())) as pair:
+        pair.listen()
+        monkeypatch.setattr(pipe, "_send", short_of_memory)
+        send(pair.worker.link, 1, pattern(pipe.EAGER))  # which is flushed at once
+        assert len(failures) == times - 1
+        assert pair.worker.link.congested
+        say(pair.worker.link, 2)
+        await pair.parent.hears(2)
+        assert pair.parent.idents == [1, 2]
+        assert pair.parent.payloads == [pattern(pipe.EAGER), b""]
+        assert pair.worker.rooms == 1
+        assert not pair.worker.broken
+        assert not pair.parent.broken
 
 
 @pytest.mark.skipif(not conftest.BUILT, reason="the extension is not built")

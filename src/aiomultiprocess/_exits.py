@@ -9,7 +9,8 @@ X2  The exit code is right or None, "not known": another part of the program may
     to mean another process as a pid can.
 X3  Once the end is known, multiprocessing's object knows it too, and lets itself be joined and
     closed; it is told 255 for an exit code that is not known, as asyncio does.
-X4  A watch has a descriptor of its own, so that several loops may wait for one process.
+X4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
+    thread may ask.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -65,15 +66,39 @@ class Exit:
         self._by_server = self._popen.method == "forkserver"  # it is the server's child, not ours
         self._parent = os.getpid()
         self._pidfd = _pidfd_of(self._popen.pid)
+        self._lock = threading.RLock()  # garbage collection may ask within
 
     def check(self) -> bool:
         """Whether the process has ended; then `exitcode` is set, to None if it cannot be known."""
         if not self.ended and os.getpid() == self._parent:
-            self._collect()
+            with self._lock:
+                if not self.ended:
+                    self._collect()
         return self.ended
 
+    def duplicates(self) -> list[Descriptor]:
+        """X4: what becomes readable at the end, in the order to be heard; none once it is known.
+
+        None at all if there is no descriptor left: a thread can wait without.
+        """
+        with self._lock:
+            if self.ended:
+                return []
+            try:
+                return [Descriptor(os.dup(fd)) for fd in self._descriptors()]
+            except OSError:
+                return []
+
     def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> Watch:
-        """Have `callback()` called once in `loop` when the process has ended."""
+        """Have `callback()` called once in `loop` when the process has ended.
+
+        RuntimeError in a forked copy of this process: the other is no child of that.
+        """
+        if os.getpid() != self._parent:
+            raise RuntimeError(
+                f"process {self._popen.pid} is a child of process {self._parent}, this is a forked "
+                f"copy in process {os.getpid()}: only the parent can wait for it"
+            )
         return Watch(self, loop, callback)
 
     async def wait(self) -> None:
@@ -101,8 +126,11 @@ class Exit:
             with contextlib.suppress(ValueError, OSError):  # closed: somebody saw the end before us
                 wait([self._process.sentinel])
         elif self._by_server:
-            for fd in self.descriptors():
-                _is_readable(fd, timeout=None)
+            descriptors = self.duplicates()
+            for descriptor in descriptors:
+                _is_readable(descriptor.fileno(), timeout=None)
+            if not (descriptors or self.ended):  # there is no descriptor left
+                self._process.join()
         elif hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
@@ -111,12 +139,11 @@ class Exit:
 
     def close(self) -> None:
         """Give the descriptor back; what is known stays known."""
-        if self._pidfd is not None:
-            self._pidfd.close()
-            self._pidfd = None
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            pidfd.close()
 
-    def descriptors(self) -> Iterator[int]:
-        """What becomes readable at the end, to be heard in this order."""
+    def _descriptors(self) -> Iterator[int]:
         if self._pidfd is not None:
             yield self._pidfd.fileno()
         if sys.platform != "win32" and (self._pidfd is None or self._by_server):
@@ -164,7 +191,7 @@ class Exit:
         """The fork server writes the exit code into the sentinel, or dies before it could."""
         from multiprocessing import forkserver
 
-        if not all(map(_is_readable, self.descriptors())):
+        if not all(map(_is_readable, self._descriptors())):
             return
         try:
             self._end(forkserver.read_signed(self._process.sentinel))
@@ -193,10 +220,10 @@ class Watch:
         self._closed = False
         self._soon: asyncio.Handle | None = None
         self._descriptor: Descriptor | None = None
-        if of.check():
+        self._stages = [] if of.check() else of.duplicates()
+        if of.ended:
             self._soon = loop.call_soon(self._fire)
         else:
-            self._stages = _duplicates(of.descriptors())
             self._listen()
 
     @property
@@ -260,14 +287,6 @@ def _pidfd_of(pid: int) -> Descriptor | None:
         with contextlib.suppress(OSError):
             return Descriptor(os.pidfd_open(pid))
     return None
-
-
-def _duplicates(fds: Iterable[int]) -> list[Descriptor]:
-    """X4. None at all if there is no descriptor left: a thread can wait without."""
-    try:
-        return [Descriptor(os.dup(fd)) for fd in fds]
-    except OSError:
-        return []
 
 
 def _is_readable(fd: int, timeout: int | None = 0) -> bool:

@@ -12,6 +12,7 @@ R2  The end of a result is told by its length, not by the end of the pipe, which
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import pickle
@@ -21,11 +22,13 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.reduction import ForkingPickler
+from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
-from . import remote
+from . import _loops, remote
 from ._exits import Descriptor
 from .transport import Handover
+from .types import brief
 
 STARTED = b"\x01"  # our code runs in the child: its main module could be imported
 HEADER = struct.Struct("<BQ")  # kind, length of the payload
@@ -40,21 +43,19 @@ def dump_result(value: object, label: str) -> Any:
     except Exception as error:  # whatever a __reduce__ of the user's raises
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
-            f"({type(error).__name__}: {error}); return plain data, not {type(value).__name__}"
+            f"({brief(error)}); return plain data, not {type(value).__name__}"
         ) from error
 
 
 def load_result(kind: int, payload: bytearray, label: str) -> Any:
     """The result, or the exception that is returned in its place."""
     if kind == ERROR:
-        proxy = remote.load_exception(payload)
-        return proxy if proxy.__cause__ is None else proxy.__cause__
+        return remote.original_of(remote.load_exception(payload))
     try:
         return pickle.loads(payload)
     except Exception as error:  # whatever a __setstate__ of the user's raises
         raise pickle.UnpicklingError(
-            f"the result of {label} arrived but cannot be unpickled here "
-            f"({type(error).__name__}: {error})"
+            f"the result of {label} arrived but cannot be unpickled here ({brief(error)})"
         ) from error
 
 
@@ -122,23 +123,24 @@ class PipeReceiver:
         self._theirs = Descriptor(theirs)
         if sys.platform != "win32":
             os.set_blocking(ours, False)
+        # at exit, before multiprocessing joins a child that may be writing to us (R1)
+        self._readers: dict[asyncio.AbstractEventLoop, Descriptor] = {}
+        Finalize(self, _close_ends, (self._ours, self._readers), exitpriority=0)
         self.incoming = Incoming()
         self.sender = PipeSender(Handover([theirs], self._forget))
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._open = True
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()  # a signal handler may ask too
 
     def release(self) -> None:
         """The process has started: its end is its own."""
         self._theirs.close()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read in this loop from now on (R1), unless another running one does so already."""
-        if not self._open or (self._loop is not None and self._loop.is_running()):
-            return
-        self._detach()
-        self._loop = loop
-        loop.add_reader(self._ours.fileno(), self.pump)
+        """Read in this loop too from now on (R1), by a descriptor of its own: others may end."""
+        with self._reading:
+            if self._open and loop not in self._readers:
+                own = self._readers[loop] = Descriptor(os.dup(self._ours.fileno()))
+                loop.add_reader(own.fileno(), self.pump)
 
     def pump(self, limit: int = PUMP_BYTES) -> None:
         """Read what is there, about `limit` bytes at most; from any thread."""
@@ -154,25 +156,40 @@ class PipeReceiver:
 
     def close(self) -> None:
         """Read no more; what was read stays."""
-        self._open = False
-        self._detach()
-        self._ours.close()
-        self._theirs.close()
+        with self._reading:
+            self._open = False
+            readers = dict(self._readers)
+            self._readers.clear()
+            self._ours.close()
+            self._theirs.close()
+        for loop, own in readers.items():
+            if loop.is_closed():
+                own.close()
+            elif loop.is_running() and loop is not _loops.running_loop():  # in another thread
+                with contextlib.suppress(RuntimeError):  # closed just now
+                    loop.call_soon_threadsafe(_stop_reading, loop, own)
+            else:
+                _stop_reading(loop, own)
 
     def _read(self, view: memoryview) -> int:
         if sys.platform == "win32":
             raise NotImplementedError
         return os.readv(self._ours.fileno(), [view])
 
-    def _detach(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._ours.fileno())
-        self._loop = None
-
     def _forget(self) -> None:
         """In a forked child: its copies of the parent's ends would keep the pipe alive."""
         os.close(self._ours.fileno())
         os.close(self._theirs.fileno())
+
+
+def _close_ends(ours: Descriptor, readers: dict[Any, Descriptor]) -> None:
+    for descriptor in (ours, *readers.values()):
+        descriptor.close()
+
+
+def _stop_reading(loop: asyncio.AbstractEventLoop, own: Descriptor) -> None:
+    loop.remove_reader(own.fileno())
+    own.close()
 
 
 class ConnectionSender:

@@ -23,11 +23,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from ._exits import Descriptor
 from ._startup import HOLD_GARBAGE
 
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
@@ -61,6 +62,10 @@ if sys.platform != "win32":
             at = command.index("-c") + 1
             command[at] = HOLD_GARBAGE + command[at]
         return command
+
+    def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
+        """Start a program and return its pid."""
+        return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
     class Popen(popen_spawn_posix.Popen):
         """What multiprocessing holds of a child: its pid, and the parent's ends of two pipes."""
@@ -111,9 +116,8 @@ if sys.platform != "win32":
             tracker = _running_tracker()
             command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
-            program = os.fsencode(spawn.get_executable())
             with _held_back({signal.SIGINT}):  # L3; and until the pid is known: L1
-                self.pid = util.spawnv_passfds(program, command, sorted(inherited))
+                self.pid = _run(command, sorted(inherited))
 
         def _undo(self) -> None:
             if getattr(self, "pid", None) is not None:
@@ -179,17 +183,15 @@ def _send(fd: int, message: memoryview) -> None:
     if len(message) <= PIPE_CAPACITY:
         _write(fd, message)
     else:
-        ours = os.dup(fd)
-        try:
-            threading.Thread(target=_write_and_close, args=(ours, message), daemon=True).start()
-        except BaseException:  # even KeyboardInterrupt: L1
-            os.close(ours)
-            raise
+        args = (Descriptor(os.dup(fd)), message)  # closed with the thread, or if there is none
+        threading.Thread(target=_write_and_close, args=args, daemon=True).start()
 
 
-def _write_and_close(fd: int, message: memoryview) -> None:
-    with open(fd, "wb", buffering=0) as file:
-        _write(file.fileno(), message)
+def _write_and_close(descriptor: Descriptor, message: memoryview) -> None:
+    try:
+        _write(descriptor.fileno(), message)
+    finally:
+        descriptor.close()
 
 
 def _write(fd: int, message: memoryview) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+import types
 from asyncio.tasks import _enter_task as enter
 from asyncio.tasks import _leave_task as leave
 from asyncio.tasks import _register_task as register
@@ -28,6 +29,7 @@ __all__ = [
     "outcome",
     "parked",
     "register",
+    "traceback_of",
     "unregister",
 ]
 
@@ -37,6 +39,9 @@ DONE: Final = 0
 RAISED: Final = 1
 SUSPENDED: Final = 2
 FULL: Final = 3
+
+#: As the attribute is got, whatever the exception's own attribute methods do.
+_TRACEBACK: Final = vars(BaseException)["__traceback__"]
 
 _numbers = itertools.count(1)
 
@@ -70,11 +75,17 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
         error = cancelled
     if error is None:
         return task.result(), None
-    trace = error.__traceback__
+    trace = traceback_of(error)
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # an attribute may be frozen
     return None, error
+
+
+def traceback_of(error: BaseException) -> types.TracebackType | None:
+    """Its traceback, also of one whose attributes nobody may look at."""
+    trace: types.TracebackType | None = _TRACEBACK.__get__(error)
+    return trace
 
 
 def parked(

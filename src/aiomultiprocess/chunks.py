@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .feeds import Feed, Slots
 from .frames import CorruptHeaderError
-from .types import ProxyException, WorkerLostError
+from .types import ProxyException, WorkerLostError, brief
 
 if TYPE_CHECKING:
     from .suspects import Suspect
@@ -69,8 +69,7 @@ def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickl
     """Say which item it was that could not be sent, and why."""
     which = f"item {slot}" if isinstance(slot, int) else "an argument"
     refusal = pickle.PicklingError(
-        f"{which} of a call of {feed.function.label} cannot be sent to a worker "
-        f"({type(error).__name__}: {error})"
+        f"{which} of a call of {feed.function.label} cannot be sent to a worker ({brief(error)})"
     )
     refusal.__cause__ = error
     return refusal
@@ -78,7 +77,7 @@ def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickl
 
 def explain_result(error: BaseException) -> ProxyException:
     """The error of a result that arrived and could not be unpickled."""
-    proxy = ProxyException(f"the result could not be unpickled ({type(error).__name__}: {error})")
+    proxy = ProxyException(f"the result could not be unpickled ({brief(error)})")
     proxy.__cause__ = error
     return proxy
 

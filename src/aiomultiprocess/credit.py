@@ -22,6 +22,8 @@ K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots fo
 K6  while calls have to wait for workers, one part in `PRESSED` of a map's backlog waits there,
     and they answer `PRESSED` times as often: both are what calls wait behind. A map alone pays for
     fewer wake-ups.
+K7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have all
+    slots, nothing waits that could begin elsewhere: no backlog of another function, and no call.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class Credit:
         "_concurrency",
         "_ended",
         "_heard",
+        "_held",
         "_lifetime",
         "_paces",
         "_passed",
@@ -75,6 +78,7 @@ class Credit:
         self._paces: dict[int, Pace] = {}  # by function
         self._heard: set[int] = set()  # functions that were reported since the last settle()
         self._ended = 0  # tasks that were
+        self._held: dict[int, int] = {}  # tasks that were sent and not reported, by function
         self._busy_since = 0.0
         self.slots = 1  # how many tasks were seen to run side by side
         self._wanted = 0
@@ -103,7 +107,11 @@ class Credit:
         if free < self._wanted:
             free = self._wanted
         room = (free if free > 0 else 0) - (self.sent - started)
-        if pace is not None and self.bytes < MOST_BYTES:
+        if (
+            pace is not None
+            and self.bytes < MOST_BYTES
+            and not (pace.backlog and self._is_occupied())
+        ):
             if plenty or plenty is None or pace.backlog >= self.slots:  # K3
                 room += pace.backlog // PRESSED if pressed else pace.backlog
             if plenty:
@@ -111,27 +119,44 @@ class Credit:
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def passing(self, started: int, function: int) -> int:
-        """How many calls of `function` may be sent beyond that (K4, K2, K5)."""
+        """How many calls of `function` may be sent beyond that (K4, K2, K5, K7)."""
         recent = self._paces.get(self._recent)
         if started < self._passed or recent is None or not recent.backlog:
             return 0
-        if self.bytes >= MOST_BYTES:
+        if self.bytes >= MOST_BYTES or self._is_occupied():
             return 0
         pace = self._paces.get(function)
         room = min(max(pace.backlog, 1), self._concurrency) if pace else 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
+
+    def _is_occupied(self) -> bool:
+        """K7: whether tasks that are slow or unknown have all slots."""
+        slow = 0
+        for function, count in self._held.items():
+            pace = self._paces.get(function)
+            if pace is None or not pace.backlog:
+                slow += count
+        return slow >= self._concurrency
 
     def send(self, count: int, function: int, now: float, size: int = 0) -> None:
         """`count` tasks of `function` are on their way, a chunk of `size` bytes."""
         if self.sent == self.finished:
             self._busy_since = now
         self.sent += count
+        self._held[function] = self._held.get(function, 0) + count
         self.bytes += size
         self._recent = function
         if self._wanted:
             self._wanted -= min(count, self._wanted)
         if self._lifetime and self.sent >= self._lifetime:
             self.spent = True
+
+    def take_back(self, count: int, function: int, size: int) -> None:
+        """The last that were sent were not: memory was refused."""
+        self.sent -= count
+        self._held[function] -= count
+        self.bytes -= size
+        self.spent = 0 < self._lifetime <= self.sent
 
     def have_passed(self) -> None:
         """The last that were sent were calls that passed."""
@@ -144,6 +169,9 @@ class Credit:
     def report(self, count: int, function: int, size: int = 0) -> None:
         """`count` tasks have ended, and with them the last of a chunk of `size` bytes, if given."""
         self._heard.add(function)
+        self._held[function] -= count
+        if not self._held[function]:
+            del self._held[function]
         self._ended += count
         self.bytes -= size
 

@@ -15,7 +15,8 @@ P2  A worker that dies is replaced while there may be work. Respawning is limite
     while it starts and none was ever ready, the pool is broken and says why. If `START_ATTEMPTS` in
     a row die while they start, or the system refuses one, no other is started at once: it is tried
     again later while the queue has other workers, and where it has none the pool is broken. If more
-    in a row die later, but before they began a task, the next ones are started later too.
+    in a row die soon after it, before they began a task, the next ones are started later too, even
+    where there are no others.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -25,10 +26,12 @@ import asyncio
 import itertools
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
+from multiprocessing import util
 from typing import Any
 
 from . import _loops, backend, remote
@@ -39,12 +42,13 @@ from .jobs import Job
 from .queues import Queue
 from .scheduler import RoundRobin, Scheduler
 from .transport import Backend
-from .types import PoolTerminatedError, QueueID, TaskID, WorkerLostError
+from .types import PoolTerminatedError, QueueID, TaskID, WorkerLostError, brief
 from .workers import PoolWorker, WorkerOptions
 
 CLOSED = "pool is closed: it takes no more calls, make another"
 START_ATTEMPTS = 3
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
+EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +88,7 @@ class Engine:
         self._open: set[Calls | Job] = set()
         self._ever_ready = False
         self._failed_starts = 0  # in a row
-        self._useless = 0  # workers, in a row, that died without having begun a task
+        self._useless = 0  # workers, in a row, that died young and had not begun a task
         self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
@@ -97,20 +101,23 @@ class Engine:
     def start(self, processes: int, queues: int) -> None:
         """Create the queues and their first workers, telling the scheduler of each.
 
-        If that fails the pool is broken: the scheduler was told of queues which nobody would serve.
+        If that fails the pool is broken: the scheduler was told of what is not there.
         """
-        for _ in range(queues):
-            queue = Queue(self.loop)
-            self.queues[self._scheduler.register_queue(queue)] = queue
-        if queues == 1 and type(self._scheduler) is RoundRobin:
-            (self._only,) = self.queues.values()
-        qids = list(self.queues)
         try:
+            for _ in range(queues):
+                queue = Queue(self.loop)
+                self.queues[self._scheduler.register_queue(queue)] = queue
+            if queues == 1 and type(self._scheduler) is RoundRobin:
+                (self._only,) = self.queues.values()
+            qids = list(self.queues)
             for at in range(processes):
                 self._add_worker(qids[at % queues])
                 self._scheduler.register_process(qids[at % queues])
         except Exception as error:
-            self._break(error)
+            # not the error itself, whose traceback leads here
+            self._break(
+                RuntimeError(f"the pool could not be started ({brief(error)}): make another")
+            )
             raise
         except BaseException:
             self.terminate()
@@ -150,6 +157,7 @@ class Engine:
 
     def _on_ready(self, worker: PoolWorker) -> None:
         worker.ready = self._ever_ready = True
+        worker.ready_since = self.loop.time()
         self._failed_starts = 0
         self._pause = FIRST_PAUSE
 
@@ -172,7 +180,8 @@ class Engine:
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
         """P2: replace a worker; not for ever at once if none of them lives to begin a task."""
-        self._useless = 0 if worker.link.started else self._useless + 1
+        age = self.loop.time() - worker.ready_since
+        self._useless = 0 if worker.link.started or age > FIRST_PAUSE else self._useless + 1
         if self._useless <= START_ATTEMPTS:
             self._replace(qid)
         else:
@@ -232,7 +241,7 @@ class Engine:
     def check_open(self) -> None:
         """Raise what broke the pool, or RuntimeError, unless it takes calls."""
         if self._reason is not None:
-            raise self._reason
+            raise BaseException.with_traceback(self._reason, None)  # or each call would add to it
         if self.state is not State.OPEN:
             raise RuntimeError(CLOSED)
 
@@ -374,15 +383,16 @@ class Engine:
 
         A pool that was closed finishes what it was given, as long as its loop runs.
         """
-        if os.getpid() != self._pid or not self.workers:
+        count = len(self.workers) + len(self._missing)
+        if os.getpid() != self._pid or not count:
             return
-        forgotten, count = self.state is State.OPEN, len(self.workers)
+        forgotten = self.state is State.OPEN
         # Nobody will wait for the workers' exits, and the loop may end with the next callback: so
         # they are killed here and now, unless this is another thread's garbage collection.
         if not self.loop.is_running() or (forgotten and _loops.running_loop() is self.loop):
             self._kill()
         elif forgotten:
-            self.loop.call_soon_threadsafe(self._kill)
+            self._kill_from_another_thread()
         if forgotten:  # last, as a warning may be made an error
             warnings.warn(
                 f"a pool of {count} workers was never closed: use `async with Pool()`, "
@@ -402,6 +412,19 @@ class Engine:
         for queue in self.queues.values():
             queue.clear()
         self._channels.close()
+
+    def _kill_from_another_thread(self) -> None:
+        killed = threading.Event()
+
+        def kill() -> None:
+            try:
+                self._kill()
+            finally:
+                killed.set()
+
+        self.loop.call_soon_threadsafe(kill)
+        if util.is_exiting():  # multiprocessing is about to join our workers from this thread
+            killed.wait(EXIT_PATIENCE)
 
     def _break(self, reason: BaseException) -> None:
         """Workers cannot be had: fail everything with the reason, now and from now on."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .frames import Mode
 from .functions import Function
-from .sources import as_exception
+from .sources import INTERRUPTS, as_exception
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -217,9 +217,9 @@ class Router:
     def route(self, n: int) -> None:
         """Take `n` more tasks from the job, if it has them, and put each into its share.
 
-        A Ctrl-C is raised when all have theirs, for nobody would come back for the others.
+        An interrupt is raised when all have theirs, for nobody would come back for the others.
         """
-        interrupt: KeyboardInterrupt | None = None
+        interrupt: BaseException | None = None
         while n > 0:
             slots, items = self.job.take(n)
             if not slots:
@@ -227,7 +227,7 @@ class Router:
             for index, item in zip(slots, items, strict=True):
                 try:
                     n -= self._route_one(index, item)
-                except KeyboardInterrupt as error:
+                except INTERRUPTS as error:
                     interrupt = error
         if interrupt is not None:
             raise interrupt
@@ -240,7 +240,7 @@ class Router:
             self._ids[index], share = self._assign(self, item)
         except BaseException as error:
             self.job.fail(index, as_exception(error, "the scheduler"))
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, INTERRUPTS):
                 raise
             return False
         share.waiting.append((index, item))

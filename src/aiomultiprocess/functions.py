@@ -18,7 +18,10 @@ import pickle
 import types
 import weakref
 from collections.abc import Callable, Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
+
+from .types import brief
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 
@@ -75,7 +78,7 @@ class FunctionTable:
             return self._dumps(func)
         except Exception as error:
             raise pickle.PicklingError(
-                f"{label_of(func)} cannot be sent to a worker ({type(error).__name__}: {error}); "
+                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); "
                 "it must be importable there: define it at the top level of a module, "
                 "not as a lambda or inside another function"
             ) from error
@@ -139,9 +142,13 @@ def check_synchronous(name: str, function: object) -> None:
 
 def label_of(func: object) -> str:
     """How messages name a callable."""
+    if isinstance(func, functools.partial):  # its repr would show, and make, all that it holds
+        return f"functools.partial({label_of(func.func)})"
     module = getattr(func, "__module__", None)
     name = getattr(func, "__qualname__", None)
-    return f"{module}.{name}" if module and name else repr(func)
+    if module and name:
+        return f"{module}.{name}"
+    return f"an object of {type(func).__module__}.{type(func).__qualname__}"
 
 
 def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
@@ -156,7 +163,9 @@ def explained(error: Exception, parts: Mapping[str, Any]) -> Exception:
     """The same kind of error, which names what of `parts` cannot be pickled, and the way out."""
     for name, part in parts.items():
         try:
-            pickle.dumps(part)
+            ForkingPickler.dumps(part)
+        except RuntimeError:  # "through inheritance": a lock, which travels while a process starts
+            continue
         except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
             return type(error)(
                 f"{error}: {name} cannot be sent to the process; functions must be importable "

@@ -19,6 +19,7 @@ B6  A job may be given up while code of the user's runs: an input is asked for i
 from __future__ import annotations
 
 import asyncio
+import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from .feeds import Slots
 from .frames import Mode
 from .functions import Function
-from .sources import SequenceSource, Source
+from .sources import INTERRUPTS, SequenceSource, Source
 
 if TYPE_CHECKING:
     from .feeds import Router
@@ -79,6 +80,7 @@ class Job:
         self._base = 0
         self._errors: dict[int, BaseException] = {}
         self._error_of_the_rest: BaseException | None = None  # once all was given up
+        self._origin: types.TracebackType | None = None  # where the input failed
         self._was_read = False
         self._awaiting = 0  # how many have asked for all results and not got them
         self._forgotten = False  # nobody else can begin to read
@@ -106,7 +108,12 @@ class Job:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             self._last = len(pairs)
             return [index for index, _ in pairs], [item for _, item in pairs]
-        items = self.source.take(min(n, self._step, self._look_ahead()))
+        try:
+            items = self.source.take(min(n, self._step, self._look_ahead()))
+        except INTERRUPTS:
+            if self.source.exhausted:  # it was the input's end: nobody may ask it again
+                self._end_of_input()
+            raise
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         self._last = len(items)
         if self._error_of_the_rest is not None:  # B6
@@ -187,7 +194,7 @@ class Job:
         """Closing waits for this job: it must not wait in turn for somebody to read."""
         self._pool_closes = True
         for error in self._errors.values():  # one that was raised holds the frames it came through,
-            error.__traceback__ = None  # and so the `async for`, which would never seem to be gone
+            self._fresh(error)  # and so the `async for`, which would never seem to be gone
         self.reader_gone()
 
     def reader_gone(self) -> None:
@@ -218,9 +225,9 @@ class Job:
         finally:
             self._awaiting -= 1
         if self._errors:
-            raise self._errors[min(self._errors)]
+            raise self._fresh(self._errors[min(self._errors)])
         if self._error_of_the_rest is not None:
-            raise self._error_of_the_rest
+            raise self._fresh(self._error_of_the_rest)
         last = self._forgotten and not self._awaiting  # B5
         return self._values if last else self._values.copy()
 
@@ -229,14 +236,14 @@ class Job:
         while not self._is_ready(index):
             await self._wait(index)
         if index in self._errors:
-            raise self._errors[index]
+            raise self._fresh(self._errors[index])
         if index >= self._taken:
             raise StopAsyncIteration
         self._require_kept(index)
         value = self._values[index - self._base]
         if value is FAILED:
             assert self._error_of_the_rest is not None
-            raise self._error_of_the_rest
+            raise self._fresh(self._error_of_the_rest)
         return value
 
     def add_reader(self) -> Reader:
@@ -298,20 +305,35 @@ class Job:
             return index < self._base or self._values[index - self._base] is not PENDING
         return self.done or index in self._errors
 
-    def _wait(self, index: int | None) -> asyncio.Future[None]:
-        future = asyncio.get_running_loop().create_future()
-        self._waiters.append((index, future))
-        return future
+    async def _wait(self, index: int | None) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = index, future
+        self._waiters.append(waiter)
+        try:
+            await future
+        except BaseException:
+            if waiter in self._waiters:  # nobody may wake it for long
+                self._waiters.remove(waiter)
+            raise
+
+    def _fresh(self, error: BaseException) -> BaseException:
+        """An error to be raised, as often as somebody asks: each `raise` adds to its traceback."""
+        origin = self._origin if error is self.source.error else None
+        return BaseException.with_traceback(error, origin)
 
     def _end_of_input(self) -> None:
-        if self.source.error is not None:
-            self._errors[self._taken] = self.source.error
+        error = self.source.error
+        if error is not None:
+            self._errors[self._taken] = error
+            self._origin = error.__traceback__
         self._after_change()
 
     def _after_change(self) -> None:
         if self.source.exhausted and self._settled == self._taken and not self.done:
-            if self.source.error is not None:  # an async iterable fails when it likes
-                self._errors.setdefault(self._taken, self.source.error)
+            error = self.source.error
+            if error is not None and self._taken not in self._errors:
+                self._errors[self._taken] = error  # an async iterable fails when it likes
+                self._origin = error.__traceback__
             self._finish()
         elif self._waiters:
             self._wake()
@@ -355,4 +377,8 @@ class Reader:
             self.index = index
             raise
         finally:
-            self._job.has_moved(self)
+            try:
+                self._job.has_moved(self)
+            except INTERRUPTS:  # of the input, or a scheduler: the result is not lost with it
+                self.index = index
+                raise

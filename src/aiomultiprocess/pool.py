@@ -114,6 +114,7 @@ class _ResultIterator(AsyncIterator[R]):
         self._reader = reader
 
     async def __anext__(self) -> R:
+        self._result.pool._check_loop()
         result: R = await self._reader.next()
         return result
 

@@ -38,6 +38,7 @@ from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind, Mode
 from .functions import Function
+from .sources import INTERRUPTS
 from .suspects import Suspect, Suspects
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ class Queue:
                 room -= self._send_chunk(worker, feed, slots, items)
                 if credit.bytes >= MOST_BYTES:  # K5: no backlog, so nothing is pressed
                     room = min(room, credit.room(link.started, feed.function.id, plenty=plenty))
-        except KeyboardInterrupt:
+        except INTERRUPTS:
             self._line_up(feed)
             raise
         feed.queued = feed.left != 0 and bool(slots)
@@ -243,22 +244,26 @@ class Queue:
         One that cannot be sent fails and does not count: its answer will not bring the next turn.
         A KeyboardInterrupt of the program's, while an item was pickled, is raised: all are back.
         """
+        function, credit = feed.function, worker.credit
         try:
             payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+            if count and function.id not in worker.functions:
+                self._send_function(worker, function)
         except KeyboardInterrupt:
             feed.put_back(slots, items)
             raise
+        except MemoryError as refusal:
+            return self._send_alone(worker, feed, slots, items, refusal)
         rest, whole = None, (slots, items)
         if count != len(items):
             rest = slots[count:], items[count:]
             slots, items = slots[:count], items[:count]
         if count:
-            function, credit = feed.function, worker.credit
-            if function.id not in worker.functions:
-                self._send_function(worker, function)
             ident = credit.sent  # unique for this worker, and it counts in order
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
+            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
             now = monotonic()
+            credit.send(count, function.id, now, size)
             try:
                 worker.link.send(
                     CHUNK,
@@ -270,9 +275,9 @@ class Queue:
                     payload=payload,
                 )
             except MemoryError as refusal:  # nothing of it is under way
+                del worker.chunks[ident]
+                credit.take_back(count, function.id, size)
                 return self._send_alone(worker, feed, *whole, refusal)
-            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
-            credit.send(count, function.id, now, size)
         if rest is not None:
             self._keep(feed, *rest, error)
         return count
@@ -293,13 +298,13 @@ class Queue:
         return self._send_chunk(worker, feed, slots[:1], items[:1])
 
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
-        worker.functions.add(function.id)
         worker.link.send(
             Kind.FUNCTION,
             flags=function.stateful,
             function=function.id,
             payload=[function.payload],
         )
+        worker.functions.add(function.id)
 
     def _keep(
         self,

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from . import backend
+from . import _tasks, backend
 
 #: What helps where a function cannot be had; CPython says which one.
 NOT_FOUND = (
@@ -58,7 +58,7 @@ class Unloadable:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-        self._traceback = error.__traceback__
+        self._traceback = _tasks.traceback_of(error)
 
     def __call__(self, *args: object, **kwargs: object) -> None:
         del args, kwargs  # the traceback keeps this frame

@@ -15,6 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+#: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+
 
 def as_exception(error: BaseException, of: str) -> Exception:
     """What is raised where results are awaited, for what code of the user's raised elsewhere.
@@ -127,7 +130,7 @@ class IteratorSource:
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator: Iterator[Any] = iterator
         self._ended = False
-        self._pulled: list[Any] = []  # before a Ctrl-C, which whoever took them has passed on
+        self._pulled: list[Any] = []  # before an interrupt, which whoever took them has passed on
         self.error: BaseException | None = None
 
     @property
@@ -143,10 +146,10 @@ class IteratorSource:
             items.extend(islice(self._iterator, n - len(items)))
             if len(items) < n:
                 self._end()
-        except KeyboardInterrupt as error:
+        except INTERRUPTS as error:
             self._pulled = items
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                self._end(error)  # it struck the input, of which nobody knows whether it goes on
+                self._end(error)  # code was struck that may be the input's: who knows if it goes on
             raise
         except BaseException as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
             self._end(error)
@@ -167,7 +170,7 @@ class IteratorSource:
 
 
 def _look_at(task: asyncio.Task[None]) -> None:
-    """Its error was told already: a Ctrl-C, which the loop has raised."""
+    """Its error was told already: the loop has raised it."""
     if not task.cancelled():
         task.exception()
 
@@ -205,7 +208,7 @@ class AsyncSource:
             # after stop() a cancellation is ours
             if not (self._ended and isinstance(error, asyncio.CancelledError)):
                 self.error = as_exception(error, "the async iterable")
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, INTERRUPTS):
                 raise
         finally:
             self._ended = True

@@ -262,7 +262,7 @@ class Starter:
         self, spare: Spare, value: object, error: BaseException | None
     ) -> tuple[Any, BaseException | None]:
         """Make a spare done for those who kept it (S3); returns the outcome of its item."""
-        trace = None if error is None else error.__traceback__
+        trace = None if error is None else _tasks.traceback_of(error)
         spare.context.run(spare.driver.finish, value, error)
         ended = _tasks.outcome(spare.task)
         if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
@@ -331,6 +331,7 @@ def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | No
 
 def _theirs(error: BaseException) -> BaseException:
     """The exception without our frame, as from a task; and without a reference cycle through it."""
-    if error.__traceback__ is not None:
-        BaseException.with_traceback(error, error.__traceback__.tb_next)  # it may be frozen
+    trace = _tasks.traceback_of(error)
+    if trace is not None:
+        BaseException.with_traceback(error, trace.tb_next)  # it may be frozen
     return error

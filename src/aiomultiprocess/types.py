@@ -27,6 +27,15 @@ TracebackStr = str
 LoopInitializer = Callable[..., AbstractEventLoop]
 
 
+def brief(error: BaseException) -> str:
+    """Type and text of an exception in one line, whatever it does when it is printed."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except BaseException:  # noqa: BLE001 - code of the user's, and we are telling of an error already
+        return f"{name}, which cannot be printed"
+
+
 class ProxyException(Exception):  # noqa: N818 - the name is 0.9.1's
     """What a task raised in a worker process; `str()` is the traceback from there.
 

@@ -80,6 +80,7 @@ class PoolWorker(Process):
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that the worker was told
         self.ready = False
+        self.ready_since = 0.0  # in the loop's time
         self.trusted = True
         self.leaving = False
         self._user_parts = options.user_parts()
