@@ -32,6 +32,15 @@ class Adder:
         return self.left + right
 
 
+class Unprintable:
+    """A callable that may not be shown: its repr could be huge, or raise."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("somebody wants a repr")
+
+    async def __call__(self) -> None: ...
+
+
 class Unpicklable:
     def __reduce__(self) -> object:
         raise RuntimeError("this does not travel")
@@ -171,6 +180,18 @@ async def size_of(data: bytes) -> int:
 
 async def zeros(size: int) -> bytes:
     return bytes(size)
+
+
+async def zeros_when_told(fifo: str, size: int) -> bytes:
+    """Return once somebody who opened the FIFO to write has closed it."""
+    Path(fifo).read_bytes()  # noqa: ASYNC240 - nothing else runs here
+    return bytes(size)
+
+
+async def exit_when_told(fifo: str, code: int) -> None:
+    """Leave at once when somebody who opened the FIFO to write has closed it."""
+    Path(fifo).read_bytes()  # noqa: ASYNC240 - nothing else runs here
+    os._exit(code)
 
 
 async def fail(error: BaseException) -> None:

@@ -99,6 +99,35 @@ class HoldingError(Exception):
         self.lock = threading.Lock()
 
 
+class MuteError(Exception):
+    """Cannot be printed."""
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
+class MuteOut:
+    """Cannot be pickled, for a reason that cannot be told."""
+
+    def __reduce__(self) -> Any:
+        raise MuteError
+
+
+def raise_mute() -> NoReturn:
+    raise MuteError
+
+
+class MuteIn:
+    """Cannot be unpickled, for a reason that cannot be told."""
+
+    def __reduce__(self) -> Any:
+        return raise_mute, ()
+
+
+async def mute_in(_: object = None) -> MuteIn:
+    return MuteIn()
+
+
 class LostError(Exception):
     """Can be pickled, but never rebuilt."""
 

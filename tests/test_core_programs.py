@@ -132,6 +132,37 @@ async def test_ctrl_c_waits_while_a_child_starts(tmp_path: Path) -> None:
     assert script.err == ""
 
 
+# -- the end of the program ------------------------------------------------------------------------
+
+
+@pytest.mark.row("E42")
+@posix
+def test_a_program_that_gave_up_a_worker_with_a_large_result_ends(
+    start_method: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    program = f"""
+        import asyncio
+        import core_targets as targets
+        from aiomultiprocess import Worker, set_start_method
+
+        async def main():
+            join = asyncio.ensure_future(worker)
+            end = await asyncio.to_thread(open, "fifo", "wb")  # the worker has opened it too
+            join.cancel()
+            await asyncio.wait([join])
+            return end
+
+        if __name__ == "__main__":
+            set_start_method({start_method!r})
+            worker = Worker(target=targets.zeros_when_told, args=("fifo", 1_000_000))
+            asyncio.run(main()).close()  # only now it returns, to a parent that has no loop
+            print("over")
+    """
+    script = run_script(tmp_path, program)
+    assert (script.process.returncode, script.out, script.err) == (0, "over\n", "")
+
+
 # -- how programs are started ----------------------------------------------------------------------
 
 

@@ -60,6 +60,44 @@ def test_a_worker_is_awaited_in_another_loop_than_it_was_started_in() -> None:
     assert asyncio.run(join(asyncio.run(start()))) == 3_000_000
 
 
+@posix
+async def test_a_large_result_arrives_in_a_loop_that_outlives_the_one_that_started_it(
+    tmp_path: Path,
+) -> None:
+    async def start() -> None:
+        worker.start()
+        started.set()
+        await asyncio.to_thread(joined.wait)
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 3_000_000))
+    started, joined = threading.Event(), threading.Event()
+    thread = threading.Thread(target=asyncio.run, args=(start(),))
+    thread.start()
+    await asyncio.to_thread(started.wait)
+    join = asyncio.ensure_future(worker.join(timeout=20))
+    await asyncio.sleep(0)  # both loops read by now
+    joined.set()
+    await asyncio.to_thread(thread.join)
+    await asyncio.to_thread(fifo.write_bytes, b"")
+    assert len(await join) == 3_000_000
+
+
+@posix
+def test_several_threads_with_loops_of_their_own_all_get_a_large_result(
+    start_method: str, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for _ in range(ROUNDS):
+        worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
+        worker.start()
+        found = in_threads_and_loops(lambda: worker.join(timeout=20), lambda: fifo.write_bytes(b""))
+        assert [len(result) for result in found] == [1_000_000] * len(found)
+        worker.close()
+
+
 @pytest.mark.row("A4")
 async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so() -> None:
     worker = Worker(target=targets.return_unpicklable)

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import operator
-from collections.abc import AsyncIterator, Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+import mishaps
 import workload
 from aiomultiprocess import Pool, RoundRobin
 from support import outcomes
@@ -97,6 +99,81 @@ async def test_a_scheduler_that_fails_fails_its_task_whatever_it_raises(
     assert type(found.pop(5)) is expected
     assert found == [2 * item for item in range(20) if item != 5]
     await finish(pool)
+
+
+@pytest.mark.row("A10")
+async def test_a_pool_closes_though_an_input_failed_by_what_refuses_attributes() -> None:
+    def items() -> Iterator[int]:
+        yield from range(20)
+        raise mishaps.FrozenError(1)
+
+    pool = Pool(1)
+    jobs = [pool.map(func, items()) for func in (workload.double, workload.identity)]
+    for results in jobs:
+        assert len(await outcomes(results)) == 21
+    endless = pool.map(workload.double, itertools.count())
+    async for value in endless:
+        assert value == 0
+        break
+    failing = pool.map(workload.double_sync, items())
+    with pytest.raises(mishaps.FrozenError):
+        await failing
+    await finish(pool)
+
+
+def names_of(error: BaseException) -> list[str]:
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+async def test_an_error_that_is_raised_often_keeps_nothing_of_those_who_got_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise LookupError("no more")
+
+    async def error_of(call: Callable[[], Any]) -> BaseException:
+        try:
+            await call()
+        except Exception as error:  # noqa: BLE001 - whichever
+            return error
+        raise AssertionError
+
+    async with Pool(1) as pool:
+        results = pool.map(workload.double, items())
+
+        async def get() -> None:
+            await results
+
+        found = [names_of(await error_of(get)) for _ in range(3)]
+        assert found[0] == found[1] == found[2]
+        assert found[0][-1] == "items"  # where it comes from is told each time
+    broken = Pool(1, initializer=mishaps.fail_now, initargs=("no database",))
+    found = [names_of(await error_of(lambda: broken.apply(workload.two))) for _ in range(4)]
+    assert found[1] == found[2] == found[3]
+    broken.terminate()
+    await broken.join()
+
+
+async def test_who_gives_up_on_a_result_is_forgotten() -> None:
+    async with Pool(1) as pool:
+        results = aiter(pool.map(workload.wait_for_ever, [0]))
+        for _ in range(10):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0):
+                    await anext(results)
+        assert results._result._job._waiters == []  # type: ignore[attr-defined]
+
+
+async def test_results_are_read_in_the_loop_of_their_pool() -> None:
+    async with Pool(1) as pool:
+        results = aiter(pool.map(workload.double, [1, 2]))
+        assert await anext(results) == 2
+
+        async def read() -> Any:
+            return await anext(results)
+
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(lambda: asyncio.run(read()))
+        assert await anext(results) == 4
 
 
 @pytest.mark.row("A10")

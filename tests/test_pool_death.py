@@ -6,6 +6,7 @@ A number such as B13 is that of the row in the catalogue of failures.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections import Counter
@@ -117,6 +118,54 @@ async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
         os.kill(pid, signal.SIGKILL)
         await until_noticed(pool, pid)
         assert await pool.apply(workload.where) != pid
+
+
+async def kill_until_none_is_started(pool: Pool) -> set[int | None]:
+    """Kill each worker as soon as it is ready, until the pool waits; the pids of all."""
+    pids: set[int | None] = set()
+    while pool._engine is None or not pool._engine._missing:
+        for process in pool.processes:
+            if process.ready:
+                pids.add(process.pid)
+                process.kill()
+        await asyncio.sleep(0.005)
+    return pids
+
+
+@pytest.mark.row("B19")
+async def test_workers_that_die_once_they_are_ready_are_not_replaced_without_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is broken, so the pool goes on; but it does not start one after the other."""
+    monkeypatch.setattr(engine, "FIRST_PAUSE", 3600.0)
+    async with Pool(1) as pool:
+        pids = await kill_until_none_is_started(pool)
+        assert len(pids) == 1 + engine.START_ATTEMPTS
+        assert not pool.processes
+        waiting = asyncio.ensure_future(pool.apply(workload.two))
+        await asyncio.sleep(0)
+        assert pool._engine is not None
+        pool._engine._start_missing()  # as the timer does
+        assert await waiting == 2
+
+
+@pytest.mark.row("E42")
+async def test_a_forgotten_pool_starts_no_worker_later() -> None:
+    async def forget() -> engine.Engine:
+        pool = Pool(1)
+        await kill_until_none_is_started(pool)
+        assert pool._engine is not None
+        return pool._engine
+
+    async def forget_and_collect() -> engine.Engine:
+        forgotten = await forget()
+        gc.collect()
+        return forgotten
+
+    with pytest.warns(ResourceWarning, match="never closed"):
+        forgotten = await forget_and_collect()
+    assert forgotten._next_try is None
+    assert forgotten.state is engine.State.TERMINATED
 
 
 async def until_noticed(pool: Pool, pid: int) -> None:

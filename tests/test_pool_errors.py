@@ -72,6 +72,30 @@ async def test_an_argument_of_apply_that_cannot_be_pickled_is_an_error_of_the_ca
         await assert_lives(pool, pids)
 
 
+@pytest.mark.row("A1", "A5")
+async def test_what_fails_for_a_reason_that_cannot_be_told_fails_alone() -> None:
+    async with Pool(1) as pool:
+        pids = pids_of(pool)
+        found = await outcomes(pool.map(workload.identity, [1, mishaps.MuteOut(), 3]))
+        assert (found[0], found[2]) == (1, 3)
+        with pytest.raises(pickle.PicklingError, match=r"item 1 of .*MuteError, which cannot"):
+            raise found[1]
+        calls = [pool.apply(workload.identity, (item,)) for item in (1, mishaps.MuteOut(), 3)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert (found[0], found[2]) == (1, 3)
+        assert isinstance(found[1], pickle.PicklingError)
+        with pytest.raises(pickle.PicklingError):  # alone
+            await pool.apply(workload.identity, (mishaps.MuteOut(),))
+        with pytest.raises(pickle.PicklingError, match="MuteError"):
+            await pool.apply(functools.partial(workload.identity, mishaps.MuteOut()))
+        for call in (pool.apply(mishaps.mute_in), pool.map(mishaps.mute_in, [0])):
+            with pytest.raises(ProxyException, match=r"could not be unpickled .MuteError"):
+                await call
+        await assert_lives(pool, pids)
+        pool.close()
+        await pool.join()
+
+
 @pytest.mark.row("A3")
 async def test_an_argument_that_cannot_be_unpickled_fails_alone() -> None:
     async with Pool(1) as pool:

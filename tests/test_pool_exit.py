@@ -264,6 +264,43 @@ EXITS = {
 
 
 @pytest.mark.row("E42")
+async def test_the_interpreter_exits_whatever_was_imported_before(tmp_path: Path) -> None:
+    """A finalizer of another library's makes weakref's exit later than that of multiprocessing."""
+    source = pool_script("global pool\npool = Pool(2)\nawait pool.apply(workload.two)\n" + SAY_PIDS)
+    source = "import tempfile\nfolder = tempfile.TemporaryDirectory()\n" + source
+    script = await asyncio.to_thread(run_script, tmp_path, source, "-Wdefault", within=10)
+    assert script.process.returncode == 0
+    assert "ResourceWarning: a pool" in script.err
+    await wait_for_exit(int(word) for word in await script.line("pids"))
+
+
+@pytest.mark.row("E42")
+async def test_the_interpreter_exits_though_the_loop_of_a_pool_runs_in_another_thread(
+    tmp_path: Path,
+) -> None:
+    """multiprocessing joins the workers only when that thread has ended them."""
+    source = pool_script(
+        "global pool\npool = Pool(2)\nawait pool.apply(workload.two)\n"
+        + SAY_PIDS
+        + "ready.set()\nawait asyncio.Event().wait()",
+        setup=(
+            "import threading\nfrom multiprocessing.util import Finalize\n"
+            "ready = threading.Event()\n"
+            "last = Finalize(None, print, ['all finalizers ran'], {'flush': True}, exitpriority=-1)"
+        ),
+        call=(
+            "threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()\n"
+            "ready.wait()"
+        ),
+    )
+    script = await asyncio.to_thread(run_script, tmp_path, source, within=10)
+    assert script.process.returncode == 0
+    assert "all finalizers ran" in script.out
+    assert "Traceback" not in script.err
+    await wait_for_exit(int(word) for word in await script.line("pids"))
+
+
+@pytest.mark.row("E42")
 @pytest.mark.parametrize("how", EXITS)
 @pytest.mark.parametrize("work", ["", "work = pool.map(workload.wait_for_ever, range(100))\n"])
 async def test_the_interpreter_exits_with_a_pool_open(tmp_path: Path, how: str, work: str) -> None:

@@ -143,7 +143,7 @@ class Pool:
     Raises:
         ValueError, TypeError: an argument that cannot be; the message names it.
         RuntimeError: a backend that was asked for and cannot be had, with the reason.
-        OSError: workers cannot be started.
+        OSError: workers cannot be started; at the first use that breaks the pool.
     """
 
     def __init__(
