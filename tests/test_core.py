@@ -12,7 +12,7 @@ import pytest
 
 import aiomultiprocess as amp
 import core_targets as targets
-from aiomultiprocess import Process, Worker, WorkerLostError, core
+from aiomultiprocess import Process, Worker, WorkerLostError, core, functions
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and descriptors of POSIX")
 forks = pytest.mark.filterwarnings("ignore:.*use of fork.*may lead to deadlocks:DeprecationWarning")
@@ -197,6 +197,16 @@ async def test_what_cannot_be_pickled_is_named_at_the_start(part: str) -> None:
     assert process.pid is None
 
 
+@pytest.mark.row("A2")
+@pytest.mark.parametrize("make", ["Lock", "Queue"])
+def test_what_travels_while_a_process_starts_is_not_blamed(make: str) -> None:
+    """A lock cannot be pickled at any other time, when the error is explained."""
+    shared = getattr(core.get_context(), make)()
+    process = Process(target=targets.echo, args=(shared,), kwargs={"x": lambda: 0})
+    with pytest.raises((AttributeError, pickle.PicklingError), match=": kwargs cannot be sent"):
+        process.start()
+
+
 @posix
 @forks
 async def test_a_local_function_runs_under_fork() -> None:
@@ -220,6 +230,46 @@ async def test_a_loop_initializer_that_returns_no_loop_is_named(
     result = await Worker(target=targets.get_pid, loop_initializer=targets.make_nothing)
     assert isinstance(result, TypeError)
     assert "loop_initializer must return an event loop, not None" in capfd.readouterr().err
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [
+        (targets.get_pid, "core_targets.get_pid"),
+        (targets.Adder(2).add, "core_targets.Adder.add"),
+        (functools.partial(targets.echo, 5), "functools.partial(core_targets.echo)"),
+    ],
+)
+def test_a_label_names_the_function(target: Any, label: str) -> None:
+    assert functions.label_of(target) == label
+
+
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (lambda held: held, "an object of core_targets.Unprintable"),
+        (lambda held: functools.partial(held, held), "functools.partial(an object of "),
+        (lambda held: functools.partial(targets.echo, held), "functools.partial(core_targets.echo"),
+        (
+            lambda held: functools.partial(targets.echo, x=held),
+            "functools.partial(core_targets.echo",
+        ),
+    ],
+    ids=["itself", "in a partial", "as argument", "by keyword"],
+)
+def test_a_label_shows_nothing_that_a_function_holds(make: Any, label: str) -> None:
+    assert functions.label_of(make(targets.Unprintable())).startswith(label)
+
+
+@pytest.mark.parametrize("cls", [Process, Worker])
+async def test_a_target_may_hold_what_cannot_be_shown(cls: type[Process]) -> None:
+    for target in (functools.partial(targets.echo, targets.Unprintable()), targets.Unprintable()):
+        process = cls(target=target)
+        await process
+        assert process.exitcode == 0
 
 
 # -- start methods ---------------------------------------------------------------------------------

@@ -84,20 +84,6 @@ async def test_a_large_result_arrives_in_a_loop_that_outlives_the_one_that_start
     assert len(await join) == 3_000_000
 
 
-@posix
-def test_several_threads_with_loops_of_their_own_all_get_a_large_result(
-    start_method: str, tmp_path: Path
-) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    for _ in range(ROUNDS):
-        worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
-        worker.start()
-        found = in_threads_and_loops(lambda: worker.join(timeout=20), lambda: fifo.write_bytes(b""))
-        assert [len(result) for result in found] == [1_000_000] * len(found)
-        worker.close()
-
-
 @pytest.mark.row("A4")
 async def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so() -> None:
     worker = Worker(target=targets.return_unpicklable)

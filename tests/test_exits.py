@@ -8,22 +8,33 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import core_targets as targets
-from aiomultiprocess import _exits
+from aiomultiprocess import Process, Worker, _exits
 from aiomultiprocess._exits import Exit, watch
 from aiomultiprocess._spawn import process_class
 from aiomultiprocess.core import get_context
-from support import block_until_dead, wait_for_exit
+from support import block_until_dead, run_script, wait_for_exit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a thread waits there")
 
 Launch = Callable[..., Any]
+THREADS, ROUNDS = 6, 12  # that ask about one process at once
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """Threads come between each other anywhere."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(params=["pidfd", "sentinel"])
@@ -176,6 +187,57 @@ def test_two_loops_wait_for_one_process(means: str, launch: Launch) -> None:
     assert exit_.exitcode == 2
 
 
+def in_loops_of_threads(
+    wait: Callable[[], Coroutine[Any, Any, Any]], end: Callable[[], object]
+) -> list[Any]:
+    """What `wait` returns in each of the threads, which all wait in loops of their own by `end`."""
+    ready = threading.Barrier(THREADS + 1, timeout=20)
+
+    async def main() -> Any:
+        waiting = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        ready.wait()
+        return await waiting
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        waiting = [threads.submit(lambda: asyncio.run(main())) for _ in range(THREADS)]
+        ready.wait()
+        end()
+        return [thread.result() for thread in waiting]
+
+
+def test_all_threads_that_join_a_process_learn_its_exit_code(
+    start_method: str, tmp_path: Path, switches: None
+) -> None:
+    async def join() -> int | None:
+        await process.join(timeout=20)
+        return process.exitcode
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for _ in range(ROUNDS):
+        process = Process(target=targets.exit_when_told, args=(str(fifo), 7))
+        process.start()
+        assert in_loops_of_threads(join, lambda: fifo.write_bytes(b"")) == [7] * THREADS
+        process.close()
+
+
+def test_all_threads_that_join_a_worker_get_its_result(
+    start_method: str, tmp_path: Path, switches: None
+) -> None:
+    async def join() -> tuple[int, int | None]:
+        return len(await worker.join(timeout=20)), worker.exitcode
+
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for _ in range(ROUNDS):
+        worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
+        worker.start()
+        found = in_loops_of_threads(join, lambda: fifo.write_bytes(b""))
+        assert found == [(1_000_000, 0)] * THREADS
+        worker.close()
+
+
 async def test_no_descriptor_left_means_a_thread_waits(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,3 +272,33 @@ def test_a_forked_copy_knows_nothing_and_closes_nothing(launch: Launch) -> None:
     process.kill()
     exit_.block()
     assert exit_.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.row("B25")
+@pytest.mark.parametrize("kind", ["Process", "Worker"])
+def test_a_join_in_a_forked_copy_says_whose_child_the_process_is(kind: str, tmp_path: Path) -> None:
+    program = f"""
+        import asyncio, os
+        import core_targets as targets
+        from aiomultiprocess import {kind}
+
+        if __name__ == "__main__":
+            process = {kind}(target=targets.wait_long)
+            process.start()
+            copy = os.fork()
+            if copy == 0:
+                try:
+                    asyncio.run(process.join())
+                except RuntimeError as error:
+                    print(error, flush=True)
+                os._exit(0)
+            os.waitpid(copy, 0)
+            print(process.pid, os.getpid(), copy)
+            process.kill()
+    """
+    script = run_script(tmp_path, program)
+    said, pids = script.out.splitlines()
+    pid, parent, copy = pids.split()
+    assert f"process {pid} is a child of process {parent}" in said
+    assert f"copy in process {copy}: only the parent can wait for it" in said
+    assert script.err == ""

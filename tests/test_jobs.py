@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import workload
-from aiomultiprocess import PoolTerminatedError, backend
+from aiomultiprocess import PoolTerminatedError, _loops, backend
 from aiomultiprocess.frames import Mode
 from aiomultiprocess.functions import FunctionTable
 from aiomultiprocess.jobs import FIRST_STEP, LOOK_AHEAD_ITEMS, Job
@@ -25,9 +25,14 @@ def ignore(*args: object) -> None:
     pass
 
 
+def running() -> Any:
+    """The loop in which the results are waited for, if they are."""
+    return _loops.running_loop()
+
+
 def job_of(items: Any) -> Job:
     function = FunctionTable(backend.dumps).of(workload.double)
-    job = Job(workload.double, function, Mode.MAP, ignore, ignore)
+    job = Job(workload.double, function, Mode.MAP, ignore, ignore, loop=running())
     job.open(source_of(items, ignore))
     return job
 

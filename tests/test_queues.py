@@ -91,7 +91,9 @@ class Setting:
         self.worker = Worker()
         self.queue.workers.append(self.worker)  # type: ignore[arg-type]
         self.mapped = self.table.of(workload.double)
-        self.job = Job(workload.double, self.mapped, Mode.MAP, ignore, ignore)
+        self.job = Job(
+            workload.double, self.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+        )
         self.job.open(source_of(range(100_000), ignore))
         self.queue.offer(self.job)
         for _ in range(3):
@@ -161,7 +163,9 @@ async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_cal
 async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_their_number() -> None:
     setting = Setting()
     size = 1 << 20
-    job = Job(workload.double, setting.mapped, Mode.MAP, ignore, ignore)
+    job = Job(
+        workload.double, setting.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+    )
     items = iter(lambda: bytes(size), None)
     while setting.worker.chunks:
         setting.report_next()

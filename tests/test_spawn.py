@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import core_targets as targets
-from aiomultiprocess import Worker, _spawn
+from aiomultiprocess import Process, Worker, _spawn
 from aiomultiprocess._exits import Exit
 from aiomultiprocess._spawn import process_class
 from support import run_script
@@ -125,6 +125,31 @@ def test_a_launch_whose_message_no_thread_can_write_leaks_nothing(
     gc.collect()
     assert set(os.listdir("/dev/fd")) == before
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.row("E40")
+@pytest.mark.parametrize("cls", [Process, Worker])
+def test_ctrl_c_while_a_process_is_spawned_leaves_no_process_and_no_descriptor(
+    cls: type[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pids = _spawn._run, []
+
+    def run_and_interrupt(*args: Any) -> int:
+        pids.append(run(*args))
+        os.kill(os.getpid(), signal.SIGINT)
+        return pids[0]
+
+    before = set(os.listdir("/dev/fd"))
+    monkeypatch.setattr(_spawn, "_run", run_and_interrupt)
+    process = cls(target=targets.wait_long)
+    with pytest.raises(KeyboardInterrupt):
+        process.start()
+    assert process.pid is None
+    with pytest.raises(ChildProcessError):  # it is dead, and was reaped
+        os.waitpid(pids[0], os.WNOHANG)
+    gc.collect()
+    assert set(os.listdir("/dev/fd")) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_launch_does_not_wait_for_the_child_to_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,11 @@ class Descriptor:
             raise ValueError("the descriptor is closed")
         return self._fd
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._fd is None
+
     def close(self) -> None:
         """Close it, once."""
         fd, self._fd = self._fd, None
@@ -66,14 +71,19 @@ class Exit:
         self._by_server = self._popen.method == "forkserver"  # it is the server's child, not ours
         self._parent = os.getpid()
         self._pidfd = _pidfd_of(self._popen.pid)
-        self._lock = threading.RLock()  # garbage collection may ask within
+        self._lock = threading.RLock()
+        self._asked = False  # a signal handler or garbage collection may ask within a question
 
     def check(self) -> bool:
         """Whether the process has ended; then `exitcode` is set, to None if it cannot be known."""
         if not self.ended and os.getpid() == self._parent:
             with self._lock:
-                if not self.ended:
-                    self._collect()
+                if not self._asked:
+                    self._asked = True
+                    try:
+                        self._collect()
+                    finally:
+                        self._asked = False
         return self.ended
 
     def duplicates(self) -> list[Descriptor]:
@@ -150,6 +160,8 @@ class Exit:
             yield self._process.sentinel
 
     def _collect(self) -> None:
+        if self.ended:  # another thread was first
+            return
         if self._popen.returncode is not None:  # multiprocessing was first
             self._end(self._popen.returncode)
         elif sys.platform == "win32":

@@ -129,7 +129,9 @@ class PipeReceiver:
         self.incoming = Incoming()
         self.sender = PipeSender(Handover([theirs], self._forget))
         self._open = True
-        self._reading = threading.RLock()  # a signal handler may ask too
+        self._lock = threading.RLock()
+        self._reading = False  # a signal handler may ask while it is read
+        self._pid = os.getpid()
 
     def release(self) -> None:
         """The process has started: its end is its own."""
@@ -137,26 +139,43 @@ class PipeReceiver:
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Read in this loop too from now on (R1), by a descriptor of its own: others may end."""
-        with self._reading:
-            if self._open and loop not in self._readers:
+        with self._lock:
+            for ended in [other for other in self._readers if other.is_closed()]:
+                self._readers.pop(ended).close()
+            if self._is_open() and loop not in self._readers:
                 own = self._readers[loop] = Descriptor(os.dup(self._ours.fileno()))
                 loop.add_reader(own.fileno(), self.pump)
 
     def pump(self, limit: int = PUMP_BYTES) -> None:
         """Read what is there, about `limit` bytes at most; from any thread."""
-        with self._reading:
-            while self._open and limit > 0:
-                try:
-                    count = self.incoming.read(self._read)
-                except BlockingIOError:
-                    return
-                limit -= count
-                if not count or self.incoming.message is not None:
-                    self.close()
+        with self._lock:
+            if self._reading:
+                return
+            self._reading = True
+            try:
+                self._read_on(limit)
+            finally:
+                self._reading = False
+
+    def _read_on(self, limit: int) -> None:
+        while self._is_open() and limit > 0:
+            try:
+                count = self.incoming.read(self._read)
+            except BlockingIOError:
+                return
+            limit -= count
+            if not count or self.incoming.message is not None:
+                self.close()
+
+    def _is_open(self) -> bool:
+        """Whether there may be more to read. A forked copy of the parent must leave it to that."""
+        return self._open and not self._ours.closed and os.getpid() == self._pid
 
     def close(self) -> None:
         """Read no more; what was read stays."""
-        with self._reading:
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
             self._open = False
             readers = dict(self._readers)
             self._readers.clear()

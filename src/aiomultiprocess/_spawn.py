@@ -26,10 +26,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import context, process, reduction
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ._exits import Descriptor
 from ._startup import HOLD_GARBAGE
+
+if TYPE_CHECKING:
+    from ._exits import Descriptor
 
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
@@ -132,8 +134,17 @@ if sys.platform != "win32":
 
         @staticmethod
         def _Popen(process_obj: Any) -> Any:  # noqa: N802
-            with _held_back(signal.valid_signals()) as process_obj._mask:  # L4
-                return context.ForkProcess._Popen(process_obj)
+            popen: Any = None
+            try:
+                with _held_back(signal.valid_signals()) as process_obj._mask:  # L4
+                    popen = context.ForkProcess._Popen(process_obj)
+            except BaseException:  # a signal that was held back has raised: L1
+                if popen is not None:
+                    popen.kill()
+                    popen.wait()
+                    popen.close()
+                raise
+            return popen
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
             _put_away_handlers()
@@ -183,6 +194,8 @@ def _send(fd: int, message: memoryview) -> None:
     if len(message) <= PIPE_CAPACITY:
         _write(fd, message)
     else:
+        from ._exits import Descriptor  # not above: a worker begins with this module
+
         args = (Descriptor(os.dup(fd)), message)  # closed with the thread, or if there is none
         threading.Thread(target=_write_and_close, args=args, daemon=True).start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import pickle
 import sys
@@ -276,7 +277,8 @@ class Worker(Process):
             raise
         receiver.release()
         self._receiver = receiver
-        self._listen()
+        with contextlib.suppress(OSError):  # no descriptor left: whoever waits is told
+            self._listen()
 
     async def join(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - 0.9.1 has it
         """Wait for the process to end, and return the result or what the target raised.

@@ -103,9 +103,10 @@ class Credit:
         `plenty`: whether many are left (K3), None if nobody knows.
         """
         pace = self._paces.get(function)
-        free = self.slots - (started - self.finished)
-        if free < self._wanted:
-            free = self._wanted
+        running = started - self.finished
+        free = self.slots - running
+        if free < self._wanted:  # which was said when less was running
+            free = min(self._wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
         if (
             pace is not None

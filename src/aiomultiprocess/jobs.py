@@ -39,6 +39,8 @@ FIRST_STEP = 8  # items of an iterator that are pulled before the size of any is
 STEP_GROWTH = 8  # until they are seen to be large
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
+ANOTHER_LOOP = "this pool belongs to another event loop: make a pool in each loop that needs one"
+
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
 FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
 
@@ -58,6 +60,8 @@ class Job:
         on_more: Callable[[Job], None],
         on_done: Callable[[Job], None],
         retries: int = 0,
+        *,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.func = func
         self.function = function
@@ -85,6 +89,7 @@ class Job:
         self._awaiting = 0  # how many have asked for all results and not got them
         self._forgotten = False  # nobody else can begin to read
         self._pool_closes = False
+        self._loop = loop
         self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
@@ -306,7 +311,10 @@ class Job:
         return self.done or index in self._errors
 
     async def _wait(self, index: int | None) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # which nobody would wake
+            raise RuntimeError(ANOTHER_LOOP)
+        future: asyncio.Future[None] = loop.create_future()
         waiter = index, future
         self._waiters.append(waiter)
         try:

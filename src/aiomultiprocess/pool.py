@@ -31,7 +31,7 @@ from .core import get_context
 from .engine import CLOSED, OPEN, Engine
 from .frames import Mode
 from .functions import check_synchronous, checked_sequence
-from .jobs import Job, Reader
+from .jobs import ANOTHER_LOOP, Job, Reader
 from .scheduler import Scheduler, checked_scheduler
 from .sources import source_of
 from .types import LoopInitializer, ProxyException, QueueID
@@ -114,7 +114,6 @@ class _ResultIterator(AsyncIterator[R]):
         self._reader = reader
 
     async def __anext__(self) -> R:
-        self._result.pool._check_loop()
         result: R = await self._reader.next()
         return result
 
@@ -364,7 +363,9 @@ class Pool:
         engine = self._use()
         retries = natural("retries", retries)
         function = engine.functions.of(func)
-        job = Job(func, function, mode, engine.on_more, engine.on_settled, retries)
+        job = Job(
+            func, function, mode, engine.on_more, engine.on_settled, retries, loop=engine.loop
+        )
         job.open(source_of(iterable, lambda: engine.on_more(job)))
         engine.submit_job(job)
         return PoolResult(self, job)
@@ -443,9 +444,7 @@ class Pool:
 
     def _check_loop(self) -> None:
         if self._engine is not None and asyncio.get_running_loop() is not self._engine.loop:
-            raise RuntimeError(
-                "this pool belongs to another event loop: make a pool in each loop that needs one"
-            )
+            raise RuntimeError(ANOTHER_LOOP)
 
     def _check_process(self) -> None:
         if _process != self._pid:
