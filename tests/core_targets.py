@@ -182,6 +182,10 @@ async def zeros(size: int) -> bytes:
     return bytes(size)
 
 
+async def count_to(end: int) -> list[int]:
+    return list(range(end))
+
+
 async def zeros_when_told(fifo: str, size: int) -> bytes:
     """Return once somebody who opened the FIFO to write has closed it."""
     Path(fifo).read_bytes()  # noqa: ASYNC240 - nothing else runs here

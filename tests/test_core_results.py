@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pickle
+import select
 import signal
 import sys
 import threading
@@ -82,6 +83,62 @@ async def test_a_large_result_arrives_in_a_loop_that_outlives_the_one_that_start
     await asyncio.to_thread(thread.join)
     await asyncio.to_thread(fifo.write_bytes, b"")
     assert len(await join) == 3_000_000
+
+
+@posix
+async def test_a_signal_handler_may_ask_while_a_result_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, asked = os.readv, []
+
+    def read_and_be_asked(fd: int, buffers: Any) -> int:
+        count = read(fd, buffers)
+        if count > 1000:
+            asked.append(worker.is_alive())  # where a handler would run
+        return count
+
+    monkeypatch.setattr(os, "readv", read_and_be_asked)
+    worker = Worker(target=targets.count_to, args=(300_000,))
+    assert await worker == list(range(300_000))
+    assert asked
+
+
+@posix
+@pytest.mark.row("B25")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_copy_leaves_the_result_to_its_parent(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
+    worker.start()
+    assert worker._receiver is not None
+    copy = os.fork()
+    if copy == 0:
+        fifo.write_bytes(b"")  # only now the result is written
+        for _ in range(1000):
+            worker.is_alive()
+            select.select([worker._receiver._ours.fileno()], [], [], 20)  # type: ignore[union-attr]
+        os._exit(0)
+    assert os.waitpid(copy, 0)[1] == 0
+    assert len(asyncio.run(worker.join(timeout=20))) == 1_000_000
+
+
+@posix
+def test_nothing_is_kept_of_loops_that_have_joined_and_ended() -> None:
+    async def give_up() -> None:
+        with contextlib.suppress(TimeoutError):
+            await worker.join(timeout=0)
+
+    worker = Worker(target=targets.wait_long)
+    worker.start()
+    asyncio.run(give_up())
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(10):
+        asyncio.run(give_up())
+    assert len(os.listdir("/dev/fd")) == before
+    worker.kill()
+    with pytest.raises(WorkerLostError):
+        asyncio.run(worker.join())
 
 
 @pytest.mark.row("A4")

@@ -245,3 +245,13 @@ def test_nothing_quick_waits_behind_tasks_that_may_take_long_and_have_all_slots(
     report(credit, 1, credit.sent, now=20.0 + 5 * HORIZON)
     assert credit.room(credit.sent, OTHER) > 100
     assert credit.passing(credit.sent, OTHER) > 0
+
+
+def test_free_slots_are_believed_no_longer_than_they_are_free() -> None:
+    """A worker says how many it has while those very slots are being filled."""
+    credit = quick(concurrency=16)
+    credit.send(16, FUNCTION, now=20.0)
+    credit.want(10)
+    assert credit.room(credit.sent, OTHER) == 0
+    report(credit, 4, credit.sent, now=20.0 + 5 * HORIZON)
+    assert credit.room(credit.sent, OTHER) >= 4

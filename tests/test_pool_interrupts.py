@@ -165,15 +165,6 @@ def test_an_interrupt_within_an_input_is_its_end_and_no_item_before_it_is_lost(
     assert [type(error) for error in program.interrupts] == [interrupt]
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Also where the shell has made us ignore SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_between_two_items_of_an_input_loses_none() -> None:
     """No code of the input's was struck: it goes on."""
     strike = map(signal.raise_signal, [signal.SIGINT])
@@ -228,7 +219,6 @@ def test_an_interrupt_within_a_scheduler_fails_that_task_alone(program: Program,
     assert program.run(again) == [2, 4]
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("nth", [1, 3])
 def test_an_interrupt_when_a_chunk_has_just_been_sent_loses_none(
     program: Program, monkeypatch: pytest.MonkeyPatch, nth: int

@@ -20,6 +20,7 @@ import core_targets as targets
 from aiomultiprocess import Process, Worker, _spawn
 from aiomultiprocess._exits import Exit
 from aiomultiprocess._spawn import process_class
+from conftest import FORK_WARNING
 from support import run_script
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="multiprocessing's own serves")
@@ -150,6 +151,31 @@ def test_ctrl_c_while_a_process_is_spawned_leaves_no_process_and_no_descriptor(
     gc.collect()
     assert set(os.listdir("/dev/fd")) == before
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.row("E40")
+@FORK_WARNING
+def test_ctrl_c_while_a_process_is_forked_leaves_no_process_and_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork, pids = os.fork, []
+
+    def fork_and_interrupt() -> int:
+        pid = fork()
+        if pid:
+            pids.append(pid)
+            os.kill(os.getpid(), signal.SIGINT)  # held back until the launch is over
+        return pid
+
+    before = set(os.listdir("/dev/fd"))
+    monkeypatch.setattr(os, "fork", fork_and_interrupt)
+    process: Any = process_class(multiprocessing.get_context("fork"))(target=targets.sleep_long)
+    with pytest.raises(KeyboardInterrupt):
+        process.start()
+    with pytest.raises(ChildProcessError):  # it is dead, and was reaped
+        os.waitpid(pids[0], os.WNOHANG)
+    gc.collect()
+    assert set(os.listdir("/dev/fd")) == before
 
 
 def test_a_launch_does_not_wait_for_the_child_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
