@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import operator
 from typing import Any
 
@@ -101,12 +102,11 @@ def test_a_pool_whose_first_start_failed_says_so_at_each_call(
 ) -> None:
     """Its scheduler was told of queues that nobody serves: it cannot be asked again."""
     run = _spawn._run
-    refusals = iter([None, None, OSError(errno.EMFILE, "no descriptor left")])
+    starts = itertools.count(1)
 
     def refused(*args: Any) -> int:
-        refusal = next(refusals, None)
-        if refusal is not None:
-            raise refusal
+        if next(starts) == 3:
+            raise OSError(errno.EMFILE, "no descriptor left")
         return run(*args)
 
     async def use(pool: Pool) -> None:

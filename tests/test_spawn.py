@@ -128,6 +128,11 @@ def test_a_launch_whose_message_no_thread_can_write_leaks_nothing(
     assert multiprocessing.active_children() == []
 
 
+def interrupt_this_thread() -> None:
+    """Held back until the launch is over; another thread would take a signal of the process."""
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+
 @pytest.mark.row("E40")
 @pytest.mark.parametrize("cls", [Process, Worker])
 def test_ctrl_c_while_a_process_is_spawned_leaves_no_process_and_no_descriptor(
@@ -137,7 +142,7 @@ def test_ctrl_c_while_a_process_is_spawned_leaves_no_process_and_no_descriptor(
 
     def run_and_interrupt(*args: Any) -> int:
         pids.append(run(*args))
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt_this_thread()
         return pids[0]
 
     before = set(os.listdir("/dev/fd"))
@@ -164,7 +169,7 @@ def test_ctrl_c_while_a_process_is_forked_leaves_no_process_and_no_descriptor(
         pid = fork()
         if pid:
             pids.append(pid)
-            os.kill(os.getpid(), signal.SIGINT)  # held back until the launch is over
+            interrupt_this_thread()
         return pid
 
     before = set(os.listdir("/dev/fd"))
