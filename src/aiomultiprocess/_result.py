@@ -123,8 +123,8 @@ class PipeReceiver:
         self._theirs = Descriptor(theirs)
         if sys.platform != "win32":
             os.set_blocking(ours, False)
-        # at exit, before multiprocessing joins a child that may be writing to us (R1)
         self._readers: dict[asyncio.AbstractEventLoop, Descriptor] = {}
+        # at exit, before multiprocessing joins a child that may be writing to us (R1)
         Finalize(self, _close_ends, (self._ours, self._readers), exitpriority=0)
         self.incoming = Incoming()
         self.sender = PipeSender(Handover([theirs], self._forget))
