@@ -5,6 +5,7 @@ plugin: `pytest --collect-only -q` ends with the list of all rows and their test
 test_catalogue.py fails if there is a row without one.
 
 A: values and functions. B: death. C: ring and frames. D: resources. E: life cycle. F: load.
+G: what public bug reports and programs found.
 """
 
 from __future__ import annotations
@@ -59,6 +60,38 @@ ROWS = {
     "E45": "python -I, python -m, an interactive session, a frozen program",
     "E46": "a with block that is left by an error, a cancellation or a timeout leaves no worker",
     "F47": "random kills under a steady load: everything is answered once, memory stays",
+    "G48": "no worker gets a map's tasks while others idle, whatever kind of input it has",
+    "G49": "an encoder without memory fails that item alone, and crashes no process",
+    "G50": "a container that changes while it is encoded, or is seen half decoded, is no memory error",
+    "G51": "an argument too large for its worker's memory fails alone, and the worker lives",
+    "G52": "a worker's loop may have asyncio.eager_task_factory, on every Python",
+    "G53": "a system call that a sandbox refuses has its way round, or is a clear error",
+    "G54": "a launch that lacks descriptors is an error, and no crash at exit",
+    "G55": "python -bb has nothing to complain of",
+    "G56": "childconcurrency=sys.maxsize works",
+    "G57": "cancelling many calls takes time in proportion to their number",
+    "G58": "results_generator() and aiter(result) are async generators, which can be closed",
+    "G59": "a worker that runs nothing ends as multiprocessing ends a process: atexit runs",
+    "G60": "a plain function that calls asyncio.run() learns what to do, without noise",
+    "G61": "a subclass that overrides what 0.9.1 called is refused; old import paths work",
+    "G62": "a result that cannot be pickled names itself, its function and the way out",
+    "G63": "functions and classes of a session get one hint, wherever they are passed",
+    "G64": "calls that nobody awaited say nothing when their pool ends",
+    "G65": "exception_handler hears of tasks that failed, not of callers who gave up",
+    "G66": "initargs=None, items that are no arguments, calls from another thread: as expected, or named",
+    "G67": "an iterator is read after the call, as map's docstring says",
+    "G68": "a copy that an item forks ends before it runs the engine, and with its parent",
+    "G69": "an error shows its remote traceback once, the user's frames, and its own line last",
+    "G70": "a forgotten main guard is one line, not a traceback a worker",
+    "G71": "make demo installs what it needs, says what it compares, and prints plain lines to a file",
+    "G72": "counts of 2^31 are corrupt frames on every platform; no 64-bit atomics: a pure wheel",
+    "G73": "items pass for coroutines wherever plain tasks do",
+    "G74": "each item's task has a name of its own",
+    "G75": "what makes an import fail is shown as its cause; gevent's patches are survived",
+    "G76": "a thread that an item left does not keep a retired worker for ever",
+    "G77": "README's session for each worker holds when opening it awaits",
+    "G78": "results that share memory by descriptor arrive by value, and outlive their worker",
+    "G79": "a pool met by a second loop names the ways out",
 }
 
 NO_TEST = "NO TEST"
