@@ -259,6 +259,14 @@ class Job:
         self._was_read = True
         return reader
 
+    def drop_reader(self, reader: Reader) -> None:
+        """A reader was closed: neither look-ahead nor what is kept depends on it any more."""
+        self._readers.discard(reader)
+
+    def is_waiting(self, reader: Reader) -> bool:
+        """Whether a step of the reader waits for its result."""
+        return reader.index > 0 and not self._is_ready(reader.index - 1)
+
     def has_moved(self, reader: Reader) -> None:
         """A reader went on: look-ahead opens, and old results of an iterator may go."""
         if self._is_bounded or self.wanted_all:
@@ -290,7 +298,8 @@ class Job:
         return self._bytes / max(1, self._settled) * results
 
     def _drop_read(self, count: int) -> None:
-        slowest = min(reader.index for reader in self._readers)
+        # a reader that was closed may end its last step when no other is left
+        slowest = min((reader.index for reader in self._readers), default=self._base)
         count = min(count, slowest - self._base)
         if count > 0:
             del self._values[:count]
@@ -375,6 +384,15 @@ class Reader:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.index = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether one of its steps waits for a result."""
+        return self._job.is_waiting(self)
+
+    def close(self) -> None:
+        """Take no part in what the job keeps and how far it looks ahead."""
+        self._job.drop_reader(self)
 
     async def next(self) -> Any:
         index = self.index

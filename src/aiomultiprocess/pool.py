@@ -10,8 +10,8 @@ import asyncio
 import os
 import weakref
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
@@ -21,6 +21,7 @@ from collections.abc import (
     Sequence,
 )
 from multiprocessing.util import Finalize
+from types import CodeType
 from typing import Any, Generic, TypeVar, overload
 
 from . import _loops
@@ -88,15 +89,20 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         """Wait for all results and return them in the order of the input."""
         return await self
 
-    def __aiter__(self) -> AsyncIterator[R]:
+    def __aiter__(self) -> AsyncGenerator[R, None]:
+        """A reader of its own, with the methods of an async generator: `aclose` releases it.
+
+        Unlike a generator it goes on after the error of an item.
+        """
         engine = self.pool._bind()
         reader = self._job.add_reader()
-        weakref.finalize(reader, engine.reader_gone, self._job).atexit = False
-        return _ResultIterator(self, reader)
+        released = weakref.finalize(reader, engine.reader_gone, self._job)
+        released.atexit = False
+        return _ResultIterator(self, reader, released)
 
-    def results_generator(self) -> AsyncIterator[R]:
-        """The same as `aiter(result)`."""
-        return aiter(self)
+    def results_generator(self) -> AsyncGenerator[R, None]:
+        """The same as `aiter(result)`, for `contextlib.aclosing` and programs of 0.9.1."""
+        return self.__aiter__()
 
 
 async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
@@ -104,18 +110,77 @@ async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
     return await results
 
 
-class _ResultIterator(AsyncIterator[R]):
-    """One pass over a PoolResult, which it keeps alive."""
+class _ResultIterator(AsyncGenerator[R, None]):
+    """One pass over a PoolResult, which it keeps alive until it ends or is closed.
 
-    __slots__ = ("_reader", "_result")
+    0.9.1 had an async generator here. Unlike one, it goes on after the error of an item, and
+    several tasks may wait for a step each; steps under way when it is closed get their results.
+    """
 
-    def __init__(self, result: PoolResult[R], reader: Reader) -> None:
-        self._result = result
-        self._reader = reader
+    __slots__ = ("__weakref__", "_reader", "_released", "_result")
+
+    def __init__(
+        self, result: PoolResult[R], reader: Reader, released: Callable[[], object]
+    ) -> None:
+        self._result: PoolResult[R] | None = result
+        self._reader: Reader | None = reader
+        self._released = released
 
     async def __anext__(self) -> R:
-        result: R = await self._reader.next()
+        reader = self._reader
+        if reader is None:
+            raise StopAsyncIteration
+        try:
+            result: R = await reader.next()
+        except StopAsyncIteration:
+            self._close()
+            raise
         return result
+
+    async def asend(self, value: None, /) -> R:
+        """The next result; nothing is done with `value`."""
+        if value is not None and self._reader is not None and self._reader.index == 0:
+            raise TypeError("can't send non-None value to a just-started async generator")
+        return await self.__anext__()
+
+    async def athrow(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
+        """Close it and raise the exception, unless it has ended: then do nothing."""
+        if self._reader is not None:
+            self._close()
+            await super().athrow(typ, val, tb)
+
+    async def aclose(self) -> None:
+        """End it: an endless input is pulled no further for it, and its results may be freed."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = self._result = None
+            self._released()
+
+    @property
+    def ag_running(self) -> bool:
+        """Whether a step waits for its result."""
+        return self._reader is not None and self._reader.is_waiting
+
+    @property
+    def ag_suspended(self) -> bool:
+        """Whether it has not ended, and no step waits."""
+        return self._reader is not None and not self._reader.is_waiting
+
+    @property
+    def ag_await(self) -> None:
+        """None: a generator has here what it awaits."""
+
+    @property
+    def ag_frame(self) -> None:
+        """None: there is no frame that stays from one step to the next."""
+
+    @property
+    def ag_code(self) -> CodeType:
+        """The code of a step."""
+        return type(self).__anext__.__code__
 
 
 class Pool:
