@@ -35,7 +35,7 @@ from .functions import check_synchronous, checked_sequence
 from .jobs import ANOTHER_LOOP, Job, Reader
 from .scheduler import Scheduler, checked_scheduler
 from .sources import source_of
-from .types import LoopInitializer, ProxyException, QueueID
+from .types import LoopInitializer, PoolTerminatedError, ProxyException, QueueID
 from .workers import PoolWorker, WorkerOptions
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
@@ -107,7 +107,28 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
 
 async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
     """What an `await` waits for: it keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
-    return await results
+    try:
+        return await results
+    except PoolTerminatedError as error:
+        _end_quietly(error)
+        raise
+
+
+def _end_quietly(error: PoolTerminatedError) -> None:
+    """Keep asyncio from reporting the running task if `error` ends it and nothing awaits it.
+
+    Who leaves a pool with calls under way expects that they end. 0.9.1 said nothing either.
+    """
+    task = asyncio.current_task()
+    if task is not None and type(error) is PoolTerminatedError:  # no subclass: a task raised that
+        task.remove_done_callback(_mark_as_retrieved)
+        task.add_done_callback(_mark_as_retrieved)
+
+
+def _mark_as_retrieved(task: asyncio.Task[Any]) -> None:
+    # not by `exception()`, which would mark another error as well
+    if type(getattr(task, "_exception", None)) is PoolTerminatedError:
+        task.exception()
 
 
 class _ResultIterator(AsyncGenerator[R, None]):
@@ -134,6 +155,9 @@ class _ResultIterator(AsyncGenerator[R, None]):
             result: R = await reader.next()
         except StopAsyncIteration:
             self._close()
+            raise
+        except PoolTerminatedError as error:
+            _end_quietly(error)
             raise
         return result
 
@@ -342,6 +366,9 @@ class Pool:
             return await future
         except asyncio.CancelledError:
             engine.cancel_call(future)
+            raise
+        except PoolTerminatedError as error:
+            _end_quietly(error)
             raise
 
     @overload
