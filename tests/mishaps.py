@@ -537,3 +537,24 @@ def damage_the_link(port: int) -> None:
         elif kind.startswith("socket:"):
             os.write(int(entry), b"\xff" * 64)
     signal.pause()
+
+
+# -- being cancelled -----------------------------------------------------------------------------
+
+
+async def meet_and_fail_when_cancelled(port: int, token: object = "") -> str:
+    """An item that is cancelled, and has a failure of its own while it cleans up."""
+    try:
+        return await meet(port, token)
+    except asyncio.CancelledError:
+        raise LookupError("while cleaning up") from None
+
+
+async def meet_and_stop_the_loop(port: int) -> None:
+    """What no item should do: its worker ends, and cancels what else runs there."""
+    await meet(port, "stop")
+    asyncio.get_running_loop().stop()
+
+
+async def cancel_at_once() -> None:
+    raise asyncio.CancelledError

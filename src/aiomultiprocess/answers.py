@@ -78,9 +78,15 @@ class Answers:
         if not fits:
             self.publish()
 
-    def fail(self, ident: int, offset: int, error: BaseException) -> None:
-        """Answer one item by an error: its own, or one that its result has met."""
-        if self._exception_handler is not None:
+    def fail(
+        self, ident: int, offset: int, error: BaseException, *, given_up: bool = False
+    ) -> None:
+        """Answer one item by an error: its own, or one that its result has met.
+
+        An item that is `given_up` was cancelled because its caller was: that is no failure of its
+        own, and the user's exception_handler does not get it.
+        """
+        if self._exception_handler is not None and not given_up:
             try:
                 self._exception_handler(error)
             except BaseException:  # the item's own error is what counts

@@ -158,6 +158,10 @@ class Chunk:
         self.next = 0
 
 
+class GivenUp(asyncio.CancelledError):
+    """The error of an item that is not started, because its caller waits no more."""
+
+
 class WorkerEngine:
     """Starts the items that arrive, and tells `Answers` what becomes of them."""
 
@@ -178,6 +182,7 @@ class WorkerEngine:
         self._functions: dict[int, Callable[..., Any]] = {}
         self._chunks: deque[Chunk] = deque()
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
+        self._given_up: set[asyncio.Task[Any]] = set()  # cancelled, as their callers were
         self._burst = BURST
         self._in_burst = False
         self._ended: list[asyncio.Task[Any]] = []  # during a burst (W7)
@@ -229,7 +234,8 @@ class WorkerEngine:
         return None
 
     def close(self) -> None:
-        """Give up what only running items need."""
+        """Give up what only running items need; what still runs is cancelled with the loop."""
+        self._given_up.update(self._running)
         if self._starter is not None:
             self._starter.close()
 
@@ -309,11 +315,12 @@ class WorkerEngine:
     def _on_cancel(self, ident: int, offset: int) -> None:
         for task, place in self._running.items():
             if place == (ident, offset):
+                self._given_up.add(task)
                 task.cancel()
                 return
         for chunk in self._chunks:
             if chunk.ident == ident:
-                chunk.failures[offset] = asyncio.CancelledError()
+                chunk.failures[offset] = GivenUp()
 
     # -- running -------------------------------------------------------------------------------
 
@@ -375,7 +382,7 @@ class WorkerEngine:
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            self._answers.fail(chunk.ident, end, what)
+            self._answers.fail(chunk.ident, end, what, given_up=isinstance(what, GivenUp))
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))
@@ -419,6 +426,8 @@ class WorkerEngine:
                 self._end_task(task, *place)
             except Exception as error:  # noqa: BLE001 - as in _scheduled_turn
                 self._give_up(error)
+        if self._given_up:
+            self._given_up.discard(task)
         self._schedule_turn()
 
     def _end_task(self, task: asyncio.Task[Any], ident: int, offset: int) -> None:
@@ -428,10 +437,10 @@ class WorkerEngine:
                 self._answers.add(ident, offset, value)
         except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
             error = failure
-        if error is not None and not (
-            self.terminated and isinstance(error, asyncio.CancelledError)
-        ):
-            self._answers.fail(ident, offset, error)
+        cancelled = isinstance(error, asyncio.CancelledError)
+        if error is not None and not (self.terminated and cancelled):
+            given_up = cancelled and task in self._given_up
+            self._answers.fail(ident, offset, error, given_up=given_up)
         del error  # as in _advance
 
     def _ask_for_more(self) -> None:
