@@ -131,6 +131,10 @@ def set_greeting(value: object) -> None:
     greeting = value
 
 
+def initialize_nothing() -> None:
+    """An initializer without arguments."""
+
+
 def note_greeting(path: str, value: object) -> None:
     note(path, os.getpid())
     set_greeting(value)

@@ -18,6 +18,13 @@ def natural(name: str, value: int) -> int:
     return number
 
 
+def seconds(name: str, value: float | None) -> float | None:
+    """A number of seconds, or None for no limit."""
+    if value is not None and not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    return None if value is None else float(value)
+
+
 def whole(name: str, value: int) -> int:
     """An int, or what says that it is one (NumPy's do)."""
     try:

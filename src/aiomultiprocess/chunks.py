@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .feeds import Feed, Slots
 from .frames import CorruptHeaderError
+from .functions import is_iterable, refuse_star
 from .types import ProxyException, WorkerLostError, brief
 
 if TYPE_CHECKING:
@@ -63,6 +64,18 @@ def settle_each(
             feed.fail(slot, errors[at])
         else:
             feed.deliver([slot], [values[at]], size)
+
+
+def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) -> None:
+    """Name the items of a starmap that failed because they are no sequences of arguments.
+
+    Only those that failed are looked at, as a look at every item would take long.
+    """
+    for at in errors:
+        item = chunk.items[offset + at]
+        if not is_iterable(item):
+            slot = chunk.slots[offset + at]
+            errors[at] = refuse_star(chunk.feed.function.label, slot, item)
 
 
 def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:

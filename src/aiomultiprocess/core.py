@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loops, _run
 from ._exits import Exit
+from ._numbers import seconds
 from ._spawn import process_class
 from .functions import (
     check_synchronous,
@@ -53,8 +54,14 @@ def set_start_method(method: str | None = DEFAULT_START_METHOD) -> None:
 
     Raises:
         ValueError: this platform does not have the method.
+        TypeError: the method is not a string.
     """
     global context
+    if method is not None and not isinstance(method, str):
+        raise TypeError(f"method must be the name of a start method or None, not {method!r}")
+    known = multiprocessing.get_all_start_methods()
+    if method is not None and method not in known:
+        raise ValueError(f"method must be one of {', '.join(known)} here, or None, not {method!r}")
     context = multiprocessing.get_context(method)
 
 
@@ -110,7 +117,7 @@ class Process:
         *,
         daemon: bool | None = None,
         initializer: Callable[..., Any] | None = None,
-        initargs: Sequence[Any] = (),
+        initargs: Sequence[Any] | None = (),
         loop_initializer: LoopInitializer | None = None,
     ) -> None:
         if group is not None:
@@ -128,7 +135,7 @@ class Process:
         self._unit: _run.Unit | None = _run.Unit(
             label=self._label,
             target=target or not_implemented,
-            args=checked_sequence("args", () if args is None else args),
+            args=checked_sequence("args", args),
             kwargs=_checked_mapping("kwargs", {} if kwargs is None else kwargs),
             initializer=initializer,
             initargs=checked_sequence("initargs", initargs),
@@ -178,8 +185,9 @@ class Process:
         """
         if not self._is_started():
             raise ValueError("must start process before joining it")
+        limit = seconds("timeout", timeout)
         if not self._ended():
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 await self._exit_of_process().wait()
 
     @property

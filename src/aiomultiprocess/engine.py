@@ -352,7 +352,10 @@ class Engine:
         queue = self.queues.get(qid)
         if queue is None:
             known = list(self.queues)
-            raise ValueError(f"the scheduler chose queue {qid!r}; this pool has {known}")
+            raise ValueError(
+                f"the scheduler chose queue {qid!r}; this pool has {known}: schedule_task must "
+                "return what register_queue did, and a scheduler can serve one pool only"
+            )
         return queue
 
     # -- the end -------------------------------------------------------------------------------

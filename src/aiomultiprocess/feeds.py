@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .frames import Mode
-from .functions import Function
+from .functions import Function, is_iterable, refuse_star
 from .sources import INTERRUPTS, as_exception
 
 if TYPE_CHECKING:
@@ -236,6 +236,8 @@ class Router:
         """False if the scheduler failed: the task ends, and nothing of it will come back."""
         try:
             if self.job.mode is Mode.STAR:  # an iterator can be seen only once: what was is sent
+                if not is_iterable(item):
+                    raise refuse_star(self.job.function.label, index, item)
                 item = tuple(item)
             self._ids[index], share = self._assign(self, item)
         except BaseException as error:

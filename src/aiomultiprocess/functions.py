@@ -15,11 +15,12 @@ import functools
 import inspect
 import itertools
 import pickle
+import reprlib
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, TypeGuard
 
 from .types import brief
 
@@ -152,11 +153,29 @@ def label_of(func: object) -> str:
 
 
 def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
-    """What a function is to be called with, as a tuple."""
-    try:
-        return tuple(values)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be a sequence of arguments, not {values!r}") from None
+    """What a function is to be called with, as a tuple; None is none."""
+    if values is None:
+        return ()
+    if not is_iterable(values):
+        shown = reprlib.repr(values)
+        raise TypeError(
+            f"{name} must be a sequence of arguments, not {shown}: pass ({shown},) for one argument"
+        )
+    return tuple(values)
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether `iter(value)` gives an iterator, also of a class that has `__getitem__` alone."""
+    return isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+
+
+def refuse_star(label: str, index: int, item: object) -> TypeError:
+    """The error of an item of a starmap that is no sequence of arguments."""
+    shown = reprlib.repr(item)
+    return TypeError(
+        f"item {index} of the starmap of {label} is {shown}, not a sequence of arguments: "
+        f"pass ({shown},) for one argument, or use map"
+    )
 
 
 def explained(error: Exception, parts: Mapping[str, Any]) -> Exception:

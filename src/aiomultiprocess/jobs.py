@@ -39,7 +39,11 @@ FIRST_STEP = 8  # items of an iterator that are pulled before the size of any is
 STEP_GROWTH = 8  # until they are seen to be large
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
-ANOTHER_LOOP = "this pool belongs to another event loop: make a pool in each loop that needs one"
+ANOTHER_LOOP = (
+    "this pool belongs to another event loop: make one here, or call it in its own loop by "
+    "asyncio.run_coroutine_threadsafe(coroutine, loop). A program that makes a loop for each call "
+    "(Flask, asgiref) does best with one pool in one loop that runs in a thread"
+)
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
 FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()

@@ -50,10 +50,16 @@ __all__ = [
     "ProxyException",
 ]
 
+NO_LOOP = (
+    "no event loop runs in this thread, and a pool is used in one: call it in a coroutine that "
+    "asyncio.run() runs, or, if the pool's loop runs in another thread, by "
+    "asyncio.run_coroutine_threadsafe(coroutine, loop)"
+)
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-_running_loop = asyncio.get_running_loop
+_running_loop = asyncio._get_running_loop  # None where none runs
 _process = os.getpid()  # of this process: kept, as to ask for it at every `apply` is not cheap
 
 
@@ -238,7 +244,7 @@ class Pool:
         self,
         processes: int | None = None,
         initializer: Callable[..., object] | None = None,
-        initargs: Sequence[Any] = (),
+        initargs: Sequence[Any] | None = (),
         maxtasksperchild: int = MAX_TASKS_PER_CHILD,
         childconcurrency: int = CHILD_CONCURRENCY,
         queuecount: int | None = None,
@@ -356,9 +362,7 @@ class Pool:
         if type(retries) is not int or retries < 0:
             retries = natural("retries", retries)
         if type(args) is not tuple:
-            if args is not None and not isinstance(args, Iterable):
-                raise TypeError(f"args must be a sequence of arguments, got {args!r}")
-            args = () if args is None else tuple(args)
+            args = checked_sequence("args", args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
         future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
@@ -467,6 +471,7 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; workers end when every task is done. Wait with `join`."""
         self._check_process()
+        self._check_thread("close")
         self._closed = True
         if self._engine is not None:
             self._engine.close()
@@ -477,6 +482,7 @@ class Pool:
         Tasks get some seconds for their `finally` blocks; then their worker is killed.
         """
         self._check_process()
+        self._check_thread("terminate")
         self._closed = True
         if self._engine is not None:
             self._engine.terminate()
@@ -518,7 +524,9 @@ class Pool:
         if self._engine is not None:
             self._check_loop()
             return self._engine
-        loop = asyncio.get_running_loop()
+        loop = _loops.running_loop()
+        if loop is None:
+            raise RuntimeError(NO_LOOP)
         options = WorkerOptions(
             context=self.context,
             concurrency=self.childconcurrency,
@@ -535,8 +543,20 @@ class Pool:
         return engine
 
     def _check_loop(self) -> None:
-        if self._engine is not None and asyncio.get_running_loop() is not self._engine.loop:
-            raise RuntimeError(ANOTHER_LOOP)
+        if self._engine is not None:
+            running = _loops.running_loop()
+            if running is not self._engine.loop:
+                raise RuntimeError(NO_LOOP if running is None else ANOTHER_LOOP)
+
+    def _check_thread(self, name: str) -> None:
+        """Nothing of the engine may run beside its loop; where that stands still, it may."""
+        loop = None if self._engine is None else self._engine.loop
+        if loop is not None and loop.is_running() and _loops.running_loop() is not loop:
+            raise RuntimeError(
+                f"{name}() was called outside the pool's event loop, which runs in another thread: "
+                f"use loop.call_soon_threadsafe(pool.{name}), and for coroutines, such as join(), "
+                "asyncio.run_coroutine_threadsafe(coroutine, loop)"
+            )
 
     def _check_process(self) -> None:
         if _process != self._pid:

@@ -33,7 +33,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import backend, journal, remote
-from .chunks import Chunk, explain_item, explain_loss, explain_result, settle_each
+from .chunks import Chunk, explain_item, explain_loss, explain_result, explain_star, settle_each
 from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind, Mode
@@ -376,6 +376,8 @@ class Queue:
         if errors is None:
             feed.deliver(slots, values, len(payload))
         else:
+            if feed.mode is Mode.STAR:
+                explain_star(chunk, offset, errors)
             settle_each(feed, slots, values, errors, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:

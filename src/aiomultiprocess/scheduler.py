@@ -73,7 +73,13 @@ class RoundRobin(Scheduler):
         args: Sequence[Any],
         kwargs: dict[str, Any],
     ) -> QueueID:
-        return next(self.cycler)
+        try:
+            return next(self.cycler)
+        except StopIteration:  # which no coroutine may raise
+            raise RuntimeError(
+                "RoundRobin knows no process: a subclass that overrides register_process "
+                "must call super().register_process(qid)"
+            ) from None
 
     def complete_task(self, task_id: TaskID) -> None:
         """Round robin keeps no account of tasks."""
