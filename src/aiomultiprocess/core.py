@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _loops, _run
+from . import _legacy, _loops, _run, types
 from ._exits import Exit
 from ._numbers import seconds
 from ._spawn import process_class
@@ -22,6 +23,7 @@ from .functions import (
     label_of,
 )
 from .types import Context, LoopInitializer, WorkerLostError
+from .types import R as R  # programs of 0.9.1 import it from here
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
@@ -30,11 +32,21 @@ if TYPE_CHECKING:
 
 DEFAULT_START_METHOD = "spawn"
 
+log = logging.getLogger(__name__)
+
 # Of all processes and pools made from now on. "spawn" is the default on all platforms, for one set
 # of features everywhere; it cannot run functions that are not importable.
 context: Context = multiprocessing.get_context(DEFAULT_START_METHOD)
 
 _manager: SyncManager | None = None
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type:
+        """`Unit` of 0.9.1, which was imported here (types.py)."""
+        if name != "Unit":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return types.Unit
 
 
 def get_manager() -> SyncManager:
@@ -94,6 +106,8 @@ class Process:
         loop_initializer: a plain function that makes the event loop of the process; without it the
             loop is of the implementation that runs where `start` is called.
 
+    (`process_target`, which 0.9.1 had, is refused.)
+
     Raises:
         ValueError: the target is not a coroutine function, or an initializer is one.
         TypeError: another argument is not what it should be.
@@ -119,7 +133,13 @@ class Process:
         initializer: Callable[..., Any] | None = None,
         initargs: Sequence[Any] | None = (),
         loop_initializer: LoopInitializer | None = None,
+        process_target: None = None,
     ) -> None:
+        if process_target is not None:
+            raise TypeError(
+                f"process_target ended with aiomultiprocess 0.9.1, got {process_target!r}. "
+                f"Instead: {_legacy.PROCESS_HOOKS['run_async']}"
+            )
         if group is not None:
             raise ValueError(f"group must be None, not {group!r}")
         if target is not None and not is_coroutine_function(target):
@@ -144,6 +164,16 @@ class Process:
         self.aio_process = process_class(context)(
             target=_run.run, name=name, args=(self._unit,), daemon=daemon
         )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """TypeError for a subclass of 0.9.1's times whose overridden methods nothing would call."""
+        super().__init_subclass__(**kwargs)
+        _legacy.refuse_hooks(cls, _legacy.PROCESS_HOOKS)
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.PROCESS)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Start the process, unless that was done, and wait for it as `join` does."""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import weakref
 from collections.abc import (
@@ -22,42 +23,66 @@ from collections.abc import (
 )
 from multiprocessing.util import Finalize
 from types import CodeType
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
-from . import _loops
+from . import _legacy, _loops
 from . import backend as backends
 from ._cpus import usable_cpus
 from ._numbers import count, natural, whole
-from .core import get_context
+from .core import Process, get_context
 from .engine import CLOSED, OPEN, Engine
 from .frames import Mode
 from .functions import check_synchronous, checked_sequence
 from .jobs import ANOTHER_LOOP, Job, Reader
-from .scheduler import Scheduler, checked_scheduler
+from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .sources import source_of
-from .types import LoopInitializer, PoolTerminatedError, ProxyException, QueueID
+from .types import (
+    LoopInitializer,
+    PoolTask,
+    PoolTerminatedError,
+    ProxyException,
+    Queue,
+    QueueID,
+    R,
+    T,
+    TaskID,
+    TracebackStr,
+)
 from .workers import PoolWorker, WorkerOptions
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
 
+# Also what is only imported here, as programs of 0.9.1 import it from here.
 __all__ = [
     "CHILD_CONCURRENCY",
     "MAX_TASKS_PER_CHILD",
+    "LoopInitializer",
     "Pool",
     "PoolResult",
+    "PoolTask",
     "PoolWorker",
+    "Process",
     "ProxyException",
+    "Queue",
+    "QueueID",
+    "R",
+    "RoundRobin",
+    "Scheduler",
+    "T",
+    "TaskID",
+    "TracebackStr",
+    "get_context",
+    "log",
 ]
+
+log = logging.getLogger(__name__)
 
 NO_LOOP = (
     "no event loop runs in this thread, and a pool is used in one: call it in a coroutine that "
     "asyncio.run() runs, or, if the pool's loop runs in another thread, by "
     "asyncio.run_coroutine_threadsafe(coroutine, loop)"
 )
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _running_loop = asyncio._get_running_loop  # None where none runs
 _process = os.getpid()  # of this process: kept, as to ask for it at every `apply` is not cheap
@@ -83,9 +108,16 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     """
 
     def __init__(self, pool: Pool, job: Job) -> None:
+        if not isinstance(job, Job):
+            raise TypeError(f"a PoolResult is made by map and starmap, not from {job!r}")
         self.pool = pool
         self._job = job
         weakref.finalize(self, pool._bind().let_go, job).atexit = False
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.RESULT)
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         self.pool._check_loop()
@@ -279,6 +311,16 @@ class Pool:
         self._engine: Engine | None = None
         if _loops.running_loop() is not None:
             self._bind()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """TypeError for a subclass of 0.9.1's times whose overridden methods nothing would call."""
+        super().__init_subclass__(**kwargs)
+        _legacy.refuse_hooks(cls, _legacy.POOL_HOOKS)
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.POOL)
 
     async def __aenter__(self) -> Pool:
         """Start the workers if they do not run yet. RuntimeError if the pool was closed."""

@@ -30,9 +30,9 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from . import backend, journal, remote
+from . import _legacy, backend, journal, remote
 from .chunks import Chunk, explain_item, explain_loss, explain_result, explain_star, settle_each
 from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
@@ -71,6 +71,11 @@ class Queue:
         self._kicked = False
         self._over = False
         self._deaths = 0  # of workers that had work and had begun none of it, in a row
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.QUEUE)
 
     # -- from feeds to workers -----------------------------------------------------------------
 

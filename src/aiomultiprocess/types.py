@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import signal
 from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import Any, NewType, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, TypeAlias, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,6 +25,33 @@ QueueID = NewType("QueueID", int)
 TracebackStr = str
 
 LoopInitializer = Callable[..., AbstractEventLoop]
+
+# What 0.9.1's queues carried: no more, but programs name the types.
+PoolTask: TypeAlias = tuple[TaskID, Callable[..., R], Sequence[T], dict[str, T]] | None
+PoolResult: TypeAlias = tuple[TaskID, R | None, TracebackStr | None]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> type:
+        """`Unit` of 0.9.1, made when asked for: every worker imports this module."""
+        if name != "Unit":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+        class Unit(NamedTuple):
+            """What 0.9.1's processes were told; nothing takes it any more."""
+
+            target: Callable[..., Any]
+            args: Any
+            kwargs: dict[str, Any]
+            namespace: Any
+            initializer: Callable[..., Any] | None = None
+            initargs: Any = ()
+            loop_initializer: LoopInitializer | None = None
+            runner: Callable[..., Any] | None = None
+
+        Unit.__qualname__ = "Unit"  # so that it pickles
+        globals()["Unit"] = Unit
+        return Unit
 
 
 def brief(error: BaseException) -> str:

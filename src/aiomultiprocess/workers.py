@@ -20,9 +20,9 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _loops, child
+from . import _legacy, _loops, child
 from ._exits import Descriptor, Exit
 from ._spawn import process_class
 from .core import Process
@@ -73,6 +73,25 @@ class WorkerOptions:
 
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
+        """TypeError for arguments of 0.9.1, which made workers from queues."""
+        if not args or not isinstance(args[0], WorkerOptions):
+            raise TypeError(
+                f"a {cls.__name__} is made by its Pool alone, and takes no queues: use "
+                "Pool(processes, initializer=..., maxtasksperchild=..., childconcurrency=...)"
+            )
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """As for a Process, and for what 0.9.1 called in a worker."""
+        super().__init_subclass__(**kwargs)
+        _legacy.refuse_hooks(cls, _legacy.WORKER_HOOKS)
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
     def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd) -> None:
         self.link = link

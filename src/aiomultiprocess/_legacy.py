@@ -1,0 +1,77 @@
+"""Names of 0.9.1 that are no more, and what to use in their place.
+
+A program of 0.9.1 that overrides a method that nothing calls any more, or looks for an attribute
+that is gone, gets an error with the way out: here are the texts of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+SEES_EACH_TASK = "a scheduler sees each task: its schedule_task is called before, complete_task after"
+
+#: Methods that a subclass of Pool could override.
+POOL_HOOKS = {
+    "init": (
+        "override __init__, or pass a scheduler, whose register_queue and register_process are "
+        "called for each queue and worker"
+    ),
+    "loop": "nothing polls any more; run a task of your own beside the pool",
+    "create_worker": (
+        "set up workers by initializer= and loop_initializer=, and replace them by maxtasksperchild="
+    ),
+    "queue_work": f"override apply, map and starmap; or {SEES_EACH_TASK}",
+    "finish_work": f"override apply, map and starmap; or {SEES_EACH_TASK}",
+    "results": "override apply, map and starmap, and wrap what they return",
+}
+POOL = POOL_HOOKS | {
+    "queues": "a scheduler names the queues, in register_queue",
+    "last_id": SEES_EACH_TASK,
+}
+
+RESULT = {"task_ids": f"await the result or use `async for`; {SEES_EACH_TASK}"}
+
+WORKER_HOOKS = {
+    "run": "wrap the function that you pass to apply or map, and use initializer= of Pool",
+}
+WORKER = WORKER_HOOKS | {
+    "tx": "a worker has no queues any more",
+    "rx": "a worker has no queues any more",
+    "ttl": "pool.maxtasksperchild has it",
+    "concurrency": "pool.childconcurrency has it",
+    "exception_handler": "pool.exception_handler has it",
+}
+
+PROCESS_HOOKS = {
+    "run_async": "wrap the target, or use initializer= and loop_initializer=",
+}
+PROCESS = PROCESS_HOOKS | {
+    "unit": "keep what you pass; the result of a Worker is in its attribute `result`",
+}
+
+QUEUE_METHODS = frozenset(
+    "put put_nowait get get_nowait qsize empty full close join_thread cancel_join_thread".split()
+)
+QUEUE = dict.fromkeys(
+    QUEUE_METHODS,
+    "it only stands for a queue; count tasks in schedule_task and complete_task of the scheduler",
+)
+
+
+def refuse_hooks(cls: type, hooks: Mapping[str, str]) -> None:
+    """TypeError for a new class that overrides, itself or by a mixin, what nothing would call."""
+    for base in cls.__mro__:
+        for name in sorted(hooks.keys() & vars(base).keys()):
+            raise TypeError(
+                f"{base.__qualname__}.{name} would never be called: aiomultiprocess 1.0 has no "
+                f"such method to override. Instead: {hooks[name]}"
+            )
+
+
+def refuse_attribute(owner: object, name: str, gone: Mapping[str, str]) -> NoReturn:
+    """AttributeError as Python raises it, with the way out where 0.9.1 had the attribute."""
+    text = f"{type(owner).__name__!r} object has no attribute {name!r}"
+    if name in gone:
+        text += f", which ended with aiomultiprocess 0.9.1. Instead: {gone[name]}"
+    raise AttributeError(text, name=name, obj=owner)
