@@ -444,10 +444,13 @@ class Pool:
     ) -> PoolResult[Any]:
         """Run `func(item)` in the workers for each item.
 
-        A sequence is copied at the call. An iterator, a generator or an async iterable is pulled as
-        there is room: some thousands of items ahead of an `async for`, or to its end once the
-        result is awaited. Of such an input, results that an `async for` has read stay readable for
-        about 65,536 items.
+        A sequence is copied at the call, and so is any other iterable that is no iterator (a set, a
+        dict, a view of one). An iterator, a generator or an async iterable is read *later than the
+        call* (0.9.1 read it at once), as there is room: some thousands of items ahead of an `async
+        for`, or to its end once the result is awaited. Until then a file or a cursor must stay open
+        and a dict unchanged, and two maps over one iterator share its items. `list(...)` of it is
+        read at once. Of an iterator, results that an `async for` has read stay readable for about
+        65,536 items.
 
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it

@@ -8,15 +8,33 @@ room, so that an endless one runs in bounded memory. A job (jobs.py) is the only
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from .types import brief
+
 T = TypeVar("T")
 
 #: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
+
+
+#: What an input says that has ended, or has changed, since it was passed.
+STALE = ("closed", "during iteration")
+READ_LATER = (
+    "the input of a map is read as there is room for its items, later than the call: leave it open "
+    "and unchanged until then, or pass list(...) of it"
+)
+
+
+def hint_at_late_reading(error: BaseException) -> None:
+    """Say that an iterator is read later than the call, where that may be why it failed."""
+    if isinstance(error, Exception) and any(text in brief(error) for text in STALE):
+        with contextlib.suppress(Exception):  # its class may refuse attributes
+            error.add_note(READ_LATER)
 
 
 def as_exception(error: BaseException, of: str) -> Exception:
@@ -166,6 +184,7 @@ class IteratorSource:
         self._ended = True
         self._iterator = iter(())
         if error is not None:
+            hint_at_late_reading(error)
             self.error = as_exception(error, "the iterable")
 
 
@@ -207,6 +226,7 @@ class AsyncSource:
         except BaseException as error:
             # after stop() a cancellation is ours
             if not (self._ended and isinstance(error, asyncio.CancelledError)):
+                hint_at_late_reading(error)
                 self.error = as_exception(error, "the async iterable")
             if isinstance(error, INTERRUPTS):
                 raise
