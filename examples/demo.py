@@ -11,7 +11,6 @@ import multiprocessing
 import socket
 import sysconfig
 import warnings
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -41,19 +40,34 @@ async def serve(listener: socket.socket) -> None:
     await asyncio.Event().wait()
 
 
-async def one_session() -> AsyncGenerator[aiohttp.ClientSession, None]:
-    """The same session, again and again; it is closed with the event loop that it was used in."""
-    async with aiohttp.ClientSession() as session:
-        while True:
-            yield session
+opened: asyncio.Future[aiohttp.ClientSession] | None = None  # globals are per process
+holder: asyncio.Task[None] | None = None
 
 
-sessions = one_session()  # globals are per process: each worker gets a session of its own
+async def hold_session(opened: asyncio.Future[aiohttp.ClientSession]) -> None:
+    """Open a session, and close it when the worker ends, which cancels this task."""
+    try:
+        async with aiohttp.ClientSession() as session:
+            opened.set_result(session)
+            await asyncio.Event().wait()
+    except Exception as error:
+        if opened.done():
+            raise
+        opened.set_exception(error)
+
+
+async def one_session() -> aiohttp.ClientSession:
+    """The session of this worker: the first item has it opened, the others wait for that."""
+    global opened, holder
+    if opened is None or (opened.done() and opened.exception()):  # never, or it failed
+        opened = asyncio.get_running_loop().create_future()
+        holder = asyncio.create_task(hold_session(opened))
+    return await asyncio.shield(opened)  # one item that is cancelled leaves it to the others
 
 
 async def fetch(url: str) -> int:
     """Fetch one page and return its length."""
-    session = await anext(sessions)
+    session = await one_session()
     async with session.get(url) as response:
         response.raise_for_status()
         return len(await response.text())
