@@ -29,7 +29,9 @@ def handled(tmp_path: Path) -> Callable[[], list[str]]:
     return lambda: [line.partition(" ")[2].strip() for line in lines(tmp_path / "handled")]
 
 
-async def test_a_caller_that_times_out_is_no_failure_of_its_item(handler: Any, handled: Any) -> None:
+async def test_a_caller_that_times_out_is_no_failure_of_its_item(
+    handler: Any, handled: Any
+) -> None:
     async with Meeting() as meeting, Pool(1, exception_handler=handler) as pool:
         call = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
         arrival = await meeting.next()
@@ -78,7 +80,9 @@ async def test_items_that_end_with_their_loop_are_no_failures(handler: Any, hand
         assert handled() == []
 
 
-async def test_what_an_item_raises_when_it_is_cancelled_is_its_own(handler: Any, handled: Any) -> None:
+async def test_what_an_item_raises_when_it_is_cancelled_is_its_own(
+    handler: Any, handled: Any
+) -> None:
     async with Meeting() as meeting, Pool(1, exception_handler=handler) as pool:
         func = mishaps.meet_and_fail_when_cancelled
         call = asyncio.ensure_future(pool.apply(func, (meeting.port,)))

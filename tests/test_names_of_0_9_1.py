@@ -62,7 +62,7 @@ def test_a_unit_is_the_tuple_that_it_was() -> None:
     assert pickle.loads(pickle.dumps(unit)) == unit
 
 
-# -- subclasses --------------------------------------------------------------------------------------
+# -- subclasses ------------------------------------------------------------------------------------
 
 POOL_HOOKS = ("init", "loop", "create_worker", "queue_work", "finish_work", "results")
 
@@ -152,7 +152,7 @@ async def test_a_worker_that_overrides_public_methods_works() -> None:
     worker.close()
 
 
-# -- attributes and arguments ------------------------------------------------------------------------
+# -- attributes and arguments ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*POOL_HOOKS, "queues", "last_id"])
@@ -170,7 +170,7 @@ async def test_an_attribute_of_a_pool_that_is_gone_says_so(backend: str, name: s
 
 
 def test_an_attribute_that_never_was_is_missed_as_ever() -> None:
-    with pytest.raises(AttributeError, match="^'Pool' object has no attribute 'nonsense'$") as info:
+    with pytest.raises(AttributeError, match=r"^'Pool' object has no attribute 'nonsense'$") as info:
         _ = Pool(1).nonsense  # type: ignore[attr-defined]
     assert info.value.name == "nonsense"
     assert not hasattr(Process(), "nonsense")
@@ -187,7 +187,9 @@ def test_the_unit_of_a_process_is_gone_and_its_target_for_processes_is_refused()
 def test_a_pool_worker_cannot_be_made_from_queues(more: tuple[int, ...]) -> None:
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        with pytest.raises(TypeError, match=r"made by its Pool alone, and takes no queues: use Pool"):
+        with pytest.raises(
+            TypeError, match=r"made by its Pool alone, and takes no queues: use Pool"
+        ):
             PoolWorker(queue, queue, *more)  # type: ignore[arg-type, call-arg]
         with pytest.raises(TypeError, match="made by its Pool alone"):
             PoolWorker(tx=queue, rx=queue)  # type: ignore[call-arg]
@@ -212,6 +214,6 @@ async def test_a_queue_that_a_scheduler_gets_says_that_it_holds_nothing(backend:
     scheduler = Measuring()
     async with Pool(1, scheduler=scheduler) as pool:
         assert await pool.apply(workload.two) == 2
-        with pytest.raises(AttributeError, match="'qsize', which ended.*schedule_task"):
+        with pytest.raises(AttributeError, match=r"'qsize', which ended.*schedule_task"):
             scheduler.tx.qsize()
         assert not hasattr(scheduler.tx, "nonsense")

@@ -21,14 +21,15 @@ from test_examples import README, run
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-# -- a session for each worker -----------------------------------------------------------------------
+# -- a session for each worker ---------------------------------------------------------------------
 
 [RECIPE] = [
     block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "holder" in block
 ]
 
 # The recipe, word for word, with a connection whose opening awaits in the place of the session.
-CONNECTIONS = '''
+CONNECTIONS = (
+    """
 import asyncio
 import contextlib
 import os
@@ -59,13 +60,16 @@ async def connect():
 
 aiohttp = types.SimpleNamespace(ClientSession=connect)
 
-''' + RECIPE + '''
+"""
+    + RECIPE
+    + """
 
 async def use(_=None):
     session = await one_session()
     await asyncio.sleep(0)
     return os.getpid(), id(session), session.is_closing()
-'''
+"""
+)
 
 
 class Sessions:
@@ -139,7 +143,7 @@ async def test_an_item_that_is_cancelled_while_it_opens_the_session_leaves_it_to
         assert (sessions.count("opening"), sessions.count("closed")) == (1, 1)
 
 
-# -- threads -----------------------------------------------------------------------------------------
+# -- threads ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.row("G79")
@@ -147,7 +151,7 @@ def test_threads_share_one_pool_by_a_loop_in_a_thread(tmp_path: Path) -> None:
     assert run("threads.py", tmp_path) == ("", "")
 
 
-# -- random numbers under fork -----------------------------------------------------------------------
+# -- random numbers under fork ---------------------------------------------------------------------
 
 
 async def draw(port: int) -> tuple[int, float, float]:

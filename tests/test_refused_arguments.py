@@ -1,4 +1,4 @@
-"""What is refused, everywhere that a user passes something: by its name, its value, and a way out."""
+"""What users pass and cannot be is refused by its name and its value, with the way out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import outcomes
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("G66")]
 
 
-# -- None, where 0.9.1 took it -----------------------------------------------------------------------
+# -- None, where 0.9.1 took it ---------------------------------------------------------------------
 
 
 async def test_a_pool_takes_none_for_every_argument_that_0_9_1_gave_a_default() -> None:
@@ -44,7 +44,7 @@ async def test_a_process_takes_none_for_every_argument_but_its_target(kind: type
     process.close()
 
 
-# -- values that cannot be ---------------------------------------------------------------------------
+# -- values that cannot be -------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "initargs of a pool": (
@@ -132,7 +132,7 @@ async def test_a_scheduler_of_two_pools_is_named_as_the_mistake() -> None:
         assert await first.apply(workload.two) == 2
 
 
-# -- items of starmap --------------------------------------------------------------------------------
+# -- items of starmap ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queues", [1, 2])
@@ -155,7 +155,7 @@ async def test_a_type_error_of_the_function_itself_stays_what_it_is() -> None:
             await pool.starmap(workload.double, [(1, 2)])
 
 
-# -- another thread, another loop --------------------------------------------------------------------
+# -- another thread, another loop ------------------------------------------------------------------
 
 
 def in_a_thread(call: Callable[[], object]) -> BaseException | None:

@@ -131,11 +131,12 @@ async def test_a_step_under_way_ends_by_its_result_though_the_reader_is_closed()
 
 async def test_a_reader_goes_on_after_the_error_of_an_item() -> None:
     async with Pool(1) as pool:
-        async with aclosing(aiter(pool.starmap(mishaps.fail_at, [(1, 0), (1, 1), (1, 2)]))) as reader:
-            assert await reader.asend(None) == 0
-            with pytest.raises(ValueError, match="1 is bad"):
-                await anext(reader)
-            assert await anext(reader) == 2
+        results = pool.starmap(mishaps.fail_at, [(1, 0), (1, 1), (1, 2)])
+        reader = aiter(results)
+        assert await reader.asend(None) == 0
+        with pytest.raises(ValueError, match="1 is bad"):
+            await anext(reader)
+        assert await anext(reader) == 2
 
 
 async def test_asend_gives_the_next_result_once_the_reader_has_started() -> None:

@@ -62,10 +62,15 @@ async def test_a_pool_that_is_left_says_nothing_of_its_calls(
 async def test_a_pool_that_is_left_by_an_error_says_nothing_of_its_calls(
     call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(LookupError):
+    tasks: list[asyncio.Future[Any]] = []
+
+    async def leave() -> None:
         async with Pool(2) as pool:
-            tasks = await started(pool, call)
+            tasks.extend(await started(pool, call))
             raise LookupError
+
+    with pytest.raises(LookupError):
+        await leave()
     await ended(tasks)
     assert caplog.text == ""
 
@@ -134,4 +139,6 @@ async def test_other_errors_that_nobody_awaits_are_reported(how: str) -> None:
     del task
     await ended(tasks)
     (report,) = reports
-    assert isinstance(report["exception"], LookupError if how == "of the program" else ProxyException)
+    assert isinstance(
+        report["exception"], LookupError if how == "of the program" else ProxyException
+    )

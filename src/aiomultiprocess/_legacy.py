@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NoReturn
 
-SEES_EACH_TASK = "a scheduler sees each task: its schedule_task is called before, complete_task after"
+SEES_EACH_TASK = (
+    "a scheduler sees each task: its schedule_task is called before, complete_task after"
+)
 
 #: Methods that a subclass of Pool could override.
 POOL_HOOKS = {
@@ -19,7 +21,7 @@ POOL_HOOKS = {
     ),
     "loop": "nothing polls any more; run a task of your own beside the pool",
     "create_worker": (
-        "set up workers by initializer= and loop_initializer=, and replace them by maxtasksperchild="
+        "set workers up by initializer= and loop_initializer=, replace them by maxtasksperchild="
     ),
     "queue_work": f"override apply, map and starmap; or {SEES_EACH_TASK}",
     "finish_work": f"override apply, map and starmap; or {SEES_EACH_TASK}",
@@ -51,7 +53,18 @@ PROCESS = PROCESS_HOOKS | {
 }
 
 QUEUE_METHODS = frozenset(
-    "put put_nowait get get_nowait qsize empty full close join_thread cancel_join_thread".split()
+    [
+        "put",
+        "put_nowait",
+        "get",
+        "get_nowait",
+        "qsize",
+        "empty",
+        "full",
+        "close",
+        "join_thread",
+        "cancel_join_thread",
+    ]
 )
 QUEUE = dict.fromkeys(
     QUEUE_METHODS,

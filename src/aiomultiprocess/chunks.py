@@ -10,7 +10,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from .feeds import Feed, Slots
-from .frames import CorruptHeaderError
+from .frames import CorruptHeaderError, Mode
 from .functions import is_iterable, refuse_star
 from .types import ProxyException, WorkerLostError, brief
 
@@ -71,6 +71,8 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
 
     Only those that failed are looked at, as a look at every item would take long.
     """
+    if chunk.feed.mode is not Mode.STAR:
+        return
     for at in errors:
         item = chunk.items[offset + at]
         if not is_iterable(item):

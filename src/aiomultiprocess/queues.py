@@ -381,8 +381,7 @@ class Queue:
         if errors is None:
             feed.deliver(slots, values, len(payload))
         else:
-            if feed.mode is Mode.STAR:
-                explain_star(chunk, offset, errors)
+            explain_star(chunk, offset, errors)
             settle_each(feed, slots, values, errors, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
