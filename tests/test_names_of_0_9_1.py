@@ -170,7 +170,9 @@ async def test_an_attribute_of_a_pool_that_is_gone_says_so(backend: str, name: s
 
 
 def test_an_attribute_that_never_was_is_missed_as_ever() -> None:
-    with pytest.raises(AttributeError, match=r"^'Pool' object has no attribute 'nonsense'$") as info:
+    with pytest.raises(
+        AttributeError, match=r"^'Pool' object has no attribute 'nonsense'$"
+    ) as info:
         _ = Pool(1).nonsense  # type: ignore[attr-defined]
     assert info.value.name == "nonsense"
     assert not hasattr(Process(), "nonsense")
