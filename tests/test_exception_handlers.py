@@ -45,15 +45,22 @@ async def test_a_caller_that_times_out_is_no_failure_of_its_item(
 async def test_an_item_that_was_given_up_before_it_started_is_no_failure(
     handler: Any, handled: Any
 ) -> None:
-    async with Meeting() as meeting, Pool(1, exception_handler=handler) as pool:
-        assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]
-        arguments = ((meeting.port,), (meeting.port,))
-        calls = [asyncio.ensure_future(pool.apply(workload.meet_blocking, a)) for a in arguments]
-        arrival = await meeting.next()  # the other waits in the same worker
-        calls[1].cancel()
-        await asyncio.wait(calls[1:])
+    async with (
+        Meeting() as meeting,
+        Pool(1, exception_handler=handler, childconcurrency=1) as pool,
+    ):
+
+        def call(value: int) -> asyncio.Future[int]:  # which waits if that is 0
+            return asyncio.ensure_future(pool.apply(workload.meet_if_first, (meeting.port, value)))
+
+        await asyncio.gather(*map(call, range(1, 500)))  # they are quick: more are sent ahead
+        first, *others = map(call, [0] * 20)
+        arrival = await meeting.next()  # others wait behind it in the same worker
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
         arrival.release()
-        assert await calls[0] == "go"
+        assert await first == 0
         assert await pool.apply(workload.two) == 2
         assert handled() == []
 
