@@ -558,3 +558,11 @@ async def meet_and_stop_the_loop(port: int) -> None:
 
 async def cancel_at_once() -> None:
     raise asyncio.CancelledError
+
+
+async def meet_and_fail_oddly(port: int, kind: str) -> str:
+    """An item that is cancelled, and fails while it cleans up by what is hard to carry."""
+    try:
+        return await meet(port)
+    except asyncio.CancelledError:
+        raise error_of_kind(kind) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,16 @@ async def test_a_cancellation_by_the_item_itself_is_a_failure_of_it(
         with pytest.raises(ProxyException, match="CancelledError"):
             await pool.apply(func)
         assert handled() == ["CancelledError"]
+
+
+@pytest.mark.parametrize("kind", ["without a class", "without attributes"])
+async def test_terminate_survives_an_error_that_cannot_be_looked_at(kind: str) -> None:
+    async with Meeting() as meeting:
+        async with Pool(1) as pool:
+            call = asyncio.ensure_future(
+                pool.apply(mishaps.meet_and_fail_oddly, (meeting.port, kind))
+            )
+            await meeting.next()
+            (worker,) = pool.processes
+        await asyncio.wait([call])
+        assert worker.exitcode == -signal.SIGTERM  # it was not the engine that gave up

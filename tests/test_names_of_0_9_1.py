@@ -161,7 +161,7 @@ async def test_an_attribute_of_a_pool_that_is_gone_says_so(backend: str, name: s
         with pytest.raises(AttributeError, match=f"'Pool' .* {name!r}, which ended.* Instead: "):
             getattr(pool, name)
         (worker,) = pool.processes
-        with pytest.raises(AttributeError, match=r"'ttl', which ended.*pool\.maxtasksperchild"):
+        with pytest.raises(AttributeError, match=r"'ttl', which ended.*use pool\.maxtasksperchild"):
             _ = worker.ttl
         results = pool.map(workload.double, [1])
         with pytest.raises(AttributeError, match="'task_ids', which ended"):

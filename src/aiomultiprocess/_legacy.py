@@ -38,11 +38,11 @@ WORKER_HOOKS = {
     "run": "wrap the function that you pass to apply or map, and use initializer= of Pool",
 }
 WORKER = WORKER_HOOKS | {
-    "tx": "a worker has no queues any more",
-    "rx": "a worker has no queues any more",
-    "ttl": "pool.maxtasksperchild has it",
-    "concurrency": "pool.childconcurrency has it",
-    "exception_handler": "pool.exception_handler has it",
+    "tx": "a scheduler names the queues, in register_queue",
+    "rx": "await what apply and map return",
+    "ttl": "use pool.maxtasksperchild",
+    "concurrency": "use pool.childconcurrency",
+    "exception_handler": "use pool.exception_handler",
 }
 
 PROCESS_HOOKS = {

@@ -382,7 +382,7 @@ class WorkerEngine:
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            self._answers.fail(chunk.ident, end, what, given_up=isinstance(what, GivenUp))
+            self._answers.fail(chunk.ident, end, what, given_up=type(what) is GivenUp)
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))
@@ -437,7 +437,8 @@ class WorkerEngine:
                 self._answers.add(ident, offset, value)
         except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
             error = failure
-        cancelled = isinstance(error, asyncio.CancelledError)
+        # not isinstance(), which would run code of the error's
+        cancelled = issubclass(type(error), asyncio.CancelledError)
         if error is not None and not (self.terminated and cancelled):
             given_up = cancelled and task in self._given_up
             self._answers.fail(ident, offset, error, given_up=given_up)

@@ -256,13 +256,15 @@ class Pool:
         processes: number of workers; None or 0 means the CPUs that this process may use.
         initializer: called as `initializer(*initargs)` in each worker before its first task; not a
             coroutine function. If it fails, the pool is broken and its calls raise that error.
-        initargs: what the initializer is called with.
+        initargs: what the initializer is called with; None means nothing.
         maxtasksperchild: replace a worker after it ran this many tasks; 0 means never.
         childconcurrency: how many tasks one worker runs at once, at least 1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
         loop_initializer: makes each worker's event loop; by default it is of the parent's kind.
-        exception_handler: called in the worker with the exception of each task that fails.
+        exception_handler: called in the worker with the exception of each task that fails, also
+            with a CancelledError that the task raised by itself; not for a task that is cancelled
+            because its caller was, or the pool was terminated.
         backend: "shm" (shared memory) or "pipe"; None leaves the choice to the environment variable
             AIOMULTIPROCESS_BACKEND, else to what this machine has.
 
@@ -514,7 +516,10 @@ class Pool:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Take no more calls; workers end when every task is done. Wait with `join`."""
+        """Take no more calls; workers end when every task is done. Wait with `join`.
+
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
+        """
         self._check_process()
         self._check_thread("close")
         self._closed = True
@@ -524,7 +529,10 @@ class Pool:
     def terminate(self) -> None:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
-        Tasks get some seconds for their `finally` blocks; then their worker is killed.
+        Tasks get some seconds for their `finally` blocks; then their worker is killed. A task of
+        the program that ends by PoolTerminatedError and that nobody awaits is not reported.
+
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
         """
         self._check_process()
         self._check_thread("terminate")

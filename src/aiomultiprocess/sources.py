@@ -32,7 +32,7 @@ READ_LATER = (
 
 def hint_at_late_reading(error: BaseException) -> None:
     """Say that an iterator is read later than the call, where that may be why it failed."""
-    if isinstance(error, Exception) and any(text in brief(error) for text in STALE):
+    if any(text in brief(error) for text in STALE):
         with contextlib.suppress(Exception):  # its class may refuse attributes
             error.add_note(READ_LATER)
 
