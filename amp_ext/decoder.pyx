@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Payloads to items, at the speed of C. What a payload is, and C1 to C8: aiomultiprocess/codec.py.
+"""Payloads to items, at the speed of C. What a payload is, and C1 to C9: aiomultiprocess/codec.py.
 
 aiomultiprocess/decoder.py does the same in Python; a rule changed here is changed there.
 

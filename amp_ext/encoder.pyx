@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Items to payloads, at the speed of C. What a payload is, and C1 to C8: aiomultiprocess/codec.py.
+"""Items to payloads, at the speed of C. What a payload is, and C1 to C9: aiomultiprocess/codec.py.
 
 aiomultiprocess/encoder.py does the same in Python; a rule changed here is changed there.
 
@@ -42,6 +42,8 @@ cdef struct Keys:
 
 
 cdef str BYTE_ORDER = sys.byteorder
+# C9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+cdef str SHARING = ".multiprocessing.reductions"
 
 
 def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes):
@@ -76,11 +78,31 @@ def dumps(obj):
     return file.getvalue()
 
 
+cdef dict registered = {}  # what ForkingPickler had when `lasting` was made of it
+cdef dict lasting = {}
+
+
 cdef dict reducers():
-    """What `multiprocessing` would pickle with now; looked up late, and so cheap to import."""
+    """What `multiprocessing` would pickle with now, but by value (C9); looked up late, and so cheap
+    to import.
+    """
+    global lasting, registered
     from multiprocessing.reduction import ForkingPickler
 
-    return {**copyreg.dispatch_table, **getattr(ForkingPickler, "_extra_reducers", {})}
+    extra = getattr(ForkingPickler, "_extra_reducers", {})
+    if extra != registered:
+        lasting = {kind: reduce for kind, reduce in extra.items() if not shares(kind, reduce)}
+        registered = extra.copy()
+    return {**copyreg.dispatch_table, **lasting}
+
+
+cdef bint shares(kind, reduce) except -1:
+    """C9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
+        kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or kind in copyreg.dispatch_table
+    )
 
 
 @cython.final

@@ -21,7 +21,6 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
-from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
@@ -38,8 +37,10 @@ PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
 
 def dump_result(value: object, label: str) -> Any:
     """The pickle of a result; PicklingError tells whose it is and what to do."""
+    from .encoder import dumps
+
     try:
-        return ForkingPickler.dumps(value, pickle.HIGHEST_PROTOCOL)
+        return dumps(value)  # by value: it outlives this process (codec.py, C9)
     except Exception as error:  # whatever a __reduce__ of the user's raises
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "

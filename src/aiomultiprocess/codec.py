@@ -57,6 +57,11 @@ C8  A payload is made in segments: bytes, of which those of `SEGMENT_MIN` or mor
     was decoded does not refer to the payload, with one exception: if that is a `frames.Parts`, each
     bytes, buffer, pickle or BIGINT of `SEGMENT_MIN` or more is a segment there too, becomes the
     value, and is the payload's no more.
+C9  What an item holds outlives the process that sent it. Some libraries register reducers with
+    `multiprocessing` that share memory by a descriptor, which is lost when a worker retires before
+    the result is read: torch has them in `torch.multiprocessing.reductions`, others in modules of
+    the same name. They are passed over for types that pickle by themselves, or by `copyreg`. All
+    other registered reducers count, as those of connections, which are nothing but a descriptor.
 """
 
 from .decoder import decode_items, loads

@@ -1,4 +1,4 @@
-"""Payloads to items; what a payload is, and the invariants C1 to C8, are told in `codec`.
+"""Payloads to items; what a payload is, and the invariants C1 to C9, are told in `codec`.
 
 `amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
 """

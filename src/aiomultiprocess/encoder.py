@@ -1,4 +1,4 @@
-"""Items to payloads; what a payload is, and the invariants C1 to C8, are told in `codec`.
+"""Items to payloads; what a payload is, and the invariants C1 to C9, are told in `codec`.
 
 `amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
 """
@@ -57,6 +57,9 @@ _WIDTHS: Final = (
 )
 
 
+#: C9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+SHARING: Final = ".multiprocessing.reductions"
+
 _INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, least in _WIDTHS)
 
 
@@ -97,12 +100,31 @@ def dumps(obj: object) -> bytes:
     return file.getvalue()
 
 
+_registered: dict[type, Any] = {}  # what ForkingPickler had when _lasting was made of it
+_lasting: dict[type, Any] = {}
+
+
 def _reducers() -> dict[type, Any]:
-    """What `multiprocessing` would pickle with now; looked up late, and so cheap to import."""
+    """What `multiprocessing` would pickle with now, but by value (C9); looked up late, and so cheap
+    to import.
+    """
+    global _lasting, _registered
     from multiprocessing.reduction import ForkingPickler
 
     extra: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers", {})
-    return {**copyreg.dispatch_table, **extra}
+    if extra != _registered:
+        _lasting = {kind: reduce for kind, reduce in extra.items() if not _shares(kind, reduce)}
+        _registered = extra.copy()
+    return {**copyreg.dispatch_table, **_lasting}
+
+
+def _shares(kind: Any, reduce: object) -> bool:
+    """C9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
+        kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or kind in copyreg.dispatch_table
+    )
 
 
 class _ForeignError(Exception):
