@@ -21,6 +21,13 @@ W6  What has finished outlives the process: an answer is in the journal (journal
     a congested link, waits in this process; and an exception of an item that was suspended is
     an answer from the callback of its task on.
 
+W9  A worker that runs no item when it is closed or terminated exits as a process of
+    multiprocessing does: `atexit` hooks run under spawn, under fork and forkserver where CPython
+    runs them there, and finalizers of `multiprocessing.util` run everywhere. One that is cut off,
+    by a SIGTERM while items run, ends by that signal once their `finally` blocks have run.
+    Whatever holds the exit has `GRACE` seconds: LEAVING tells the parent when they begin, and names
+    the threads that the exit will wait for.
+
 What becomes of items is kept and sent by answers.py (W7, W8).
 This module is the first that a fresh worker imports: it must stay light.
 """
@@ -38,7 +45,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import _loops, _tasks, backend, remote, watchdog
+from . import _loops, _tasks, backend, leaving, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import CorruptHeaderError, Kind, Mode
@@ -50,7 +57,7 @@ CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
 MAP = int(Mode.MAP)
 MODES = len(Mode)
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
-GRACE = 3.0  # seconds that cancelled items get for their `finally` blocks
+GRACE = 3.0  # seconds for the `finally` blocks of cancelled items, and for an exit (W9)
 
 RAISED, SUSPENDED, FULL = backend.RAISED, backend.SUSPENDED, backend.FULL
 
@@ -98,9 +105,13 @@ def main(spec: WorkerSpec) -> None:
         engine.run(spec.initializer, spec.initargs, failure)
     finally:
         engine.close()
+        leaving.ignore_sigterm(loop)
+        threads = engine.announce_exit()
         _loops.close_loop(loop)  # may end items, which are still answered
+        if threads:  # the loop's executor has ended meanwhile
+            engine.announce_exit()
         engine.close_link()
-    if engine.terminated:
+    if engine.cut_off:
         die_of(signal.SIGTERM)
     if engine.broken:
         sys.exit(1)
@@ -173,6 +184,7 @@ class WorkerEngine:
         exception_handler: Callable[[BaseException], object] | None,
     ) -> None:
         self.terminated = False
+        self.cut_off = False  # terminated while an item ran (W9)
         self.broken = False
         self._loop = loop
         self._link = link
@@ -239,6 +251,14 @@ class WorkerEngine:
         if self._starter is not None:
             self._starter.close()
 
+    def announce_exit(self) -> str:
+        """Tell the parent that the exit begins (W9); returns the threads that may hold it."""
+        threads = leaving.threads_left()
+        payload = [threads.encode("utf-8", "replace")] if threads else ()
+        self._link.send(Kind.LEAVING, payload=payload)
+        self._link.flush()
+        return threads
+
     def close_link(self) -> None:
         """Give up the link, and first its memory that is used here."""
         self._answers.close()
@@ -249,6 +269,8 @@ class WorkerEngine:
         if self.terminated:
             return
         self.terminated = self._closing = True
+        running = any(place is not None for place in self._running.values())
+        self.cut_off = running or self._in_burst
         self._chunks.clear()
         for task in self._running:
             task.cancel()

@@ -6,8 +6,8 @@
       +-- workers cannot start --> broken
 
 It starts workers, decides what their death means, and gives calls to the queues (queues.py). All of
-it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate` and
-the next attempt at what the system has refused.
+it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`, the
+exit of a worker, and the next attempt at what the system has refused.
 
 P1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
     calls of a plain function stay there while there may be more of them, until the pool closes.
@@ -17,6 +17,8 @@ P2  A worker that dies is replaced while there may be work. Respawning is limite
     again later while the queue has other workers, and where it has none the pool is broken. If more
     in a row die soon after it, before they began a task, the next ones are started later too, even
     where there are no others.
+    A worker that has done its work and takes more than a moment to exit is replaced before it has
+    (workers.py, V3): what holds it does not hold up the tasks that wait.
 P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
@@ -152,6 +154,9 @@ class Engine:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
             self._break(remote.load_exception(payload, backend.loads))
+        elif kind == Kind.LEAVING:
+            threads = str(payload, "utf-8", "replace")
+            worker.begin_exit(threads, lambda: self._on_lingering(worker))
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from a worker")
 
@@ -170,13 +175,24 @@ class Engine:
         queue = self.queues[qid]
         queue.on_death(worker)
         worker.link.close()
-        if self.state is State.OPEN or (self.state is State.CLOSING and self._open):
+        if self._wants_workers() and not worker.replaced:
             if worker.ready:
                 self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
         queue.kick()
         self._check_finished()
+
+    def _on_lingering(self, worker: PoolWorker) -> None:
+        """P2: a worker that has done its work is slow to exit."""
+        if worker in self.workers and self._wants_workers():
+            worker.replaced = True
+            qid = self.workers[worker]
+            self._replace(qid)
+            self.queues[qid].kick()
+
+    def _wants_workers(self) -> bool:
+        return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
         """P2: replace a worker; not for ever at once if none of them lives to begin a task."""
@@ -439,12 +455,13 @@ class Engine:
         self.state = state
         self._forget_missing()
         feeds, self._open = self._open, set()
+        idle = {worker for worker in self.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
         for feed in feeds:
             feed.fail_all(error)
         for worker in list(self.workers):
-            worker.end()
+            worker.end(idle=worker in idle)
         self._check_finished()
 
     def _check_finished(self) -> None:

@@ -86,6 +86,7 @@ class Kind(IntEnum):
     RESULTS = 18  # ident: chunk, offset: first item, count: items; payload: the results
     ERROR = 19  # ident: chunk, offset: item; payload: the exception
     WANT = 20  # count: free slots; nothing waits here
+    LEAVING = 21  # no more items run, the process is about to exit; payload: what may hold it
 
 
 class Mode(IntEnum):

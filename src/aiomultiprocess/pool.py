@@ -257,7 +257,8 @@ class Pool:
         initializer: called as `initializer(*initargs)` in each worker before its first task; not a
             coroutine function. If it fails, the pool is broken and its calls raise that error.
         initargs: what the initializer is called with; None means nothing.
-        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never.
+        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. One that
+            does not exit after that is killed 3 seconds later, and replaced before.
         childconcurrency: how many tasks one worker runs at once, at least 1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
@@ -518,6 +519,9 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; workers end when every task is done. Wait with `join`.
 
+        A worker that has nothing to do any more has 3 seconds for its exit: threads that tasks have
+        left in it, or hooks, could hold it for ever.
+
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
         """
         self._check_process()
@@ -529,7 +533,8 @@ class Pool:
     def terminate(self) -> None:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
-        Tasks get some seconds for their `finally` blocks; then their worker is killed. A task of
+        Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
+        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. A task of
         the program that ends by PoolTerminatedError and that nobody awaits is not reported.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.

@@ -51,6 +51,7 @@ DEATHS_BEFORE_START = 3
 PRESSED_FOR = 0.05  # seconds for which one call that had to wait tells of more (K6)
 # as plain numbers: to compare with an enum's member takes long
 CHUNK, RESULTS, ERROR = int(Kind.CHUNK), int(Kind.RESULTS), int(Kind.ERROR)
+LEAVING = int(Kind.LEAVING)
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
@@ -349,7 +350,7 @@ class Queue:
 
         One function, and not one for each step: every `apply` comes through here.
         """
-        if self._over:
+        if self._over and kind != LEAVING:
             return  # everything is settled already
         errors: dict[int, BaseException] | None = None
         if kind == RESULTS:

@@ -1,6 +1,6 @@
 """The life of a worker, as the parent sees it.
 
-    launched --READY--> ready --leave(): CLOSE--> leaving --> exited
+    launched --READY--> ready --leave(): CLOSE--> leaving --LEAVING--> exiting --> exited
         |                 |                          ^
         |                 +--- end(): SIGTERM, and SIGKILL after the grace period
         +--- exits before READY: a failed start; the engine decides what that means
@@ -8,6 +8,9 @@
 V1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came first.
 V2  A worker costs the parent a constant number of descriptors: those of its link, and the two by
     which its exit is noticed (its pidfd and multiprocessing's sentinel).
+V3  A worker that runs no more items exits within the grace period, or is killed: a thread that an
+    item has left, or a hook, could hold it for ever. If it takes more than a moment, `on_linger` is
+    called once, so that another worker need not wait for it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from .chunks import Chunk
 
 KILL_AFTER = child.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
+MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (V3)
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +106,13 @@ class PoolWorker(Process):
         self.ready_since = 0.0  # in the loop's time
         self.trusted = True
         self.leaving = False
+        self.replaced = False  # before its exit
         self._user_parts = options.user_parts()
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._held_by = ""  # the threads that its exit waits for
+        self._settled = False
         self._parent_fd = _own_pidfd()
         spec = child.WorkerSpec(
             end=end,
@@ -147,15 +155,47 @@ class PoolWorker(Process):
             self.link.send(Kind.CLOSE)
             self.link.flush()
 
-    def end(self) -> None:
+    def end(self, *, idle: bool) -> None:
         """Let the worker cancel what it runs and go; kill it after the grace period.
 
-        On Windows it is killed at once: a process cannot be asked there.
+        On Windows, where no signal asks a process to end, one that is not `idle` is killed at once.
         """
         if self._kill_timer is None and self.is_alive():
+            if sys.platform == "win32" and self.ready and idle:
+                self.leave()
+            else:
+                self.terminate()
             self.leaving = True
-            self.terminate()
             self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
+
+    def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
+        """The worker runs no more items: limit the time until its exit (V3).
+
+        `held_by` names the threads that the exit waits for. Called again, it changes only that.
+        """
+        self._held_by = held_by
+        if self._settled or self._linger_timer is not None:
+            return
+        self.leaving = True
+        self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        kill_at = self._loop.time() + child.GRACE
+        if self._kill_timer is not None:
+            kill_at = min(kill_at, self._kill_timer.when())
+            self._kill_timer.cancel()
+        self._kill_timer = self._loop.call_at(kill_at, self._kill_lingering)
+
+    def _kill_lingering(self) -> None:
+        if not self.is_alive():  # just now; its exit will be noticed
+            return
+        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        log.warning(
+            "worker %s has finished its work, and was killed because it did not exit within "
+            "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
+            self.pid,
+            child.GRACE,
+            held_by,
+        )
+        self.kill()
 
     def distrust(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
@@ -185,8 +225,10 @@ class PoolWorker(Process):
 
     def _settle(self) -> None:
         """The process is gone: reap it and close what it cost (V2)."""
-        if self._kill_timer is not None:
-            self._kill_timer.cancel()
+        self._settled = True
+        for timer in (self._kill_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
         self._watch.close()
         self.aio_process.close()
 
