@@ -42,7 +42,7 @@ cdef class Driver:
     cdef object wakeup
     cdef object value          # what the task is told next: a yielded object, or the outcome,
     cdef object error          # which is this, if it is not None
-    cdef object coro
+    cdef public object coro
     cdef public object on_value  # called with what the item returns, before anything else can run
 
     cdef int adopt(self, yielded) except -1

@@ -139,7 +139,7 @@ cdef class Journal:
 
     def close(self):
         if self.mapped:
-            self.mapped = False
+            self.mapped = self.fits = False  # an item may be on its way: it forks while it is pickled
             self.payload = None
             PyBuffer_Release(&self.view)
 

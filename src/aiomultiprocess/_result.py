@@ -95,14 +95,21 @@ class PipeSender:
     def __init__(self, handover: Handover) -> None:
         self._handover = handover
         self._fd = -1
+        self._pid = 0
 
     def open(self) -> None:
         """In the child: take the pipe over, and say so."""
         [self._fd] = self._handover.take()
+        self._pid = os.getpid()
         self._write(STARTED)
 
     def send(self, kind: int, payload: Any) -> None:
-        """Write the one result; blocks until the parent has read all but what a pipe holds."""
+        """Write the one result; blocks until the parent has read all but what a pipe holds.
+
+        A copy that the target has forked, and in which it went on, writes nothing.
+        """
+        if os.getpid() != self._pid:
+            return
         self._write(HEADER.pack(kind, len(payload)))
         self._write(payload)
 

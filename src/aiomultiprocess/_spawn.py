@@ -147,7 +147,7 @@ if sys.platform != "win32":
             return popen
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
-            _put_away_handlers()
+            put_away_handlers()
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGINT})  # L3
             code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             return code
@@ -168,8 +168,8 @@ def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _put_away_handlers() -> None:
-    """In a forked child: handlers of event loops become the default ones."""
+def put_away_handlers() -> None:
+    """In a forked child: handlers of event loops, and of ours, become the default ones."""
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
         if _is_of_a_loop(signal.getsignal(signum)):
@@ -181,7 +181,7 @@ def _is_of_a_loop(handler: Any) -> bool:
     while isinstance(handler, functools.partial):  # asyncio.Runner's SIGINT handler is one
         handler = handler.func
     module = getattr(handler, "__module__", None) or ""
-    return module.partition(".")[0] in {"asyncio", "uvloop"}
+    return module.partition(".")[0] in {"asyncio", "uvloop", "aiomultiprocess"}
 
 
 def _running_tracker() -> int | None:

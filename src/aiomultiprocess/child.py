@@ -35,7 +35,6 @@ This module is the first that a fresh worker imports: it must stay light.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -43,12 +42,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
-from . import _loops, _tasks, backend, leaving, remote, watchdog
+from . import _loops, _tasks, backend, copies, leaving, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import CorruptHeaderError, Kind, Mode
+from .journal import NO_ENTRY
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
@@ -99,8 +100,12 @@ def main(spec: WorkerSpec) -> None:
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
+    copies.protect(link, partial(watch_parent, parent_fd))
     loop, failure = make_loop(spec.loop)
+    if copies.is_copy():
+        copies.end()
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
+    copies.protect(engine, partial(watch_parent, parent_fd), loop)
     try:
         engine.run(spec.initializer, spec.initargs, failure)
     finally:
@@ -111,10 +116,17 @@ def main(spec: WorkerSpec) -> None:
         if threads:  # the loop's executor has ended meanwhile
             engine.announce_exit()
         engine.close_link()
+        if copies.is_copy():
+            copies.end()
     if engine.cut_off:
         die_of(signal.SIGTERM)
     if engine.broken:
         sys.exit(1)
+
+
+def watch_parent(parent_fd: int | None) -> None:
+    """In a copy of this worker: end with the parent, as the worker does (copies.py, FK3)."""
+    watchdog.start(parent_fd, os.getppid(), GRACE, native=backend.native_watchdog())
 
 
 def make_loop(spec: _loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | None]:
@@ -138,9 +150,7 @@ def keep_freed_memory() -> None:
 
 def die_of(signum: int) -> None:
     """End as the signal would have ended us, so that the parent sees why."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BaseException):  # nobody reads it, or it is None: we end anyway
-            stream.flush()
+    copies.flush_streams()
     signal.signal(signum, signal.SIG_DFL)
     os.kill(os.getpid(), signum)
 
@@ -201,6 +211,7 @@ class WorkerEngine:
         self._turn_scheduled = False
         self._told_free = 0  # free slots that the parent was told of since the last chunk
         self._closing = False
+        self._copied = False  # this is a copy of the worker (copies.py)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -240,8 +251,12 @@ class WorkerEngine:
             if initializer is not None:
                 initializer(*initargs)
             # now: items see the context variables that the initializer set
+            if self._copied:
+                copies.end()
             self._starter = backend.Starter(self._loop, self._link.counter)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
+            if self._copied:
+                copies.end(error)
             return remote.dump_exception(error, backend.dumps)
         return None
 
@@ -258,6 +273,16 @@ class WorkerEngine:
         self._link.send(Kind.LEAVING, payload=payload)
         self._link.flush()
         return threads
+
+    def abandon(self) -> None:
+        """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
+        self._copied = True
+        self._answers.close()
+        self._link.abandon()
+        for task in self._running:
+            driver = task.get_coro()
+            if isinstance(driver, backend.Driver):
+                driver.coro = copies.Halted(driver.coro)
 
     def close_link(self) -> None:
         """Give up the link, and first its memory that is used here."""
@@ -280,11 +305,15 @@ class WorkerEngine:
 
     def _on_broken(self, error: BaseException) -> None:
         """The ring is not to be trusted any more: end loudly, the parent fails what we hold."""
+        if self._copied:
+            copies.end()
         log.critical("the link to the parent process is broken", exc_info=error)
         os._exit(70)
 
     def _give_up(self, error: BaseException) -> None:
         """An item may have lost its answer: end loudly, or its caller would wait for ever."""
+        if self._copied:
+            copies.end()
         log.critical("this worker cannot go on", exc_info=error)
         os._exit(70)
 
@@ -396,6 +425,8 @@ class WorkerEngine:
         self._in_burst = True
         try:
             end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
+            if self._copied:
+                copies.end(what if status == RAISED and not is_of_journal(what) else None)
         finally:
             self._in_burst = False
             self._answers.end_entry()
@@ -422,6 +453,8 @@ class WorkerEngine:
 
     def _on_value(self, value: object) -> None:
         """A suspended item returns: answer now, code of others may run before its callback (W6)."""
+        if self._copied:
+            copies.end()
         task = asyncio.current_task(self._loop)
         place = None if task is None else self._running.get(task)
         if task is None or place is None or self._in_burst or getattr(task, "_must_cancel", False):
@@ -472,3 +505,8 @@ class WorkerEngine:
         if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)
+
+
+def is_of_journal(error: BaseException) -> bool:
+    """Whether this is how a journal refuses the value of an item, in a copy that gave it up."""
+    return type(error) is RuntimeError and error.args == (NO_ENTRY,)

@@ -41,6 +41,7 @@ _HEAD: Final = 8 * _WORDS
 _FIRST: Final = 8  # where the first entry begins
 _COUNT_SHIFT: Final = 32
 _ORDER: Final = sys.byteorder
+NO_ENTRY: Final = "no entry is open"  # the message of an error
 
 
 class Entry(NamedTuple):
@@ -129,13 +130,15 @@ class Journal:
             self._end = _FIRST
 
     def close(self) -> None:
-        """Release the memory."""
+        """Release the memory. What is added after that, or meanwhile, goes nowhere."""
+        self._payload = None
+        self._fits = False
         self._words.release()
         self._memory.release()
 
     def _open_payload(self) -> Payload:
         if self._payload is None:
-            raise RuntimeError("no entry is open")
+            raise RuntimeError(NO_ENTRY)
         return self._payload
 
     def _write_head(self, start: int, *words: int) -> None:

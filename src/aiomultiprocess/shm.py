@@ -346,6 +346,12 @@ class ShmLink(Endpoint):
             self._porch.remove(self._inlet)
             self._inlet.stop()
 
+    def abandon(self) -> None:
+        if self._inlet is not None:
+            self._inlet.stop()
+        self._porch.abandon()
+        super().abandon()
+
     def _dispose(self) -> None:
         self._outlet.stop()
         self._final_started = self._mapping.started

@@ -125,6 +125,9 @@ class Link(Protocol):
     def close(self) -> None:
         """Give everything back (T8)."""
 
+    def abandon(self) -> None:
+        """Give everything back in a forked copy of this process, and leave the loop alone."""
+
 
 class ChildEnd(Protocol):
     """The worker's side of a channel before it is opened; a part of the process that is started.
@@ -179,6 +182,7 @@ class Endpoint:
         self._links.add(self)
         self.congested = False
         self._closed = False
+        self._disposed = False
         self._broken = False
         self._busy = False
         self._continued = False
@@ -265,10 +269,10 @@ class Endpoint:
             self._end()
 
     def abandon(self) -> None:
-        """Give everything back in a forked copy of the parent, but leave its loop alone.
+        """Give everything back in a forked copy of this process, but leave its loop alone.
 
-        A forked child shares the parent's epoll instance: to remove a descriptor there would make
-        the parent deaf.
+        A forked child shares the epoll instance: to remove a descriptor there would make the
+        process that it was forked from deaf.
         """
         if not self._closed:
             self._closed = True
@@ -276,8 +280,10 @@ class Endpoint:
             self._end()
 
     def _end(self) -> None:
-        self._links.discard(self)
-        self._dispose()
+        if not self._disposed:  # in a copy that was forked by a callback of ours
+            self._disposed = True
+            self._links.discard(self)
+            self._dispose()
 
     def _hush(self) -> None:
         raise NotImplementedError
