@@ -16,6 +16,7 @@ L4  No signal is handled in a forked child before it has put the handlers of the
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
@@ -53,9 +54,20 @@ if sys.platform != "win32":
     class SpawnProcess(context.SpawnProcess):
         """A process of the "spawn" start method that comes without a resource tracker."""
 
+        #: In the child: end after the hooks, without taking the interpreter apart.
+        ends_at_once = False
+
         @staticmethod
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802
             return Popen(process_obj)
+
+        def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+            code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
+            if self.ends_at_once:
+                atexit._run_exitfuncs()
+                util._flush_std_streams()  # type: ignore[attr-defined]
+                os._exit(code)
+            return code
 
     def _command(**descriptors: int | None) -> list[Any]:
         """What starts a child; a frozen program has no place for code of ours (L3)."""
