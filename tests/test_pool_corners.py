@@ -160,7 +160,7 @@ async def test_who_gives_up_on_a_result_is_forgotten() -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(0):
                     await anext(results)
-        assert results._result._job._waiters == []  # type: ignore[attr-defined]
+        assert results._result._job._waiters == {}  # type: ignore[attr-defined]
 
 
 async def test_results_are_waited_for_in_the_loop_of_their_pool() -> None:

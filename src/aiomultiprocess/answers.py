@@ -14,6 +14,8 @@ W8  A result that cannot be sent fails alone: an error is sent in its place, and
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -91,7 +93,7 @@ class Answers:
                 self._exception_handler(error)
             except BaseException:  # the item's own error is what counts
                 log.exception("exception_handler failed")
-        payload = [remote.dump_exception(error, backend.dumps)]
+        payload = [cancellation() if given_up else remote.dump_exception(error, backend.dumps)]
         self._send_added()  # the journal takes one entry at a time
         fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
         self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
@@ -122,3 +124,9 @@ class Answers:
                 offset, count = offset + kept, count - kept
         for at in range(offset, offset + count):
             self.fail(ident, at, error)
+
+
+@functools.cache
+def cancellation() -> bytes:
+    """The answer of an item whose caller is gone: no traceback, which no one would read."""
+    return remote.dump_exception(asyncio.CancelledError(), backend.dumps)

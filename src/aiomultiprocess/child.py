@@ -40,7 +40,7 @@ import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
@@ -166,7 +166,7 @@ Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset ther
 class Chunk:
     """Items of one frame, those from `next` on not started yet."""
 
-    __slots__ = ("failures", "func", "ident", "items", "mode", "next")
+    __slots__ = ("_failure", "failures", "func", "ident", "items", "mode", "next")
 
     def __init__(
         self,
@@ -182,6 +182,23 @@ class Chunk:
         self.items = items
         self.failures = failures  # items that cannot be run, by offset
         self.next = 0
+        self._failure = -1  # of `failures` the first from `next` on, unless that has passed it
+
+    def refuse(self, offset: int, error: BaseException) -> None:
+        """One that is not started yet fails instead."""
+        self.failures[offset] = error
+        if self.next <= offset < self._failure:
+            self._failure = offset
+
+    def first_failure(self) -> int:
+        """The offset of the next item that cannot be run; the number of items if there is none.
+
+        Looks at each offset once in all, however many items suspend in between.
+        """
+        if self._failure < self.next:
+            rest = range(self.next, len(self.items))
+            self._failure = next(filter(self.failures.__contains__, rest), len(self.items))
+        return self._failure
 
 
 class GivenUp(asyncio.CancelledError):
@@ -207,8 +224,9 @@ class WorkerEngine:
         self._concurrency = concurrency
         self._starter: backend.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
-        self._chunks: deque[Chunk] = deque()
+        self._chunks: OrderedDict[int, Chunk] = OrderedDict()  # those not all started, by id
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
+        self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those not answered
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled, as their callers were
         self._burst = BURST
         self._in_burst = False
@@ -343,7 +361,7 @@ class WorkerEngine:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
         items, failures = backend.decode_items(payload, count)
         func = self._functions[function]
-        self._chunks.append(Chunk(ident, flags, func, items, failures or {}))
+        self._chunks[ident] = Chunk(ident, flags, func, items, failures or {})
         self._told_free = 0
         self._burst = 1000 * offset
 
@@ -369,14 +387,12 @@ class WorkerEngine:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
 
     def _on_cancel(self, ident: int, offset: int) -> None:
-        for task, place in self._running.items():
-            if place == (ident, offset):
-                self._given_up.add(task)
-                task.cancel()
-                return
-        for chunk in self._chunks:
-            if chunk.ident == ident:
-                chunk.failures[offset] = GivenUp()
+        task = self._places.get((ident, offset))
+        if task is not None:
+            self._given_up.add(task)
+            task.cancel()
+        elif (chunk := self._chunks.get(ident)) is not None:
+            chunk.refuse(offset, GivenUp())
 
     # -- running -------------------------------------------------------------------------------
 
@@ -402,13 +418,13 @@ class WorkerEngine:
         while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
             if self._running:
                 deadline = min(deadline, begun + BURST)
-            chunk = chunks[0]
+            chunk = next(iter(chunks.values()))
             if not self._advance(chunk, deadline):
                 self._schedule_turn()  # W4
                 break
             # an item that runs the loop from inside may have let us be terminated
             if chunk.next >= len(chunk.items) and chunks:
-                chunks.popleft()
+                chunks.popitem(last=False)
         if self._running:
             self._ask_for_more()
         self._answers.publish()
@@ -420,7 +436,7 @@ class WorkerEngine:
         at, mode, func, items = chunk.next, chunk.mode, chunk.func, chunk.items
         stop = len(items)
         if chunk.failures:
-            stop = next(filter(chunk.failures.__contains__, range(at, stop)), stop)
+            stop = chunk.first_failure()
             if stop == at:
                 # it stays a failure: there may be no time left to start it in this turn
                 mode, func, items[at] = MAP, raise_error, chunk.failures[at]
@@ -451,6 +467,7 @@ class WorkerEngine:
 
     def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
         self._running[task] = place
+        self._places[place] = task
         task.add_done_callback(self._on_task_done)
         driver = task.get_coro()
         if isinstance(driver, backend.Driver):  # unless a task factory has put another in between
@@ -469,6 +486,7 @@ class WorkerEngine:
         except BaseException:  # noqa: BLE001 - it cannot be pickled, which the callback will report
             return
         self._running[task] = None
+        del self._places[place]
 
     def _end_those_inside(self) -> None:
         """Tasks that ended while an item of the burst ran the loop from inside (W7)."""
@@ -482,6 +500,7 @@ class WorkerEngine:
             return
         place = self._running.pop(task)
         if place is not None:
+            del self._places[place]
             try:
                 self._end_task(task, *place)
             except Exception as error:  # noqa: BLE001 - as in _scheduled_turn

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Chunk:
     """Tasks of one feed at one worker, or one suspect."""
 
-    __slots__ = ("done", "feed", "first", "items", "left", "size", "slots")
+    __slots__ = ("_offsets", "done", "feed", "first", "items", "left", "size", "slots")
 
     def __init__(
         self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int, size: int
@@ -34,6 +34,7 @@ class Chunk:
         self.size = size  # bytes that were sent
         self.left = len(slots)
         self.done: bytearray | None = None  # a byte for each, once a part of them was reported
+        self._offsets: dict[Any, int] | None = None  # of the slots, once one is asked for
 
     def report(self, offset: int, count: int) -> None:
         """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
@@ -45,6 +46,12 @@ class Chunk:
             raise CorruptHeaderError(f"tasks {offset} to {end} of {size} reported again")
         done[offset:end] = b"\1" * count
         self.left -= count
+
+    def offset_of(self, slot: Any) -> int:
+        """The offset of a task by its slot, at the cost of one look at a table (feeds.py, J4)."""
+        if self._offsets is None:
+            self._offsets = {slot: at for at, slot in enumerate(self.slots)}
+        return self._offsets[slot]
 
     def unreported(self, start: int, stop: int) -> list[int]:
         """Offsets in that range whose tasks are not settled."""

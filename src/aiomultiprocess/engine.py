@@ -88,6 +88,7 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[Calls | Job] = set()
+        self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._ever_ready = False
         self._failed_starts = 0  # in a row
         self._useless = 0  # workers, in a row, that died young and had not begun a task
@@ -284,8 +285,8 @@ class Engine:
         args: tuple[Any, ...],
         kwds: dict[str, Any],
         retries: int = 0,
-    ) -> asyncio.Future[Any]:
-        """Give one `apply` to the workers; the future is its result."""
+    ) -> tuple[asyncio.Future[Any], Calls]:
+        """Give one `apply` to the workers: its result, and the calls that it is one of."""
         function = self.functions.of(func)
         future: asyncio.Future[Any] = self._new_future()
         queue = self._only
@@ -304,20 +305,30 @@ class Engine:
         if retries:
             calls.allow(future, retries)
         queue.call(calls, future, (args, kwds))
-        return future
+        return future, calls
 
-    def cancel_call(self, future: asyncio.Future[Any]) -> None:
-        """The caller gave up on a call: stop it wherever it is."""
-        for worker in self.workers:
-            for ident, chunk in worker.chunks.items():
-                if chunk.feed.mode is Mode.APPLY and future in chunk.slots:
-                    worker.link.send(Kind.CANCEL, ident=ident, offset=chunk.slots.index(future))
-                    worker.link.flush()
-                    return
+    def cancel_call(self, calls: Calls, future: asyncio.Future[Any]) -> None:
+        """The caller gave up on one of `calls`: stop it wherever it is (feeds.py, J4)."""
+        chunk = calls.chunk_of(future)
+        for worker in self.workers if chunk is not None else ():
+            assert chunk is not None
+            if worker.chunks.get(chunk.first) is chunk:
+                offset = chunk.offset_of(future)
+                worker.link.send(Kind.CANCEL, ident=chunk.first, offset=offset)
+                if not self._to_flush:
+                    self.loop.call_soon(self._flush_cancelled)
+                self._to_flush.add(worker)
+                return
         for queue in self.queues.values():
             if queue.suspects.drop(future):
                 queue.kick()  # a worker may have been kept free for it
                 return
+
+    def _flush_cancelled(self) -> None:
+        """Wake each worker once for all cancellations of a turn."""
+        workers, self._to_flush = self._to_flush, set()
+        for worker in workers:
+            worker.link.flush()
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""

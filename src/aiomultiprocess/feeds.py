@@ -16,6 +16,8 @@ J1  Every task is settled exactly once: `deliver` or `fail` is called for its sl
     never twice. (chunks.py keeps the other half of this: a chunk marks what was reported.)
 J2  A feed hands out tasks in the order of the input; those put back come first.
 J3  Nothing is kept per task of a map but its result: slots are numbers of a range, not objects.
+J4  A call knows its chunk, so that cancelling n calls takes time in proportion to n, and not to n
+    times the number of calls under way.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from .functions import Function, is_iterable, refuse_star
 from .sources import INTERRUPTS, as_exception
 
 if TYPE_CHECKING:
+    from .chunks import Chunk
     from .jobs import Job
 
 Slots = Sequence[Any]
@@ -46,6 +49,9 @@ class Feed(Protocol):
     @property
     def left(self) -> int | None:
         """How many tasks wait, None when nobody can know."""
+
+    def at_hand(self, n: int) -> int:
+        """How many tasks wait, or are there to be taken; looks for no more than `n` (Q6)."""
 
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         """Up to `n` tasks: their slots and what their function is called with."""
@@ -82,8 +88,9 @@ class Calls:
         self._on_done = on_done
         self._lasting = lasting
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
-        self._open: set[asyncio.Future[Any]] = set()
-        self.expect = self._open.add
+        # those that are not settled, with the chunk that took each to a worker last (J4)
+        self._open: dict[asyncio.Future[Any], Chunk | None] = {}
+        self.expect = self._open.setdefault
         """One more will be settled: it waits here, or is being sent."""
         self.wait = self._waiting.append
         """One that is expected waits here: its future, and its arguments and keyword arguments."""
@@ -95,6 +102,9 @@ class Calls:
 
     @property
     def left(self) -> int:
+        return len(self._waiting)
+
+    def at_hand(self, n: int) -> int:
         return len(self._waiting)
 
     def take(self, n: int) -> tuple[Slots, list[Any]]:
@@ -113,6 +123,14 @@ class Calls:
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
 
+    def note_chunk(self, slots: Slots, chunk: Chunk) -> None:
+        """These calls travel in that chunk (J4)."""
+        self._open.update(dict.fromkeys(slots, chunk))
+
+    def chunk_of(self, future: asyncio.Future[Any]) -> Chunk | None:
+        """The chunk in which a call was sent last, None if it was not sent or is settled."""
+        return self._open.get(future)
+
     def retries_of(self, slot: asyncio.Future[Any]) -> int:
         return 0 if slot.done() else self._retries.get(slot, 0)
 
@@ -124,7 +142,7 @@ class Calls:
         for future, value in pairs:
             if not future.done():
                 future.set_result(value)
-            still_open.discard(future)
+            still_open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
         if not (still_open or self._lasting):
@@ -141,7 +159,7 @@ class Calls:
             self.fail(future, error)
 
     def _settle(self, future: asyncio.Future[Any]) -> None:
-        self._open.discard(future)
+        self._open.pop(future, None)
         if self._retries:
             self._retries.pop(future, None)
         if not (self._open or self._lasting):
@@ -168,7 +186,12 @@ class Share:
 
     @property
     def left(self) -> int | None:
-        return len(self.waiting) if self.waiting or self._job.source.exhausted else None
+        return len(self.waiting) if self._job.source.exhausted else None
+
+    def at_hand(self, n: int) -> int:
+        if len(self.waiting) < n:
+            self._router.route(n - len(self.waiting))
+        return len(self.waiting)
 
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         if len(self.waiting) < n:

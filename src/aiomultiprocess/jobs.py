@@ -94,7 +94,9 @@ class Job:
         self._forgotten = False  # nobody else can begin to read
         self._pool_closes = False
         self._loop = loop
-        self._waiters: list[tuple[int | None, asyncio.Future[None]]] = []
+        # who waits for one result, and for which; and who waits for all of them
+        self._waiters: dict[asyncio.Future[None], int] = {}
+        self._waiters_for_all: dict[asyncio.Future[None], None] = {}
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
     # -- the engine's side ---------------------------------------------------------------------
@@ -111,6 +113,12 @@ class Job:
     def left(self) -> int | None:
         left = self.source.left
         return None if left is None else left + len(self._returned)
+
+    def at_hand(self, n: int) -> int:
+        returned = len(self._returned)
+        if n <= returned:
+            return returned
+        return returned + self.source.at_hand(min(n - returned, self._step, self._look_ahead()))
 
     def take(self, n: int) -> tuple[Slots, list[Any]]:
         if self._returned:
@@ -328,14 +336,15 @@ class Job:
         if loop is not self._loop:  # which nobody would wake
             raise RuntimeError(ANOTHER_LOOP)
         future: asyncio.Future[None] = loop.create_future()
-        waiter = index, future
-        self._waiters.append(waiter)
+        if index is None:
+            self._waiters_for_all[future] = None
+        else:
+            self._waiters[future] = index
         try:
             await future
-        except BaseException:
-            if waiter in self._waiters:  # nobody may wake it for long
-                self._waiters.remove(waiter)
-            raise
+        finally:  # also if it was cancelled: nobody may wake it for long
+            self._waiters_for_all.pop(future, None)
+            self._waiters.pop(future, None)
 
     def _fresh(self, error: BaseException) -> BaseException:
         """An error to be raised, as often as somebody asks: each `raise` adds to its traceback."""
@@ -356,7 +365,7 @@ class Job:
                 self._errors[self._taken] = error  # an async iterable fails when it likes
                 self._origin = error.__traceback__
             self._finish()
-        elif self._waiters:
+        elif self._waiters or self._waiters_for_all:
             self._wake()
 
     def _finish(self) -> None:
@@ -366,18 +375,15 @@ class Job:
             self._on_done(self)
 
     def _wake(self) -> None:
-        still = []
-        for index, future in self._waiters:
-            if index is None:  # noqa: SIM108 - one line would hide the two kinds of waiters
-                ready = self.done or bool(self._errors)
-            else:
-                ready = self._is_ready(index)
-            if not ready:
-                if not future.done():
-                    still.append((index, future))
-            elif not future.done():
+        if self.done or self._errors:
+            ready, self._waiters_for_all = list(self._waiters_for_all), {}
+        else:
+            ready = []
+        ready += [future for future, index in self._waiters.items() if self._is_ready(index)]
+        for future in ready:
+            self._waiters.pop(future, None)
+            if not future.done():
                 future.set_result(None)
-        self._waiters = still
 
 
 class Reader:

@@ -410,11 +410,11 @@ class Pool:
             args = checked_sequence("args", args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
-        future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+        future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
         try:
             return await future
         except asyncio.CancelledError:
-            engine.cancel_call(future)
+            engine.cancel_call(calls, future)
             raise
         except PoolTerminatedError as error:
             _end_quietly(error)

@@ -19,6 +19,13 @@ Q3  Feeds are served in turn, a chunk each, so that an `apply` does not wait beh
     while a worker has no room for the feed whose turn it is, calls may pass (credit.py, K4, K6).
 Q4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
     they had not begun, receiving it is what kills them, and its tasks are lost as if started.
+Q6  Even spread. Whether an item waits or computes is not known before it runs, so free slots say
+    nothing of how fast a worker will be done. A worker is therefore filled no higher than all
+    workers together can be filled with the tasks that are left, counting what each holds: of n
+    tasks over k idle workers each gets at most ceil(n / k), and a worker that holds nothing is
+    never refused one. Where more than enough is left this limits nothing. Of an input of unknown
+    length as many items are looked for as that takes, at most `LOOK_AHEAD`, and no more than
+    arrive within a few milliseconds (sources.py); beyond them it counts as more than enough.
 Q5  What a dead worker had finished is not lost: its journal is heard after its link. What was
     reported before is skipped, and a journal that makes no sense is heard no further.
 """
@@ -48,6 +55,7 @@ decode_items, encode_items = backend.decode_items, backend.encode_items
 
 CHUNK_BYTES = 64 << 10  # about how much one CHUNK frame carries: one record of a ring (shm.py, S1)
 DEATHS_BEFORE_START = 3
+LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at the most (Q6)
 PRESSED_FOR = 0.05  # seconds for which one call that had to wait tells of more (K6)
 # as plain numbers: to compare with an enum's member takes long
 CHUNK, RESULTS, ERROR = int(Kind.CHUNK), int(Kind.RESULTS), int(Kind.ERROR)
@@ -216,17 +224,18 @@ class Queue:
         False if it may have nothing now: it keeps its place, and those behind it wait.
         """
         feed, link, credit = self._feeds[0], worker.link, worker.credit
-        left, fellows = feed.left, len(self.workers)
-        plenty = None if left is None else left > 2 * fellows * credit.slots
+        left = feed.left
+        plenty = None if left is None else left > 2 * len(self.workers) * credit.slots
         pressed = feed.mode is not Mode.APPLY and self._pressed_until > monotonic()
         room = credit.room(link.started, feed.function.id, plenty=plenty, pressed=pressed)
         if room <= 0 or link.congested:
             return False
-        self._feeds.popleft()
+        self._feeds.popleft()  # before an input is asked, whose code may lead back here
         slots: Slots = ()
-        if left is not None:  # known: the other workers get as much
-            room = min(room, -(-left // fellows))
+        refused = False
         try:
+            room = self._fair_share(worker, feed, room)
+            refused = room <= 0
             while room > 0 and not link.congested:
                 slots, items = feed.take(room)
                 if not slots:
@@ -237,10 +246,30 @@ class Queue:
         except INTERRUPTS:
             self._line_up(feed)
             raise
+        if refused and not self._over:
+            self._feeds.appendleft(feed)
+            return False
         feed.queued = feed.left != 0 and bool(slots)
         if feed.queued:  # else it comes back when it has more
             self._feeds.append(feed)
         return True
+
+    def _fair_share(self, worker: PoolWorker, feed: Feed, room: int) -> int:
+        """Q6: how many of the next `room` tasks of a feed this worker may have now."""
+        top, left = worker.credit.in_flight + room, feed.left
+        if left is not None and left >= top * len(self.workers):
+            return room
+        if len(self.workers) == 1:
+            return room
+        held = [fellow.credit.in_flight for fellow in self.workers if not fellow.leaving]
+        lacking = sum(top - count for count in held if count < top)
+        if left is None:
+            left = feed.at_hand(min(lacking, LOOK_AHEAD))
+            if left >= LOOK_AHEAD:
+                return room
+        if left >= lacking or not left:  # none at hand: the feed says whether more will come
+            return room
+        return min(room, level_of(held, left) - worker.credit.in_flight)
 
     def _send_chunk(
         self, worker: PoolWorker, feed: Feed | Suspect, slots: Slots, items: list[Any]
@@ -267,7 +296,9 @@ class Queue:
         if count:
             ident = credit.sent  # unique for this worker, and it counts in order
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-            worker.chunks[ident] = Chunk(feed, slots, items, ident, size)
+            worker.chunks[ident] = chunk = Chunk(feed, slots, items, ident, size)
+            if isinstance(feed, (Calls, Suspect)):
+                feed.note_chunk(slots, chunk)
             now = monotonic()
             credit.send(count, function.id, now, size)
             try:
@@ -457,6 +488,18 @@ class Queue:
             return False
         self._deaths = 0
         return True
+
+
+def level_of(held: list[int], tasks: int) -> int:
+    """How high workers that hold so many tasks each are filled, lowest first, by `tasks` more."""
+    held.sort()
+    total, level = tasks, 0
+    for count, own in enumerate(held, 1):
+        total += own
+        level = -(-total // count)
+        if count < len(held) and level <= held[count]:
+            break
+    return level
 
 
 def refuse_entry(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:

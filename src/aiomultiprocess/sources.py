@@ -12,11 +12,14 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from .types import brief
 
 T = TypeVar("T")
+
+PULL_SECONDS = 0.004  # for which a slow iterator may be looked ahead of need, and so block the loop
 
 #: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
@@ -64,6 +67,9 @@ class Source(Protocol):
     def left(self) -> int | None:
         """How many items are still to come, None when nobody can know."""
 
+    def at_hand(self, n: int) -> int:
+        """How many items are there to be taken; looks for no more than `n`."""
+
     def take(self, n: int) -> list[Any]:
         """Up to `n` next items; fewer when there are no more, or none yet."""
 
@@ -90,6 +96,9 @@ class SequenceSource:
     @property
     def exhausted(self) -> bool:
         return self._next >= len(self._items)
+
+    def at_hand(self, n: int) -> int:
+        return self.left
 
     def take(self, n: int) -> list[Any]:
         items = self._items[self._next : self._next + n]
@@ -125,6 +134,9 @@ class ListSource:
     def exhausted(self) -> bool:
         return not self._snapshot
 
+    def at_hand(self, n: int) -> int:
+        return self.left
+
     def take(self, n: int) -> list[Any]:
         begin = max(len(self._snapshot) - n, 0)
         items = self._snapshot[begin:]
@@ -148,30 +160,43 @@ class IteratorSource:
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._iterator: Iterator[Any] = iterator
         self._ended = False
-        self._pulled: list[Any] = []  # before an interrupt, which whoever took them has passed on
+        self._pulled: list[Any] = []  # items that were pulled and not taken yet
         self.error: BaseException | None = None
 
     @property
     def exhausted(self) -> bool:
         return self._ended and not self._pulled
 
+    def at_hand(self, n: int) -> int:
+        """Pulls ahead, one item and then more at a time, as long as they come quickly."""
+        until, step = monotonic() + PULL_SECONDS, 1
+        while len(self._pulled) < n and not self._ended:
+            self._pull(min(n, len(self._pulled) + step))
+            if monotonic() >= until:
+                break
+            step *= 2
+        return len(self._pulled)
+
     def take(self, n: int) -> list[Any]:
-        items, self._pulled = self._pulled[:n], self._pulled[n:]
-        if self._ended or self._pulled:
-            return items
+        if len(self._pulled) < n and not self._ended:
+            self._pull(n)
+        items = self._pulled[:n]
+        del self._pulled[:n]
+        return items
+
+    def _pull(self, n: int) -> None:
+        """Pull until `n` items wait here; they stay here when an interrupt strikes meanwhile."""
         try:
             # extend() keeps the items that came before an exception
-            items.extend(islice(self._iterator, n - len(items)))
-            if len(items) < n:
+            self._pulled.extend(islice(self._iterator, n - len(self._pulled)))
+            if len(self._pulled) < n:
                 self._end()
         except INTERRUPTS as error:
-            self._pulled = items
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
                 self._end(error)  # code was struck that may be the input's: who knows if it goes on
             raise
         except BaseException as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
             self._end(error)
-        return items
 
     def untake(self, items: list[Any]) -> bool:
         return False
@@ -242,6 +267,9 @@ class AsyncSource:
         while len(self._buffer) >= self.AHEAD:
             self._room.clear()
             await self._room.wait()
+
+    def at_hand(self, n: int) -> int:
+        return len(self._buffer)
 
     def take(self, n: int) -> list[Any]:
         buffer = self._buffer

@@ -22,13 +22,15 @@ A4  A suspect is known from its first loss until it is settled. Nothing is kept 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .feeds import Feed, Slots
+from .feeds import Calls, Feed, Slots
+from .frames import Mode
 
 if TYPE_CHECKING:
+    from .chunks import Chunk
     from .workers import PoolWorker
 
 
@@ -53,21 +55,27 @@ class Suspect:
     def lose(self) -> None:
         """Its worker died after it was started: it goes to the end of the line."""
         self._losses += 1
-        self._suspects.line.append(self)
+        self._suspects.line[self] = None
+
+    def note_chunk(self, slots: Slots, chunk: Chunk) -> None:
+        """It travels in that chunk: a call is cancelled there (feeds.py, J4)."""
+        if isinstance(self._feed, Calls):
+            self._feed.note_chunk(slots, chunk)
 
     def put_back(self, slots: Slots, items: list[Any]) -> None:
         """Its worker died before it was started: that is no loss."""
         if self._feed.retries_of(self.slot) > 0:
-            self._suspects.line.appendleft(self)
+            self._suspects.line[self] = None
+            self._suspects.line.move_to_end(self, last=False)
         else:  # its caller gave up while it was on its way (A1)
             self.fail(self.slot, asyncio.CancelledError())
 
     def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
-        self._suspects.unsettled.discard(self)
+        self._suspects.settle(self)
         self._feed.deliver(slots, values, size)
 
     def fail(self, slot: Any, error: BaseException) -> None:
-        self._suspects.unsettled.discard(self)
+        self._suspects.settle(self)
         self._feed.fail(slot, error)
 
 
@@ -76,7 +84,8 @@ class Suspects:
 
     def __init__(self) -> None:
         self.unsettled: set[Suspect] = set()
-        self.line: deque[Suspect] = deque()  # those that wait for a worker
+        self.line: OrderedDict[Suspect, None] = OrderedDict()  # those that wait for a worker
+        self._calls: dict[Any, Suspect] = {}  # those of `unsettled` that are calls, by slot
 
     def lose(self, origin: Feed | Suspect, slot: Any, item: Any, error: BaseException) -> None:
         """A task lost its worker: it waits for another, or `error` is its end (A1)."""
@@ -85,13 +94,15 @@ class Suspects:
             return
         suspect = origin if isinstance(origin, Suspect) else Suspect(self, origin, slot, item)
         self.unsettled.add(suspect)
+        if suspect.mode is Mode.APPLY:
+            self._calls[slot] = suspect
         suspect.lose()
 
     def next_for(self, worker: PoolWorker) -> Suspect | None:
         """The suspect that a worker runs now, if it can run one alone (A2)."""
         if not self.line or worker.chunks or worker.leaving or worker.link.congested:
             return None
-        return self.line.popleft()
+        return self.line.popitem(last=False)[0]
 
     def claim(self, worker: PoolWorker, workers: Sequence[PoolWorker]) -> bool:
         """A2, A3: whether `worker`, one of the queue's `workers`, may have no other work now."""
@@ -103,17 +114,23 @@ class Suspects:
         return worker is min(staying, key=lambda other: other.credit.in_flight)
 
     def drop(self, slot: Any) -> bool:
-        """Whether the task of `slot` was in line; its caller has given up, so it is no longer."""
-        for suspect in self.line:
-            if suspect.slot is slot:
-                self.line.remove(suspect)
-                suspect.fail(slot, asyncio.CancelledError())
-                return True
-        return False
+        """Whether the call of `slot` was in line; its caller has given up, so it is no longer."""
+        suspect = self._calls.get(slot)
+        if suspect is None or suspect not in self.line:
+            return False
+        del self.line[suspect]
+        suspect.fail(slot, asyncio.CancelledError())
+        return True
+
+    def settle(self, suspect: Suspect) -> None:
+        """Nothing is known of a task any more once it is settled (A4)."""
+        self.unsettled.discard(suspect)
+        self._calls.pop(suspect.slot, None)
 
     def clear(self) -> None:
         """The pool gave up: their feeds settle them."""
         self.unsettled.clear()
+        self._calls.clear()
         self.line.clear()
 
 
