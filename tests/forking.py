@@ -45,6 +45,12 @@ def fork_and_raise(value: object) -> object:
     return exit_code()
 
 
+def fork_and_exit_as_programs_do(value: object) -> object:
+    if fork():
+        sys.exit(5)
+    return exit_code()
+
+
 async def fork_in_the_first_step(value: object) -> object:
     return fork_and_return(value)
 
@@ -107,6 +113,7 @@ async def fork_later_while_the_result_is_pickled(value: object) -> object:
 COMES_BACK = (
     fork_and_return,
     fork_and_raise,
+    fork_and_exit_as_programs_do,
     fork_in_the_first_step,
     fork_and_suspend,
     fork_after_a_turn,
@@ -125,12 +132,6 @@ class ForksWhenUnpickled:
 
     def __reduce__(self) -> Any:
         return fork_and_return, (0,)
-
-
-def fork_and_exit_as_programs_do(value: object) -> object:
-    if fork():
-        sys.exit(5)
-    return exit_code()
 
 
 def fork_for_an_error(error: BaseException) -> None:

@@ -79,12 +79,6 @@ async def test_a_copy_of_an_initializer_a_loop_initializer_or_a_handler_ends(
     assert lines(path) == [str(ENDED)]
 
 
-async def test_a_copy_may_leave_by_sys_exit(capfd: pytest.CaptureFixture[str]) -> None:
-    async with Pool(1) as pool:
-        assert await pool.apply(forking.fork_and_exit_as_programs_do, (0,)) == 5
-    assert capfd.readouterr().err == ""
-
-
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 async def test_a_forked_worker_has_no_copies_either() -> None:
     set_start_method("fork")

@@ -50,7 +50,6 @@ from . import _loops, _tasks, backend, copies, leaving, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import CorruptHeaderError, Kind, Mode
-from .journal import NO_ENTRY
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
@@ -279,7 +278,7 @@ class WorkerEngine:
             self._starter = backend.Starter(self._loop, self._link.counter)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
             if self._copied:
-                copies.end(error)
+                copies.end()
             return remote.dump_exception(error, backend.dumps)
         return None
 
@@ -447,7 +446,7 @@ class WorkerEngine:
         try:
             end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
             if self._copied:
-                copies.end(what if status == RAISED and not is_of_journal(what) else None)
+                copies.end()
         finally:
             self._in_burst = False
             self._answers.end_entry()
@@ -529,8 +528,3 @@ class WorkerEngine:
         if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)
-
-
-def is_of_journal(error: BaseException) -> bool:
-    """Whether this is how a journal refuses the value of an item, in a copy that gave it up."""
-    return type(error) is RuntimeError and error.args == (NO_ENTRY,)

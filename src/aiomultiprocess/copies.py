@@ -91,20 +91,15 @@ def is_copy() -> bool:
     return _this.copied
 
 
-def end(error: BaseException | None = None) -> NoReturn:
-    """FK2: end this copy, which is back in the engine, perhaps with the error of its item."""
-    code = 1
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    else:
-        log.error(
-            "process %s is a copy of a worker, forked by a task that went on in it: it ends here. "
-            "Leave a forked process by os._exit(), or use multiprocessing or subprocess",
-            os.getpid(),
-            exc_info=error,
-        )
+def end() -> NoReturn:
+    """FK2: end this copy, which is back in the engine."""
+    log.error(
+        "process %s is a copy of a worker, forked by a task that went on in it: it ends here. "
+        "Leave a forked process by os._exit(), or use multiprocessing or subprocess",
+        os.getpid(),
+    )
     flush_streams()
-    os._exit(code)
+    os._exit(1)
 
 
 def flush_streams() -> None:

@@ -41,7 +41,6 @@ _HEAD: Final = 8 * _WORDS
 _FIRST: Final = 8  # where the first entry begins
 _COUNT_SHIFT: Final = 32
 _ORDER: Final = sys.byteorder
-NO_ENTRY: Final = "no entry is open"  # the message of an error
 
 
 class Entry(NamedTuple):
@@ -138,7 +137,7 @@ class Journal:
 
     def _open_payload(self) -> Payload:
         if self._payload is None:
-            raise RuntimeError(NO_ENTRY)
+            raise RuntimeError("no entry is open")
         return self._payload
 
     def _write_head(self, start: int, *words: int) -> None:
