@@ -223,7 +223,7 @@ class WorkerEngine:
             if initializer is not None:
                 initializer(*initargs)
             # now: items see the context variables that the initializer set
-            self._starter = backend.Starter(self._loop, self._link.counter)
+            self._starter = backend.Starter(self._loop, self._link.counter, self._on_value)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
             return remote.dump_exception(error, backend.dumps)
         return None
@@ -385,11 +385,11 @@ class WorkerEngine:
         return bool(status != backend.DONE or end > at)
 
     def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
+        if task.done():  # a task factory has started it eagerly: answer before others run (W6)
+            self._end_task(task, *place)
+            return
         self._running[task] = place
         task.add_done_callback(self._on_task_done)
-        driver = task.get_coro()
-        if isinstance(driver, backend.Driver):  # unless a task factory has put another in between
-            driver.on_value = self._on_value
 
     def _on_value(self, value: object) -> None:
         """A suspended item returns: answer now, code of others may run before its callback (W6)."""
