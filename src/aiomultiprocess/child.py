@@ -41,7 +41,7 @@ from typing import Any, TypeAlias
 from . import _loops, _tasks, backend, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
-from .frames import CorruptHeaderError, Kind, Mode
+from .frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
@@ -436,7 +436,7 @@ class WorkerEngine:
 
     def _ask_for_more(self) -> None:
         """Say once that items wait side by side here, and how many more could."""
-        free = self._concurrency - len(self._running)
+        free = min(self._concurrency - len(self._running), MAX_COUNT)
         if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)
