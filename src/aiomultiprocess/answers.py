@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import backend, journal, remote
+from . import _nested, backend, journal, remote
 from .frames import Kind
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Answers:
 
     def fail(self, ident: int, offset: int, error: BaseException) -> None:
         """Answer one item by an error: its own, or one that its result has met."""
+        _nested.explain(error)
         if self._exception_handler is not None:
             try:
                 self._exception_handler(error)
