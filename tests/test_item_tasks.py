@@ -32,7 +32,7 @@ def strict(loop: Any, coro: Any, **kwargs: Any) -> Any:
 
 def eager_special(loop: Any, coro: Any, **kwargs: Any) -> Any:
     """A factory that starts its own kind of tasks eagerly."""
-    return Special(coro, loop=loop, eager_start=True, **kwargs)
+    return Special(coro, loop=loop, **{**kwargs, "eager_start": True})
 
 
 def of_another_kind(loop: Any, coro: Any, **kwargs: Any) -> Any:
@@ -62,21 +62,21 @@ class TaskLike(asyncio.Future[Any]):
             self.set_result(task.result())
 
 
-FACTORIES: list[Any] = [None, strict, of_another_kind]
-if sys.version_info >= (3, 12):
-    FACTORIES += [asyncio.eager_task_factory, eager_special]
+FACTORIES: dict[str, Any] = {"none": None, "strict": strict, "of_another_kind": of_another_kind}
+if sys.version_info >= (3, 12):  # by name: asyncio's own cannot be pickled
+    FACTORIES |= {"eager": asyncio.eager_task_factory, "eager_special": eager_special}
 
 
 class MakesLoop:
     """A `loop_initializer` that sets a task factory."""
 
-    def __init__(self, package: str, factory: Any) -> None:
+    def __init__(self, package: str, factory: str) -> None:
         self.package = package
         self.factory = factory
 
     def __call__(self) -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = importlib.import_module(self.package).new_event_loop()
-        loop.set_task_factory(self.factory)
+        loop.set_task_factory(FACTORIES[self.factory])
         return loop
 
 
@@ -86,7 +86,7 @@ def package(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-factories = pytest.mark.parametrize("factory", FACTORIES, ids=lambda f: getattr(f, "__name__", "-"))
+factories = pytest.mark.parametrize("factory", FACTORIES)
 
 
 def has_coroutine() -> bool:
@@ -127,24 +127,19 @@ async def waits(n: int) -> None:
     await asyncio.Event().wait()
 
 
-def sees_itself_in_eager_tasks(factory: Any) -> bool:
-    """False where an eager task that has not suspended has no coroutine: CPython 3.12.0 to 3.12.3
-    crash when asked for it, which is not ours to mend.
-    """
-    return factory is not eager_special or sys.version_info >= (3, 12, 4)
-
-
 @pytest.mark.row("G52")
 @pytest.mark.row("G73")
 @factories
 async def test_items_of_all_kinds_run_under_any_task_factory(
-    backend: str, package: str, factory: Any
+    backend: str, package: str, factory: str
 ) -> None:
     async with Pool(1, loop_initializer=MakesLoop(package, factory)) as pool:
         for func in (plain, quick, suspended):
             assert await pool.map(func, range(50)) == [(n, True) for n in range(50)]
             assert await pool.apply(func, (7,)) == (7, True)
-        failed = await asyncio.gather(*(pool.apply(fails, (n,)) for n in range(20)), return_exceptions=True)
+        failed = await asyncio.gather(
+            *(pool.apply(fails, (n,)) for n in range(20)), return_exceptions=True
+        )
         assert [error.args for error in failed if isinstance(error, ValueError)] == [
             (n,) for n in range(20)
         ]
@@ -153,7 +148,7 @@ async def test_items_of_all_kinds_run_under_any_task_factory(
 @pytest.mark.row("G52")
 @factories
 async def test_an_item_that_exits_fails_alone_under_any_task_factory(
-    backend: str, package: str, factory: Any
+    backend: str, package: str, factory: str
 ) -> None:
     async with Pool(1, loop_initializer=MakesLoop(package, factory)) as pool:
         [worker] = pool.processes
@@ -167,7 +162,7 @@ async def test_an_item_that_exits_fails_alone_under_any_task_factory(
 @pytest.mark.row("G52")
 @factories
 async def test_an_item_is_cancelled_under_any_task_factory(
-    backend: str, package: str, factory: Any
+    backend: str, package: str, factory: str
 ) -> None:
     async with Pool(1, childconcurrency=1, loop_initializer=MakesLoop(package, factory)) as pool:
         with pytest.raises(TimeoutError):
@@ -178,24 +173,17 @@ async def test_an_item_is_cancelled_under_any_task_factory(
 async def returns_or_dies(n: int) -> int:
     if n == 1:
         os._exit(3)
-    await asyncio.sleep(0)
-    return n
-
-
-def quick_or_dies(n: int) -> int:
-    if n == 1:
-        os._exit(3)
     return n
 
 
 @pytest.mark.row("G52")
-@factories
-async def test_an_eagerly_finished_item_outlives_its_worker(
-    backend: str, package: str, factory: Any
+@pytest.mark.parametrize("factory", sorted(FACTORIES.keys() - {"of_another_kind"}))
+async def test_an_item_that_has_finished_outlives_its_worker_under_a_task_factory(
+    backend: str, package: str, factory: str
 ) -> None:
-    """W6: what has finished was answered before the next item is called."""
+    """As long as its task runs the item's coroutine: W6 of the worker engine."""
     async with Pool(1, loop_initializer=MakesLoop(package, factory)) as pool:
-        result = pool.map(quick_or_dies, [0, 1])
+        result = pool.map(returns_or_dies, [0, 1])
         reader = aiter(result)
         assert await anext(reader) == 0
         with pytest.raises(WorkerLostError):
@@ -223,7 +211,7 @@ def name_of_a_function(n: int) -> str:
 async def test_the_task_of_each_item_has_a_name_of_its_own(
     backend: str, package: str, func: Callable[[int], Any]
 ) -> None:
-    async with Pool(1, loop_initializer=MakesLoop(package, None)) as pool:
+    async with Pool(1, loop_initializer=MakesLoop(package, "none")) as pool:
         names = await pool.map(func, range(100))
         names += [await pool.apply(func, (n,)) for n in range(4)]
     assert len(set(names)) == 104
