@@ -18,7 +18,7 @@ from contextvars import copy_context
 from inspect import getattr_static
 
 cimport cython
-from cpython.contextvars cimport PyContext_Enter, PyContext_Exit
+from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_Size
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_REFCNT
@@ -109,6 +109,7 @@ cdef class Spare:
     cdef object attributes     # the task's __dict__
     cdef object name           # while none is set
     cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
+    cdef bint quiet            # asyncio does not complain if the task is dropped
     cdef Py_ssize_t attribute_count
     cdef Py_ssize_t task_references
     cdef Py_ssize_t context_references
@@ -354,7 +355,7 @@ cdef class Starter:
         cdef Spare spare = self.spare
         self.spare = None
         if spare is None:
-            spare = Spare(self.loop, self.base.copy())
+            spare = Spare(self.loop, PyContext_Copy(self.base))
         elif EAGER:
             register_eager(spare.task)
         else:
@@ -369,6 +370,9 @@ cdef class Starter:
         return 0
 
     cdef int keep(self, Spare spare) except -1:
+        if not spare.quiet:
+            spare.quiet = True
+            spare.task._log_destroy_pending = False
         if spare.listed:
             spare.listed = False
             unregister(spare.task)
@@ -382,7 +386,8 @@ cdef class Starter:
         """Give a spare to the item that suspended in it (S4)."""
         cdef Driver driver = spare.driver
         task = spare.task
-        task._log_destroy_pending = True
+        if spare.quiet:
+            task._log_destroy_pending = True
         driver.on_value = self.on_value
         spare.list()
         PyContext_Enter(spare.context)

@@ -171,9 +171,8 @@ def parked(
 ) -> _Item:
     """Make a task whose first step is behind it: it waits for the gate that `driver` is.
 
-    `coro` is `drive(driver)`.
-
-    It may be dropped without a complaint as long as it has not become the task of an item.
+    `coro` is `drive(driver)`. Set `_log_destroy_pending` to False on a task that is kept for a later
+    item: asyncio complains of one that is dropped before its end.
     """
     if sys.version_info >= (3, 12):
         task = kind(coro, loop=loop, name=_UNNAMED, context=context, eager_start=True)
@@ -181,7 +180,6 @@ def parked(
         task, step = _captured(kind, coro, loop, context)
         context.run(step)
     task._driver = driver
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
     return task
 
 

@@ -84,6 +84,7 @@ class Spare:
         self.driver = Driver(loop)
         self._coro = _tasks.drive(self.driver)  # a function may keep it, having no other
         self.task = _tasks.parked(MarkedItem, self.driver, self._coro, loop, context)
+        self.task._log_destroy_pending = False
 
     def look(self) -> None:
         """Remember how the task looks now, within a burst and before an item."""
@@ -201,9 +202,8 @@ class Starter:
         spare.look()
         try:
             while at < stop and monotonic_ns() < deadline_ns:
-                self._started += 1
-                self._mark_started(self._started)  # S7
-                driver.number = self._started
+                self._started = driver.number = number = self._started + 1
+                self._mark_started(number)  # S7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:
