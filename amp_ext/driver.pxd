@@ -1,8 +1,9 @@
-"""The coroutine of a spare task, for step.pyx."""
+"""What the coroutine of a spare task awaits, for step.pyx."""
 
 cimport cython
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
+from libc.stdint cimport uint64_t
 
 cdef extern from "Python.h":
     ctypedef enum PySendResult:
@@ -42,8 +43,9 @@ cdef class Driver:
     cdef object wakeup
     cdef object value          # what the task is told next: a yielded object, or the outcome,
     cdef object error          # which is this, if it is not None
-    cdef public object coro
-    cdef public object on_value  # called with what the item returns, before anything else can run
+    cdef object on_value       # called with what the item returns, before anything else can run
+    cdef public object coro    # writable: a copy of the worker halts it (copies.py)
+    cdef readonly uint64_t number  # of the item among all that the worker has started
 
     cdef int adopt(self, yielded) except -1
     cdef int finish(self, value, error) except -1

@@ -1,7 +1,5 @@
 # cython: language_level=3
-"""The coroutine of a spare task: `aiomultiprocess.driver`, compiled."""
-
-from collections.abc import Coroutine
+"""What the coroutine of a spare task awaits: `aiomultiprocess.driver`, compiled."""
 
 cimport cython
 from cpython.object cimport PyObject
@@ -9,7 +7,7 @@ from cpython.object cimport PyObject
 
 @cython.final
 cdef class Driver:
-    """The coroutine of a spare, and the gate it waits for while it has no item."""
+    """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
 
     def __cinit__(self, loop, coro=None):
         self.loop = loop
@@ -57,12 +55,12 @@ cdef class Driver:
     def result(self):
         """What the gate was waited for: nothing."""
 
-    # -- the coroutine -----------------------------------------------------------------------------
-
-    def __iter__(self):
-        return self
+    # -- what the coroutine awaits -----------------------------------------------------------------
 
     def __await__(self):
+        return self
+
+    def __iter__(self):
         return self
 
     def __next__(self):
@@ -150,6 +148,3 @@ cdef class Driver:
         if isinstance(error, StopIteration):  # a coroutine cannot raise it either
             raise RuntimeError(f"item raised {error!r}")
         raise error
-
-
-Coroutine.register(Driver)

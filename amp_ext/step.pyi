@@ -19,7 +19,12 @@ class _Sink(Protocol):
     def append(self, value: Any, /) -> bool | None: ...
 
 class Starter:
-    def __init__(self, loop: asyncio.AbstractEventLoop, counter: _Counter) -> None: ...
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counter: _Counter,
+        on_value: Callable[[Any], object] | None = None,
+    ) -> None: ...
     def run(
         self,
         mode: int,

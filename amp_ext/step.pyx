@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The starter of items: `aiomultiprocess.stepper`, compiled. Its theory and rules (S1-S7) are there.
 
-What differs: the task of an item is exactly an `asyncio.Task`, and what may have been attached to
-it is read from it after each item; of a run of quick items, most see a coarse clock only.
+What differs: what may have been attached to the task of an item is read from it after each item; of
+a run of quick items, most see a coarse clock only.
 
 What both starters share is handed over by `share`, once and before the first of them is made:
 nothing in here imports aiomultiprocess.
@@ -18,7 +18,7 @@ from contextvars import copy_context
 from inspect import getattr_static
 
 cimport cython
-from cpython.contextvars cimport PyContext_Enter, PyContext_Exit
+from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_Size
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_REFCNT
@@ -56,9 +56,14 @@ RAISED = _RAISED
 SUSPENDED = _SUSPENDED
 
 cdef object as_coroutine = None
+cdef object drive = None
+cdef object eager_factory = None
+cdef object guarded = None
+cdef object is_made_of = None
+cdef object item_type = None
 cdef object outcome = None
-cdef object traceback_of = None
 cdef object parked = None
+cdef object traceback_of = None
 cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
 cdef object READ_NAME = getattr_static(Task, "get_name")
 
@@ -78,10 +83,16 @@ cdef enum:
 
 def share(tasks):
     """Take what both starters know of tasks: the module `aiomultiprocess._tasks`."""
-    global as_coroutine, outcome, parked, traceback_of
+    global as_coroutine, drive, eager_factory, guarded, is_made_of, item_type, outcome, parked
+    global traceback_of
     if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
         raise ImportError("amp_ext and aiomultiprocess are of different versions")
     as_coroutine = tasks.as_coroutine
+    drive = tasks.drive
+    eager_factory = tasks.EAGER_FACTORY
+    guarded = tasks.guarded
+    is_made_of = tasks.is_made_of
+    item_type = tasks.Item
     outcome = tasks.outcome
     parked = tasks.parked
     traceback_of = tasks.traceback_of
@@ -93,23 +104,26 @@ cdef class Spare:
 
     cdef object task
     cdef object context
+    cdef object coro           # the task's own: a function may keep it, having no other
     cdef Driver driver
     cdef object attributes     # the task's __dict__
-    cdef object name
+    cdef object name           # while none is set
     cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
+    cdef bint quiet            # asyncio does not complain if the task is dropped
     cdef Py_ssize_t attribute_count
     cdef Py_ssize_t task_references
     cdef Py_ssize_t context_references
-    cdef Py_ssize_t driver_references
+    cdef Py_ssize_t coro_references
     cdef Py_ssize_t weak_references
 
     def __cinit__(self, loop, context):
         self.context = context
         self.driver = Driver(loop)
-        self.task = parked(Task, self.driver, loop, context)
+        self.coro = drive(self.driver)
+        self.task = parked(item_type, self.driver, self.coro, loop, context)
         self.attributes = PyObject_GenericGetDict(self.task, NULL)
         self.attribute_count = PyDict_Size(self.attributes)
-        self.name = self.task.get_name()
+        self.name = amp_peek(READ_NAME, self.task)
         self.listed = True
 
     cdef int list(self) except -1:
@@ -125,7 +139,7 @@ cdef class Spare:
         """Remember how the task looks now, within a burst and before an item."""
         self.task_references = Py_REFCNT(self.task)
         self.context_references = Py_REFCNT(self.context)
-        self.driver_references = Py_REFCNT(self.driver)
+        self.coro_references = Py_REFCNT(self.coro)
         self.weak_references = amp_weakrefs(self.task)
         return 0
 
@@ -134,7 +148,7 @@ cdef class Spare:
         return (
             Py_REFCNT(self.task) == self.task_references
             and Py_REFCNT(self.context) == self.context_references
-            and Py_REFCNT(self.driver) == self.driver_references
+            and Py_REFCNT(self.coro) == self.coro_references
             and not self.driver.cancelled
             and amp_weakrefs(self.task) == self.weak_references
             and PyDict_Size(self.attributes) == self.attribute_count
@@ -157,10 +171,12 @@ cdef class Starter:
     """Runs the first step of items, and makes tasks of those that need more.
 
     Made where the items' context variables are as items shall see them: after the initializer.
+    `on_value` is called with what an item returns that was suspended, before anything else can run.
     """
 
     cdef object loop
     cdef object mark_started
+    cdef object on_value
     cdef Mapping mapping       # takes the mark directly, if that is what counts
     cdef uint64_t started
     cdef object base
@@ -175,8 +191,9 @@ cdef class Starter:
     cdef int kept              # _DONE: the value was given away; _FULL; _TOUCHED: it was not
     cdef bint reusable
 
-    def __init__(self, loop, counter):
+    def __init__(self, loop, counter, on_value=None):
         self.loop = loop
+        self.on_value = on_value
         self.mapping = counter if isinstance(counter, Mapping) else None
         self.mark_started = counter.mark_started
         self.base = copy_context()
@@ -256,7 +273,7 @@ cdef class Starter:
         cdef Driver driver = spare.driver
         cdef Journal journal = self.journal
         cdef tuple inherited = self.inherited
-        cdef bint factory = self.loop.get_task_factory() is not None
+        cdef bint handed = self.has_factory()
         cdef int64_t now, before = 0
         cdef int unwatched = 0
         cdef PyObject *result = NULL
@@ -274,8 +291,9 @@ cdef class Starter:
                 return _DONE
             unwatched -= 1
             self.mark()  # S7
+            driver.number = self.started
             sent = call(driver, mode, func, items[at[0]], &result)
-            if sent == PYGEN_NEXT and not factory:
+            if sent == PYGEN_NEXT and not handed:
                 sent = PyIter_Send(<PyObject *>driver.coro, <PyObject *>None, &result)
                 if sent == PYGEN_NEXT:
                     self.value = take(result)
@@ -306,6 +324,11 @@ cdef class Starter:
                 return _FULL
         return _DONE
 
+    cdef bint has_factory(self) except -1:
+        """Whether the loop's task factory is to make the tasks of coroutines."""
+        factory = self.loop.get_task_factory()
+        return factory is not None and factory is not eager_factory
+
     cdef object give(self, value):
         """Give a value away; returns why it cannot be had (it may have to be pickled)."""
         try:
@@ -332,7 +355,7 @@ cdef class Starter:
         cdef Spare spare = self.spare
         self.spare = None
         if spare is None:
-            spare = Spare(self.loop, self.base.copy())
+            spare = Spare(self.loop, PyContext_Copy(self.base))
         elif EAGER:
             register_eager(spare.task)
         else:
@@ -347,6 +370,9 @@ cdef class Starter:
         return 0
 
     cdef int keep(self, Spare spare) except -1:
+        if not spare.quiet:
+            spare.quiet = True
+            spare.task._log_destroy_pending = False
         if spare.listed:
             spare.listed = False
             unregister(spare.task)
@@ -360,7 +386,9 @@ cdef class Starter:
         """Give a spare to the item that suspended in it (S4)."""
         cdef Driver driver = spare.driver
         task = spare.task
-        task._log_destroy_pending = True
+        if spare.quiet:
+            task._log_destroy_pending = True
+        driver.on_value = self.on_value
         spare.list()
         PyContext_Enter(spare.context)
         try:
@@ -404,9 +432,14 @@ cdef class Starter:
     cdef tuple hand_over(self, Spare spare, coro, Py_ssize_t at):
         """Let the loop's task factory make the task of an item."""
         cdef bint reusable = self.reusable
+        cdef Driver driver = Driver(self.loop, coro)
+        guard = guarded(driver)
         try:
-            task = spare.context.run(self.loop.create_task, Driver(self.loop, coro))
+            task = spare.context.run(self.loop.create_task, guard)
+            if is_made_of(task, guard):
+                driver.on_value = self.on_value
         except BaseException as error:  # the factory's failure is the item's
+            guard.close()
             coro.close()
             result = at, RAISED, error
         else:

@@ -72,7 +72,8 @@ class Worker:
         self.loop = asyncio.new_event_loop()
         self.link = Link()
         self.engine = child.WorkerEngine(self.loop, self.link, 16, None)  # type: ignore[arg-type]
-        self.engine._starter = backend.Starter(self.loop, self.link.counter)
+        counter, on_value = self.link.counter, self.engine._on_value
+        self.engine._starter = backend.Starter(self.loop, counter, on_value)
         self.engine._functions[1] = self.item
         self.gates: dict[str, asyncio.Event] = {}
         self.seen: list[tuple[list[Sent], list[Sent]]] = []

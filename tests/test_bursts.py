@@ -35,8 +35,8 @@ class Item:
     def add_done_callback(self, callback: Any) -> None:
         pass
 
-    def get_coro(self) -> None:
-        pass
+    def done(self) -> bool:
+        return False
 
 
 class Starter:

@@ -111,6 +111,7 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
         return
     try:
         _cancel_all_tasks(loop)
+        loop.set_task_factory(None)  # a user's may refuse the coroutines of the loop itself
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:

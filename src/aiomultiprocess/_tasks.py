@@ -6,25 +6,29 @@ Called on the loop's thread, from a callback of the running loop.
 from __future__ import annotations
 
 import asyncio
-import itertools
+import inspect
 import sys
 import types
 from asyncio.tasks import _enter_task as enter
 from asyncio.tasks import _leave_task as leave
 from asyncio.tasks import _register_task as register
 from asyncio.tasks import _unregister_task as unregister
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from inspect import isawaitable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 __all__ = [
     "DONE",
+    "EAGER_FACTORY",
     "FULL",
     "RAISED",
     "SUSPENDED",
+    "Item",
     "as_coroutine",
+    "drive",
     "enter",
+    "guarded",
+    "is_made_of",
     "leave",
     "outcome",
     "parked",
@@ -43,12 +47,88 @@ FULL: Final = 3
 #: As the attribute is got, whatever the exception's own attribute methods do.
 _TRACEBACK: Final = vars(BaseException)["__traceback__"]
 
-_numbers = itertools.count(1)
+#: A task factory that does what a starter does anyway: None where Python has none.
+EAGER_FACTORY: Final[Any] = getattr(asyncio, "eager_task_factory", None)
+
+#: The name that asyncio keeps for the task of an item, until the item sets one.
+_UNNAMED: Final = "aiomultiprocess-item"
 
 #: Modules whose frames stand between a task and the item's code.
 _OURS: Final = frozenset({__name__, "aiomultiprocess.driver", "amp_ext.driver", "amp_ext.step"})
 
-_Task = TypeVar("_Task", bound=asyncio.Task[Any])
+_Item = TypeVar("_Item", bound="Item")
+
+
+class _Driver(Awaitable[Any], Protocol):
+    """What a task knows of its driver (driver.py)."""
+
+    coro: Coroutine[Any, Any, Any] | None  # the item's, None: the item is a plain function
+    number: int  # of the item among all that the worker has started
+
+
+class Item(asyncio.Task[Any]):
+    """The task of an item. It shows the item's own coroutine, and a name of the item's own.
+
+    What it runs is another coroutine, that of `drive`: one task serves many items, as long as they
+    finish at once. Both the coroutine and the name are looked up when somebody asks.
+    """
+
+    __slots__ = ("_driver",)
+
+    _driver: _Driver
+
+    def get_coro(self) -> Any:
+        """The coroutine of the item; that which the task runs, if the item is a function."""
+        coro = self._driver.coro
+        return asyncio.Task.get_coro(self) if coro is None else coro
+
+    @property
+    def _coro(self) -> Any:  # asyncio's `repr`, `get_stack` and `print_stack` read this one
+        return self.get_coro()
+
+    @property
+    def _fut_waiter(self) -> Any:
+        """What the item waits for: while it is in its first step, nothing."""
+        waiter = _WAITER.__get__(self)
+        return None if waiter is self._driver else waiter
+
+    def get_name(self) -> str:
+        """The name that the item has set, or one with the item's number in this worker."""
+        name = super().get_name()
+        return f"{_UNNAMED}-{self._driver.number}" if name is _UNNAMED else name
+
+
+_WAITER: Final[Any] = inspect.getattr_static(asyncio.Task, "_fut_waiter")
+
+
+async def drive(driver: _Driver) -> Any:
+    """A real coroutine for a task to run: some task factories and debuggers accept no other."""
+    return await driver
+
+
+def guarded(driver: _Driver) -> Coroutine[Any, Any, Any]:
+    """A coroutine that runs the driver's item, and passes for the item's to a task factory."""
+    guard: Any = drive(driver)
+    coro: Any = driver.coro
+    guard.__name__, guard.__qualname__ = coro.__name__, coro.__qualname__
+    return guard  # type: ignore[no-any-return]
+
+
+def driver_of(task: object) -> object:
+    """The driver that runs the item of a task, if a starter has made the coroutine of the task."""
+    coro = asyncio.Task.get_coro(task) if isinstance(task, asyncio.Task) else None
+    return getattr(coro, "cr_await", None)  # what `drive` waits for
+
+
+def is_made_of(task: object, coro: Coroutine[Any, Any, Any]) -> bool:
+    """Whether what a task factory returned is a task that will go on with `coro`.
+
+    TypeError if it is not even a future. The coroutine of a task that is done is never asked for:
+    CPython 3.12.0 to 3.12.3 crash if that task was started eagerly.
+    """
+    if not asyncio.isfuture(task):
+        raise TypeError(f"the task factory of the worker's event loop returned {task!r}: no task")
+    return isinstance(task, asyncio.Task) and not task.done() and task.get_coro() is coro
 
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
@@ -60,7 +140,7 @@ def as_coroutine(called: Any) -> Any:
 
     What is not awaitable comes back as it is: it is a value.
     """
-    return _await(called) if isawaitable(called) else called
+    return _await(called) if inspect.isawaitable(called) else called
 
 
 def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
@@ -89,29 +169,32 @@ def traceback_of(error: BaseException) -> types.TracebackType | None:
 
 
 def parked(
-    kind: type[_Task], driver: Any, loop: asyncio.AbstractEventLoop, context: Context
-) -> _Task:
+    kind: type[_Item],
+    driver: _Driver,
+    coro: Coroutine[Any, Any, Any],
+    loop: asyncio.AbstractEventLoop,
+    context: Context,
+) -> _Item:
     """Make a task whose first step is behind it: it waits for the gate that `driver` is.
 
-    It may be dropped without a complaint as long as it has not become the task of an item.
+    `coro` is `drive(driver)`. Set `_log_destroy_pending` to False on a task that is kept for a later
+    item: asyncio complains of one that is dropped before its end.
     """
-    name = f"aiomultiprocess-item-{next(_numbers)}"
     if sys.version_info >= (3, 12):
-        task = kind(driver, loop=loop, name=name, context=context, eager_start=True)
+        task = kind(coro, loop=loop, name=_UNNAMED, context=context, eager_start=True)
     else:
-        task, step = _captured(kind, driver, loop, context, name)
+        task, step = _captured(kind, coro, loop, context)
         context.run(step)
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task._driver = driver
     return task
 
 
 def _captured(
-    kind: type[_Task],
-    driver: Any,
+    kind: type[_Item],
+    coro: Coroutine[Any, Any, Any],
     loop: asyncio.AbstractEventLoop,
     context: Context,
-    name: str,
-) -> tuple[_Task, Callable[[], object]]:
+) -> tuple[_Item, Callable[[], object]]:
     """Make a task, and keep its first step from the loop.
 
     Python 3.11 has no eager start: a new task hands its step to `loop.call_soon`, for the next
@@ -123,7 +206,7 @@ def _captured(
     before = own.get("call_soon")
     own["call_soon"] = lambda step, *, context: steps.append(step)
     try:
-        task = kind(driver, loop=loop, name=name, context=context)
+        task = kind(coro, loop=loop, name=_UNNAMED, context=context)
     finally:
         if before is None:
             del own["call_soon"]

@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import backend, journal, remote
+from . import _nested, backend, journal, remote
 from .frames import Kind
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Answers:
         An item that is `given_up` was cancelled because its caller was: that is no failure of its
         own, and the user's exception_handler does not get it.
         """
+        _nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
                 self._exception_handler(error)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from amp_ext import ring as ring
 
     from .codec import decode_items, dumps, encode_items, loads
-    from .driver import Driver
     from .frames import Growing
     from .journal import Journal
     from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
@@ -37,7 +36,6 @@ else:
         from amp_ext import growing, link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.codec import decode_items, dumps, encode_items, loads
-        from amp_ext.driver import Driver
         from amp_ext.growing import Growing
         from amp_ext.journal import Journal
         from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter, share
@@ -48,7 +46,6 @@ else:
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
         from .codec import decode_items, dumps, encode_items, loads
-        from .driver import Driver
         from .frames import Growing
         from .journal import Journal
         from .stepper import DONE, FULL, RAISED, SUSPENDED, Starter
@@ -62,7 +59,6 @@ __all__ = [
     "FULL",
     "RAISED",
     "SUSPENDED",
-    "Driver",
     "Growing",
     "Journal",
     "Selection",

@@ -49,7 +49,7 @@ from typing import Any, TypeAlias
 from . import _loops, _tasks, backend, copies, leaving, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
-from .frames import CorruptHeaderError, Kind, Mode
+from .frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
 from .received import Stateful, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
@@ -275,7 +275,7 @@ class WorkerEngine:
             # now: items see the context variables that the initializer set
             if self._copied:
                 copies.end()
-            self._starter = backend.Starter(self._loop, self._link.counter)
+            self._starter = backend.Starter(self._loop, self._link.counter, self._on_value)
         except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
             if self._copied:
                 copies.end()
@@ -302,7 +302,7 @@ class WorkerEngine:
         self._answers.close()
         self._link.abandon()
         for task in self._running:
-            driver = task.get_coro()
+            driver = _tasks.driver_of(task)
             if isinstance(driver, backend.Driver):
                 driver.coro = copies.Halted(driver.coro)
 
@@ -465,12 +465,12 @@ class WorkerEngine:
         return bool(status != backend.DONE or end > at)
 
     def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
+        if task.done():  # a task factory has started it eagerly: answer before others run (W6)
+            self._end_task(task, *place)
+            return
         self._running[task] = place
         self._places[place] = task
         task.add_done_callback(self._on_task_done)
-        driver = task.get_coro()
-        if isinstance(driver, backend.Driver):  # unless a task factory has put another in between
-            driver.on_value = self._on_value
 
     def _on_value(self, value: object) -> None:
         """A suspended item returns: answer now, code of others may run before its callback (W6)."""
@@ -524,7 +524,7 @@ class WorkerEngine:
 
     def _ask_for_more(self) -> None:
         """Say once that items wait side by side here, and how many more could."""
-        free = self._concurrency - len(self._running)
+        free = min(self._concurrency - len(self._running), MAX_COUNT)
         if not self._chunks and free > self._told_free and not self._closing:
             self._told_free = free
             self._link.send(Kind.WANT, count=free)

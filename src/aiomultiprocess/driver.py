@@ -1,7 +1,7 @@
-"""The coroutine of a spare task and the task itself, in Python (see `stepper`).
+"""What the coroutine of a spare task awaits, and the task itself, in Python (see `stepper`).
 
-What a task calls on what it runs (`send`, `throw`) and on what it waits for (`add_done_callback`,
-`cancel`, `result`) is all that passes between the two; `asyncio.Task` does the rest.
+What a coroutine calls on what it awaits (`send`, `throw`) and a task on what it waits for
+(`add_done_callback`, `cancel`, `result`) is all that passes; `asyncio.Task` does the rest.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final
 
-__all__ = ["Driver", "Item"]
+from . import _tasks
+
+__all__ = ["Driver", "MarkedItem"]
 
 _PARKED, _ADOPTING, _RUNNING, _FINISHED, _ENDING = range(5)
 
 _LOOP_STOPPERS: Final = (KeyboardInterrupt, SystemExit)
 
 
-class Item(asyncio.Task[Any]):
+class MarkedItem(_tasks.Item):
     """The task of an item. It tells whether something was attached to it (S1)."""
 
     __slots__ = ("marked",)
@@ -37,8 +39,8 @@ class Item(asyncio.Task[Any]):
         self.marked = True
 
 
-class Driver(Coroutine[Any, Any, Any]):
-    """The coroutine of a spare, and the gate it waits for while it has no item."""
+class Driver:
+    """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
 
     __slots__ = (
         "__weakref__",
@@ -50,6 +52,7 @@ class Driver(Coroutine[Any, Any, Any]):
         "cancel_message",
         "cancelled",
         "coro",
+        "number",
         "on_value",
     )
 
@@ -64,6 +67,7 @@ class Driver(Coroutine[Any, Any, Any]):
         self.cancelled = False  # the task was cancelled, and the gate could not be
         self.cancel_message: list[Any] | None = None
         self.coro: Coroutine[Any, Any, Any] | None = coro
+        self.number = 0  # of the item among all that the worker has started
         #: Called with what the item returns, before anything else can run.
         self.on_value: Callable[[Any], object] | None = None
 
@@ -106,10 +110,19 @@ class Driver(Coroutine[Any, Any, Any]):
     def result(self) -> None:
         """What the gate was waited for: nothing."""
 
-    # -- the coroutine -------------------------------------------------------------------------
+    # -- what the coroutine awaits -------------------------------------------------------------
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        """Step, as the task asks: this is send(None)."""
+        return self.send(None)
 
     def send(self, value: Any, /) -> Any:
-        """Step, as the task asks."""
         if self._stage == _RUNNING:
             return self._step(self.coro.send, value)  # type: ignore[union-attr]
         if self._stage == _ADOPTING:
@@ -118,7 +131,7 @@ class Driver(Coroutine[Any, Any, Any]):
             return self._gate()
         raise self._end()
 
-    def throw(self, error: BaseException, /, *more: Any) -> Any:  # type: ignore[override]
+    def throw(self, error: BaseException, /, *more: Any) -> Any:
         """Step with an exception, which is a CancelledError until the item runs here."""
         if self._stage == _RUNNING:
             return self._step(self.coro.throw, error)  # type: ignore[union-attr]
@@ -131,9 +144,6 @@ class Driver(Coroutine[Any, Any, Any]):
     def close(self) -> None:
         if self.coro is not None:
             self.coro.close()
-
-    def __await__(self) -> Any:
-        return self
 
     def __getattr__(self, name: str) -> Any:
         """`cr_frame`, `__qualname__` and the like are those of the item's coroutine."""

@@ -30,6 +30,9 @@ from typing import Any, Final, Protocol, TypeAlias
 HEADER: Final = Struct("<BBHIQIIQ")
 HEADER_SIZE: Final = HEADER.size
 
+#: The largest value of a field of 32 bits, as `count` is.
+MAX_COUNT: Final = (1 << 32) - 1
+
 #: The largest payload of one frame, in bytes (64 GiB): beyond it, a length is taken for damage.
 MAX_PAYLOAD: Final = 1 << 36
 

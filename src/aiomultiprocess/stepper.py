@@ -4,14 +4,17 @@ To make a Task for each item costs several times what a short item costs. So the
 item is run here, by hand, while `asyncio.current_task()` is a *spare*: a real Task, in a context of
 its own, that waits for a gate. If the item finishes in this step, nobody kept anything of the
 spare and nothing of it has changed, the next item gets the same one. If the item suspends, the
-spare adopts it: its coroutine is given the item's coroutine to drive from there on.
+spare adopts it: its driver is given the item's coroutine to drive from there on.
 
     parked --item suspends--> ADOPTING --> RUNNING --SystemExit--> ENDING --> task done
        \\-----item finished, spare is not as it was--> FINISHED ------------> task done
 
-The coroutine of a spare is a `Driver`, which is the gate as well: a future-like object that the
+The coroutine of a spare awaits a `Driver`, which is the gate as well: a future-like object that the
 spare waits for. A task that waits has handed over its wake-up: to call it is to step the task now,
 without a turn of the loop.
+
+A loop that has a task factory of its own gets the coroutines of items, and makes their tasks. (Not
+asyncio's eager one: to start a task eagerly is what a starter does.)
 
 S1  An item runs in a real Task that is the task of no other item at that time, and which it finds
     as a new task is: no callbacks, no attributes, no cancellation requests, no references, no
@@ -28,6 +31,8 @@ S6  Between two calls of `run` a spare is not in `asyncio.all_tasks()`, not curr
     nobody else.
 S7  An item is marked as started before its function is called (W1), and the value of the item
     before it was given away by then (W6).
+S8  The task of an item shows the item's own coroutine and a name that no other item of the worker
+    has. A task factory gets a real coroutine, which has the names of the item's and awaits it.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ from weakref import getweakrefcount
 
 from . import _tasks
 from ._tasks import DONE, FULL, RAISED, SUSPENDED
-from .driver import Driver, Item
+from .driver import Driver, MarkedItem
 from .frames import Mode
 
 __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
@@ -72,12 +77,14 @@ class Sink(Protocol):
 class Spare:
     """A parked task, and how it looks when it is untouched."""
 
-    __slots__ = ("_references", "_weakrefs", "context", "driver", "task")
+    __slots__ = ("_coro", "_references", "_weakrefs", "context", "driver", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self.context = context
         self.driver = Driver(loop)
-        self.task: Item = _tasks.parked(Item, self.driver, loop, context)
+        self._coro = _tasks.drive(self.driver)  # a function may keep it, having no other
+        self.task = _tasks.parked(MarkedItem, self.driver, self._coro, loop, context)
+        self.task._log_destroy_pending = False
 
     def look(self) -> None:
         """Remember how the task looks now, within a burst and before an item."""
@@ -97,18 +104,25 @@ class Spare:
         )
 
     def _count(self) -> tuple[int, int, int]:
-        return getrefcount(self.task), getrefcount(self.context), getrefcount(self.driver)
+        return getrefcount(self.task), getrefcount(self.context), getrefcount(self._coro)
 
 
 class Starter:
     """Runs the first step of items, and makes tasks of those that need more.
 
     Made where the items' context variables are as items shall see them: after the initializer.
+    `on_value` is called with what an item returns that was suspended, before anything else can run.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, counter: Counter) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        counter: Counter,
+        on_value: Callable[[Any], object] | None = None,
+    ) -> None:
         self._loop = loop
         self._mark_started = counter.mark_started
+        self._on_value = on_value
         self._started = 0
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
@@ -183,11 +197,13 @@ class Starter:
         """Run items in the context and as the task of one spare, as long as it may be reused."""
         driver, inherited = spare.driver, self._inherited
         factory = self._loop.get_task_factory()
+        if factory is _tasks.EAGER_FACTORY:
+            factory = None
         spare.look()
         try:
             while at < stop and monotonic_ns() < deadline_ns:
-                self._started += 1
-                self._mark_started(self._started)  # S7
+                self._started = driver.number = number = self._started + 1
+                self._mark_started(number)  # S7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:
@@ -246,6 +262,7 @@ class Starter:
         """Give a spare to the item that suspended in it (S4)."""
         task, driver, context = spare.task, spare.driver, spare.context
         task._log_destroy_pending = True
+        driver.on_value = self._on_value
         context.run(driver.adopt, yielded)
         if driver.cancel_message is not None:
             # The task took its request back in order to throw. It is made again, now that there is
@@ -275,9 +292,14 @@ class Starter:
         self, spare: Spare, coro: Coroutine[Any, Any, Any], reusable: bool
     ) -> tuple[int, Any]:
         """Let the loop's task factory make the task of an item."""
+        driver = Driver(self._loop, coro)
+        guard = _tasks.guarded(driver)
         try:
-            task = spare.context.run(self._loop.create_task, Driver(self._loop, coro))
+            task = spare.context.run(self._loop.create_task, guard)
+            if _tasks.is_made_of(task, guard):
+                driver.on_value = self._on_value
         except BaseException as error:  # noqa: BLE001 - the factory's failure is the item's
+            guard.close()
             coro.close()
             return RAISED, error
         finally:
