@@ -5,6 +5,10 @@ aiomultiprocess/decoder.py does the same in Python; a rule changed here is chang
 
 A payload lies in memory that another process can write, so each byte of it is read once: what was
 checked is a copy (C7).
+
+A list or tuple has no members at first, and no code that could look at it may see that: no garbage
+is collected meanwhile (collector.pxd), and where a pickle runs code of the user's, the only such
+list is hidden from `gc.get_objects()`.
 """
 
 import pickle
@@ -14,6 +18,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from amp_ext cimport collector
 from amp_ext.capi cimport *
 from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
@@ -28,8 +33,10 @@ cdef struct Reader:
     const uint8_t *end
     PyObject *segments  # a list that nobody else has; NULL if the payload is in one piece
     Py_ssize_t next  # in it
+    Py_ssize_t missing  # C9: what is to be read next has so many bytes and did not arrive
     Py_ssize_t behind  # bytes before start, in other segments
     Py_ssize_t ahead  # bytes after end, in other segments
+    bint collects  # whether garbage was collected before the payload, or is while a pickle is read
     int key_count
     PyObject *keys[KEY_COUNT]  # C6
 
@@ -38,7 +45,7 @@ class CorruptFrameError(ValueError):
     """A payload that no encoder can have made."""
 
 
-def decode_items(payload, Py_ssize_t count):
+def decode_items(payload, count):
     """Decode a payload of `count` items: their values, and the failures by place if there are any."""
     cdef Reader reader
     cdef Py_buffer view
@@ -46,6 +53,7 @@ def decode_items(payload, Py_ssize_t count):
     memset(&reader, 0, sizeof(Reader))
     if not PyObject_CheckBuffer(payload):
         segments = list(payload.segments)
+        PyObject_GC_UnTrack(<PyObject *>segments)  # the reader points into what it holds
         reader.segments = <PyObject *>segments
         reader.ahead = len(payload)
         go_on(&reader)
@@ -59,13 +67,15 @@ def decode_items(payload, Py_ssize_t count):
         PyBuffer_Release(&view)
 
 
-cdef tuple decode(Reader *reader, Py_ssize_t count):
+cdef tuple decode(Reader *reader, count):
     cdef int i
+    reader.collects = collector.pause()
     try:
-        return read_items(reader, count)
+        return read_items(reader, count_of(reader, count))
     except (TypeError, UnicodeDecodeError) as error:  # not hashable; not UTF-8
         corrupt(reader, str(error))
     finally:
+        collector.resume(reader.collects)
         for i in range(reader.key_count):
             Py_DECREF(reader.keys[i])
 
@@ -77,7 +87,22 @@ def loads(payload):
 
 cdef int corrupt(Reader *reader, why) except -1:
     cdef Py_ssize_t place = reader.behind + (reader.at - reader.start)
+    if reader.missing:
+        no_memory(reader.missing)
     raise CorruptFrameError(f"{why}, before byte {place} of {place + left(reader)}")
+
+
+cdef int no_memory(Py_ssize_t size) except -1:
+    raise MemoryError(f"there is no memory for {size} bytes")
+
+
+cdef Py_ssize_t count_of(Reader *reader, count) except -1:
+    """A count that is too large for this platform is only a wrong one, as any other (C7)."""
+    cdef int overflow = 0
+    cdef long long number = PyLong_AsLongLongAndOverflow(<PyObject *>count, &overflow)
+    if overflow or number < 0 or number > PY_SSIZE_T_MAX:
+        corrupt(reader, f"{count} members")
+    return <Py_ssize_t>number
 
 
 cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) except -1:
@@ -90,24 +115,51 @@ cdef tuple read_items(Reader *reader, Py_ssize_t count):
     cdef list values
     cdef dict failures = {}
     cdef Py_ssize_t place = 0
-    cdef PyObject **slots
-    cdef int tag
     check_count(reader, count, 1)
     values = PyList_New(count)
     # Unpickling runs user code, which must not find a list with holes: keep it from the collector.
     PyObject_GC_UnTrack(<PyObject *>values)
-    slots = PySequence_Fast_ITEMS(<PyObject *>values)
-    while place < count:
-        tag = read_byte(reader)
-        if tag == PICKLE:
-            keep(slots + place, read_pickle(reader, failures, place))
-            place += 1
-        else:
-            place += fill(reader, tag, slots + place, count - place, 0)
-    if left(reader):
-        corrupt(reader, "more than the items")
+    try:
+        read_each(reader, PySequence_Fast_ITEMS(<PyObject *>values), &place, count, failures)
+    except MemoryError as error:
+        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, str(error))
+    else:
+        if left(reader):
+            corrupt(reader, "more than the items")
     PyObject_GC_Track(<PyObject *>values)
     return values, failures or None
+
+
+cdef int read_each(
+    Reader *reader, PyObject **slots, Py_ssize_t *place, Py_ssize_t count, dict failures
+) except -1:
+    """Fill the slots of all items; those before `place` are filled at any time."""
+    cdef int tag
+    while place[0] < count:
+        if reader.at == reader.end and reader.segments != NULL:
+            go_on(reader)  # C9
+        tag = read_byte(reader)
+        if tag == PICKLE:
+            keep(slots + place[0], read_pickle(reader, failures, place[0]))
+            place[0] += 1
+        else:
+            place[0] += fill(reader, tag, slots + place[0], count - place[0], 0)
+    return 0
+
+
+cdef int fail_rest(
+    PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, str why
+) except -1:
+    """C9: there was no memory for the item at `place`, so what is behind it cannot be found."""
+    cdef PyObject *partial
+    for at in range(place, count):
+        failures[at] = MemoryError(why or "there is no memory for it")
+    while place < count:
+        partial = slots[place]  # of a run that broke off
+        slots[place] = new_reference(Py_None)
+        Py_XDECREF(partial)
+        place += 1
+    return 0
 
 
 cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
@@ -120,6 +172,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
         else:
             buffers.append(read_bytearray(reader))
     pickled = read_bytes(reader)
+    collector.resume(reader.collects)
     try:
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
@@ -127,6 +180,8 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     except BaseException as error:  # C4: user code was run, which may raise anything
         failures[place] = error
         return None
+    finally:
+        reader.collects = collector.pause()
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -151,6 +206,8 @@ cdef Py_ssize_t fill_run(
     cdef const uint8_t *data
     if not 0 < count <= room:
         corrupt(reader, f"a run of {count} where {room} may be")
+    if count > PY_SSIZE_T_MAX >> shift:
+        corrupt_number(reader, b"bytes", <uint64_t>count << shift)
     data = take(reader, count << shift)
     if tag == FLOATS:
         for i in range(count):
@@ -403,6 +460,8 @@ cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
     if reader.at != reader.end or reader.next >= len(<list>reader.segments):
         corrupt_number(reader, b"bytes that are no segment", size)
     segment = (<list>reader.segments)[reader.next]
+    if type(segment) is int:
+        no_memory(size)
     if type(segment) is not kind or len(segment) != size:
         corrupt(reader, f"a segment that is no {kind.__name__} of {size} bytes")
     (<list>reader.segments)[reader.next] = None  # it is the value's from now on
@@ -419,6 +478,9 @@ cdef int go_on(Reader *reader) except -1:
     reader.start = reader.at = reader.end = NULL
     if reader.next < len(<list>reader.segments):
         segment = (<list>reader.segments)[reader.next]
+        if type(segment) is int:
+            reader.missing = segment
+            return 0
         if type(segment) is not bytes:
             corrupt(reader, "a bytearray where no buffer is")
         reader.next += 1

@@ -42,7 +42,7 @@ from . import _loops, _tasks, backend, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import CorruptHeaderError, Kind, Mode
-from .received import Stateful, load_function, raise_error
+from .received import Unloadable, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
 BURST = 500_000  # nanoseconds (W4)
@@ -156,6 +156,14 @@ class Chunk:
         self.items = items
         self.failures = failures  # items that cannot be run, by offset
         self.next = 0
+
+
+def did_not_arrive(chunk: Chunk, offset: int, error: BaseException) -> bool:
+    """Whether an item has failed for want of memory before it could be run."""
+    return isinstance(error, MemoryError) and (
+        chunk.failures.get(offset) is error
+        or (isinstance(chunk.func, Unloadable) and chunk.func.error is error)
+    )
 
 
 class WorkerEngine:
@@ -296,7 +304,7 @@ class WorkerEngine:
     ) -> None:
         """A frame that brings no items."""
         if kind == Kind.FUNCTION:
-            self._functions[function] = Stateful(payload) if flags else load_function(payload)
+            self._functions[function] = load_function(payload, flags)
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:
@@ -375,7 +383,7 @@ class WorkerEngine:
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            self._answers.fail(chunk.ident, end, what)
+            self._answers.fail(chunk.ident, end, what, did_not_arrive(chunk, end, what))
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))

@@ -57,6 +57,10 @@ C8  A payload is made in segments: bytes, of which those of `SEGMENT_MIN` or mor
     was decoded does not refer to the payload, with one exception: if that is a `frames.Parts`, each
     bytes, buffer, pickle or BIGINT of `SEGMENT_MIN` or more is a segment there too, becomes the
     value, and is the payload's no more.
+C9  What there is no memory for fails alone. While items are encoded it is the failure of that item
+    (C4). Where one of SEGMENT_MIN or more bytes ends a payload, they begin a segment, so that those
+    before it arrive in any case. Where they are decoded, that item is a failure, a MemoryError, and
+    so are those behind it in the payload; likewise if a segment did not arrive (frames.py, F5).
 """
 
 from .decoder import decode_items, loads
