@@ -20,6 +20,7 @@ from libc.string cimport memcpy, memset
 
 from amp_ext cimport collector
 from amp_ext.capi cimport *
+from amp_ext.collector cimport Pause
 from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
 
@@ -36,7 +37,7 @@ cdef struct Reader:
     Py_ssize_t missing  # C9: what is to be read next has so many bytes and did not arrive
     Py_ssize_t behind  # bytes before start, in other segments
     Py_ssize_t ahead  # bytes after end, in other segments
-    bint collects  # whether garbage was collected before the payload, or is while a pickle is read
+    Pause pause
     int key_count
     PyObject *keys[KEY_COUNT]  # C6
 
@@ -67,17 +68,33 @@ def decode_items(payload, count):
         PyBuffer_Release(&view)
 
 
-cdef tuple decode(Reader *reader, count):
-    cdef int i
-    reader.collects = collector.pause()
+cdef tuple decode(Reader *reader, number):
+    cdef list values = None
+    cdef dict failures = {}
+    cdef Py_ssize_t count = 0, place = 0
     try:
-        return read_items(reader, count_of(reader, count))
+        count = count_of(reader, number)
+        values = PyList_New(count)
+        # Unpickling runs user code, which must not find a list with holes.
+        PyObject_GC_UnTrack(<PyObject *>values)
+        read_items(reader, PySequence_Fast_ITEMS(<PyObject *>values), &place, count, failures)
     except (TypeError, UnicodeDecodeError) as error:  # not hashable; not UTF-8
         corrupt(reader, str(error))
+    except MemoryError as error:
+        if values is None:
+            raise
+        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, str(error))
     finally:
-        collector.resume(reader.collects)
-        for i in range(reader.key_count):
-            Py_DECREF(reader.keys[i])
+        let_go(reader)
+    PyObject_GC_Track(<PyObject *>values)
+    return values, failures or None
+
+
+cdef void let_go(Reader *reader) noexcept:
+    cdef int i
+    collector.resume(&reader.pause)
+    for i in range(reader.key_count):
+        Py_DECREF(reader.keys[i])
 
 
 def loads(payload):
@@ -102,6 +119,7 @@ cdef Py_ssize_t count_of(Reader *reader, count) except -1:
     cdef long long number = PyLong_AsLongLongAndOverflow(<PyObject *>count, &overflow)
     if overflow or number < 0 or number > PY_SSIZE_T_MAX:
         corrupt(reader, f"{count} members")
+    check_count(reader, <Py_ssize_t>number, 1)
     return <Py_ssize_t>number
 
 
@@ -111,26 +129,7 @@ cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) excep
 
 # -- items -------------------------------------------------------------------------------------
 
-cdef tuple read_items(Reader *reader, Py_ssize_t count):
-    cdef list values
-    cdef dict failures = {}
-    cdef Py_ssize_t place = 0
-    check_count(reader, count, 1)
-    values = PyList_New(count)
-    # Unpickling runs user code, which must not find a list with holes: keep it from the collector.
-    PyObject_GC_UnTrack(<PyObject *>values)
-    try:
-        read_each(reader, PySequence_Fast_ITEMS(<PyObject *>values), &place, count, failures)
-    except MemoryError as error:
-        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, str(error))
-    else:
-        if left(reader):
-            corrupt(reader, "more than the items")
-    PyObject_GC_Track(<PyObject *>values)
-    return values, failures or None
-
-
-cdef int read_each(
+cdef int read_items(
     Reader *reader, PyObject **slots, Py_ssize_t *place, Py_ssize_t count, dict failures
 ) except -1:
     """Fill the slots of all items; those before `place` are filled at any time."""
@@ -144,6 +143,8 @@ cdef int read_each(
             place[0] += 1
         else:
             place[0] += fill(reader, tag, slots + place[0], count - place[0], 0)
+    if left(reader):
+        corrupt(reader, "more than the items")
     return 0
 
 
@@ -172,7 +173,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
         else:
             buffers.append(read_bytearray(reader))
     pickled = read_bytes(reader)
-    collector.resume(reader.collects)
+    collector.resume(&reader.pause)
     try:
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
@@ -180,8 +181,6 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     except BaseException as error:  # C4: user code was run, which may raise anything
         failures[place] = error
         return None
-    finally:
-        reader.collects = collector.pause()
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -257,6 +256,7 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
         corrupt(reader, f"tag {tag}, which has no place there")
     if depth >= MAX_DEPTH:
         corrupt(reader, f"more than {MAX_DEPTH} nested containers")
+    collector.pause(&reader.pause)
     if tag == DICT:
         return read_dict(reader, depth + 1)
     if tag == LIST or tag == TUPLE:

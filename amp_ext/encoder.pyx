@@ -21,6 +21,7 @@ from libc.string cimport memcpy
 from amp_ext cimport block, collector, met
 from amp_ext.block cimport Block
 from amp_ext.capi cimport *
+from amp_ext.collector cimport Pause
 from amp_ext.met cimport Met
 from amp_ext.short cimport SHORT
 from amp_ext.tags cimport *
@@ -59,6 +60,7 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
         try:
             if encoder.put_items(<PyObject *>items, stop, max_bytes):
                 break
+            collector.resume(&encoder.pause)
             encoder.put_pickle(<object>item_at(<PyObject *>items, encoder.at))
             encoder.at += 1
         except KeyboardInterrupt:
@@ -67,6 +69,7 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             encoder.take_back()
             error = failure
             break
+    collector.resume(&encoder.pause)
     return encoder.segments(), encoder.at - start, error
 
 
@@ -121,6 +124,7 @@ cdef class Encoder:
         Py_ssize_t large_count, large_capacity, large_size
         # how all was before the item (C4)
         Py_ssize_t mark_size, mark_large_count, mark_large_size, mark_keys
+        Pause pause
         Met met  # C3
         Keys *keys  # C6
         dict numbers
@@ -132,6 +136,7 @@ cdef class Encoder:
         self.block.data = PyBytes_FromStringAndSize(NULL, self.block.capacity)
 
     def __dealloc__(self):
+        collector.resume(&self.pause)
         self.drop_large(0)
         PyMem_Free(self.large)
         Py_XDECREF(self.block.data)
@@ -142,15 +147,6 @@ cdef class Encoder:
 
     cdef bint put_items(self, PyObject *items, Py_ssize_t stop, Py_ssize_t max_bytes) except -1:
         """Put items up to the first that must be pickled (False), or to the end of the payload."""
-        cdef bint collects = collector.pause()
-        try:
-            return self.put_plain_items(items, stop, max_bytes)
-        finally:
-            collector.resume(collects)
-
-    cdef bint put_plain_items(
-        self, PyObject *items, Py_ssize_t stop, Py_ssize_t max_bytes
-    ) except -1:
         cdef Py_ssize_t room, taken
         while self.at < stop:
             room = max_bytes - self.block.size - self.large_size
@@ -266,6 +262,7 @@ cdef class Encoder:
         cdef int tag = container_tag(value)
         if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.meet(value)):
             return FOREIGN
+        collector.pause(&self.pause)
         if tag == DICT:
             return self.put_dict(value, depth)
         if tag == SET or tag == FROZENSET:
@@ -486,22 +483,16 @@ cdef int put_or_pickle(Encoder encoder, item) except -1:
     cdef bint whole = False
     encoder.mark()
     try:  # with `finally`, because `except` costs something even if nothing is raised
-        if put_plainly(encoder, <PyObject *>item) == FOREIGN:
+        if encoder.put(<PyObject *>item, 0) == FOREIGN:
+            collector.resume(&encoder.pause)
             encoder.take_back()
             encoder.put_pickle(item)
         whole = True
     finally:
+        collector.resume(&encoder.pause)
         if not whole:  # C4: user code was run, which may raise anything
             encoder.take_back()
     return 0
-
-
-cdef int put_plainly(Encoder encoder, PyObject *item) except -1:
-    cdef bint collects = collector.pause()
-    try:
-        return encoder.put(item, 0)
-    finally:
-        collector.resume(collects)
 
 
 cdef list take_payload(object payload):
