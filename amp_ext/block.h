@@ -45,6 +45,16 @@ static inline int amp_bytes_resize(PyObject **bytes, Py_ssize_t size)
     return 0;
 }
 
+/* A bytearray of `size` bytes. `PyByteArray_FromStringAndSize` drops one that it has not made whole,
+ * without a memory for its bytes, and that prints a SystemError about what it happens to hold. */
+static inline PyObject *amp_bytearray(Py_ssize_t size)
+{
+    PyObject *array = PyByteArray_FromStringAndSize(NULL, 0);
+    if (array != NULL && PyByteArray_Resize(array, size) < 0)
+        Py_CLEAR(array);
+    return array;
+}
+
 /* Make room for `more` bytes behind the first `used`: twice the size if that can be had, or else
  * what is needed. The new size; -1 and MemoryError: it is as it was. */
 static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(PyObject **bytes, Py_ssize_t used, Py_ssize_t more)

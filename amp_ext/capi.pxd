@@ -43,8 +43,6 @@ cdef extern from "Python.h":
     Py_ssize_t PyBytes_GET_SIZE(PyObject *)
     PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
     object PyBytes_New "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
-    object PyByteArray_FromStringAndSize(const char *, Py_ssize_t)
-    PyObject *PyByteArray_New "PyByteArray_FromStringAndSize"(const char *, Py_ssize_t) except NULL
     char *PyByteArray_AS_STRING(PyObject *)
     int PyByteArray_Resize(PyObject *, Py_ssize_t) except -1
 

@@ -24,6 +24,9 @@ from amp_ext.collector cimport Pause
 from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
 
+cdef extern from "block.h":
+    bytearray amp_bytearray(Py_ssize_t)
+
 cdef str BYTE_ORDER = sys.byteorder
 cdef object unpickle = pickle.loads
 cdef uint64_t HIGH_BITS = 0x8080808080808080
@@ -83,7 +86,7 @@ cdef tuple decode(Reader *reader, number):
     except MemoryError as error:
         if values is None:
             raise
-        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, str(error))
+        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, error)
     finally:
         let_go(reader)
     PyObject_GC_Track(<PyObject *>values)
@@ -149,13 +152,15 @@ cdef int read_items(
 
 
 cdef int fail_rest(
-    PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, str why
+    PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, error
 ) except -1:
-    """C9: there was no memory for the item at `place`, so what is behind it cannot be found."""
+    """C9: there was no memory for the item at `place`, so what is behind it cannot be found.
+
+    They share an error: CPython has some in reserve, for which it would need no memory.
+    """
     cdef PyObject *partial
-    for at in range(place, count):
-        failures[at] = MemoryError(why or "there is no memory for it")
     while place < count:
+        failures[place] = error
         partial = slots[place]  # of a run that broke off
         slots[place] = new_reference(Py_None)
         Py_XDECREF(partial)
@@ -376,9 +381,13 @@ cdef bytes read_bytes(Reader *reader):
 
 cdef bytearray read_bytearray(Reader *reader):
     cdef Py_ssize_t size = read_number(reader)
+    cdef const uint8_t *data
     if size >= SEGMENT_MIN and reader.segments != NULL:
         return take_segment(reader, bytearray, size)
-    return PyByteArray_FromStringAndSize(<const char *>take(reader, size), size)
+    data = take(reader, size)
+    made = amp_bytearray(size)
+    memcpy(PyByteArray_AS_STRING(<PyObject *>made), data, size)
+    return made
 
 
 cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:

@@ -12,6 +12,7 @@ from amp_ext.capi cimport *
 
 cdef extern from "block.h":
     int amp_bytes_resize(PyObject **, Py_ssize_t) except -1
+    PyObject *amp_bytearray(Py_ssize_t) except NULL
 
 cdef extern from "pages.h":
     void amp_prefer_huge_pages(const void *data, size_t size)
@@ -38,7 +39,7 @@ cdef class Growing:
         self.writable = writable
         self.capacity = min(size, FIRST)
         if writable:
-            self.data = PyByteArray_New(NULL, self.capacity)
+            self.data = amp_bytearray(self.capacity)
         else:
             self.data = PyBytes_FromStringAndSize(NULL, self.capacity)
 

@@ -150,8 +150,7 @@ class _Decoder:
             while len(values) < count:
                 self._add_item(values, failures, count)
         except MemoryError as error:  # what is behind the item cannot be found (C9)
-            why = str(error) or "there is no memory for it"
-            failures.update((at, MemoryError(why)) for at in range(len(values), count))
+            failures.update(dict.fromkeys(range(len(values), count), error))
             values.extend([None] * (count - len(values)))
         else:
             if self.at != len(self._data) or self._segments:

@@ -42,6 +42,8 @@ def _add_note(error: BaseException, note: str) -> None:
 
 def raise_error(error: BaseException) -> None:
     """Stands in for the function of an item that cannot be run."""
+    if isinstance(error, MemoryError):  # several items may have it, and each `raise` adds to it
+        BaseException.with_traceback(error, None)
     try:
         raise error
     finally:
