@@ -75,3 +75,54 @@ def settled(outcome: Any) -> bool:
     if isinstance(outcome, MemoryError):
         return False
     return not (isinstance(outcome, tuple) and outcome[-1])
+
+
+# -- what runs in workers, and is too large for some process ---------------------------------------
+
+
+class Holder:
+    """Is pickled, with all that it holds."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def make(kind: str, size: int) -> Any:
+    """A value of about `size` bytes, for each of the ways by which values travel."""
+    if kind == "bytes":  # a segment
+        return bytes(size)
+    if kind == "text":  # a part of the block
+        return "x" * size
+    if kind == "array":  # a buffer that can change
+        import numpy as np
+
+        return np.ones(size, "u1")
+    if kind == "pickle":
+        return Holder("x" * size)
+    if kind == "numbers":
+        return [0.5] * (size // 8)
+    assert kind == "many parts"
+    return [bytes(MIB) for _ in range(size // MIB)]
+
+
+def kind_of(value: Any) -> str:
+    return type(value).__name__
+
+
+def kind_of_second(_: Any, value: Any) -> str:
+    return type(value).__name__
+
+
+def large_or_small(kind: str) -> Any:
+    return kind if kind == "small" else make(kind, 128 * MIB)
+
+
+def most_of_memory(kind: str) -> Any:
+    """What leaves too little of what `limit_worker` has left for a copy."""
+    return kind if kind == "small" else make(kind, 64 * MIB)
+
+
+def raise_large(size: int) -> int:
+    if size:
+        raise ValueError("x" * size)
+    return size
