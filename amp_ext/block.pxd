@@ -1,6 +1,7 @@
 """The block of bytes that an encoder fills, and everything that is put there without looking further.
 
-A pointer into the block is good until the next function that takes the block: it may move.
+A pointer into the block is good until the next function that takes the block: it may move. Where
+there is no memory for it to grow, MemoryError is raised and the block is as it was.
 """
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
@@ -9,6 +10,10 @@ from libc.string cimport memcpy, memmove
 from amp_ext.capi cimport *
 from amp_ext.short cimport copy_short
 from amp_ext.tags cimport *
+
+cdef extern from "block.h":
+    int amp_bytes_resize(PyObject **, Py_ssize_t) except -1
+    Py_ssize_t amp_bytes_grow(PyObject **, Py_ssize_t, Py_ssize_t) except -1
 
 cdef enum:
     STEP = 256  # the ints of a run that room is made for at a time
@@ -21,15 +26,13 @@ cdef struct Block:
 
 cdef inline uint8_t *room_for(Block *block, Py_ssize_t size) except NULL:
     """Where the next `size` bytes go."""
-    if size > block.capacity - block.size:
+    if <size_t>size > <size_t>(block.capacity - block.size):  # also where a product was too large
         grow(block, size)
     return <uint8_t *>PyBytes_AS_STRING(block.data) + block.size
 
 
 cdef inline int grow(Block *block, Py_ssize_t size) except -1:
-    cdef Py_ssize_t capacity = max(block.capacity * 2, block.size + size + 64)
-    _PyBytes_Resize(&block.data, capacity)
-    block.capacity = capacity
+    block.capacity = amp_bytes_grow(&block.data, block.size, size)
     return 0
 
 

@@ -9,6 +9,7 @@ drops it where something fails.
 from cpython.object cimport PyObject, PyTypeObject
 
 cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
     PyObject *Py_None
     PyObject *Py_True
     PyObject *Py_False
@@ -41,10 +42,7 @@ cdef extern from "Python.h":
     char *PyBytes_AS_STRING(PyObject *)
     Py_ssize_t PyBytes_GET_SIZE(PyObject *)
     PyObject *PyBytes_FromStringAndSize(const char *, Py_ssize_t) except NULL
-    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
     object PyBytes_New "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
-    object PyByteArray_FromStringAndSize(const char *, Py_ssize_t)
-    PyObject *PyByteArray_New "PyByteArray_FromStringAndSize"(const char *, Py_ssize_t) except NULL
     char *PyByteArray_AS_STRING(PyObject *)
     int PyByteArray_Resize(PyObject *, Py_ssize_t) except -1
 

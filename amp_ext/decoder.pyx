@@ -1,10 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Payloads to items, at the speed of C. What a payload is, and C1 to C9: aiomultiprocess/codec.py.
+"""Payloads to items, at the speed of C. What a payload is, and C1 to C10: aiomultiprocess/codec.py.
 
 aiomultiprocess/decoder.py does the same in Python; a rule changed here is changed there.
 
 A payload lies in memory that another process can write, so each byte of it is read once: what was
 checked is a copy (C7).
+
+A list or tuple has no members at first, and no code that could look at it may see that: no garbage
+is collected meanwhile (collector.pxd), and where a pickle runs code of the user's, the only such
+list is hidden from `gc.get_objects()`.
 """
 
 import pickle
@@ -14,9 +18,14 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from amp_ext cimport collector
 from amp_ext.capi cimport *
+from amp_ext.collector cimport Pause
 from amp_ext.short cimport SHORT, copy_short
 from amp_ext.tags cimport *
+
+cdef extern from "block.h":
+    bytearray amp_bytearray(Py_ssize_t)
 
 cdef str BYTE_ORDER = sys.byteorder
 cdef object unpickle = pickle.loads
@@ -28,8 +37,10 @@ cdef struct Reader:
     const uint8_t *end
     PyObject *segments  # a list that nobody else has; NULL if the payload is in one piece
     Py_ssize_t next  # in it
+    Py_ssize_t missing  # C10: what is to be read next has so many bytes and did not arrive
     Py_ssize_t behind  # bytes before start, in other segments
     Py_ssize_t ahead  # bytes after end, in other segments
+    Pause pause
     int key_count
     PyObject *keys[KEY_COUNT]  # C6
 
@@ -38,7 +49,7 @@ class CorruptFrameError(ValueError):
     """A payload that no encoder can have made."""
 
 
-def decode_items(payload, Py_ssize_t count):
+def decode_items(payload, count):
     """Decode a payload of `count` items: their values, and the failures by place if there are any."""
     cdef Reader reader
     cdef Py_buffer view
@@ -46,6 +57,7 @@ def decode_items(payload, Py_ssize_t count):
     memset(&reader, 0, sizeof(Reader))
     if not PyObject_CheckBuffer(payload):
         segments = list(payload.segments)
+        PyObject_GC_UnTrack(<PyObject *>segments)  # the reader points into what it holds
         reader.segments = <PyObject *>segments
         reader.ahead = len(payload)
         go_on(&reader)
@@ -59,15 +71,33 @@ def decode_items(payload, Py_ssize_t count):
         PyBuffer_Release(&view)
 
 
-cdef tuple decode(Reader *reader, Py_ssize_t count):
-    cdef int i
+cdef tuple decode(Reader *reader, number):
+    cdef list values = None
+    cdef dict failures = {}
+    cdef Py_ssize_t count = 0, place = 0
     try:
-        return read_items(reader, count)
+        count = count_of(reader, number)
+        values = PyList_New(count)
+        # Unpickling runs user code, which must not find a list with holes.
+        PyObject_GC_UnTrack(<PyObject *>values)
+        read_items(reader, PySequence_Fast_ITEMS(<PyObject *>values), &place, count, failures)
     except (TypeError, UnicodeDecodeError) as error:  # not hashable; not UTF-8
         corrupt(reader, str(error))
+    except MemoryError as error:
+        if values is None:
+            raise
+        fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, error)
     finally:
-        for i in range(reader.key_count):
-            Py_DECREF(reader.keys[i])
+        let_go(reader)
+    PyObject_GC_Track(<PyObject *>values)
+    return values, failures or None
+
+
+cdef void let_go(Reader *reader) noexcept:
+    cdef int i
+    collector.resume(&reader.pause)
+    for i in range(reader.key_count):
+        Py_DECREF(reader.keys[i])
 
 
 def loads(payload):
@@ -77,7 +107,23 @@ def loads(payload):
 
 cdef int corrupt(Reader *reader, why) except -1:
     cdef Py_ssize_t place = reader.behind + (reader.at - reader.start)
+    if reader.missing:
+        no_memory(reader.missing)
     raise CorruptFrameError(f"{why}, before byte {place} of {place + left(reader)}")
+
+
+cdef int no_memory(Py_ssize_t size) except -1:
+    raise MemoryError(f"there is no memory for {size} bytes")
+
+
+cdef Py_ssize_t count_of(Reader *reader, count) except -1:
+    """A count that is too large for this platform is only a wrong one, as any other (C7)."""
+    cdef int overflow = 0
+    cdef long long number = PyLong_AsLongLongAndOverflow(<PyObject *>count, &overflow)
+    if overflow or number < 0 or number > PY_SSIZE_T_MAX:
+        corrupt(reader, f"{count} members")
+    check_count(reader, <Py_ssize_t>number, 1)
+    return <Py_ssize_t>number
 
 
 cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) except -1:
@@ -86,28 +132,40 @@ cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) excep
 
 # -- items -------------------------------------------------------------------------------------
 
-cdef tuple read_items(Reader *reader, Py_ssize_t count):
-    cdef list values
-    cdef dict failures = {}
-    cdef Py_ssize_t place = 0
-    cdef PyObject **slots
+cdef int read_items(
+    Reader *reader, PyObject **slots, Py_ssize_t *place, Py_ssize_t count, dict failures
+) except -1:
+    """Fill the slots of all items; those before `place` are filled at any time."""
     cdef int tag
-    check_count(reader, count, 1)
-    values = PyList_New(count)
-    # Unpickling runs user code, which must not find a list with holes: keep it from the collector.
-    PyObject_GC_UnTrack(<PyObject *>values)
-    slots = PySequence_Fast_ITEMS(<PyObject *>values)
-    while place < count:
+    while place[0] < count:
+        if reader.at == reader.end and reader.segments != NULL:
+            go_on(reader)  # C10
         tag = read_byte(reader)
         if tag == PICKLE:
-            keep(slots + place, read_pickle(reader, failures, place))
-            place += 1
+            keep(slots + place[0], read_pickle(reader, failures, place[0]))
+            place[0] += 1
         else:
-            place += fill(reader, tag, slots + place, count - place, 0)
+            place[0] += fill(reader, tag, slots + place[0], count - place[0], 0)
     if left(reader):
         corrupt(reader, "more than the items")
-    PyObject_GC_Track(<PyObject *>values)
-    return values, failures or None
+    return 0
+
+
+cdef int fail_rest(
+    PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, error
+) except -1:
+    """C10: there was no memory for the item at `place`, so what is behind it cannot be found.
+
+    They share an error: CPython has some in reserve, for which it would need no memory.
+    """
+    cdef PyObject *partial
+    while place < count:
+        failures[place] = error
+        partial = slots[place]  # of a run that broke off
+        slots[place] = new_reference(Py_None)
+        Py_XDECREF(partial)
+        place += 1
+    return 0
 
 
 cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
@@ -120,6 +178,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
         else:
             buffers.append(read_bytearray(reader))
     pickled = read_bytes(reader)
+    collector.resume(&reader.pause)
     try:
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
@@ -151,6 +210,8 @@ cdef Py_ssize_t fill_run(
     cdef const uint8_t *data
     if not 0 < count <= room:
         corrupt(reader, f"a run of {count} where {room} may be")
+    if count > PY_SSIZE_T_MAX >> shift:
+        corrupt_number(reader, b"bytes", <uint64_t>count << shift)
     data = take(reader, count << shift)
     if tag == FLOATS:
         for i in range(count):
@@ -200,6 +261,7 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
         corrupt(reader, f"tag {tag}, which has no place there")
     if depth >= MAX_DEPTH:
         corrupt(reader, f"more than {MAX_DEPTH} nested containers")
+    collector.pause(&reader.pause)
     if tag == DICT:
         return read_dict(reader, depth + 1)
     if tag == LIST or tag == TUPLE:
@@ -319,9 +381,13 @@ cdef bytes read_bytes(Reader *reader):
 
 cdef bytearray read_bytearray(Reader *reader):
     cdef Py_ssize_t size = read_number(reader)
+    cdef const uint8_t *data
     if size >= SEGMENT_MIN and reader.segments != NULL:
         return take_segment(reader, bytearray, size)
-    return PyByteArray_FromStringAndSize(<const char *>take(reader, size), size)
+    data = take(reader, size)
+    made = amp_bytearray(size)
+    memcpy(PyByteArray_AS_STRING(<PyObject *>made), data, size)
+    return made
 
 
 cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
@@ -403,6 +469,8 @@ cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
     if reader.at != reader.end or reader.next >= len(<list>reader.segments):
         corrupt_number(reader, b"bytes that are no segment", size)
     segment = (<list>reader.segments)[reader.next]
+    if type(segment) is int:
+        no_memory(size)
     if type(segment) is not kind or len(segment) != size:
         corrupt(reader, f"a segment that is no {kind.__name__} of {size} bytes")
     (<list>reader.segments)[reader.next] = None  # it is the value's from now on
@@ -419,6 +487,9 @@ cdef int go_on(Reader *reader) except -1:
     reader.start = reader.at = reader.end = NULL
     if reader.next < len(<list>reader.segments):
         segment = (<list>reader.segments)[reader.next]
+        if type(segment) is int:
+            reader.missing = segment
+            return 0
         if type(segment) is not bytes:
             corrupt(reader, "a bytearray where no buffer is")
         reader.next += 1

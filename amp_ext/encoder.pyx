@@ -1,12 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Items to payloads, at the speed of C. What a payload is, and C1 to C9: aiomultiprocess/codec.py.
+"""Items to payloads, at the speed of C. What a payload is, and C1 to C10: aiomultiprocess/codec.py.
 
 aiomultiprocess/encoder.py does the same in Python; a rule changed here is changed there.
 
 Values are handled as borrowed pointers, because counting references would cost as much as encoding.
-That is sound: encoding a value without a pickle runs no code of the user's, except that on CPython
-3.11 an allocation may start a garbage collection and with it a finalizer. So a container is held
-while its members are visited, and a size is asked for again at each step.
+That is sound: what is encoded without a pickle runs no code of the user's, as no garbage is
+collected meanwhile (collector.pxd). So nothing can change an item before all of it is encoded.
 """
 
 import copyreg
@@ -15,13 +14,14 @@ import pickle
 import sys
 
 cimport cython
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy
 
-from amp_ext cimport block, met
+from amp_ext cimport block, collector, met
 from amp_ext.block cimport Block
 from amp_ext.capi cimport *
+from amp_ext.collector cimport Pause
 from amp_ext.met cimport Met
 from amp_ext.short cimport SHORT
 from amp_ext.tags cimport *
@@ -34,6 +34,10 @@ cdef enum:
     NEW_KEY = KEY_COUNT
     NO_KEY = KEY_COUNT + 1
     KEY_SLOTS = 512
+
+cdef struct Large:
+    Py_ssize_t at  # place in the block
+    PyObject *value  # held: bytes, or a view of bytes
 
 cdef struct Keys:
     Py_ssize_t count
@@ -58,7 +62,8 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
         try:
             if encoder.put_items(<PyObject *>items, stop, max_bytes):
                 break
-            encoder.put_pickle(items[encoder.at])
+            collector.resume(&encoder.pause)
+            encoder.put_pickle(<object>item_at(<PyObject *>items, encoder.at))
             encoder.at += 1
         except KeyboardInterrupt:
             raise
@@ -66,6 +71,7 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             encoder.take_back()
             error = failure
             break
+    collector.resume(&encoder.pause)
     return encoder.segments(), encoder.at - start, error
 
 
@@ -136,11 +142,11 @@ cdef class Encoder:
     cdef:
         Py_ssize_t first, at  # the first item, the one that is being encoded
         Block block
-        list large  # C8: bytes that go between those of the block, and in large_at where
-        list large_at
-        Py_ssize_t large_size
+        Large *large  # C8: bytes that go between those of the block
+        Py_ssize_t large_count, large_capacity, large_size
         # how all was before the item (C4)
-        Py_ssize_t mark_size, mark_large, mark_large_size, mark_keys
+        Py_ssize_t mark_size, mark_large_count, mark_large_size, mark_keys
+        Pause pause
         Met met  # C3
         Keys *keys  # C6
         dict numbers
@@ -152,6 +158,9 @@ cdef class Encoder:
         self.block.data = PyBytes_FromStringAndSize(NULL, self.block.capacity)
 
     def __dealloc__(self):
+        collector.resume(&self.pause)
+        self.drop_large(0)
+        PyMem_Free(self.large)
         Py_XDECREF(self.block.data)
         PyMem_Free(self.met.entries)
         PyMem_Free(self.keys)
@@ -170,9 +179,7 @@ cdef class Encoder:
             self.mark()
             taken = block.put_run(&self.block, items, self.at, min(stop, self.at + room // 8 + 1))
             if taken == 0:
-                if self.at >= PySequence_Fast_GET_SIZE(items):
-                    raise IndexError(f"there is no item {self.at}")
-                if self.put(PySequence_Fast_ITEMS(items)[self.at], 0) == FOREIGN:
+                if self.put(item_at(items, self.at), 0) == FOREIGN:
                     self.take_back()
                     return False
                 taken = 1
@@ -184,14 +191,13 @@ cdef class Encoder:
         self.mark_size = self.block.size
         self.mark_keys = 0 if self.keys == NULL else self.keys.count
         self.mark_large_size = self.large_size
-        self.mark_large = 0 if self.large is None else len(self.large)
+        self.mark_large_count = self.large_count
 
     cdef int take_back(self) except -1:
-        """C4: be as before the item."""
+        """C4: be as before the item. This takes no memory, and so always succeeds."""
         self.block.size = self.mark_size
         self.large_size = self.mark_large_size
-        if self.large is not None:
-            del self.large[self.mark_large:], self.large_at[self.mark_large:]
+        self.drop_large(self.mark_large_count)
         while self.keys != NULL and self.keys.count > self.mark_keys:
             self.keys.count -= 1
             del self.numbers[<object>self.keys.by_number[self.keys.count]]
@@ -211,20 +217,42 @@ cdef class Encoder:
         self.pickler = pickler  # one that raised is not used again
         return 0
 
+    cdef void drop_large(self, Py_ssize_t count) noexcept:
+        """Keep the first `count` large values."""
+        while self.large_count > count:
+            self.large_count -= 1
+            Py_DECREF(self.large[self.large_count].value)
+
     cdef list segments(self):
-        cdef const char *data = PyBytes_AS_STRING(self.block.data)
-        cdef Py_ssize_t at = 0, stop
+        """The payload; nothing is encoded after this."""
+        cdef Py_ssize_t at = 0, i
         cdef list parts = []
-        if self.large is None:
+        if self.block.size:
+            block.amp_bytes_resize(&self.block.data, self.block.size)
+            self.block.capacity = self.block.size
+        if self.large_count == 0 and not self.cuts(0, self.block.size):
             if self.block.size:
-                _PyBytes_Resize(&self.block.data, self.block.size)
                 parts.append(<object>self.block.data)
             return parts
-        for stop, value in zip(self.large_at, self.large):
-            parts += (data[at:stop], value)
-            at = stop
-        parts.append(data[at:self.block.size])
-        return [part for part in parts if len(part)]
+        for i in range(self.large_count):
+            at = self.add_piece(parts, at, self.large[i].at)
+            parts.append(<object>self.large[i].value)
+        self.add_piece(parts, at, self.block.size)
+        return parts
+
+    cdef bint cuts(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
+        """C10: whether the last item begins within these bytes of the block, and has many of them."""
+        return start < self.mark_size and stop - self.mark_size >= SEGMENT_MIN
+
+    cdef Py_ssize_t add_piece(self, list parts, Py_ssize_t start, Py_ssize_t stop) except -1:
+        """Append the bytes of the block from `start` to `stop`; what is much is not copied."""
+        if self.cuts(start, stop):
+            start = self.add_piece(parts, start, self.mark_size)
+        if stop - start >= SEGMENT_MIN:
+            parts.append(memoryview(<object>self.block.data)[start:stop])
+        elif stop > start:
+            parts.append(PyBytes_AS_STRING(self.block.data)[start:stop])
+        return stop
 
     # -- values --------------------------------------------------------------------------------
 
@@ -256,7 +284,7 @@ cdef class Encoder:
         cdef int tag = container_tag(value)
         if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.meet(value)):
             return FOREIGN
-        held = <object>value
+        collector.pause(&self.pause)
         if tag == DICT:
             return self.put_dict(value, depth)
         if tag == SET or tag == FROZENSET:
@@ -269,12 +297,11 @@ cdef class Encoder:
         return Py_REFCNT(value) != 1 and met.was_met(&self.met, value)
 
     cdef int put_dict(self, PyObject *value, int depth) except -1:
-        cdef Py_ssize_t position = 0, left = PyDict_GET_SIZE(value)
+        cdef Py_ssize_t position = 0
         cdef PyObject *key
         cdef PyObject *member
-        block.put_size(&self.block, DICT, left)
+        block.put_size(&self.block, DICT, PyDict_GET_SIZE(value))
         while PyDict_Next(value, &position, &key, &member):
-            left -= 1
             if PyUnicode_CheckExact(key):
                 if self.put_key(key) == FOREIGN:
                     return FOREIGN
@@ -282,7 +309,7 @@ cdef class Encoder:
                 return FOREIGN
             if self.put(member, depth) == FOREIGN:
                 return FOREIGN
-        return FOREIGN if left else PUT  # it was changed meanwhile: pickle it as it is now
+        return PUT
 
     cdef int put_set(self, int tag, PyObject *value, int depth) except -1:
         block.put_size(&self.block, tag, PySet_GET_SIZE(value))
@@ -294,14 +321,14 @@ cdef class Encoder:
     cdef int put_sequence(self, int tag, PyObject *value, int depth) except -1:
         cdef Py_ssize_t at = 0, taken, count = PySequence_Fast_GET_SIZE(value)
         block.put_size(&self.block, tag, count)
-        while at < count and at < PySequence_Fast_GET_SIZE(value):
+        while at < count:
             taken = block.put_run(&self.block, value, at, count)
             if taken == 0:
                 if self.put(PySequence_Fast_ITEMS(value)[at], depth) == FOREIGN:
                     return FOREIGN
                 taken = 1
             at += taken
-        return FOREIGN if at < count else PUT
+        return PUT
 
     # -- text and bytes ------------------------------------------------------------------------
 
@@ -346,12 +373,23 @@ cdef class Encoder:
         return self.put_segment(view, size)
 
     cdef int put_segment(self, value, Py_ssize_t size) except -1:
-        if self.large is None:
-            self.large, self.large_at = [], []
-        self.large_at.append(self.block.size)
-        self.large.append(value)
+        if self.large_count == self.large_capacity:
+            self.grow_large()
+        self.large[self.large_count].at = self.block.size
+        self.large[self.large_count].value = <PyObject *>value
+        Py_INCREF(<PyObject *>value)
+        self.large_count += 1
         self.large_size += size
         return PUT
+
+    cdef int grow_large(self) except -1:
+        cdef Py_ssize_t capacity = max(4, self.large_capacity * 2)
+        cdef void *large = PyMem_Realloc(self.large, capacity * sizeof(Large))
+        if large == NULL:
+            raise MemoryError()
+        self.large = <Large *>large
+        self.large_capacity = capacity
+        return 0
 
     # -- keys (C6) -----------------------------------------------------------------------------
 
@@ -393,11 +431,18 @@ cdef class Encoder:
         return NEW_KEY
 
     cdef int make_keys(self) except -1:
+        self.numbers = {}  # before the other, by which one sees whether there are any
         self.keys = <Keys *>PyMem_Calloc(1, sizeof(Keys))
         if self.keys == NULL:
             raise MemoryError()
-        self.numbers = {}
         return 0
+
+
+cdef inline PyObject *item_at(PyObject *items, Py_ssize_t at) except NULL:
+    """An item of a list, which user code may have changed while the last one was pickled."""
+    if at >= PySequence_Fast_GET_SIZE(items):
+        raise IndexError(f"there is no item {at}")
+    return PySequence_Fast_ITEMS(items)[at]
 
 
 cdef inline size_t slot_of(PyObject *key) noexcept:
@@ -450,7 +495,7 @@ cdef Py_ssize_t put_item(object payload, object item, const char **data) except 
     cdef Encoder encoder = <Encoder>payload
     cdef Py_ssize_t size = encoder.block.size
     put_or_pickle(encoder, item)
-    if encoder.large is not None:
+    if encoder.large_count:
         return -1
     data[0] = PyBytes_AS_STRING(encoder.block.data) + size
     return encoder.block.size - size
@@ -461,10 +506,12 @@ cdef int put_or_pickle(Encoder encoder, item) except -1:
     encoder.mark()
     try:  # with `finally`, because `except` costs something even if nothing is raised
         if encoder.put(<PyObject *>item, 0) == FOREIGN:
+            collector.resume(&encoder.pause)
             encoder.take_back()
             encoder.put_pickle(item)
         whole = True
     finally:
+        collector.resume(&encoder.pause)
         if not whole:  # C4: user code was run, which may raise anything
             encoder.take_back()
     return 0

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
     object PySequence_Fast(object sequence, const char *message)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t i)
@@ -39,6 +40,8 @@ cdef inline int gather_take(Gather *gather, object parts) except -1:
         part = <object>PySequence_Fast_GET_ITEM(parts, i)
         PyObject_GetBuffer(part, &gather.views[i], PyBUF_SIMPLE)
         gather.count += 1
+        if gather.views[i].len > PY_SSIZE_T_MAX - gather.total:
+            raise MemoryError
         gather.total += gather.views[i].len
     return 0
 

@@ -19,5 +19,16 @@ class Growing:
     def take(self) -> bytes | bytearray:
         """The object, if nothing is missing; a bytearray if it was to be `writable`."""
 
-def snapshot(source: bytes | bytearray | memoryview, start: int = 0) -> bytes:
-    """A copy of as many bytes, of which those before `start` are not copied and may be anything."""
+def reserve(size: int) -> bytes:
+    """Memory for a snapshot of so many bytes; what is in there may be anything until it is taken.
+
+    MemoryError if it cannot be had.
+    """
+
+def snapshot(
+    source: bytes | bytearray | memoryview, start: int = 0, reserved: bytes | None = None
+) -> bytes:
+    """A copy of as many bytes, of which those before `start` are not copied and may be anything.
+
+    It is made in `reserved`, which nobody else may have seen, and then takes no memory.
+    """

@@ -10,6 +10,10 @@ from libc.string cimport memcpy
 
 from amp_ext.capi cimport *
 
+cdef extern from "block.h":
+    int amp_bytes_resize(PyObject **, Py_ssize_t) except -1
+    PyObject *amp_bytearray(Py_ssize_t) except NULL
+
 cdef extern from "pages.h":
     void amp_prefer_huge_pages(const void *data, size_t size)
 
@@ -35,7 +39,7 @@ cdef class Growing:
         self.writable = writable
         self.capacity = min(size, FIRST)
         if writable:
-            self.data = PyByteArray_New(NULL, self.capacity)
+            self.data = amp_bytearray(self.capacity)
         else:
             self.data = PyBytes_FromStringAndSize(NULL, self.capacity)
 
@@ -73,20 +77,26 @@ cdef class Growing:
         if self.writable:
             PyByteArray_Resize(self.data, capacity)
         else:
-            _PyBytes_Resize(&self.data, capacity)
+            amp_bytes_resize(&self.data, capacity)
         self.capacity = capacity
         amp_prefer_huge_pages(self.start(), capacity)
         return 0
 
 
-def snapshot(source, Py_ssize_t start=0):
+def reserve(Py_ssize_t size):
+    return PyBytes_New(NULL, size)
+
+
+def snapshot(source, Py_ssize_t start=0, bytes reserved=None):
     cdef Py_buffer view
     cdef char *data
     PyObject_GetBuffer(source, &view, PyBUF_SIMPLE)
     try:
         if not 0 <= start <= view.len:
             raise ValueError(f"start is {start}, in {view.len} bytes")
-        taken = PyBytes_New(NULL, view.len)
+        taken = PyBytes_New(NULL, view.len) if reserved is None else reserved
+        if PyBytes_GET_SIZE(<PyObject *>taken) != view.len:
+            raise ValueError(f"{len(taken)} bytes are reserved for {view.len}")
         data = PyBytes_AS_STRING(<PyObject *>taken)
         amp_prefer_huge_pages(data, view.len)
         copy(data + start, <const char *>view.buf + start, view.len - start)

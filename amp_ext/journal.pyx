@@ -112,6 +112,9 @@ cdef class Journal:
             self.end = self.at
         return self.ident, self.offset, self.items, take_payload(payload)
 
+    def place(self):
+        return self.ident, self.offset, self.items
+
     def put(self, uint64_t kind, uint64_t ident, uint64_t offset, uint64_t count, payload):
         cdef Gather gather
         self.usable()

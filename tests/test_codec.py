@@ -1,6 +1,6 @@
 """The codec, in Python and in Cython: both against each other, and against pickle.
 
-What is tested for is told in aiomultiprocess/codec.py; C1 to C9 are its invariants.
+What is tested for is told in aiomultiprocess/codec.py; C1 to C10 are its invariants.
 """
 
 from __future__ import annotations

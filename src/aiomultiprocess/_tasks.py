@@ -114,10 +114,11 @@ def guarded(driver: _Driver) -> Coroutine[Any, Any, Any]:
     return guard  # type: ignore[no-any-return]
 
 
-def driver_of(task: object) -> object:
-    """The driver that runs the item of a task, if a starter has made the coroutine of the task."""
-    coro = asyncio.Task.get_coro(task) if isinstance(task, asyncio.Task) else None
-    return getattr(coro, "cr_await", None)  # what `drive` waits for
+def driver_of(task: object) -> Any:
+    """The driver that runs the item of a task; None if no starter made the task's coroutine."""
+    coro: Any = asyncio.Task.get_coro(task) if isinstance(task, asyncio.Task) else None
+    is_ours = getattr(coro, "cr_code", None) is drive.__code__
+    return coro.cr_await if is_ours else None
 
 
 def is_made_of(task: object, coro: Coroutine[Any, Any, Any]) -> bool:
@@ -177,8 +178,8 @@ def parked(
 ) -> _Item:
     """Make a task whose first step is behind it: it waits for the gate that `driver` is.
 
-    `coro` is `drive(driver)`. Set `_log_destroy_pending` to False on a task that is kept for a later
-    item: asyncio complains of one that is dropped before its end.
+    `coro` is `drive(driver)`. Set `_log_destroy_pending` to False on a task that is kept for a
+    later item: asyncio complains of one that is dropped before its end.
     """
     if sys.version_info >= (3, 12):
         task = kind(coro, loop=loop, name=_UNNAMED, context=context, eager_start=True)

@@ -55,7 +55,13 @@ class Answers:
 
     def end_entry(self) -> None:
         """Close the entry of the journal and send what it holds."""
-        ident, offset, count, payload = self._journal.take()
+        try:
+            ident, offset, count, payload = self._journal.take()
+        except MemoryError as error:  # W8
+            ident, offset, count = self._journal.place()
+            if count:
+                self._send_kept(ident, offset, count, error)
+            return
         if not count:
             return
         try:
@@ -81,12 +87,19 @@ class Answers:
             self.publish()
 
     def fail(
-        self, ident: int, offset: int, error: BaseException, *, given_up: bool = False
+        self,
+        ident: int,
+        offset: int,
+        error: BaseException,
+        refused: bool = False,
+        *,
+        given_up: bool = False,
     ) -> None:
         """Answer one item by an error: its own, or one that its result has met.
 
-        An item that is `given_up` was cancelled because its caller was: that is no failure of its
-        own, and the user's exception_handler does not get it.
+        `refused`: one that it met on its way here, and so was not run. An item that is `given_up`
+        was cancelled because its caller was: that is no failure of its own, and the user's
+        exception_handler does not get it.
         """
         _nested.explain(error)
         if self._exception_handler is not None and not given_up:
@@ -96,8 +109,9 @@ class Answers:
                 log.exception("exception_handler failed")
         payload = [cancellation() if given_up else remote.dump_exception(error, backend.dumps)]
         self._send_added()  # the journal takes one entry at a time
-        fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
-        self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
+        kind = Kind.REFUSED if refused else Kind.ERROR
+        fits = self._journal.put(kind, ident, offset, 1, payload)
+        self._link.send(kind, ident=ident, offset=offset, payload=payload)
         if not fits:
             self.publish()
 

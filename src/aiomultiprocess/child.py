@@ -50,7 +50,7 @@ from . import _loops, _tasks, backend, copies, leaving, remote, watchdog
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
-from .received import Stateful, load_function, raise_error
+from .received import Unloadable, load_function, raise_error
 from .transport import ChildEnd, Handover, Link
 
 BURST = 500_000  # nanoseconds (W4)
@@ -204,6 +204,14 @@ class GivenUp(asyncio.CancelledError):
     """The error of an item that is not started, because its caller waits no more."""
 
 
+def did_not_arrive(chunk: Chunk, offset: int, error: BaseException) -> bool:
+    """Whether an item has failed for want of memory before it could be run."""
+    return isinstance(error, MemoryError) and (
+        chunk.failures.get(offset) is error
+        or (isinstance(chunk.func, Unloadable) and chunk.func.error is error)
+    )
+
+
 class WorkerEngine:
     """Starts the items that arrive, and tells `Answers` what becomes of them."""
 
@@ -303,7 +311,7 @@ class WorkerEngine:
         self._link.abandon()
         for task in self._running:
             driver = _tasks.driver_of(task)
-            if isinstance(driver, backend.Driver):
+            if driver is not None:
                 driver.coro = copies.Halted(driver.coro)
 
     def close_link(self) -> None:
@@ -375,7 +383,7 @@ class WorkerEngine:
     ) -> None:
         """A frame that brings no items."""
         if kind == Kind.FUNCTION:
-            self._functions[function] = Stateful(payload) if flags else load_function(payload)
+            self._functions[function] = load_function(payload, flags)
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:
@@ -455,7 +463,9 @@ class WorkerEngine:
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            self._answers.fail(chunk.ident, end, what, given_up=type(what) is GivenUp)
+            refused = did_not_arrive(chunk, end, what)
+            given_up = type(what) is GivenUp
+            self._answers.fail(chunk.ident, end, what, refused, given_up=given_up)
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))

@@ -10,8 +10,9 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from .feeds import Feed, Slots
-from .frames import CorruptHeaderError, Mode
+from .frames import CorruptHeaderError, Kind, Mode
 from .functions import is_iterable, refuse_star
+from .remote import original_of
 from .types import ProxyException, WorkerLostError, brief
 
 if TYPE_CHECKING:
@@ -87,18 +88,53 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
             errors[at] = refuse_star(chunk.feed.function.label, slot, item)
 
 
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:
+def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
     """Say which item it was that could not be sent, and why."""
-    which = f"item {slot}" if isinstance(slot, int) else "an argument"
-    refusal = pickle.PicklingError(
-        f"{which} of a call of {feed.function.label} cannot be sent to a worker ({brief(error)})"
+    which = f"{name_of(slot)} of a call of {feed.function.label}"
+    if isinstance(error, MemoryError):
+        return out_of_memory(f"{which} cannot be sent to a worker", error)
+    refusal = pickle.PicklingError(f"{which} cannot be sent to a worker ({brief(error)})")
+    refusal.__cause__ = error
+    return refusal
+
+
+def name_of(slot: Any) -> str:
+    """What messages call an item: by its number in a map; an `apply` has but one."""
+    return f"item {slot}" if isinstance(slot, int) else "an argument"
+
+
+def out_of_memory(what: str, error: BaseException) -> MemoryError:
+    """The error of an item that some process has no memory for."""
+    why = brief(original_of(error)).removesuffix(": ")
+    refusal = MemoryError(
+        f"{what}: there is too little memory for it ({why}). Pass it in parts, or put it into a "
+        "file and pass its name"
     )
     refusal.__cause__ = error
     return refusal
 
 
-def explain_result(error: BaseException) -> ProxyException:
+def explain_each(
+    kind: int, errors: dict[int, BaseException], feed: Feed | Suspect, slots: Slots
+) -> dict[int, BaseException]:
+    """Errors as their tasks have them; those that are a task's own remain as they are."""
+    if kind == Kind.ERROR:
+        return errors
+    explain = explain_refusal if kind == Kind.REFUSED else explain_result
+    return {at: explain(error, feed, slots[at]) for at, error in errors.items()}
+
+
+def explain_refusal(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+    """The error of an item, or of its function, that its worker has no memory for."""
+    which = f"{name_of(slot)} of a call of {feed.function.label}"
+    return out_of_memory(f"{which} could not be received by its worker", error)
+
+
+def explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
     """The error of a result that arrived and could not be unpickled."""
+    if isinstance(error, MemoryError):
+        which = f"the result of {name_of(slot)} of a call of {feed.function.label}"
+        return out_of_memory(f"{which} could not be received", error)
     proxy = ProxyException(f"the result could not be unpickled ({brief(error)})")
     proxy.__cause__ = error
     return proxy

@@ -62,6 +62,10 @@ C9  What an item holds outlives the process that sent it. Some libraries registe
     the result is read: torch has them in `torch.multiprocessing.reductions`, others in modules of
     the same name. They are passed over for types that pickle by themselves, or by `copyreg`. All
     other registered reducers count, as those of connections, which are nothing but a descriptor.
+C10 What there is no memory for fails alone. While items are encoded it is the failure of that item
+    (C4). Where one of SEGMENT_MIN or more bytes ends a payload, they begin a segment, so that those
+    before it arrive in any case. Where they are decoded, that item is a failure, a MemoryError, and
+    so are those behind it in the payload; likewise if a segment did not arrive (frames.py, F5).
 """
 
 from .decoder import decode_items, loads

@@ -1,4 +1,4 @@
-"""Payloads to items; what a payload is, and the invariants C1 to C9, are told in `codec`.
+"""Payloads to items; what a payload is, and the invariants C1 to C10, are told in `codec`.
 
 `amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
-from .frames import Parts, Payload
+from .frames import Parts, Payload, size_of
 from .tags import (
     FLOATS,
     INT8S,
@@ -63,7 +63,7 @@ def loads(payload: bytes | memoryview) -> Any:
 
 
 def _decode(
-    data: bytes | memoryview, count: int, segments: Sequence[bytes | bytearray] = ()
+    data: bytes | memoryview, count: int, segments: Sequence[bytes | bytearray | int] = ()
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     decoder = _Decoder(data, segments)
     try:
@@ -75,18 +75,35 @@ def _decode(
     raise decoder.corrupt(why)
 
 
+class _Missing:
+    """Bytes that did not arrive, as there was no memory for them (C10): nothing can be read here."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, at: object) -> NoReturn:
+        raise _no_memory(self._size)
+
+
+def _no_memory(size: int) -> MemoryError:
+    return MemoryError(f"there is no memory for {size} bytes")
+
+
 class _Decoder:
     """Where we are in one payload: in `data`, or in one of the segments that are not taken (C8)."""
 
     def __init__(
-        self, data: bytes | memoryview, segments: Sequence[bytes | bytearray] = ()
+        self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()
     ) -> None:
         self.at = 0
-        self._data: bytes | memoryview | bytearray = data
+        self._data: Any = data
         self._in_segments = len(segments) > 0
         self._segments = list(segments)[::-1]  # those to come, the last first
         self._behind = 0  # bytes before _data
-        self._ahead = sum(map(len, segments))  # bytes after it
+        self._ahead = sum(map(size_of, segments))  # bytes after it
         self._keys: list[str] = []  # C6
         if self._in_segments:
             self._go_on()
@@ -100,7 +117,12 @@ class _Decoder:
         self._behind += len(self._data)
         self._data, self.at = b"", 0
         if self._segments:
-            if type(self._segments[-1]) is not bytes:
+            segment = self._segments[-1]
+            if isinstance(segment, int):
+                self._segments.pop()
+                self._data = _Missing(segment)  # they are still ahead, for ever
+                return
+            if type(segment) is not bytes:
                 raise self.corrupt("a bytearray where no buffer is")
             self._data = self._segments.pop()
             self._ahead -= len(self._data)
@@ -110,6 +132,8 @@ class _Decoder:
         if self.at != len(self._data) or not self._segments:
             raise self.corrupt(f"{size} bytes that are no segment")
         segment = self._segments.pop()
+        if isinstance(segment, int):
+            raise _no_memory(segment)
         if type(segment) is not kind or len(segment) != size:
             raise self.corrupt(f"a segment that is no {kind.__name__} of {size} bytes")
         self._behind += size
@@ -123,15 +147,26 @@ class _Decoder:
         self._check_count(count, 1)
         values: list[Any] = []
         failures: dict[int, BaseException] = {}
-        while len(values) < count:
-            tag = self._byte()
-            if tag == PICKLE:
-                values.append(self._unpickle(*self._pickled(), failures, len(values)))
-            else:
-                self._add(values, tag, count, 0)
-        if self.at != len(self._data) or self._segments:
-            raise self.corrupt("more than the items")
+        try:
+            while len(values) < count:
+                self._add_item(values, failures, count)
+        except MemoryError as error:  # what is behind the item cannot be found (C10)
+            failures.update(dict.fromkeys(range(len(values), count), error))
+            values.extend([None] * (count - len(values)))
+        else:
+            if self.at != len(self._data) or self._segments:
+                raise self.corrupt("more than the items")
         return values, failures or None
+
+    def _add_item(self, values: list[Any], failures: dict[int, BaseException], count: int) -> None:
+        """Append the next item, or the items of the next run."""
+        if self.at == len(self._data) and self._segments:
+            self._go_on()  # C10
+        tag = self._byte()
+        if tag == PICKLE:
+            values.append(self._unpickle(*self._pickled(), failures, len(values)))
+        else:
+            self._add(values, tag, count, 0)
 
     def _pickled(self) -> tuple[memoryview, list[bytes | bytearray]]:
         buffers: list[bytes | bytearray] = []
@@ -227,7 +262,7 @@ class _Decoder:
     # -- bytes ---------------------------------------------------------------------------------
 
     def _byte(self) -> int:
-        byte = self._data[self.at]
+        byte: int = self._data[self.at]
         self.at += 1
         return byte
 
@@ -246,7 +281,8 @@ class _Decoder:
     def _bytes(self) -> bytes | bytearray | memoryview:
         size = self._number()
         at = self._skip(size)
-        return self._data[at : self.at]
+        piece: bytes | bytearray | memoryview = self._data[at : self.at]
+        return piece
 
     def _skip(self, size: int) -> int:
         """Move on by `size` bytes; where they begin."""

@@ -1,6 +1,9 @@
-"""Items to payloads; what a payload is, and the invariants C1 to C9, are told in `codec`.
+"""Items to payloads; what a payload is, and the invariants C1 to C10, are told in `codec`.
 
 `amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
+
+Code of the user's may run between any two instructions here: a finalizer, a thread, a signal's
+handler. So of what can change, members are put from a copy. The Cython one is never interrupted.
 """
 
 from __future__ import annotations
@@ -76,19 +79,20 @@ def encode_items(
     if type(items) is not list and type(items) is not tuple:
         items = list(items)
     encoder = _Encoder()
-    at = start
-    while at < stop:
+    at = last = start
+    error: BaseException | None = None
+    while at < stop and error is None:
         room = max_bytes - encoder.size()
         if room <= 0 and at > start:
             break
-        taken = encoder.put_run(items, at, min(stop, at + max(room, 0) // 8 + 1))
-        if not taken:
-            error = encoder.put_item(items, at)
-            if error is not None:
-                return encoder.segments(), at - start, error
-            taken = 1
+        last = at
+        taken, error = encoder.put_items(items, at, min(stop, at + max(room, 0) // 8 + 1))
         at += taken
-    return encoder.segments(), max(at - start, 0), None
+    try:
+        return encoder.segments(), at - start, error
+    except MemoryError as failure:  # of bytes there is a copy for a while: too much may be the last
+        encoder.take_back()
+        return encoder.segments(), last - start, failure
 
 
 def dumps(obj: object) -> bytes:
@@ -140,6 +144,7 @@ class _Encoder:
         self._done: list[Segment] = []
         self._done_size = 0
         self._keys: dict[str, int] = {}  # C6
+        self._mark = (0, 0, self._out, 0, 0)  # how all was before the item (C4)
         self._met: set[int] = set()  # C3: by id, of the item that is being encoded
         self._pickler: _ItemPickler | None = None
 
@@ -147,38 +152,58 @@ class _Encoder:
         return self._done_size + len(self._out)
 
     def segments(self) -> list[Segment]:
-        parts = (*self._done, self._out)
-        return [bytes(part) if type(part) is bytearray else part for part in parts if len(part)]
+        parts: list[Segment] = []
+        for part in (*self._done, self._out):
+            if type(part) is bytearray:
+                parts += self._pieces(part)
+            elif len(part):
+                parts.append(part)
+        return parts
+
+    def _pieces(self, part: bytearray) -> list[bytes]:
+        """What was put together, as bytes; in two if the last item begins in there (C10)."""
+        _, _, out, cut, _ = self._mark
+        if part is not out or not cut or len(part) - cut < SEGMENT_MIN:
+            return [bytes(part)] if part else []
+        with memoryview(part) as view:
+            return [bytes(view[:cut]), bytes(view[cut:])]
 
     # -- items ---------------------------------------------------------------------------------
 
-    def put_item(self, items: Sequence[object], at: int) -> BaseException | None:
-        """Encode one item, or return its failure."""
-        mark = self._mark()
+    def put_items(
+        self, items: Sequence[object], at: int, stop: int
+    ) -> tuple[int, BaseException | None]:
+        """Encode the next item, or all of the next run; how many these are, or why it fails."""
+        self.mark()
         try:
-            item = items[at]
-            self._met.clear()
-            try:
-                self._put(item, 0)
-            except _ForeignError:
-                self._take_back(*mark)
-                self._put_pickle(item)
+            taken = self.put_run(items, at, stop)
+            if not taken:
+                self._put_item(items[at])
+                taken = 1
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - it ran user code: C4
-            self._take_back(*mark)
-            return error
-        return None
+            self.take_back()
+            return 0, error
+        return taken, None
 
-    def _mark(self) -> tuple[int, int, bytearray, int, int]:
-        return len(self._done), self._done_size, self._out, len(self._out), len(self._keys)
+    def _put_item(self, item: object) -> None:
+        self._met.clear()
+        try:
+            self._put(item, 0)
+        except _ForeignError:
+            self.take_back()
+            self._put_pickle(item)
 
-    def _take_back(
-        self, parts: int, done_size: int, out: bytearray, size: int, key_count: int
-    ) -> None:
-        """C4: be as at the time of the mark."""
-        del self._done[parts:], out[size:]
-        self._out, self._done_size = out, done_size
+    def mark(self) -> None:
+        """The next item begins here."""
+        parts, keys = len(self._done), len(self._keys)
+        self._mark = parts, self._done_size, self._out, len(self._out), keys
+
+    def take_back(self) -> None:
+        """C4: be as before the item."""
+        parts, self._done_size, self._out, size, key_count = self._mark
+        del self._done[parts:], self._out[size:]
         while len(self._keys) > key_count:
             self._keys.popitem()
 
@@ -218,17 +243,20 @@ class _Encoder:
             self._put_container(kind, value, depth + 1)
 
     def _put_container(self, kind: type, value: Any, depth: int) -> None:
+        """Put one that can change as it is now, whatever a thread or a finalizer makes of it."""
         if kind is dict:
             self._meet(value)
             self._put_dict(value, depth)
         elif kind is list or kind is tuple:
             self._meet(value, kind is list or value)
-            self._put_size(LIST if kind is list else TUPLE, len(value))
-            self._put_sequence(value, depth)
+            members = [*value] if kind is list else value
+            self._put_size(LIST if kind is list else TUPLE, len(members))
+            self._put_sequence(members, depth)
         elif kind is set or kind is frozenset:
             self._meet(value, kind is set or value)
-            self._put_size(SET if kind is set else FROZENSET, len(value))
-            for member in value:
+            members = [*value]
+            self._put_size(SET if kind is set else FROZENSET, len(members))
+            for member in members:
                 self._put(member, depth)
         else:
             raise _ForeignError("of a type without a tag")
@@ -241,8 +269,9 @@ class _Encoder:
             self._met.add(id(value))
 
     def _put_dict(self, value: dict[Any, Any], depth: int) -> None:
-        self._put_size(DICT, len(value))
-        for key, member in value.items():
+        pairs = {**value}
+        self._put_size(DICT, len(pairs))
+        for key, member in pairs.items():
             if type(key) is str:
                 self._put_key(key)
             else:
@@ -342,18 +371,14 @@ class Payload(_Encoder):
                     data = pack_int(tag, item)
                     self._out += data
                     return data
-        mark = self._mark()
-        self._met.clear()
+        self.mark()
+        size = len(self._out)
         try:
-            try:
-                self._put(item, 0)
-            except _ForeignError:
-                self._take_back(*mark)
-                self._put_pickle(item)
+            self._put_item(item)
+            return b"" if self._done else self._out[size:]
         except BaseException:
-            self._take_back(*mark)
+            self.take_back()
             raise
-        return b"" if self._done else self._out[mark[3] :]
 
 
 class _ItemPickler:

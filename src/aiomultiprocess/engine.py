@@ -38,7 +38,7 @@ from typing import Any
 
 from . import _loops, backend, remote
 from .feeds import Calls, Router, Share
-from .frames import CorruptHeaderError, Kind, Mode
+from .frames import CorruptHeaderError, Kind, Mode, as_bytes
 from .functions import FunctionTable
 from .jobs import Job
 from .queues import Queue
@@ -154,9 +154,9 @@ class Engine:
         elif kind == Kind.READY:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
-            self._break(remote.load_exception(payload, backend.loads))
+            self._break(remote.load_exception(as_bytes(payload), backend.loads))
         elif kind == Kind.LEAVING:
-            threads = str(payload, "utf-8", "replace")
+            threads = str(as_bytes(payload), "utf-8", "replace")
             worker.begin_exit(threads, lambda: self._on_lingering(worker))
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from a worker")

@@ -14,6 +14,9 @@ F4  A payload that is too large to be handed over from where it arrives, and has
     Then `parts` says how many, and between header and payload stand their sizes, eight bytes each
     and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values
     are filled from the channel, and not from a copy of the payload.
+F5  A payload for which there is no memory arrives without it, and its channel goes on: it is
+    `Parts` in which the size of what is missing stands for a segment, and the rest of that segment
+    is received and dropped. So what cannot be held fails its own tasks and no others.
 
 Used by both engines and by the transports. Imports nothing of ours: a fresh worker loads it first.
 """
@@ -49,11 +52,15 @@ Segment: TypeAlias = bytes | bytearray | memoryview
 
 
 class Parts:
-    """A payload in segments (F4). Like a view of the whole it has a length, and makes bytes."""
+    """A payload in segments (F4). Like a view of the whole it has a length, and makes bytes.
+
+    An int is the size of a segment for which there was no memory (F5): then MemoryError is raised
+    for the bytes of the whole.
+    """
 
     __slots__ = ("_length", "segments")
 
-    def __init__(self, segments: list[bytes | bytearray], length: int) -> None:
+    def __init__(self, segments: list[bytes | bytearray | int], length: int) -> None:
         self.segments = segments
         self._length = length
 
@@ -61,7 +68,23 @@ class Parts:
         return self._length
 
     def __bytes__(self) -> bytes:
-        return b"".join(self.segments)
+        return b"".join(map(_present, self.segments))
+
+
+def _present(segment: bytes | bytearray | int) -> bytes | bytearray:
+    if isinstance(segment, int):
+        raise MemoryError(f"there is no memory for {segment} bytes")
+    return segment
+
+
+def size_of(segment: bytes | bytearray | int) -> int:
+    """How many bytes a segment has, or would have (F5)."""
+    return segment if isinstance(segment, int) else len(segment)
+
+
+def as_bytes(payload: Payload) -> bytes | memoryview:
+    """A payload to be read as a whole. MemoryError if there was no memory for it (F5)."""
+    return payload if isinstance(payload, memoryview) else bytes(payload)
 
 
 #: What a handler is given.
@@ -90,6 +113,7 @@ class Kind(IntEnum):
     ERROR = 19  # ident: chunk, offset: item; payload: the exception
     WANT = 20  # count: free slots; nothing waits here
     LEAVING = 21  # no more items run, the process is about to exit; payload: what may hold it
+    REFUSED = 22  # as ERROR, of an item or function for which the worker has no memory
 
 
 class Mode(IntEnum):
@@ -165,8 +189,24 @@ class Growing:
         return self._bytearray if self._bytes is None else self._bytes.getvalue()
 
 
+class Dropped:
+    """What a `Growing` would be if there were memory for it: its pieces are dropped (F5)."""
+
+    def __init__(self, size: int, missing: int) -> None:
+        self.missing = missing
+        self._size = size
+
+    def add(self, piece: memoryview) -> None:
+        """Drop a piece."""
+        self.missing -= len(piece)
+
+    def take(self) -> int:
+        """The size, in place of the object."""
+        return self._size
+
+
 class Growth(Protocol):
-    """Either `Growing`."""
+    """Either `Growing`, or `Dropped`."""
 
     @property
     def missing(self) -> int:
@@ -175,7 +215,7 @@ class Growth(Protocol):
     def add(self, piece: memoryview, /) -> None:
         """Append a piece."""
 
-    def take(self) -> bytes | bytearray:
+    def take(self) -> bytes | bytearray | int:
         """The object, if nothing is missing."""
 
 
@@ -191,8 +231,10 @@ class Assembly:
         self._grow = grow
         self._data = bytearray()
         self._sizes: list[int] = []  # of the parts to come, the last first
-        self._parts: list[bytes | bytearray] = []
+        self._parts: list[bytes | bytearray | int] = []
         self._part: Growth | None = None
+        self._part_size = 0
+        self._dropped = False  # F5: of a payload that is one view
         self._in_parts = False
         self._filled = 0
         self._length = 0
@@ -212,6 +254,7 @@ class Assembly:
         self._length = length
         self._filled = 0
         self._parts, self._part = [], None
+        self._dropped = False
         self._in_parts = len(sizes) > 0
         self._sizes = list(unpack(f"<{len(sizes) // PART_SIZE}Q", sizes))[::-1]
         if self._in_parts:
@@ -229,13 +272,20 @@ class Assembly:
             raise CorruptHeaderError(f"more than the {self._length} bytes that were announced")
         if self._in_parts:
             self._add_to_parts(piece)
-        elif end <= len(self._data):
+        elif not self._dropped:
+            self._add_to_data(piece, end)
+        self._filled = end
+
+    def _add_to_data(self, piece: memoryview, end: int) -> None:
+        if end <= len(self._data):
             with memoryview(self._data) as data:
                 data[self._filled : end] = piece
-        else:
+            return
+        try:
             del self._data[self._filled :]
             self._data += piece
-        self._filled = end
+        except MemoryError:  # F5
+            self._dropped, self._data = True, bytearray()
 
     def _add_to_parts(self, piece: memoryview) -> None:
         at = 0
@@ -243,16 +293,35 @@ class Assembly:
             part = self._part or self._next_part()
             end = min(len(piece), at + part.missing)
             with piece[at:end] as some:
-                part.add(some)
+                part = self._add_to_part(part, some)
             at = end
             if not part.missing:
-                self._parts.append(part.take())
-                self._part = None
+                self._end_part(part)
+
+    def _add_to_part(self, part: Growth, piece: memoryview) -> Growth:
+        missing = part.missing
+        try:
+            part.add(piece)
+        except MemoryError:  # F5
+            part = Dropped(self._part_size, missing - len(piece))
+        self._part = part
+        return part
+
+    def _end_part(self, part: Growth) -> None:
+        try:
+            taken = part.take()
+        except MemoryError:  # F5
+            taken = self._part_size
+        self._parts.append(taken)
+        self._part = None
 
     def _next_part(self) -> Growth:
         size = self._sizes.pop()
-        self._part = self._grow(size & ~WRITABLE, size >= WRITABLE)
-        return self._part
+        self._part_size = size & ~WRITABLE
+        try:
+            return self._grow(self._part_size, size >= WRITABLE)
+        except MemoryError:  # F5
+            return Dropped(self._part_size, self._part_size)
 
     def deliver(self, handler: Handler) -> None:
         """Hand the frame over."""
@@ -262,6 +331,9 @@ class Assembly:
         self._length = self._filled = 0
         if self._in_parts:
             self._deliver_parts(handler, length)
+            return
+        if self._dropped:
+            handler(*self._fields, Parts([length], length))
             return
         data = self._data
         if len(data) > KEEP:

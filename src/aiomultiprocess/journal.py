@@ -97,7 +97,10 @@ class Journal:
         return self._fits
 
     def take(self) -> tuple[int, int, int, Sequence[Segment]]:
-        """Close the entry: chunk, first item, number of items, and the payload to be sent."""
+        """Close the entry: chunk, first item, number of items, and the payload to be sent.
+
+        Where there is no memory for the payload, MemoryError: the entry is closed all the same.
+        """
         payload, self._payload = self._open_payload(), None
         if self._count:
             word = _aligned(self._end) // 8
@@ -105,6 +108,10 @@ class Journal:
             self._words[word + _LENGTH] = self._at - 8 * word - _HEAD
             self._end = self._at
         return *self._place, self._items, payload.segments()
+
+    def place(self) -> tuple[int, int, int]:
+        """Chunk, first item and number of items of the entry that is or was open last."""
+        return *self._place, self._items
 
     def put(
         self, kind: int, ident: int, offset: int, count: int, payload: Sequence[Segment]

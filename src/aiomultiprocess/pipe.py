@@ -116,6 +116,17 @@ class Outbox:
             self.queue.append(self.tail)
             self.tail = bytearray()
 
+    def mark(self) -> tuple[int, bytearray, int]:
+        """Where the next frame begins, for `take_back`."""
+        return len(self.queue), self.tail, len(self.tail)
+
+    def take_back(self, segments: int, tail: bytearray, size: int) -> None:
+        """Drop all of a frame that could be added in part only; nothing of it is written yet."""
+        while len(self.queue) > segments:
+            self.queue.pop()
+        self.tail = tail
+        del tail[size:]
+
     def next(self) -> list[Segment]:
         """The segments to write next, a few of them."""
         self._seal()
@@ -266,10 +277,15 @@ class PipeLink(Endpoint):
         # first, as it may be too much for memory: then nothing of the frame is here
         payload = [lasting(segment) for segment in payload]
         outbox = self._outbox
-        outbox.tail += _pack(kind, flags, parts, count, ident, offset, function, size)
-        outbox.tail += sizes
-        for segment in payload:
-            outbox.add(segment)
+        mark = outbox.mark()
+        try:
+            outbox.tail += _pack(kind, flags, parts, count, ident, offset, function, size)
+            outbox.tail += sizes
+            for segment in payload:
+                outbox.add(segment)
+        except MemoryError:
+            outbox.take_back(*mark)
+            raise
         if size + len(outbox.tail) >= EAGER:
             self.flush()
 

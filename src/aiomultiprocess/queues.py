@@ -40,13 +40,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from . import _legacy, backend, journal, remote
-from .chunks import Chunk, explain_item, explain_loss, explain_result, explain_star, settle_each
+from .chunks import Chunk, explain_each, explain_item, explain_loss, explain_star, settle_each
 from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
-from .frames import CorruptHeaderError, Kind, Mode
+from .frames import CorruptHeaderError, Kind, Mode, as_bytes
 from .functions import Function
 from .sources import INTERRUPTS
 from .suspects import Suspect, Suspects
+from .types import brief
 
 if TYPE_CHECKING:
     from .workers import PoolWorker
@@ -58,7 +59,8 @@ DEATHS_BEFORE_START = 3
 LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at the most (Q6)
 PRESSED_FOR = 0.05  # seconds for which one call that had to wait tells of more (K6)
 # as plain numbers: to compare with an enum's member takes long
-CHUNK, RESULTS, ERROR = int(Kind.CHUNK), int(Kind.RESULTS), int(Kind.ERROR)
+CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
+ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
 LEAVING = int(Kind.LEAVING)
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
@@ -385,12 +387,10 @@ class Queue:
             return  # everything is settled already
         errors: dict[int, BaseException] | None = None
         if kind == RESULTS:
-            values, failures = decode_items(payload, count)
-            if failures:
-                errors = {at: explain_result(error) for at, error in failures.items()}
-        elif kind == ERROR:
+            values, errors = decode_items(payload, count)
+        elif kind in (ERROR, REFUSED):
             count, values = 1, [None]
-            errors = {0: remote.load_exception(payload, backend.loads)}
+            errors = {0: load_error(payload)}
         else:
             on_notice(worker, kind, count, payload)
             return
@@ -413,6 +413,7 @@ class Queue:
         if errors is None:
             feed.deliver(slots, values, len(payload))
         else:
+            errors = explain_each(kind, errors, feed, slots)
             explain_star(chunk, offset, errors)
             settle_each(feed, slots, values, errors, len(payload) // count)
 
@@ -449,9 +450,9 @@ class Queue:
 
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""
-        with worker.link.journal as memory:
-            left = bytes(memory)  # its last entry may end the pool, which closes the link
         try:
+            with worker.link.journal as memory:
+                left = bytes(memory)  # its last entry may end the pool, which closes the link
             for entry in journal.read(memoryview(left)):
                 self._hear_entry(worker, *entry)
         except Exception as error:  # whatever it is, no more of it can be believed
@@ -474,7 +475,7 @@ class Queue:
             raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {ident}")
         if not chunk.unreported(offset, end):
             return
-        if kind == ERROR and count != 1:
+        if kind in (ERROR, REFUSED) and count != 1:
             raise CorruptHeaderError(f"one error of {count} tasks")
         self.on_frame(worker, refuse_entry, kind, 0, count, ident, offset, 0, payload)
 
@@ -500,6 +501,14 @@ def level_of(held: list[int], tasks: int) -> int:
         if count < len(held) and level <= held[count]:
             break
     return level
+
+
+def load_error(payload: Any) -> BaseException:
+    """What an item has raised, or MemoryError if that is too large to be had here."""
+    try:
+        return remote.load_exception(as_bytes(payload), backend.loads)
+    except MemoryError as error:
+        return MemoryError(f"an exception from a worker does not fit into memory ({brief(error)})")
 
 
 def refuse_entry(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _tasks, backend
+from .frames import Payload, as_bytes
 
 #: What helps where a function cannot be had; CPython says which one.
 NOT_FOUND = (
@@ -19,10 +20,14 @@ NOT_FOUND = (
 )
 
 
-def load_function(payload: memoryview) -> Callable[..., Any]:
+def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]:
     """The function of a FUNCTION frame, or a stand-in that raises why it cannot be had."""
     try:
-        function: Callable[..., Any] = backend.loads(payload)
+        if stateful:
+            return Stateful(payload)
+        function: Callable[..., Any] = backend.loads(as_bytes(payload))
+    except MemoryError as error:
+        return Unloadable(error)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
         _add_note(error, NOT_FOUND)
         return Unloadable(error)
@@ -37,6 +42,8 @@ def _add_note(error: BaseException, note: str) -> None:
 
 def raise_error(error: BaseException) -> None:
     """Stands in for the function of an item that cannot be run."""
+    if isinstance(error, MemoryError):  # several items may have it, and each `raise` adds to it
+        BaseException.with_traceback(error, None)
     try:
         raise error
     finally:
@@ -46,7 +53,7 @@ def raise_error(error: BaseException) -> None:
 class Stateful:
     """A function with state that items might change: each gets a fresh copy (functions.py)."""
 
-    def __init__(self, payload: memoryview) -> None:
+    def __init__(self, payload: Payload) -> None:
         self.payload = bytes(payload)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -63,7 +63,7 @@ def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
     return _raisable(*loads(payload))
 
 
-def original_of(proxy: ProxyException) -> BaseException:
+def original_of(proxy: BaseException) -> BaseException:
     """What was raised in the worker; `proxy` itself if that could not be rebuilt."""
     cause: BaseException | None = _field("__cause__").__get__(proxy)
     return proxy if cause is None else cause

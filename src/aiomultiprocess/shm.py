@@ -18,6 +18,8 @@ S4  The bell is cleared before the rings are read, and before a link is asked wh
     asleep, else it could swallow a ring in between.
 S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
+S6  Memory for what of a frame may have to wait is there before its first byte is written: the other
+    side would wait for the rest of a frame that is begun. Without it, nothing of the frame is sent.
 
 Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
 and one of each worker. Both carry both messages, "there is data" and "there is room".
@@ -71,12 +73,19 @@ _pack, _unpack = HEADER.pack, HEADER.unpack_from
 class Parcel:
     """A frame in the outbox, and how much of it is written."""
 
-    __slots__ = ("offset", "segments", "size")
+    __slots__ = ("offset", "reserved", "segments", "size")
 
     def __init__(self, segments: Sequence[Segment], size: int) -> None:
         self.segments = segments
         self.size = size  # of all segments, the header's too
         self.offset = 0
+        self.reserved: list[bytes] = []
+
+    def reserve(self) -> None:
+        """Get the memory that `settle` may need, now that nothing is written (S6)."""
+        for segment in self.segments:
+            if not is_constant(segment):
+                self.reserved.append(growing.reserve(len(segment)))
 
     def settle(self) -> None:
         """Copy what is not written yet and may change, and let go of what may (T10)."""
@@ -85,9 +94,11 @@ class Parcel:
             end = begin + len(segment)
             if not is_constant(segment):
                 written = max(begin, min(end, self.offset))
-                segments[at] = growing.snapshot(segment, written - begin)
+                reserved = self.reserved.pop(0) if self.reserved else None
+                segments[at] = growing.snapshot(segment, written - begin, reserved)
             begin = end
         self.segments = segments
+        self.reserved = []
 
 
 class Porch:
@@ -232,6 +243,8 @@ class ShmLink(Endpoint):
             self._break_soon(error)
 
     def _defer(self, parcel: Parcel) -> None:
+        if self._outbox or parcel.size > self._producer.free():
+            parcel.reserve()
         self._outbox.append(parcel)
         try:
             if not self.congested:

@@ -29,7 +29,9 @@ T6  `on_room`, `on_drained`, `on_broken` and the handler are called from callbac
 T7  A link breaks once: when the channel holds what no peer of ours can have written, or when a
     callback raises, since then a frame was lost and a task would hang. It hands over nothing more,
     drops what it is given, and tells `on_broken` why. Not so for KeyboardInterrupt and SystemExit:
-    they pass through the loop, and the link goes on if the loop does.
+    they pass through the loop, and the link goes on if the loop does. Nor for a payload that is too
+    large for memory: where it arrives, its frame says so (frames.py, F5), and where it is sent,
+    `send` raises MemoryError and has sent nothing of it.
 T8  After `close`, which may be called at any moment and any number of times, no callback comes and
     all other calls do nothing.
 T9  Death is told by the process's exit, not by the channel. A peer that has gone only means that
@@ -104,7 +106,8 @@ class Link(Protocol):
         function: int = 0,
         payload: Sequence[Segment] = (),
     ) -> None:
-        """Accept a frame. ValueError if its payload is over `frames.MAX_PAYLOAD`."""
+        """Accept a frame. ValueError if its payload is over `frames.MAX_PAYLOAD`, MemoryError if a
+        copy that it needs is too much for memory (T10): then nothing was sent."""
 
     def flush(self) -> None:
         """Let the other side see what was sent, and wake it if it sleeps."""

@@ -1,0 +1,74 @@
+/* A bytes object in the making grows, or stays as it is.
+ *
+ * `_PyBytes_Resize` frees the object that it cannot resize. An encoder that has no memory for one
+ * value still holds those before it, so these functions leave the object alone where they fail. */
+
+#ifndef AMP_BLOCK_H
+#define AMP_BLOCK_H
+
+#include <Python.h>
+#include <stddef.h>
+#include <string.h>
+
+#define AMP_BYTES_HEAD ((Py_ssize_t)offsetof(PyBytesObject, ob_sval) + 1) /* and the closing zero */
+#define AMP_BYTES_MOST (PY_SSIZE_T_MAX - AMP_BYTES_HEAD)
+
+static inline int amp_try_resize(PyObject **bytes, Py_ssize_t size)
+{
+#ifdef Py_TRACE_REFS /* such a build has a list of all objects: none may be moved */
+    PyObject *resized = PyBytes_FromStringAndSize(NULL, size);
+    if (resized == NULL) {
+        PyErr_Clear();
+        return -1;
+    }
+    memcpy(PyBytes_AS_STRING(resized), PyBytes_AS_STRING(*bytes), Py_MIN(size, Py_SIZE(*bytes)));
+    Py_DECREF(*bytes);
+#else
+    PyObject *resized = (PyObject *)PyObject_Realloc(*bytes, (size_t)(AMP_BYTES_HEAD + size));
+    if (resized == NULL)
+        return -1;
+    Py_SET_SIZE((PyVarObject *)resized, size);
+    PyBytes_AS_STRING(resized)[size] = 0;
+#endif
+    *bytes = resized;
+    return 0;
+}
+
+/* Make `*bytes`, to which there is one reference, `size` bytes long. -1 and MemoryError: it is as
+ * it was. */
+static inline int amp_bytes_resize(PyObject **bytes, Py_ssize_t size)
+{
+    if (size < 0 || size > AMP_BYTES_MOST || amp_try_resize(bytes, size) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    return 0;
+}
+
+/* A bytearray of `size` bytes. `PyByteArray_FromStringAndSize` drops one that it has not made whole,
+ * without a memory for its bytes, and that prints a SystemError about what it happens to hold. */
+static inline PyObject *amp_bytearray(Py_ssize_t size)
+{
+    PyObject *array = PyByteArray_FromStringAndSize(NULL, 0);
+    if (array != NULL && PyByteArray_Resize(array, size) < 0)
+        Py_CLEAR(array);
+    return array;
+}
+
+/* Make room for `more` bytes behind the first `used`: twice the size if that can be had, or else
+ * what is needed. The new size; -1 and MemoryError: it is as it was. */
+static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(PyObject **bytes, Py_ssize_t used, Py_ssize_t more)
+{
+    Py_ssize_t least, size = Py_SIZE(*bytes);
+    if (more < 0 || more > AMP_BYTES_MOST - 64 - used) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    least = used + more + 64;
+    size = size > AMP_BYTES_MOST / 2 ? AMP_BYTES_MOST : 2 * size;
+    if (size > least && amp_try_resize(bytes, size) == 0)
+        return size;
+    return amp_bytes_resize(bytes, least) < 0 ? -1 : least;
+}
+
+#endif /* AMP_BLOCK_H */

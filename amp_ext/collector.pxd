@@ -1,0 +1,41 @@
+"""No garbage collection while values are handled as borrowed pointers, or have members missing.
+
+On CPython 3.11 an allocation may start a collection, which runs finalizers and `gc.callbacks`: code
+that can change the container that is encoded, or look at one that is not filled yet. From 3.12 on a
+collection starts between two instructions of Python code only, and so never in here. The GIL is
+held from `pause` to `resume`: no other thread can notice, or miss a collection.
+
+Only what makes or visits a container asks for a pause, and keeps it for those that follow: each
+costs some nanoseconds, and plain values allocate nothing that a collector counts.
+"""
+
+cdef extern from *:
+    """
+    #include <Python.h>
+    #if PY_VERSION_HEX < 0x030C0000
+    #define amp_pause_collector() PyGC_Disable()
+    #define amp_resume_collector(enabled) do { if (enabled) PyGC_Enable(); } while (0)
+    #else
+    #define amp_pause_collector() 0
+    #define amp_resume_collector(enabled) (void)(enabled)
+    #endif
+    """
+    bint amp_pause_collector() noexcept
+    void amp_resume_collector(bint enabled) noexcept
+
+cdef struct Pause:
+    bint lasts
+    bint collects  # whether garbage was collected before, and is to be afterwards
+
+
+cdef inline void pause(Pause *pause) noexcept:
+    """Collect no garbage until `resume`."""
+    if not pause.lasts:
+        pause.collects = amp_pause_collector()
+        pause.lasts = True
+
+
+cdef inline void resume(Pause *pause) noexcept:
+    if pause.lasts:
+        pause.lasts = False
+        amp_resume_collector(pause.collects)

@@ -1,0 +1,128 @@
+"""Memory that runs out, for scripts and workers of tests: by a limit of the kernel, or by a count."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+#: After so many refusals that nothing minded, there are no allocations left.
+IN_PEACE = 50
+
+
+def address_space() -> int:
+    """Bytes of address space that this process has mapped."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def limited(room: int) -> Iterator[None]:
+    """Let this process map `room` bytes more, and no more than that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def limit_worker(room: int) -> None:
+    """An initializer: `limited` for as long as the worker lives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, hard))
+
+
+def attempt(call: Callable[[], Any], start: int, stop: int) -> Any:
+    """What `call` returns while allocations `start` to `stop` (0: all from there on) are refused.
+
+    The MemoryError, if it raises one.
+    """
+    import _testcapi
+
+    _testcapi.set_nomemory(start, stop)
+    try:
+        return call()
+    except MemoryError as error:
+        return error
+    finally:
+        _testcapi.remove_mem_hooks()
+
+
+def each_refusal(call: Callable[[], Any], check: Callable[[Any], None], forever: bool) -> int:
+    """Refuse one allocation of `call` after the other, and `forever`: with all that follow, too.
+
+    Each outcome is given to `check`. Returns how many were refused. CPython itself cannot go on
+    without any memory: what is written in Python is only refused one at a time.
+    """
+    at = in_peace = 0
+    while in_peace < IN_PEACE:
+        outcome = attempt(call, at, at + 1)
+        check(outcome)
+        if forever:
+            outcome = attempt(call, at, 0)
+            check(outcome)
+        in_peace = in_peace + 1 if settled(outcome) else 0
+        at += 1
+    return at - IN_PEACE
+
+
+def settled(outcome: Any) -> bool:
+    """Whether nothing of an outcome failed: a codec tells of failures in what it returns."""
+    if isinstance(outcome, MemoryError):
+        return False
+    return not (isinstance(outcome, tuple) and outcome[-1])
+
+
+# -- what runs in workers, and is too large for some process ---------------------------------------
+
+
+class Holder:
+    """Is pickled, with all that it holds."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def make(kind: str, size: int) -> Any:
+    """A value of about `size` bytes, for each of the ways by which values travel."""
+    if kind == "bytes":  # a segment
+        return bytes(size)
+    if kind == "text":  # a part of the block
+        return "x" * size
+    if kind == "array":  # a buffer that can change
+        import numpy as np
+
+        return np.ones(size, "u1")
+    if kind == "pickle":
+        return Holder("x" * size)
+    if kind == "numbers":
+        return [0.5] * (size // 8)
+    assert kind == "many parts"
+    return [bytes(MIB) for _ in range(size // MIB)]
+
+
+def kind_of(value: Any) -> str:
+    return type(value).__name__
+
+
+def kind_of_second(_: Any, value: Any) -> str:
+    return type(value).__name__
+
+
+def large_or_small(kind: str) -> Any:
+    return kind if kind == "small" else make(kind, 128 * MIB)
+
+
+def most_of_memory(kind: str) -> Any:
+    """What leaves too little of what `limit_worker` has left for a copy."""
+    return kind if kind == "small" else make(kind, 64 * MIB)
+
+
+def raise_large(size: int) -> int:
+    if size:
+        raise ValueError("x" * size)
+    return size
