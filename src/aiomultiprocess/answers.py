@@ -19,7 +19,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import backend, journal, remote
+from ._tasks import UnsendableError
 from .frames import Kind
+from .remote import Stage
+from .types import brief, import_hint, shown
 
 if TYPE_CHECKING:
     from .transport import Link
@@ -78,14 +81,17 @@ class Answers:
         if not fits:
             self.publish()
 
-    def fail(self, ident: int, offset: int, error: BaseException) -> None:
-        """Answer one item by an error: its own, or one that its result has met."""
+    def fail(
+        self, ident: int, offset: int, error: BaseException, stage: Stage | None = None
+    ) -> None:
+        """Answer one item by an error: its own, or one that was met on its way at `stage`."""
         if self._exception_handler is not None:
             try:
                 self._exception_handler(error)
-            except BaseException:  # the item's own error is what counts
-                log.exception("exception_handler failed")
-        payload = [remote.dump_exception(error, backend.dumps)]
+            except BaseException as failure:  # the item's own error is what counts
+                remote.without_our_frames(failure)
+                log.exception("exception_handler failed, called with %s", shown(error))
+        payload = [_dumped(error, stage)]
         self._send_added()  # the journal takes one entry at a time
         fits = self._journal.put(Kind.ERROR, ident, offset, 1, payload)
         self._link.send(Kind.ERROR, ident=ident, offset=offset, payload=payload)
@@ -115,4 +121,13 @@ class Answers:
                 )
                 offset, count = offset + kept, count - kept
         for at in range(offset, offset + count):
-            self.fail(ident, at, error)
+            self.fail(ident, at, error, Stage.SENDING)
+
+
+def _dumped(error: BaseException, stage: Stage | None) -> bytes:
+    if type(error) is UnsendableError:
+        return remote.dump_exception(
+            error.__cause__ or error, backend.dumps, Stage.RESULT, str(error)
+        )
+    detail = "" if stage is None else f"({brief(error)}){import_hint(error)}"
+    return remote.dump_exception(error, backend.dumps, stage, detail)

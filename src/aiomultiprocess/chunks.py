@@ -7,11 +7,13 @@ one, and how an error that is met on the way is told to the caller.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .feeds import Feed, Slots
 from .frames import CorruptHeaderError
-from .types import ProxyException, WorkerLostError, brief
+from .remote import Failure, Stage, without_our_frames
+from .types import ProxyException, WorkerLostError, brief, import_hint, shown
 
 if TYPE_CHECKING:
     from .suspects import Suspect
@@ -54,34 +56,73 @@ def settle_each(
     feed: Feed | Suspect,
     slots: Slots,
     values: list[Any],
-    errors: dict[int, BaseException],
+    errors: Mapping[int, BaseException | Failure],
     size: int,
 ) -> None:
     """Settle tasks of which some have failed, those at the offsets in `errors`."""
     for at, slot in enumerate(slots):
         if at in errors:
-            feed.fail(slot, errors[at])
+            feed.fail(slot, explain(errors[at], feed, slot))
         else:
             feed.deliver([slot], [values[at]], size)
 
 
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> pickle.PicklingError:
+# -- errors that a function did not raise ----------------------------------------------------------
+
+
+def explain_item(
+    error: BaseException, feed: Feed | Suspect, slot: Any, item: Any
+) -> pickle.PicklingError:
     """Say which item it was that could not be sent, and why."""
-    which = f"item {slot}" if isinstance(slot, int) else "an argument"
+    hint = "" if issubclass(type(error), MemoryError) else f"; pass plain data, not {shown(item)}"
     refusal = pickle.PicklingError(
-        f"{which} of a call of {feed.function.label} cannot be sent to a worker ({brief(error)})"
+        f"{_item(feed, slot)} cannot be sent to a worker ({brief(error)}){hint}"
     )
+    without_our_frames(error)
     refusal.__cause__ = error
     return refusal
 
 
-def explain_result(error: BaseException) -> ProxyException:
-    """The error of a result that arrived and could not be unpickled."""
-    proxy = ProxyException(f"the result could not be unpickled ({brief(error)})")
+def explain(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> BaseException:
+    """The error of a task that an answer brought, or of an answer that could not be unpickled."""
+    if issubclass(type(error), ProxyException):
+        return error
+    if type(error) is Failure:
+        return _explain_failure(error, feed, slot)
+    proxy = ProxyException(
+        f"the result of {_task(feed, slot)} could not be unpickled in the parent process "
+        f"({brief(error)}){import_hint(error)}"
+    )
+    without_our_frames(error)
     proxy.__cause__ = error
     return proxy
 
 
-def explain_loss(worker: PoolWorker, feed: Feed | Suspect) -> WorkerLostError:
+def _explain_failure(failure: Failure, feed: Feed | Suspect, slot: Any) -> ProxyException:
+    if failure.stage == Stage.FUNCTION:
+        label = feed.function.label
+        return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
+    if failure.stage == Stage.ARGUMENT:
+        item = _item(feed, slot)
+        return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
+    result = f"the result of {_task(feed, slot)}"
+    if failure.stage == Stage.RESULT:
+        message = failure.detail.replace("the result", result, 1)
+        return failure.replaced(pickle.PicklingError(message))
+    return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
+
+
+def explain_loss(worker: PoolWorker, feed: Feed | Suspect, slot: Any) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(feed.function.label, worker.pid, worker.exitcode)
+    return WorkerLostError(_task(feed, slot), worker.pid, worker.exitcode)
+
+
+def _item(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name what a task is called with."""
+    what = f"item {slot}" if isinstance(slot, int) else "an argument"
+    return f"{what} of a call of {feed.function.label}"
+
+
+def _task(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name a task: one of a map by its item, an `apply` by its function."""
+    return _item(feed, slot) if isinstance(slot, int) else feed.function.label

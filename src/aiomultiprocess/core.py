@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from . import _loops, _run
 from ._exits import Exit
 from ._spawn import process_class
+from ._startargs import at_its_caller
 from .functions import (
     check_synchronous,
     checked_sequence,
-    explained,
     is_coroutine_function,
     label_of,
 )
@@ -160,9 +160,7 @@ class Process:
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            parts = vars(unit) | {"loop_initializer": unit.loop}
-            names = ("target", "args", "kwargs", "initializer", "initargs", "loop_initializer")
-            raise explained(error, {name: parts[name] for name in names}) from error
+            raise at_its_caller(error) from error.__cause__
         self._exit = Exit(self.aio_process)
         self._unit = None  # what the child has by now may be large
 
@@ -321,7 +319,8 @@ class Worker(Process):
         return super()._ended()
 
     def _load(self) -> Any:
-        from ._result import load_result
+        from ._result import START_ERROR, load_result
+        from .remote import load_original
 
         assert self._receiver is not None  # the process was started
         self._receiver.pump(limit=sys.maxsize)
@@ -330,7 +329,12 @@ class Worker(Process):
         if incoming.message is None:
             what = self._label if incoming.started else _start_of(self._label)
             raise WorkerLostError(what, self.pid, self.exitcode)
-        return load_result(*incoming.message, self._label)
+        kind, payload = incoming.message
+        if kind == START_ERROR:
+            reason = load_original(payload)
+            what = f"its start, before {self._label} ran: {reason}"
+            raise WorkerLostError(what, self.pid, self.exitcode) from reason
+        return load_result(kind, payload, self._label)
 
 
 def _checked_mapping(name: str, values: object) -> Mapping[str, Any]:

@@ -17,8 +17,7 @@ import itertools
 import pickle
 import types
 import weakref
-from collections.abc import Callable, Mapping
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable
 from typing import Any
 
 from .types import brief
@@ -157,18 +156,3 @@ def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
         return tuple(values)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be a sequence of arguments, not {values!r}") from None
-
-
-def explained(error: Exception, parts: Mapping[str, Any]) -> Exception:
-    """The same kind of error, which names what of `parts` cannot be pickled, and the way out."""
-    for name, part in parts.items():
-        try:
-            ForkingPickler.dumps(part)
-        except RuntimeError:  # "through inheritance": a lock, which travels while a process starts
-            continue
-        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
-            return type(error)(
-                f"{error}: {name} cannot be sent to the process; functions must be importable "
-                'there, from the top level of a module, unless set_start_method("fork") is used'
-            )
-    return error

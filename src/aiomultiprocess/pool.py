@@ -32,6 +32,7 @@ from .engine import CLOSED, OPEN, Engine
 from .frames import Mode
 from .functions import check_synchronous, checked_sequence
 from .jobs import ANOTHER_LOOP, Job, Reader
+from .remote import without_our_frames
 from .scheduler import Scheduler, checked_scheduler
 from .sources import source_of
 from .types import LoopInitializer, ProxyException, QueueID
@@ -101,7 +102,11 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
 
 async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
     """What an `await` waits for: it keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
-    return await results
+    try:
+        return await results
+    except Exception as error:
+        without_our_frames(error)
+        raise
 
 
 class _ResultIterator(AsyncIterator[R]):
@@ -114,7 +119,11 @@ class _ResultIterator(AsyncIterator[R]):
         self._reader = reader
 
     async def __anext__(self) -> R:
-        result: R = await self._reader.next()
+        try:
+            result: R = await self._reader.next()
+        except Exception as error:
+            without_our_frames(error)
+            raise
         return result
 
 
@@ -277,6 +286,9 @@ class Pool:
             return await future
         except asyncio.CancelledError:
             engine.cancel_call(future)
+            raise
+        except Exception as error:
+            without_our_frames(error)
             raise
 
     @overload

@@ -28,12 +28,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import backend, journal, remote
-from .chunks import Chunk, explain_item, explain_loss, explain_result, settle_each
+from .chunks import Chunk, explain_item, explain_loss, settle_each
 from .credit import BURST, MOST_BYTES, PRESSED
 from .feeds import Calls, Feed, Slots
 from .frames import CorruptHeaderError, Kind, Mode
@@ -315,7 +315,7 @@ class Queue:
     ) -> None:
         """Put back what a frame had no room for; the first of it failed, if there is an error."""
         if error is not None:
-            feed.fail(slots[0], explain_item(error, feed, slots[0]))
+            feed.fail(slots[0], explain_item(error, feed, slots[0], items[0]))
             slots, items = slots[1:], items[1:]
         if slots:
             feed.put_back(slots, items)
@@ -346,14 +346,12 @@ class Queue:
         """
         if self._over:
             return  # everything is settled already
-        errors: dict[int, BaseException] | None = None
+        errors: Mapping[int, BaseException | remote.Failure] | None = None
         if kind == RESULTS:
-            values, failures = decode_items(payload, count)
-            if failures:
-                errors = {at: explain_result(error) for at, error in failures.items()}
+            values, errors = decode_items(payload, count)
         elif kind == ERROR:
             count, values = 1, [None]
-            errors = {0: remote.load_exception(payload, backend.loads)}
+            errors = {0: remote.load_answer(payload, backend.loads)}
         else:
             on_notice(worker, kind, count, payload)
             return
@@ -406,8 +404,9 @@ class Queue:
                 slots = [chunk.slots[at] for at in rest]
                 self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
         for chunk, at in lost:
-            error = explain_loss(worker, chunk.feed)
-            self.suspects.lose(chunk.feed, chunk.slots[at], chunk.items[at], error)
+            slot = chunk.slots[at]
+            error = explain_loss(worker, chunk.feed, slot)
+            self.suspects.lose(chunk.feed, slot, chunk.items[at], error)
 
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from . import _loops, child
 from ._exits import Descriptor, Exit
 from ._spawn import process_class
+from ._startargs import at_its_caller
 from .core import Process
 from .credit import Credit
 from .frames import Kind
-from .functions import explained
 from .transport import ChildEnd, Handover, Link
 
 if TYPE_CHECKING:
@@ -61,15 +61,6 @@ class WorkerOptions:
         self.initargs = initargs
         self.exception_handler = exception_handler
 
-    def user_parts(self) -> dict[str, Any]:
-        """What the user made of it, by the names of the arguments of `Pool`."""
-        return {
-            "initializer": self.initializer,
-            "initargs": self.initargs,
-            "loop_initializer": self.loop,
-            "exception_handler": self.exception_handler,
-        }
-
 
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
@@ -83,7 +74,6 @@ class PoolWorker(Process):
         self.ready_since = 0.0  # in the loop's time
         self.trusted = True
         self.leaving = False
-        self._user_parts = options.user_parts()
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._parent_fd = _own_pidfd()
@@ -106,7 +96,7 @@ class PoolWorker(Process):
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise explained(error, self._user_parts) from error
+            raise at_its_caller(error) from error.__cause__
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
