@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .feeds import Feed, Slots
 from .frames import CorruptHeaderError
@@ -62,7 +62,7 @@ def settle_each(
     """Settle tasks of which some have failed, those at the offsets in `errors`."""
     for at, slot in enumerate(slots):
         if at in errors:
-            feed.fail(slot, explain(errors[at], feed, slot))
+            feed.fail(slot, _explained(errors[at], feed, slot))
         else:
             feed.deliver([slot], [values[at]], size)
 
@@ -83,12 +83,17 @@ def explain_item(
     return refusal
 
 
-def explain(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> BaseException:
+def _explained(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> ProxyException:
     """The error of a task that an answer brought, or of an answer that could not be unpickled."""
-    if issubclass(type(error), ProxyException):
-        return error
-    if type(error) is Failure:
-        return _explain_failure(error, feed, slot)
+    kind = type(error)  # isinstance would ask the error, which may do anything
+    if kind is Failure:
+        return _explain_failure(cast("Failure", error), feed, slot)
+    if issubclass(kind, ProxyException):
+        return cast("ProxyException", error)
+    return _explain_result(cast("BaseException", error), feed, slot)
+
+
+def _explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> ProxyException:
     proxy = ProxyException(
         f"the result of {_task(feed, slot)} could not be unpickled in the parent process "
         f"({brief(error)}){import_hint(error)}"

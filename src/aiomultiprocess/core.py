@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import _loops, _run
+from . import _loops, _run, remote
 from ._exits import Exit
-from ._spawn import process_class
+from ._spawn import process_class, report_exit
 from ._startargs import at_its_caller
 from .functions import (
     check_synchronous,
@@ -258,6 +258,7 @@ class Worker(Process):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        report_exit(self.aio_process)
         self._receiver: PipeReceiver | ThreadReceiver | None = None
         self._result: tuple[Any] | None = None
 
@@ -291,7 +292,11 @@ class Worker(Process):
         """
         self._listen()
         await super().join(timeout)
-        return self.result
+        try:
+            return self.result
+        except Exception as error:
+            remote.without_our_frames(error)
+            raise
 
     @property
     def result(self) -> Any:
@@ -320,7 +325,6 @@ class Worker(Process):
 
     def _load(self) -> Any:
         from ._result import START_ERROR, load_result
-        from .remote import load_original
 
         assert self._receiver is not None  # the process was started
         self._receiver.pump(limit=sys.maxsize)
@@ -331,9 +335,10 @@ class Worker(Process):
             raise WorkerLostError(what, self.pid, self.exitcode)
         kind, payload = incoming.message
         if kind == START_ERROR:
-            reason = load_original(payload)
-            what = f"its start, before {self._label} ran: {reason}"
-            raise WorkerLostError(what, self.pid, self.exitcode) from reason
+            proxy = remote.load_exception(payload)
+            what = f"its start, before {self._label} ran: {proxy.__cause__ or proxy}"
+            text = remote.RemoteTraceback(str(proxy))
+            raise WorkerLostError(what, self.pid, self.exitcode) from text
         return load_result(kind, payload, self._label)
 
 

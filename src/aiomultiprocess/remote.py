@@ -19,6 +19,7 @@ E4  A type that is not derived from Exception, or that coroutines and generators
 E5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
     its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
+    Notes are printed after the text of what is raised: they are its own, and not in its text.
 E6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
     code for this package, are left out.
 """
@@ -36,7 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
-from .types import ProxyException, TracebackStr
+from .types import ProxyException, TracebackStr, brief
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
@@ -84,26 +85,37 @@ def dump_exception(
 
     With a `stage`, `exc` is what went wrong there, and `detail` what its message needs of it.
     """
+    dumper = _Dumper()
     try:
-        nodes, root = _Dumper().dump(exc)
+        nodes, root = dumper.dump(exc)
     except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; E1
         nodes, root = [], None
-    stages = () if stage is None else (int(stage), detail)
-    payload: bytes = dumps((describe(exc), nodes, root, *stages))
+    message = _Message(*_described(exc), nodes, root, dumper.refusal, stage, detail)
+    payload: bytes = dumps(tuple(message))
     return payload
 
 
 def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
     """The error to raise here for what `dump_exception` was given in a worker."""
-    return _raisable(*loads(payload))
+    return _raisable(_Message(*loads(payload)))
 
 
 def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
     """The same for an error of a task; a `Failure` if that has a stage."""
-    text, nodes, root, *stages = loads(payload)
-    if stages:
-        return Failure(text, _at(_build_up(nodes), root), *stages)
-    return _raisable(text, nodes, root)
+    message = _Message(*loads(payload))
+    if message.stage is None:
+        return _raisable(message)
+    return Failure(message.text, _rebuilt(message)[0], message.stage, message.detail)
+
+
+def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
+    """What was raised in the child, with its traceback; a ProxyException where it is lost."""
+    message = _Message(*loads(payload))
+    original, refusal = _rebuilt(message)
+    if original is None:
+        return _text_only(message, refusal)
+    _end_chain(original, RemoteTraceback(message.text))
+    return original
 
 
 class Failure(NamedTuple):
@@ -116,7 +128,8 @@ class Failure(NamedTuple):
 
     def noted(self, message: str) -> ProxyException:
         """The error, of the type that it has, with a message below its traceback."""
-        return _proxy_of(self.original, f"{self.text}\n{message}")
+        text = f"{self.text}\n{message}"
+        return ProxyException(text) if self.original is None else _proxy_of(self.original, text)
 
     def replaced(self, error: Exception) -> ProxyException:
         """`error` in its place, with it as the cause."""
@@ -125,26 +138,38 @@ class Failure(NamedTuple):
         return _proxy_of(error, f"{self.text}\n{_CAUSED}\n{last}")
 
 
-def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
-    """What was raised in the child, with its traceback; a ProxyException where it is lost."""
-    text, nodes, root = loads(payload)
-    original = _at(_build_up(nodes), root)
-    if original is None:
-        return ProxyException(text)
-    _end_chain(original, RemoteTraceback(text))
-    return original
+class _Message(NamedTuple):
+    """What travels of an exception; a plain tuple on the way."""
+
+    text: TracebackStr
+    notes: list[str]
+    nodes: list[tuple[Any, ...]]
+    root: int | None  # the node of the exception itself
+    refusal: str | None = None  # why it has none
+    stage: int | None = None
+    detail: str = ""
 
 
-def describe(exc: BaseException) -> TracebackStr:
-    """The traceback as Python prints it, whatever the exception does when it is printed (E6)."""
+def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
+    """The traceback as Python prints it (E6), and the notes that it prints after it."""
     try:
         shown = traceback.TracebackException(
             type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
         )
         _leave_out_our_frames(shown)
-        return "".join(shown.format()).rstrip("\n")
+        notes = list(map(str, _notes(exc)))
+        if notes:
+            shown.__notes__ = None
+        return "".join(shown.format()).rstrip("\n"), notes
     except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; E1
-        return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(error).__name__})"
+        name = type(exc).__qualname__
+        return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
+
+
+def _notes(exc: BaseException) -> list[Any]:
+    """The notes of an exception, where they are what `add_note` makes."""
+    notes = vars(exc).get("__notes__")
+    return notes if isinstance(notes, list) else []
 
 
 # -- frames ----------------------------------------------------------------------------------------
@@ -304,6 +329,7 @@ class _Dumper:
         self._rebuilt: list[BaseException] = []
         self._seen: dict[int, int | None] = {}
         self._unlinked: list[tuple[int, BaseException]] = []
+        self.refusal: str | None = None  # why the last exception that has no node has none
 
     def dump(self, exc: BaseException) -> tuple[Nodes, int | None]:
         """The nodes, and the index of that of `exc`."""
@@ -329,7 +355,8 @@ class _Dumper:
     def _add(self, exc: BaseException) -> int | None:
         try:
             node, rebuilt = self._node_of(exc)
-        except BaseException:  # noqa: BLE001 - it runs the user's pickling, which raises anything; E1
+        except BaseException as error:  # noqa: BLE001 - it runs the user's pickling; E1
+            self.refusal = brief(error)
             return None
         index = len(self._nodes)
         self._nodes.append(node)
@@ -402,14 +429,23 @@ def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
     return recipe
 
 
-def _build_up(nodes: Nodes) -> list[BaseException | None]:
-    """The exceptions of `nodes`, linked to each other; None for one that cannot be rebuilt."""
+def _rebuilt(message: _Message) -> tuple[BaseException | None, str | None]:
+    """The exception of a message, linked to the others; or None and why it is lost."""
+    if message.root is None:
+        return None, message.refusal
+    refusals: dict[int, str] = {}
+    return _build_up(message.nodes, refusals)[message.root], refusals.get(message.root)
+
+
+def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | None]:
+    """The exceptions of `nodes`; None, and a refusal, for one that cannot be rebuilt."""
     built: list[Any] = []
-    for node in map(Node._make, nodes):
+    for index, node in enumerate(map(Node._make, nodes)):
         try:
             built.append(_rebuild(node, built))
-        except BaseException:  # noqa: BLE001 - as in _Dumper._add
+        except BaseException as error:  # noqa: BLE001 - as in _Dumper._add
             built.append(None)
+            refusals[index] = brief(error)
     for exc, node in zip(built, map(Node._make, nodes), strict=True):
         if exc is not None:
             _field("__context__").__set__(exc, _at(built, node.context))
@@ -465,19 +501,35 @@ def _remote_of(proxy: ProxyException) -> _Remote:
 
 def _revive(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
     """A copy of a combined exception."""
-    return _raisable(text, nodes, root)
+    return _raisable(_Message(text, [], nodes, root))
 
 
-def _raisable(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
-    return _proxy_of(_at(_build_up(nodes), root), text)
-
-
-def _proxy_of(original: BaseException | None, text: TracebackStr) -> ProxyException:
+def _raisable(message: _Message) -> ProxyException:
+    original, refusal = _rebuilt(message)
     if original is None:
-        return ProxyException(text)
+        return _text_only(message, refusal)
+    return _proxy_of(original, message.text)
+
+
+def _text_only(message: _Message, refusal: str | None) -> ProxyException:
+    proxy = ProxyException(message.text)
+    notes = message.notes
+    if refusal is not None:
+        notes.append(
+            f"Only its text arrived: the exception cannot be pickled and rebuilt ({refusal}). Its "
+            "class must be importable in both processes, and what it holds must be picklable."
+        )
+    if notes:
+        proxy.__notes__ = notes
+    return proxy
+
+
+def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
     proxy = _combine(original, text) or ProxyException(text)
     if isinstance(proxy, SyntaxError):  # E5
         _end_chain(original, RemoteTraceback(text))
+    if _notes(original):
+        vars(proxy)["__notes__"] = vars(original).pop("__notes__")
     _field("__cause__").__set__(proxy, original)
     return proxy
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _loops, child
 from ._exits import Descriptor, Exit
-from ._spawn import process_class
+from ._spawn import process_class, report_exit
 from ._startargs import at_its_caller
 from .core import Process
 from .credit import Credit
@@ -88,6 +88,7 @@ class PoolWorker(Process):
             exception_handler=options.exception_handler,
         )
         self.aio_process = process_class(options.context)(target=child.main, args=(spec,))
+        report_exit(self.aio_process)
 
     def launch(
         self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
