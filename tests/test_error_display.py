@@ -1,4 +1,4 @@
-"""What Python prints of an error of a task: the remote traceback once, and the error itself last."""
+"""What Python prints of a task's error: the remote traceback once, and the error itself last."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def error_of(function: Any, *args: Any) -> Exception:
     raise AssertionError("it returned")
 
 
-def without_context(text: str, frame: str = "line") -> list[str]:
+def without_context(text: str) -> list[str]:
     """The lines that are no code and no mark below it: frames by their function's name."""
     found = []
     for line in text.splitlines():
@@ -185,15 +185,18 @@ async def test_a_log_shows_the_remote_traceback_once(caplog: pytest.LogCaptureFi
 @pytest.mark.row("G69")
 async def test_an_original_that_is_raised_on_is_printed_with_the_remote_traceback() -> None:
     error = await error_of(tracebacks.look_up, "missing")
-    try:
+
+    def raise_original() -> None:
         try:
             raise error
         except ProxyException as proxy:
-            assert proxy.__cause__ is not None
-            raise proxy.__cause__
-    except KeyError as original:
-        assert printed(original).count("in look_up\n") == 1
-        assert printed(original).endswith("\nKeyError: 'missing'\n")
+            raise (proxy.__cause__ or proxy)  # noqa: B904 - as a user may do
+
+    with pytest.raises(KeyError) as caught:
+        raise_original()
+    assert type(caught.value) is KeyError
+    assert printed(caught.value).count("in look_up\n") == 1
+    assert printed(caught.value).endswith("\nKeyError: 'missing'\n")
 
 
 @pytest.mark.row("G69")

@@ -104,6 +104,7 @@ class WorkerSpec:
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - of importing what is the user's: told
             self.loop = self.initializer = self.exception_handler = None
+            self.initargs = ()
             return remote.dump_exception(error, backend.dumps)
         return None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from .feeds import Feed, Slots
-from .frames import CorruptHeaderError
+from .frames import CorruptHeaderError, Mode
 from .remote import Failure, Stage, without_our_frames
 from .types import ProxyException, WorkerLostError, brief, import_hint, shown
 
@@ -74,7 +74,7 @@ def explain_item(
     error: BaseException, feed: Feed | Suspect, slot: Any, item: Any
 ) -> pickle.PicklingError:
     """Say which item it was that could not be sent, and why."""
-    hint = "" if issubclass(type(error), MemoryError) else f"; pass plain data, not {shown(item)}"
+    hint = "" if issubclass(type(error), MemoryError) else f"; pass plain data, not {_shown(feed, item)}"
     refusal = pickle.PicklingError(
         f"{_item(feed, slot)} cannot be sent to a worker ({brief(error)}){hint}"
     )
@@ -120,6 +120,14 @@ def _explain_failure(failure: Failure, feed: Feed | Suspect, slot: Any) -> Proxy
 def explain_loss(worker: PoolWorker, feed: Feed | Suspect, slot: Any) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
     return WorkerLostError(_task(feed, slot), worker.pid, worker.exitcode)
+
+
+def _shown(feed: Feed | Suspect, item: Any) -> str:
+    if feed.mode is not Mode.APPLY:
+        return shown(item)
+    args, kwargs = item
+    values = (*args, *kwargs.values())
+    return shown(values[0] if len(values) == 1 else values)
 
 
 def _item(feed: Feed | Suspect, slot: Any) -> str:

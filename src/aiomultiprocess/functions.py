@@ -76,8 +76,9 @@ class FunctionTable:
         try:
             return self._dumps(func)
         except Exception as error:
+            holds = "" if is_plain(func) else "what it holds must be picklable, and "
             raise pickle.PicklingError(
-                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); "
+                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); {holds}"
                 "it must be importable there: define it at the top level of a module, "
                 "not as a lambda or inside another function"
             ) from error
