@@ -104,6 +104,7 @@ def run(folder: Path, *command: str, source: str = "") -> tuple[str, str]:
         capture_output=True,
         text=True,
         timeout=100,
+        start_new_session=True,  # helpers of multiprocessing outlive it for a moment
     )
     return done.stdout, done.stderr
 
