@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 #: What a session defines, and its attempts to use it; prints one line for each.
-SESSION = '''
+SESSION = """
 import asyncio, sys
 import core_targets, workload
 from aiomultiprocess import Pool, Process, Worker, set_start_method
@@ -72,14 +72,14 @@ async def join_started(self):
     return await self.join()
 
 Worker.join_started = join_started
-'''
+"""
 
-START = '''
+START = """
 for method in sys.argv[1:]:
     set_start_method(method)
     print("method", method)
     asyncio.run(main())
-'''
+"""
 
 NAMES = (
     "function",
@@ -144,7 +144,9 @@ def test_a_program_from_stdin_runs_and_is_told_what_workers_cannot_import(
 @pytest.mark.row("G63")
 def test_an_interactive_session_is_told_what_workers_cannot_import(tmp_path: Path) -> None:
     session = SESSION.replace("\n\n", "\n") + "\nasyncio.run(main())\n"
-    session = re.sub(r"\n(?=(class|async def|def|Worker\.|import|from|asyncio\.) ?)", "\n\n", session)
+    session = re.sub(
+        r"\n(?=(class|async def|def|Worker\.|import|from|asyncio\.) ?)", "\n\n", session
+    )
     out, err = run(tmp_path, "-q", "-i", source=session)
     assert_hinted(out, "\n".join(line for line in err.splitlines() if not line.startswith(">>>")))
 

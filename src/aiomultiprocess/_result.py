@@ -41,6 +41,7 @@ def dump_result(value: object, label: str) -> Any:
     try:
         return ForkingPickler.dumps(value, pickle.HIGHEST_PROTOCOL)
     except Exception as error:  # whatever a __reduce__ of the user's raises
+        remote.without_our_frames(error)
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
             f"({brief(error)}); return plain data, not {shown(value)}"
@@ -54,6 +55,7 @@ def load_result(kind: int, payload: bytearray, label: str) -> Any:
     try:
         return pickle.loads(payload)
     except Exception as error:  # whatever a __setstate__ of the user's raises
+        remote.without_our_frames(error)
         raise pickle.UnpicklingError(
             f"the result of {label} arrived but cannot be unpickled here ({brief(error)})"
             f"{import_hint(error)}"

@@ -71,6 +71,9 @@ class StartArgumentsReceived:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:  # importing a user's module may raise anything
+            from .remote import without_our_frames  # not above: only errors need it
+
+            without_our_frames(error)
             raise pickle.UnpicklingError(
                 f"{name} cannot be unpickled in {self._where} ({brief(error)}){import_hint(error)}"
             ) from error

@@ -74,7 +74,11 @@ def explain_item(
     error: BaseException, feed: Feed | Suspect, slot: Any, item: Any
 ) -> pickle.PicklingError:
     """Say which item it was that could not be sent, and why."""
-    hint = "" if issubclass(type(error), MemoryError) else f"; pass plain data, not {_shown(feed, item)}"
+    hint = (
+        ""
+        if issubclass(type(error), MemoryError)
+        else f"; pass plain data, not {_shown(feed, item)}"
+    )
     refusal = pickle.PicklingError(
         f"{_item(feed, slot)} cannot be sent to a worker ({brief(error)}){hint}"
     )

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .remote import without_our_frames
 from .types import brief
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
@@ -76,6 +77,7 @@ class FunctionTable:
         try:
             return self._dumps(func)
         except Exception as error:
+            without_our_frames(error)
             holds = "" if is_plain(func) else "what it holds must be picklable, and "
             raise pickle.PicklingError(
                 f"{label_of(func)} cannot be sent to a worker ({brief(error)}); {holds}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import weakref
 from collections.abc import (
     AsyncIterable,
@@ -281,7 +282,11 @@ class Pool:
             args = () if args is None else tuple(args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
-        future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+        try:
+            future = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+        except pickle.PicklingError as error:
+            without_our_frames(error)
+            raise
         try:
             return await future
         except asyncio.CancelledError:
@@ -374,7 +379,11 @@ class Pool:
     ) -> PoolResult[Any]:
         engine = self._use()
         retries = natural("retries", retries)
-        function = engine.functions.of(func)
+        try:
+            function = engine.functions.of(func)
+        except pickle.PicklingError as error:
+            without_our_frames(error)
+            raise
         job = Job(
             func, function, mode, engine.on_more, engine.on_settled, retries, loop=engine.loop
         )
