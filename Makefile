@@ -99,11 +99,11 @@ clean:
 
 $(VENV)/.made:
 	@echo "making an environment in $(VENV)"
-	$(PYTHON) -m venv --clear $(VENV)
-	mkdir $(VENV)/build
-	printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
+	@$(PYTHON) -m venv --clear $(VENV)
+	@mkdir $(VENV)/build
+	@printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
 	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
-	touch $@
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
@@ -115,9 +115,9 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 	@echo "building aiomultiprocess (its C extension takes about half a minute), and installing it"
 	@echo "with what the demo needs, aiohttp and tqdm, into $(VENV)"
-	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
-	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo]'
-	touch $@
+	@rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
+	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo]'
+	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
