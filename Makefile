@@ -1,6 +1,6 @@
 # On a machine with Python >= 3.11 and a C compiler, and nothing else prepared:
 #
-#   make demo      the library at work on real input
+#   make demo      the library at work on real input, within a minute
 #   make test      build the extension, require it, run the suite over both backends
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
@@ -29,8 +29,9 @@ BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 .PHONY: demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
   lint typecheck workflows wheels format bench compare clean
 
-demo: $(VENV)/.installed
-	$(BIN)/python examples/demo.py $(ARGS)
+demo: $(VENV)/.demo
+	@echo "running examples/demo.py $(ARGS)"
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
@@ -97,17 +98,26 @@ clean:
 	rm -rf .venv build dist wheelhouse *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.made:
-	$(PYTHON) -m venv --clear $(VENV)
-	mkdir $(VENV)/build
-	printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
+	@echo "making an environment in $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@mkdir $(VENV)/build
+	@printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
 	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
-	touch $@
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
-	touch $@
+	touch $(VENV)/.demo $@
+
+# The demo needs two packages, and the library itself; what `make test` has installed will do.
+$(VENV)/.demo: $(VENV)/.made $(SOURCES)
+	@echo "building aiomultiprocess (its C extension takes about half a minute), and installing it"
+	@echo "with what the demo needs, aiohttp and tqdm, into $(VENV)"
+	@rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
+	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo]'
+	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'

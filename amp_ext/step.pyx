@@ -64,6 +64,7 @@ cdef object item_type = None
 cdef object outcome = None
 cdef object parked = None
 cdef object traceback_of = None
+cdef object unsendable = None
 cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
 cdef object READ_NAME = getattr_static(Task, "get_name")
 
@@ -84,7 +85,7 @@ cdef enum:
 def share(tasks):
     """Take what both starters know of tasks: the module `aiomultiprocess._tasks`."""
     global as_coroutine, drive, eager_factory, guarded, is_made_of, item_type, outcome, parked
-    global traceback_of
+    global traceback_of, unsendable
     if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
         raise ImportError("amp_ext and aiomultiprocess are of different versions")
     as_coroutine = tasks.as_coroutine
@@ -96,6 +97,7 @@ def share(tasks):
     outcome = tasks.outcome
     parked = tasks.parked
     traceback_of = tasks.traceback_of
+    unsendable = tasks.unsendable
 
 
 @cython.final
@@ -205,7 +207,7 @@ cdef class Starter:
     ):
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`; what `out` raises for a value is raised by its item. Returns
+        Values go to `out`; if that raises, its item raises `_tasks.unsendable`. Returns
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
         that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
         `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
@@ -337,7 +339,7 @@ cdef class Starter:
             else:
                 self.kept = _FULL if self.out.append(value) is False else _DONE
         except BaseException as error:  # S5
-            return error
+            return unsendable(value, error)
         return None
 
     cdef inline int mark(self) except -1:

@@ -276,3 +276,7 @@ async def sigterm_is_default() -> bool:
 
 
 add_two = functools.partial(Adder(2).add)
+
+
+async def process_name() -> str:
+    return multiprocessing.current_process().name

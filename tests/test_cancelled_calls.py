@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import workload
-from test_answers import Worker
 
+import workload
 from aiomultiprocess import Pool
 from aiomultiprocess.frames import Kind
 from support import Meeting
+from test_answers import Worker
 
 pytestmark = pytest.mark.row("G57")
 

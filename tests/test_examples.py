@@ -1,8 +1,10 @@
 """Every example runs, and what the README shows is what runs."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,16 +39,41 @@ def test_the_tour_holds_what_it_asserts_and_prints_nothing(tmp_path: Path) -> No
     assert run("tour.py", tmp_path) == ("", "")
 
 
-def test_the_demo_does_its_three_jobs_and_leaves_nothing_on_stderr_but_its_bars(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.row("G71")
+def test_the_demo_does_its_three_jobs_and_prints_plain_lines_to_a_file(tmp_path: Path) -> None:
     sizes = ("--urls", "60", "--files", "40", "--numbers", "5000", "--workers", "2")
     out, err = run("demo.py", tmp_path, *sizes)
     assert re.search(r"^fetched +60 pages in .* a second: [\d,]+ characters$", out, re.MULTILINE)
     assert re.search(r"^parsed +40 files in .* a second: [\d,]+ lines, ", out, re.MULTILINE)
     assert len(re.findall(r"^mapped +5,000 ints in .* a second: ", out, re.MULTILINE)) == 2
-    bars = [line for line in re.split(r"[\r\n]+", err) if line]
-    assert [line for line in bars if not line.startswith(("fetch: ", "parse: "))] == []
+    assert re.search(
+        r"multiprocessing\.Pool\.map in chunks of (its own choice|100|1,000), "
+        r"the best of 3 sizes tried$",
+        out,
+        re.MULTILINE,
+    )
+    assert "chunk sizes tried with multiprocessing.Pool.map: its own choice: " in out
+    assert out.splitlines()[-1].endswith(" times the speed of multiprocessing.Pool.map")
+    assert "\r" not in out
+    assert err == ""  # no bar
+
+
+@pytest.mark.row("G71")
+def test_the_demo_installs_only_what_the_demo_imports() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    needed = {re.split(r"[<>=]", requirement)[0] for requirement in extras["demo"]}
+    source = ast.parse((EXAMPLES / "demo.py").read_text(encoding="utf-8"))
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or ""
+        for node in source.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    roots = {name.partition(".")[0] for name in imported}
+    assert roots - sys.stdlib_module_names == needed | {"aiomultiprocess"}
+    commands = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^demo: \$\(VENV\)/\.demo$", commands, re.MULTILINE)
 
 
 def test_the_readme_shows_the_quickstart_word_for_word() -> None:

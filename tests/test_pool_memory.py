@@ -102,9 +102,7 @@ async with pool:
 
 @pytest.mark.row("G49")
 @pytest.mark.parametrize("kind", ["text", "numbers", "array", "pickle"])
-def test_an_argument_too_large_for_the_caller_itself_fails_alone(
-    kind: str, tmp_path: Path
-) -> None:
+def test_an_argument_too_large_for_the_caller_itself_fails_alone(kind: str, tmp_path: Path) -> None:
     source = pool_script(
         CALLER.format(kind=kind), setup="import scarcity\nfrom support import outcomes"
     )

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import pytest
-import workload
 from hypothesis import given
 from hypothesis import strategies as st
 
+import workload
 from aiomultiprocess import Pool, QueueID, RoundRobin, queues
 from aiomultiprocess.sources import IteratorSource
 from support import Meeting

@@ -15,6 +15,7 @@ import pytest
 import stepper_items
 import stepper_support
 from aiomultiprocess import backend, codec
+from aiomultiprocess._tasks import UnsendableError
 from remote_errors import UNSEEN, ShownAsText
 from stepper_items import INHERITED, Pause, me
 from stepper_support import (
@@ -232,7 +233,7 @@ def test_a_value_that_cancels_its_item_and_is_not_taken_is_raised(
 
     end, status, error = in_loop(worker, run)
     assert (end, status) == (0, RAISED)
-    assert isinstance(error, ValueError | asyncio.CancelledError)
+    assert isinstance(error, UnsendableError | asyncio.CancelledError)
 
 
 class CancelsWhenPickled:

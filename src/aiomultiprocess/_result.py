@@ -27,11 +27,11 @@ from typing import Any, TypeAlias
 from . import _loops, remote
 from ._exits import Descriptor
 from .transport import Handover
-from .types import brief
+from .types import brief, import_hint, shown
 
 STARTED = b"\x01"  # our code runs in the child: its main module could be imported
 HEADER = struct.Struct("<BQ")  # kind, length of the payload
-RESULT, ERROR = 0, 1
+RESULT, ERROR, START_ERROR = 0, 1, 2
 PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
 
 
@@ -42,21 +42,24 @@ def dump_result(value: object, label: str) -> Any:
     try:
         return dumps(value)  # by value: it outlives this process (codec.py, C9)
     except Exception as error:  # whatever a __reduce__ of the user's raises
+        remote.without_our_frames(error)
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
-            f"({brief(error)}); return plain data, not {type(value).__name__}"
+            f"({brief(error)}); return plain data, not {shown(value)}"
         ) from error
 
 
 def load_result(kind: int, payload: bytearray, label: str) -> Any:
     """The result, or the exception that is returned in its place."""
     if kind == ERROR:
-        return remote.original_of(remote.load_exception(payload))
+        return remote.load_original(payload)
     try:
         return pickle.loads(payload)
     except Exception as error:  # whatever a __setstate__ of the user's raises
+        remote.without_our_frames(error)
         raise pickle.UnpicklingError(
             f"the result of {label} arrived but cannot be unpickled here ({brief(error)})"
+            f"{import_hint(error)}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _loops
+from ._startargs import StartArguments
 from ._startup import accept_interrupts, collect_garbage
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 
 
 class Unit:
-    """What the child is told."""
+    """What the child is told. It is pickled as `StartArguments`, and complete after `load`."""
 
     def __init__(
         self,
@@ -43,14 +44,29 @@ class Unit:
         self.loop = loop
         self.sender: Sender | None = None  # of a Worker
 
+    def __getstate__(self) -> dict[str, Any]:
+        parts = vars(self).copy()
+        state = {name: parts.pop(name) for name in ("label", "sender")}
+        parts["loop_initializer"] = parts.pop("loop")
+        state["arguments"] = StartArguments(f"the process that runs {self.label}", parts)
+        return state
+
+    def load(self) -> None:
+        """In the child: take what was pickled; UnpicklingError if that fails."""
+        received = vars(self).pop("arguments", None)
+        if received is not None:  # else it was forked
+            vars(self).update(received.load())
+            self.loop = vars(self).pop("loop_initializer")
+
 
 def run(unit: Unit) -> None:
     """Run the coroutine; the process ends with its exit code."""
     try:
-        accept_interrupts()
-        collect_garbage()
         if unit.sender is not None:
             unit.sender.open()
+        _load(unit)
+        accept_interrupts()
+        collect_garbage()
         _run_in_loop(unit)
     except SystemExit:
         raise
@@ -58,8 +74,22 @@ def run(unit: Unit) -> None:
         KeyboardInterrupt
     ):  # Ctrl-C went to the whole group: one traceback, the parent's, will do
         sys.exit(1)
-    except BaseException:  # asyncio.CancelledError too
+    except BaseException as error:  # asyncio.CancelledError too
+        from .remote import without_our_frames
+
+        without_our_frames(error)
         log.exception("aio process %s failed", os.getpid())
+        sys.exit(1)
+
+
+def _load(unit: Unit) -> None:
+    """The parent of a Worker is told what cannot be unpickled, and says it; others read stderr."""
+    try:
+        unit.load()
+    except Exception as error:
+        if unit.sender is None:
+            raise
+        _send_error(unit.sender, error, start=True)
         sys.exit(1)
 
 
@@ -99,7 +129,8 @@ def _send_result(sender: Sender, message: Any) -> None:
     sender.send(_result.RESULT, message)
 
 
-def _send_error(sender: Sender, error: BaseException) -> None:
+def _send_error(sender: Sender, error: BaseException, *, start: bool = False) -> None:
     from . import _result, remote
 
-    sender.send(_result.ERROR, remote.dump_exception(error))
+    kind = _result.START_ERROR if start else _result.ERROR
+    sender.send(kind, remote.dump_exception(error))

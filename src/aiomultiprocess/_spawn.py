@@ -12,6 +12,9 @@ L2  A spawn does not wait for the child: what does not fit into a pipe is writte
 L3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
     until the child is up (_startup.py).
 L4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
+L5  A child that starts a process while it imports its main module, which so has no guard, ends at
+    once. It prints nothing if its parent reports how it ended, and else one line.
+L6  A child imports its main module only if that is a file: one that is read from stdin is not.
 """
 
 from __future__ import annotations
@@ -34,6 +37,15 @@ from ._startup import HOLD_GARBAGE
 if TYPE_CHECKING:
     from ._exits import Descriptor
 
+#: What the name of a child ends with while it imports its main module (L5).
+STARTING = " (starting)"
+STARTING_REPORTED = " (starting, reported by its parent)"
+
+NO_GUARD = (
+    "the main module starts a process when it is imported, as a new process does: put its code "
+    'below `if __name__ == "__main__":`'
+)
+
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
 
@@ -44,6 +56,8 @@ def process_class(ctx: BaseContext) -> Callable[..., process.BaseProcess]:
             return SpawnProcess
         if isinstance(ctx, context.ForkContext):
             return ForkProcess
+        if isinstance(ctx, context.ForkServerContext):
+            return ForkServerProcess
     cls: Callable[..., process.BaseProcess] = ctx.Process  # type: ignore[attr-defined]
     return cls
 
@@ -54,19 +68,44 @@ if sys.platform != "win32":
     class SpawnProcess(context.SpawnProcess):
         """A process of the "spawn" start method that comes without a resource tracker."""
 
+        _name: str
+
         #: In the child: end after the hooks, without taking the interpreter apart.
         ends_at_once = False
 
         @staticmethod
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802
+            _check_guard()
             return Popen(process_obj)
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+            self._name = self._name.removesuffix(STARTING).removesuffix(STARTING_REPORTED)
             code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             if self.ends_at_once:
                 atexit._run_exitfuncs()
                 util._flush_std_streams()  # type: ignore[attr-defined]
                 os._exit(code)
+            return code
+
+    class ForkServerProcess(context.ForkServerProcess):
+        """A process of the "forkserver" start method that keeps L5 and L6."""
+
+        _name: str
+
+        @staticmethod
+        def _Popen(process_obj: Any) -> Any:  # noqa: N802
+            _check_guard()
+            name = process_obj._name
+            process_obj._name = _starting(process_obj)
+            try:
+                with _importable_main():
+                    return context.ForkServerProcess._Popen(process_obj)
+            finally:
+                process_obj._name = name
+
+        def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+            self._name = self._name.removesuffix(STARTING).removesuffix(STARTING_REPORTED)
+            code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             return code
 
     def _command(**descriptors: int | None) -> list[Any]:
@@ -110,7 +149,8 @@ if sys.platform != "win32":
                     "below `if __name__ == '__main__':`"
                 )
             buffer = io.BytesIO()
-            preparation = spawn.get_preparation_data(process_obj.name)
+            with _importable_main():
+                preparation = spawn.get_preparation_data(_starting(process_obj))
             context.set_spawning_popen(self)
             try:
                 reduction.dump(preparation, buffer)
@@ -163,6 +203,47 @@ if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGINT})  # L3
             code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             return code
+
+
+def report_exit(process_obj: process.BaseProcess) -> None:
+    """Let this process, which is to be started, leave to its parent what to print (L5)."""
+    process_obj.parent_reports = True  # type: ignore[attr-defined]
+
+
+def _starting(process_obj: process.BaseProcess) -> str:
+    reported = getattr(process_obj, "parent_reports", False)
+    return process_obj.name + (STARTING_REPORTED if reported else STARTING)
+
+
+def _check_guard() -> None:
+    """L5; a process that is not one of ours goes on to the RuntimeError of multiprocessing."""
+    this = process.current_process()
+    if getattr(this, "_inheriting", False):  # multiprocessing is importing the main module
+        if this.name.endswith(STARTING_REPORTED):
+            sys.exit(1)
+        if this.name.endswith(STARTING):
+            # not by sys.exit: a child of the fork server leaves without printing that
+            print(f"process {os.getpid()} could not start: {NO_GUARD}", file=sys.stderr, flush=True)
+            sys.exit(1)
+
+
+@contextlib.contextmanager
+def _importable_main() -> Iterator[None]:
+    """L6: for as long as a child is told what to import, the main module has no path but a file's.
+
+    The path of a program from stdin is `<stdin>`.
+    """
+    names = vars(sys.modules["__main__"])
+    path = names.get("__file__")
+    begun_in = getattr(process, "ORIGINAL_DIR", None) or ""
+    if path is None or os.path.isfile(os.path.join(begun_in, path)):
+        yield
+        return
+    del names["__file__"]
+    try:
+        yield
+    finally:
+        names["__file__"] = path
 
 
 @contextlib.contextmanager

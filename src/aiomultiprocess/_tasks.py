@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pickle
 import sys
 import types
 from asyncio.tasks import _enter_task as enter
@@ -16,6 +17,8 @@ from asyncio.tasks import _unregister_task as unregister
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Protocol, TypeVar
+
+from .types import brief, shown
 
 __all__ = [
     "DONE",
@@ -35,6 +38,7 @@ __all__ = [
     "register",
     "traceback_of",
     "unregister",
+    "unsendable",
 ]
 
 #: How `Starter.run` ended: nothing is left, an item raised, an item has become a task, and: the
@@ -161,6 +165,22 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
         trace = trace.tb_next
     BaseException.with_traceback(error, trace)  # an attribute may be frozen
     return None, error
+
+
+class UnsendableError(pickle.PicklingError):
+    """An item has returned what cannot be pickled; its cause says why."""
+
+
+def unsendable(value: object, error: BaseException) -> BaseException:
+    """The error of an item whose value could not be given away because of `error`."""
+    if issubclass(type(error), MemoryError):  # which is not the fault of the value's type
+        return error
+    refusal = UnsendableError(
+        f"the result cannot be pickled and sent to the parent process ({brief(error)}); "
+        f"return plain data, not {shown(value)}"
+    )
+    refusal.__cause__ = error
+    return refusal
 
 
 def traceback_of(error: BaseException) -> types.TracebackType | None:

@@ -21,7 +21,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import _nested, backend, journal, remote
+from ._tasks import UnsendableError
 from .frames import Kind
+from .remote import Stage
+from .types import brief, import_hint, shown
 
 if TYPE_CHECKING:
     from .transport import Link
@@ -91,23 +94,25 @@ class Answers:
         ident: int,
         offset: int,
         error: BaseException,
-        refused: bool = False,
+        stage: Stage | None = None,
         *,
+        refused: bool = False,
         given_up: bool = False,
     ) -> None:
-        """Answer one item by an error: its own, or one that its result has met.
+        """Answer one item by an error: its own, or one that was met on its way at `stage`.
 
-        `refused`: one that it met on its way here, and so was not run. An item that is `given_up`
-        was cancelled because its caller was: that is no failure of its own, and the user's
-        exception_handler does not get it.
+        `refused`: there was no memory for it on its way here, so it was not run. An item that is
+        `given_up` was cancelled because its caller was: that is no failure of its own, and the
+        user's exception_handler does not get it.
         """
         _nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
                 self._exception_handler(error)
-            except BaseException:  # the item's own error is what counts
-                log.exception("exception_handler failed")
-        payload = [cancellation() if given_up else remote.dump_exception(error, backend.dumps)]
+            except BaseException as failure:  # the item's own error is what counts
+                remote.without_our_frames(failure)
+                log.exception("exception_handler failed, called with %s", shown(error))
+        payload = [cancellation() if given_up else _dumped(error, stage)]
         self._send_added()  # the journal takes one entry at a time
         kind = Kind.REFUSED if refused else Kind.ERROR
         fits = self._journal.put(kind, ident, offset, 1, payload)
@@ -138,10 +143,19 @@ class Answers:
                 )
                 offset, count = offset + kept, count - kept
         for at in range(offset, offset + count):
-            self.fail(ident, at, error)
+            self.fail(ident, at, error, Stage.SENDING)
 
 
 @functools.cache
 def cancellation() -> bytes:
     """The answer of an item whose caller is gone: no traceback, which no one would read."""
     return remote.dump_exception(asyncio.CancelledError(), backend.dumps)
+
+
+def _dumped(error: BaseException, stage: Stage | None) -> bytes:
+    if type(error) is UnsendableError:
+        return remote.dump_exception(
+            error.__cause__ or error, backend.dumps, Stage.RESULT, str(error)
+        )
+    detail = "" if stage is None else f"({brief(error)}){import_hint(error)}"
+    return remote.dump_exception(error, backend.dumps, stage, detail)

@@ -47,10 +47,12 @@ from multiprocessing import current_process
 from typing import Any, TypeAlias
 
 from . import _loops, _tasks, backend, copies, leaving, remote, watchdog
+from ._startargs import StartArguments
 from ._startup import accept_interrupts, collect_garbage
 from .answers import Answers
 from .frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
-from .received import Unloadable, load_function, raise_error
+from .received import Stateful, Unloadable, load_function, raise_error
+from .remote import Stage
 from .transport import ChildEnd, Handover, Link
 
 BURST = 500_000  # nanoseconds (W4)
@@ -66,7 +68,10 @@ log = logging.getLogger(__name__)
 
 
 class WorkerSpec:
-    """The start-up message: all that a worker is told by its parent."""
+    """The start-up message: all that a worker is told by its parent.
+
+    What is the user's in it is pickled as `StartArguments`, and there after `load`.
+    """
 
     def __init__(
         self,
@@ -89,11 +94,34 @@ class WorkerSpec:
         self.initargs = initargs
         self.exception_handler = exception_handler
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        names = ("loop", "initializer", "initargs", "exception_handler")
+        parts = {name: state.pop(name) for name in names}
+        parts["loop_initializer"] = parts.pop("loop")
+        state["arguments"] = StartArguments("a worker", parts)
+        return state
+
+    def load(self) -> bytes | None:
+        """Take what is the user's; or say what the parent is told of why that cannot be."""
+        received = vars(self).pop("arguments", None)
+        if received is None:  # this process was forked
+            return None
+        try:
+            vars(self).update(received.load())
+            self.loop = vars(self).pop("loop_initializer")
+        except Exception as error:  # noqa: BLE001 - of importing what is the user's: told
+            self.loop = self.initializer = self.exception_handler = None
+            self.initargs = ()
+            return remote.dump_exception(error, backend.dumps)
+        return None
+
 
 def main(spec: WorkerSpec) -> None:
     """Run one worker until its parent closes it, terminates it, or is gone."""
     # Ctrl-C reaches the whole process group; it is the parent's to handle
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    failure = spec.load()
     accept_interrupts()  # or they would stay blocked in programs that a task starts
     collect_garbage()  # what is here by now stays, and is not to be looked at again
     keep_freed_memory()
@@ -101,7 +129,8 @@ def main(spec: WorkerSpec) -> None:
     watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
     link = spec.end.open()
     copies.protect(link, partial(watch_parent, parent_fd))
-    loop, failure = make_loop(spec.loop)
+    loop, no_loop = make_loop(spec.loop)
+    failure = failure or no_loop
     if copies.is_copy():
         copies.end()
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
@@ -210,6 +239,14 @@ def did_not_arrive(chunk: Chunk, offset: int, error: BaseException) -> bool:
         chunk.failures.get(offset) is error
         or (isinstance(chunk.func, Unloadable) and chunk.func.error is error)
     )
+
+
+def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
+    """Where an error arose that the function of an item did not raise (received.py)."""
+    if func is raise_error:
+        return None if type(error) is GivenUp else Stage.ARGUMENT
+    unloadable = isinstance(func, Unloadable) or (isinstance(func, Stateful) and func.loading)
+    return Stage.FUNCTION if unloadable else None
 
 
 class WorkerEngine:
@@ -464,8 +501,9 @@ class WorkerEngine:
         if status == RAISED:
             chunk.next = end + 1
             refused = did_not_arrive(chunk, end, what)
+            stage = None if refused else _stage_of(func, what)
             given_up = type(what) is GivenUp
-            self._answers.fail(chunk.ident, end, what, refused, given_up=given_up)
+            self._answers.fail(chunk.ident, end, what, stage, refused=refused, given_up=given_up)
         elif status == SUSPENDED:
             chunk.next = end + 1
             self._on_suspended(what, (chunk.ident, end))
@@ -524,7 +562,7 @@ class WorkerEngine:
             if error is None:
                 self._answers.add(ident, offset, value)
         except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
-            error = failure
+            error = _tasks.unsendable(value, failure)
         # not isinstance(), which would run code of the error's
         cancelled = issubclass(type(error), asyncio.CancelledError)
         if error is not None and not (self.terminated and cancelled):

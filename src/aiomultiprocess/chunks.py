@@ -7,13 +7,14 @@ one, and how an error that is met on the way is told to the caller.
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from .feeds import Feed, Slots
 from .frames import CorruptHeaderError, Kind, Mode
 from .functions import is_iterable, refuse_star
-from .remote import original_of
-from .types import ProxyException, WorkerLostError, brief
+from .remote import Failure, Stage, original_of, without_our_frames
+from .types import ProxyException, WorkerLostError, brief, import_hint, shown
 
 if TYPE_CHECKING:
     from .suspects import Suspect
@@ -63,7 +64,7 @@ def settle_each(
     feed: Feed | Suspect,
     slots: Slots,
     values: list[Any],
-    errors: dict[int, BaseException],
+    errors: Mapping[int, BaseException],
     size: int,
 ) -> None:
     """Settle tasks of which some have failed, those at the offsets in `errors`."""
@@ -72,6 +73,9 @@ def settle_each(
             feed.fail(slot, errors[at])
         else:
             feed.deliver([slot], [values[at]], size)
+
+
+# -- errors that a function did not raise ----------------------------------------------------------
 
 
 def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) -> None:
@@ -88,19 +92,31 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
             errors[at] = refuse_star(chunk.feed.function.label, slot, item)
 
 
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any, item: Any) -> Exception:
     """Say which item it was that could not be sent, and why."""
-    which = f"{name_of(slot)} of a call of {feed.function.label}"
-    if isinstance(error, MemoryError):
+    which = _item(feed, slot)
+    if issubclass(type(error), MemoryError):
         return out_of_memory(f"{which} cannot be sent to a worker", error)
-    refusal = pickle.PicklingError(f"{which} cannot be sent to a worker ({brief(error)})")
+    refusal = pickle.PicklingError(
+        f"{which} cannot be sent to a worker ({brief(error)}); "
+        f"pass plain data, not {_shown(feed, item)}"
+    )
+    without_our_frames(error)
     refusal.__cause__ = error
     return refusal
 
 
-def name_of(slot: Any) -> str:
-    """What messages call an item: by its number in a map; an `apply` has but one."""
-    return f"item {slot}" if isinstance(slot, int) else "an argument"
+def explain_each(
+    kind: int, errors: Mapping[int, BaseException | Failure], feed: Feed | Suspect, slots: Slots
+) -> dict[int, BaseException]:
+    """Errors as the callers of their tasks get them."""
+    explain: Any = explain_refusal if kind == Kind.REFUSED else _explained
+    return {at: explain(error, feed, slots[at]) for at, error in errors.items()}
+
+
+def explain_refusal(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+    """The error of an item, or of its function, that its worker has no memory for."""
+    return out_of_memory(f"{_item(feed, slot)} could not be received by its worker", error)
 
 
 def out_of_memory(what: str, error: BaseException) -> MemoryError:
@@ -114,32 +130,61 @@ def out_of_memory(what: str, error: BaseException) -> MemoryError:
     return refusal
 
 
-def explain_each(
-    kind: int, errors: dict[int, BaseException], feed: Feed | Suspect, slots: Slots
-) -> dict[int, BaseException]:
-    """Errors as their tasks have them; those that are a task's own remain as they are."""
-    if kind == Kind.ERROR:
-        return errors
-    explain = explain_refusal if kind == Kind.REFUSED else explain_result
-    return {at: explain(error, feed, slots[at]) for at, error in errors.items()}
+def _explained(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> Exception:
+    """The error of a task that an answer brought, or of an answer that could not be unpickled."""
+    kind = type(error)  # isinstance would ask the error, which may do anything
+    if kind is Failure:
+        return _explain_failure(cast("Failure", error), feed, slot)
+    if issubclass(kind, ProxyException):
+        return cast("ProxyException", error)
+    return _explain_result(cast("BaseException", error), feed, slot)
 
 
-def explain_refusal(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
-    """The error of an item, or of its function, that its worker has no memory for."""
-    which = f"{name_of(slot)} of a call of {feed.function.label}"
-    return out_of_memory(f"{which} could not be received by its worker", error)
-
-
-def explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
-    """The error of a result that arrived and could not be unpickled."""
-    if isinstance(error, MemoryError):
-        which = f"the result of {name_of(slot)} of a call of {feed.function.label}"
-        return out_of_memory(f"{which} could not be received", error)
-    proxy = ProxyException(f"the result could not be unpickled ({brief(error)})")
+def _explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+    if issubclass(type(error), MemoryError):
+        return out_of_memory(f"the result of {_task(feed, slot)} could not be received", error)
+    proxy = ProxyException(
+        f"the result of {_task(feed, slot)} could not be unpickled in the parent process "
+        f"({brief(error)}){import_hint(error)}"
+    )
+    without_our_frames(error)
     proxy.__cause__ = error
     return proxy
 
 
-def explain_loss(worker: PoolWorker, feed: Feed | Suspect) -> WorkerLostError:
+def _explain_failure(failure: Failure, feed: Feed | Suspect, slot: Any) -> ProxyException:
+    if failure.stage == Stage.FUNCTION:
+        label = feed.function.label
+        return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
+    if failure.stage == Stage.ARGUMENT:
+        item = _item(feed, slot)
+        return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
+    result = f"the result of {_task(feed, slot)}"
+    if failure.stage == Stage.RESULT:
+        message = failure.detail.replace("the result", result, 1)
+        return failure.replaced(pickle.PicklingError(message))
+    return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
+
+
+def explain_loss(worker: PoolWorker, feed: Feed | Suspect, slot: Any) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(feed.function.label, worker.pid, worker.exitcode)
+    return WorkerLostError(_task(feed, slot), worker.pid, worker.exitcode)
+
+
+def _shown(feed: Feed | Suspect, item: Any) -> str:
+    if feed.mode is not Mode.APPLY:
+        return shown(item)
+    args, kwargs = item
+    values = (*args, *kwargs.values())
+    return shown(values[0] if len(values) == 1 else values)
+
+
+def _item(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name what a task is called with."""
+    what = f"item {slot}" if isinstance(slot, int) else "an argument"
+    return f"{what} of a call of {feed.function.label}"
+
+
+def _task(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name a task: one of a map by its item, an `apply` by its function."""
+    return _item(feed, slot) if isinstance(slot, int) else feed.function.label

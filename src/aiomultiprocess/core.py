@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _legacy, _loops, _run, types
+from . import _legacy, _loops, _run, remote, types
 from ._exits import Exit
 from ._numbers import seconds
-from ._spawn import process_class
+from ._spawn import process_class, report_exit
+from ._startargs import at_its_caller
 from .functions import (
     check_synchronous,
     checked_sequence,
-    explained,
     is_coroutine_function,
     label_of,
 )
@@ -197,9 +197,7 @@ class Process:
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            parts = vars(unit) | {"loop_initializer": unit.loop}
-            names = ("target", "args", "kwargs", "initializer", "initargs", "loop_initializer")
-            raise explained(error, {name: parts[name] for name in names}) from error
+            raise at_its_caller(error) from error.__cause__
         self._exit = Exit(self.aio_process)
         self._unit = None  # what the child has by now may be large
 
@@ -298,6 +296,7 @@ class Worker(Process):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        report_exit(self.aio_process)
         self._receiver: PipeReceiver | ThreadReceiver | None = None
         self._result: tuple[Any] | None = None
 
@@ -331,7 +330,11 @@ class Worker(Process):
         """
         self._listen()
         await super().join(timeout)
-        return self.result
+        try:
+            return self.result
+        except Exception as error:
+            remote.without_our_frames(error)
+            raise
 
     @property
     def result(self) -> Any:
@@ -359,7 +362,7 @@ class Worker(Process):
         return super()._ended()
 
     def _load(self) -> Any:
-        from ._result import load_result
+        from ._result import START_ERROR, load_result
 
         assert self._receiver is not None  # the process was started
         self._receiver.pump(limit=sys.maxsize)
@@ -368,7 +371,13 @@ class Worker(Process):
         if incoming.message is None:
             what = self._label if incoming.started else _start_of(self._label)
             raise WorkerLostError(what, self.pid, self.exitcode)
-        return load_result(*incoming.message, self._label)
+        kind, payload = incoming.message
+        if kind == START_ERROR:
+            proxy = remote.load_exception(payload)
+            what = f"its start, before {self._label} ran: {proxy.__cause__ or proxy}"
+            text = remote.RemoteTraceback(str(proxy))
+            raise WorkerLostError(what, self.pid, self.exitcode) from text
+        return load_result(kind, payload, self._label)
 
 
 def _checked_mapping(name: str, values: object) -> Mapping[str, Any]:

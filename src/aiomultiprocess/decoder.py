@@ -76,7 +76,7 @@ def _decode(
 
 
 class _Missing:
-    """Bytes that did not arrive, as there was no memory for them (C10): nothing can be read here."""
+    """Bytes that did not arrive, for want of memory (C10): nothing can be read here."""
 
     def __init__(self, size: int) -> None:
         self._size = size

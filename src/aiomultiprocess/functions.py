@@ -18,10 +18,10 @@ import pickle
 import reprlib
 import types
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from multiprocessing.reduction import ForkingPickler
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
+from .remote import without_our_frames
 from .types import brief
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
@@ -78,8 +78,10 @@ class FunctionTable:
         try:
             return self._dumps(func)
         except Exception as error:
+            without_our_frames(error)
+            holds = "" if is_plain(func) else "what it holds must be picklable, and "
             raise pickle.PicklingError(
-                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); "
+                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); {holds}"
                 "it must be importable there: define it at the top level of a module, "
                 "not as a lambda or inside another function"
             ) from error
@@ -176,18 +178,3 @@ def refuse_star(label: str, index: int, item: object) -> TypeError:
         f"item {index} of the starmap of {label} is {shown}, not a sequence of arguments: "
         f"pass ({shown},) for one argument, or use map"
     )
-
-
-def explained(error: Exception, parts: Mapping[str, Any]) -> Exception:
-    """The same kind of error, which names what of `parts` cannot be pickled, and the way out."""
-    for name, part in parts.items():
-        try:
-            ForkingPickler.dumps(part)
-        except RuntimeError:  # "through inheritance": a lock, which travels while a process starts
-            continue
-        except Exception:  # noqa: BLE001 - whatever a __reduce__ of the user's raises
-            return type(error)(
-                f"{error}: {name} cannot be sent to the process; functions must be importable "
-                'there, from the top level of a module, unless set_start_method("fork") is used'
-            )
-    return error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import weakref
 from collections.abc import (
     AsyncGenerator,
@@ -34,6 +35,7 @@ from .engine import CLOSED, OPEN, Engine
 from .frames import Mode
 from .functions import check_synchronous, checked_sequence
 from .jobs import ANOTHER_LOOP, Job, Reader
+from .remote import without_our_frames
 from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .sources import source_of
 from .types import (
@@ -149,6 +151,10 @@ async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
         return await results
     except PoolTerminatedError as error:
         _end_quietly(error)
+        without_our_frames(error)
+        raise
+    except Exception as error:
+        without_our_frames(error)
         raise
 
 
@@ -196,6 +202,10 @@ class _ResultIterator(AsyncGenerator[R, None]):
             raise
         except PoolTerminatedError as error:
             _end_quietly(error)
+            without_our_frames(error)
+            raise
+        except Exception as error:
+            without_our_frames(error)
             raise
         return result
 
@@ -410,7 +420,11 @@ class Pool:
             args = checked_sequence("args", args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
-        future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+        try:
+            future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+        except pickle.PicklingError as error:
+            without_our_frames(error)
+            raise
         try:
             return await future
         except asyncio.CancelledError:
@@ -418,6 +432,9 @@ class Pool:
             raise
         except PoolTerminatedError as error:
             _end_quietly(error)
+            raise
+        except Exception as error:
+            without_our_frames(error)
             raise
 
     @overload
@@ -506,7 +523,11 @@ class Pool:
     ) -> PoolResult[Any]:
         engine = self._use()
         retries = natural("retries", retries)
-        function = engine.functions.of(func)
+        try:
+            function = engine.functions.of(func)
+        except pickle.PicklingError as error:
+            without_our_frames(error)
+            raise
         job = Job(
             func, function, mode, engine.on_more, engine.on_settled, retries, loop=engine.loop
         )

@@ -35,7 +35,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -354,7 +354,7 @@ class Queue:
     ) -> None:
         """Put back what a frame had no room for; the first of it failed, if there is an error."""
         if error is not None:
-            feed.fail(slots[0], explain_item(error, feed, slots[0]))
+            feed.fail(slots[0], explain_item(error, feed, slots[0], items[0]))
             slots, items = slots[1:], items[1:]
         if slots:
             feed.put_back(slots, items)
@@ -385,7 +385,7 @@ class Queue:
         """
         if self._over and kind != LEAVING:
             return  # everything is settled already
-        errors: dict[int, BaseException] | None = None
+        errors: Mapping[int, BaseException | remote.Failure] | None = None
         if kind == RESULTS:
             values, errors = decode_items(payload, count)
         elif kind in (ERROR, REFUSED):
@@ -413,9 +413,9 @@ class Queue:
         if errors is None:
             feed.deliver(slots, values, len(payload))
         else:
-            errors = explain_each(kind, errors, feed, slots)
-            explain_star(chunk, offset, errors)
-            settle_each(feed, slots, values, errors, len(payload) // count)
+            explained = explain_each(kind, errors, feed, slots)
+            explain_star(chunk, offset, explained)
+            settle_each(feed, slots, values, explained, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
         """A batch of answers was heard: adapt the worker's credit and send what it allows."""
@@ -445,8 +445,9 @@ class Queue:
                 slots = [chunk.slots[at] for at in rest]
                 self._return(chunk.feed, slots, [chunk.items[at] for at in rest])
         for chunk, at in lost:
-            error = explain_loss(worker, chunk.feed)
-            self.suspects.lose(chunk.feed, chunk.slots[at], chunk.items[at], error)
+            slot = chunk.slots[at]
+            error = explain_loss(worker, chunk.feed, slot)
+            self.suspects.lose(chunk.feed, slot, chunk.items[at], error)
 
     def _hear_journal(self, worker: PoolWorker) -> None:
         """Q5."""
@@ -503,10 +504,10 @@ def level_of(held: list[int], tasks: int) -> int:
     return level
 
 
-def load_error(payload: Any) -> BaseException:
+def load_error(payload: Any) -> BaseException | remote.Failure:
     """What an item has raised, or MemoryError if that is too large to be had here."""
     try:
-        return remote.load_exception(as_bytes(payload), backend.loads)
+        return remote.load_answer(as_bytes(payload), backend.loads)
     except MemoryError as error:
         return MemoryError(f"an exception from a worker does not fit into memory ({brief(error)})")
 

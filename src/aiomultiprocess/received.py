@@ -6,18 +6,11 @@ stand-in that raises why, and so fails its items and no others. child.py is the 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from . import _tasks, backend
 from .frames import Payload, as_bytes
-
-#: What helps where a function cannot be had; CPython says which one.
-NOT_FOUND = (
-    "The function must be importable in a worker, which is a process of its own: define it at the "
-    "top level of a module, not in an interactive session or below `if __name__ == '__main__'`"
-)
 
 
 def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]:
@@ -29,15 +22,8 @@ def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]
     except MemoryError as error:
         return Unloadable(error)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
-        _add_note(error, NOT_FOUND)
         return Unloadable(error)
     return function
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    """What `add_note` does, also for a frozen dataclass, whose attributes nobody may set."""
-    with contextlib.suppress(Exception):  # notes of the user's own kind: the error itself counts
-        vars(error).setdefault("__notes__", []).append(note)
 
 
 def raise_error(error: BaseException) -> None:
@@ -55,9 +41,13 @@ class Stateful:
 
     def __init__(self, payload: Payload) -> None:
         self.payload = bytes(payload)
+        self.loading = False  # stays True if a copy cannot be made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return backend.loads(self.payload)(*args, **kwargs)
+        self.loading = True
+        function = backend.loads(self.payload)
+        self.loading = False
+        return function(*args, **kwargs)
 
 
 class Unloadable:

@@ -4,7 +4,7 @@
 
 What is raised in the parent is a ProxyException whose text is the traceback from the worker, and,
 wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
-original exception, rebuilt, and the original's own chain ends in a RemoteTraceback.
+original exception, rebuilt.
 
 E1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
     cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
@@ -16,25 +16,43 @@ E3  An exception travels as a flat list of nodes that refer to each other by ind
 E4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
     never combined: raised in the parent, it would end the parent's loop, or look like a
     cancellation of the caller.
+E5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
+    its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
+    gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
+    Notes are printed after the text of what is raised: they are its own, and not in its text.
+E6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
+    code for this package, are left out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copyreg
 import functools
+import os
 import pickle
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
-from .types import ProxyException, TracebackStr
+from .types import ProxyException, TracebackStr, brief
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
 
 MAX_NODES = 1000  # of one exception with its causes, contexts and members; the text has them all
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is not statically allocated in C
+
+#: What Python prints between an exception and the one that it caused.
+_CAUSED = """
+The above exception was the direct cause of the following exception:
+"""
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+_COMPILED = f"amp_ext{os.sep}"  # Cython gives its sources a path below the root of the project
+_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is no error itself
@@ -45,22 +63,41 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is
         self.text = text
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{self.text}\n"""'
 
 
-def dump_exception(exc: BaseException, dumps: Dumps = pickle.dumps) -> bytes:
-    """Make bytes of `exc` and its chain; always possible (E1)."""
+class Stage(IntEnum):
+    """On which step of a task's way an error arose that its function did not raise."""
+
+    FUNCTION = 0  # the function was unpickled in the worker
+    ARGUMENT = 1  # the item was unpickled in the worker
+    RESULT = 2  # the result was pickled in the worker
+    SENDING = 3  # the result was sent to the parent
+
+
+def dump_exception(
+    exc: BaseException,
+    dumps: Dumps = pickle.dumps,
+    stage: Stage | None = None,
+    detail: str = "",
+) -> bytes:
+    """Make bytes of `exc` and its chain; always possible (E1).
+
+    With a `stage`, `exc` is what went wrong there, and `detail` what its message needs of it.
+    """
+    dumper = _Dumper()
     try:
-        nodes, root = _Dumper().dump(exc)
+        nodes, root = dumper.dump(exc)
     except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; E1
         nodes, root = [], None
-    payload: bytes = dumps((describe(exc), nodes, root))
+    message = _Message(*_described(exc), nodes, root, dumper.refusal, stage, detail)
+    payload: bytes = dumps(tuple(message))
     return payload
 
 
 def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
     """The error to raise here for what `dump_exception` was given in a worker."""
-    return _raisable(*loads(payload))
+    return _raisable(_Message(*loads(payload)))
 
 
 def original_of(proxy: BaseException) -> BaseException:
@@ -69,12 +106,129 @@ def original_of(proxy: BaseException) -> BaseException:
     return proxy if cause is None else cause
 
 
-def describe(exc: BaseException) -> TracebackStr:
-    """The traceback as Python prints it, whatever the exception does when it is printed."""
+def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
+    """The same for an error of a task; a `Failure` if that has a stage."""
+    message = _Message(*loads(payload))
+    if message.stage is None:
+        return _raisable(message)
+    return Failure(message.text, _rebuilt(message)[0], message.stage, message.detail)
+
+
+def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
+    """What was raised in the child, with its traceback; a ProxyException where it is lost."""
+    message = _Message(*loads(payload))
+    original, refusal = _rebuilt(message)
+    if original is None:
+        return _text_only(message, refusal)
+    _end_chain(original, RemoteTraceback(message.text))
+    return original
+
+
+class Failure(NamedTuple):
+    """An error with a stage, as it arrived: the parent says which item it was."""
+
+    text: TracebackStr
+    original: BaseException | None
+    stage: int
+    detail: str
+
+    def noted(self, message: str) -> ProxyException:
+        """The error, of the type that it has, with a message below its traceback."""
+        text = f"{self.text}\n{message}"
+        return ProxyException(text) if self.original is None else _proxy_of(self.original, text)
+
+    def replaced(self, error: Exception) -> ProxyException:
+        """`error` in its place, with it as the cause."""
+        error.__cause__ = self.original
+        last = traceback.format_exception_only(error)[-1].rstrip("\n")
+        return _proxy_of(error, f"{self.text}\n{_CAUSED}\n{last}")
+
+
+class _Message(NamedTuple):
+    """What travels of an exception; a plain tuple on the way."""
+
+    text: TracebackStr
+    notes: list[str]
+    nodes: list[tuple[Any, ...]]
+    root: int | None  # the node of the exception itself
+    refusal: str | None = None  # why it has none
+    stage: int | None = None
+    detail: str = ""
+
+
+def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
+    """The traceback as Python prints it (E6), and the notes that it prints after it."""
     try:
-        return "".join(traceback.format_exception(exc))
+        shown = traceback.TracebackException(
+            type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
+        )
+        _leave_out_our_frames(shown)
+        notes = list(map(str, _notes(exc)))
+        if notes:
+            shown.__notes__ = None
+        return "".join(shown.format()).rstrip("\n"), notes
     except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; E1
-        return f"{type(exc).__qualname__} (its traceback cannot be shown: {type(error).__name__})\n"
+        name = type(exc).__qualname__
+        return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
+
+
+def _notes(exc: BaseException) -> list[Any]:
+    """The notes of an exception, where they are what `add_note` makes."""
+    notes = vars(exc).get("__notes__")
+    return notes if isinstance(notes, list) else []
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+
+def without_our_frames(exc: BaseException) -> None:
+    """Remove the frames of this package at which the traceback of `exc` begins (E6).
+
+    A bare `raise` in the outermost of them then leads on from the frame of the user's that awaits.
+    """
+    trace = _field("__traceback__").__get__(exc)
+    files = [step.tb_frame.f_code.co_filename for step in _steps(trace)]
+    for _ in range(_first_of_user(files)):
+        trace = trace.tb_next
+    BaseException.with_traceback(exc, trace)
+
+
+def _steps(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _leave_out_our_frames(shown: traceback.TracebackException) -> None:
+    """E6, for an exception and all that is printed with it."""
+    left = [shown]
+    while left:
+        one = left.pop()
+        one.stack[:] = _users_frames(one.stack)
+        left += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
+
+
+def _users_frames(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    begin = _first_of_user([frame.filename for frame in frames])
+    return [frame for frame in frames[begin:] if not _is_ours(frame.filename)]
+
+
+def _first_of_user(files: list[str]) -> int:
+    """Where the user's frames begin: after the last of ours, with asyncio's before it.
+
+    asyncio's frames after that one, and those below frames of the user's, are the user's calls.
+    """
+    begin = 0
+    for at, file in enumerate(files):
+        if _is_ours(file):
+            begin = at + 1
+        elif not file.startswith(_ASYNCIO):
+            break
+    return begin
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_PACKAGE, _COMPILED))
 
 
 # -- one exception <-> its parts -------------------------------------------------------------------
@@ -181,6 +335,7 @@ class _Dumper:
         self._rebuilt: list[BaseException] = []
         self._seen: dict[int, int | None] = {}
         self._unlinked: list[tuple[int, BaseException]] = []
+        self.refusal: str | None = None  # why the last exception that has no node has none
 
     def dump(self, exc: BaseException) -> tuple[Nodes, int | None]:
         """The nodes, and the index of that of `exc`."""
@@ -206,7 +361,8 @@ class _Dumper:
     def _add(self, exc: BaseException) -> int | None:
         try:
             node, rebuilt = self._node_of(exc)
-        except BaseException:  # noqa: BLE001 - it runs the user's pickling, which raises anything; E1
+        except BaseException as error:  # noqa: BLE001 - it runs the user's pickling; E1
+            self.refusal = brief(error)
             return None
         index = len(self._nodes)
         self._nodes.append(node)
@@ -279,14 +435,23 @@ def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
     return recipe
 
 
-def _build_up(nodes: Nodes) -> list[BaseException | None]:
-    """The exceptions of `nodes`, linked to each other; None for one that cannot be rebuilt."""
+def _rebuilt(message: _Message) -> tuple[BaseException | None, str | None]:
+    """The exception of a message, linked to the others; or None and why it is lost."""
+    if message.root is None:
+        return None, message.refusal
+    refusals: dict[int, str] = {}
+    return _build_up(message.nodes, refusals)[message.root], refusals.get(message.root)
+
+
+def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | None]:
+    """The exceptions of `nodes`; None, and a refusal, for one that cannot be rebuilt."""
     built: list[Any] = []
-    for node in map(Node._make, nodes):
+    for index, node in enumerate(map(Node._make, nodes)):
         try:
             built.append(_rebuild(node, built))
-        except BaseException:  # noqa: BLE001 - as in _Dumper._add
+        except BaseException as error:  # noqa: BLE001 - as in _Dumper._add
             built.append(None)
+            refusals[index] = brief(error)
     for exc, node in zip(built, map(Node._make, nodes), strict=True):
         if exc is not None:
             _field("__context__").__set__(exc, _at(built, node.context))
@@ -342,15 +507,35 @@ def _remote_of(proxy: ProxyException) -> _Remote:
 
 def _revive(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
     """A copy of a combined exception."""
-    return _raisable(text, nodes, root)
+    return _raisable(_Message(text, [], nodes, root))
 
 
-def _raisable(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
-    original = _at(_build_up(nodes), root)
+def _raisable(message: _Message) -> ProxyException:
+    original, refusal = _rebuilt(message)
     if original is None:
-        return ProxyException(text)
+        return _text_only(message, refusal)
+    return _proxy_of(original, message.text)
+
+
+def _text_only(message: _Message, refusal: str | None) -> ProxyException:
+    proxy = ProxyException(message.text)
+    notes = message.notes
+    if refusal is not None:
+        notes.append(
+            f"Only its text arrived: the exception cannot be pickled and rebuilt ({refusal}). Its "
+            "class must be importable in both processes, and what it holds must be picklable."
+        )
+    if notes:
+        proxy.__notes__ = notes
+    return proxy
+
+
+def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
     proxy = _combine(original, text) or ProxyException(text)
-    _end_chain(original, RemoteTraceback(text))
+    if isinstance(proxy, SyntaxError):  # E5
+        _end_chain(original, RemoteTraceback(text))
+    if _notes(original):
+        vars(proxy)["__notes__"] = vars(original).pop("__notes__")
     _field("__cause__").__set__(proxy, original)
     return proxy
 
@@ -377,11 +562,19 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     if cls is Exception:  # which comes with _Combined
         bases = (_Combined,)
     namespace = {"__module__": ProxyException.__module__, "_original": cls}
+    if issubclass(cls, BaseExceptionGroup):
+        namespace["derive"] = _derive
     name = f"{ProxyException.__name__}({cls.__name__})"
     try:
         return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
     except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: E1
         return None
+
+
+def _derive(self: Any, excs: Sequence[BaseException]) -> Any:
+    """The part of a group that `except*` or `split` takes: it keeps the remote traceback."""
+    part = _original_type(type(self)).derive(self, excs)
+    return _combine(part, str(self)) or part
 
 
 def _may_be_raised(cls: type[BaseException]) -> bool:
@@ -395,10 +588,16 @@ def _original_type(cls: type[Any]) -> type[Any]:
 
 
 def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
-    """Append `end` to the causes of `exc`."""
-    cause = _field("__cause__")
+    """Append `end` to what Python prints before `exc`."""
     seen = {id(exc)}
-    while (deeper := cause.__get__(exc)) is not None and id(deeper) not in seen:
+    while (deeper := _printed_before(exc)) is not None and id(deeper) not in seen:
         exc = deeper
         seen.add(id(exc))
-    cause.__set__(exc, end)
+    _field("__cause__").__set__(exc, end)
+
+
+def _printed_before(exc: BaseException) -> BaseException | None:
+    cause: BaseException | None = _field("__cause__").__get__(exc)
+    if cause is None and not _field("__suppress_context__").__get__(exc):
+        cause = _field("__context__").__get__(exc)
+    return cause

@@ -140,7 +140,7 @@ class Starter:
     ) -> tuple[int, int, Any]:
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`; what `out` raises for a value is raised by its item. Returns
+        Values go to `out`; if that raises, its item raises `_tasks.unsendable`. Returns
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
         that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
         `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
@@ -338,7 +338,7 @@ def _kept(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
     try:
         return FULL if out.append(value) is False else DONE, None
     except BaseException as error:  # noqa: BLE001 - S5
-        return None, error
+        return None, _tasks.unsendable(value, error)
 
 
 def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None, bool]:

@@ -63,6 +63,33 @@ def brief(error: BaseException) -> str:
         return f"{name}, which cannot be printed"
 
 
+def shown(value: object) -> str:
+    """Type and shortened `repr` of a value, whatever it does when it is printed."""
+    from reprlib import Repr  # not above: only errors need it
+
+    short = Repr()
+    short.maxother = short.maxstring = 80
+    name = type(value).__qualname__
+    try:
+        return f"{name} ({short.repr(value)})"
+    except BaseException:  # noqa: BLE001 - as in brief
+        return name
+
+
+#: Where a worker finds what is pickled by name. One text, whatever it is that was not found.
+IMPORTABLE = (
+    "It must be importable in a worker, which is a process of its own: define it at the top level "
+    "of a module that workers can import, not in a session (a notebook, `python -c`, stdin), in "
+    "the `__main__.py` of `python -m package`, or below `if __name__ == '__main__'`"
+)
+
+
+def import_hint(error: BaseException) -> str:
+    """What follows the reason why something could not be unpickled: the way out, if it is known."""
+    missing = issubclass(type(error), (AttributeError, ImportError))  # isinstance asks the error
+    return f". {IMPORTABLE}" if missing else ""
+
+
 class ProxyException(Exception):  # noqa: N818 - the name is 0.9.1's
     """What a task raised in a worker process; `str()` is the traceback from there.
 

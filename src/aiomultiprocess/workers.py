@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _legacy, _loops, child
 from ._exits import Descriptor, Exit
-from ._spawn import process_class
+from ._spawn import process_class, report_exit
+from ._startargs import at_its_caller
 from .core import Process
 from .credit import Credit
 from .frames import Kind
-from .functions import explained
 from .transport import ChildEnd, Handover, Link
 
 if TYPE_CHECKING:
@@ -64,15 +64,6 @@ class WorkerOptions:
         self.initializer = initializer
         self.initargs = initargs
         self.exception_handler = exception_handler
-
-    def user_parts(self) -> dict[str, Any]:
-        """What the user made of it, by the names of the arguments of `Pool`."""
-        return {
-            "initializer": self.initializer,
-            "initargs": self.initargs,
-            "loop_initializer": self.loop,
-            "exception_handler": self.exception_handler,
-        }
 
 
 class PoolWorker(Process):
@@ -107,7 +98,6 @@ class PoolWorker(Process):
         self.trusted = True
         self.leaving = False
         self.replaced = False  # before its exit
-        self._user_parts = options.user_parts()
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -125,6 +115,7 @@ class PoolWorker(Process):
             exception_handler=options.exception_handler,
         )
         self.aio_process = process_class(options.context)(target=child.main, args=(spec,))
+        report_exit(self.aio_process)
 
     def launch(
         self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
@@ -133,7 +124,7 @@ class PoolWorker(Process):
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise explained(error, self._user_parts) from error
+            raise at_its_caller(error) from error.__cause__
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
