@@ -95,7 +95,7 @@ def test_a_function_of_an_interactive_session_runs_under_fork_and_is_explained_e
     said = done.stdout
     assert "Error" not in done.stderr
     assert "imported: [0, 2, 4]" in said
-    assert "refused: AttributeError: Can't get attribute 'of_the_session'" in said
+    assert "refused: AttributeError: " in said
     assert "__main__.of_the_session could not be unpickled in a worker" in said
     assert "must be importable in a worker" in said
     assert "forked: [0, 2, 4]" in said

@@ -117,7 +117,7 @@ def assert_hinted(out: str, err: str, module: str = "__main__") -> None:
         assert "must be importable in a worker" in said[name], (name, out, err)
         assert "in a session (a notebook" in said[name]
         assert "`python -m package`" in said[name]
-        assert "Can't get attribute" in said[name]
+        assert "AttributeError: " in said[name]
     assert f"{module}.mine" in said["function"]
     assert "item 0 of a call of workload.identity" in said["item"]
     assert said["process"] == "1"

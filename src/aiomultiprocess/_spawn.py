@@ -15,6 +15,8 @@ L4  No signal is handled in a forked child before it has put the handlers of the
 L5  A child that starts a process while it imports its main module, which so has no guard, ends at
     once. It prints nothing if its parent reports how it ended, and else one line.
 L6  A child imports its main module only if that is a file: one that is read from stdin is not.
+L7  A fork server that dies while it imports the main module (from 3.14 on, it does) is started
+    again without it. Its children then import the module themselves, and end by L5.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import contextlib
 import functools
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,11 +44,15 @@ if TYPE_CHECKING:
 STARTING = " (starting)"
 STARTING_REPORTED = " (starting, reported by its parent)"
 
+#: In the environment of a fork server that is started for one of our processes (L7).
+SERVER_REPORTED = "_AIOMULTIPROCESS_FORK_SERVER_REPORTED"
+
 NO_GUARD = (
     "the main module starts a process when it is imported, as a new process does: put its code "
     'below `if __name__ == "__main__":`'
 )
 
+SERVER_PATIENCE = 5  # seconds that a fork server which drops a connection may take to end
 PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
 
 
@@ -88,7 +95,7 @@ if sys.platform != "win32":
             return code
 
     class ForkServerProcess(context.ForkServerProcess):
-        """A process of the "forkserver" start method that keeps L5 and L6."""
+        """A process of the "forkserver" start method that keeps L5, L6 and L7."""
 
         _name: str
 
@@ -99,11 +106,12 @@ if sys.platform != "win32":
             process_obj._name = _starting(process_obj)
             try:
                 with _importable_main():
-                    return context.ForkServerProcess._Popen(process_obj)
+                    return _through_server(process_obj)
             finally:
                 process_obj._name = name
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
+            os.environ.pop(SERVER_REPORTED, None)
             self._name = self._name.removesuffix(STARTING).removesuffix(STARTING_REPORTED)
             code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             return code
@@ -179,6 +187,34 @@ if sys.platform != "win32":
                 self.wait()
             self.finalizer()
 
+    def _through_server(process_obj: Any) -> Any:
+        """Have the fork server start a process; it is started first, if it does not run."""
+        from multiprocessing import forkserver  # not above: a spawned worker begins here
+
+        try:
+            os.environ[SERVER_REPORTED] = "1"
+            forkserver.ensure_running()
+        finally:
+            del os.environ[SERVER_REPORTED]
+        try:
+            return context.ForkServerProcess._Popen(process_obj)
+        except (ConnectionError, EOFError):
+            if not _server_has_ended():
+                raise
+        with _hidden_main():  # L7
+            forkserver.ensure_running()
+        return context.ForkServerProcess._Popen(process_obj)
+
+    def _server_has_ended() -> bool:
+        """Whether the fork server is gone or on its way out: then nobody reads its pipe."""
+        server: Any = sys.modules["multiprocessing.forkserver"]._forkserver
+        poller = select.poll()
+        poller.register(server._forkserver_alive_fd, select.POLLERR)
+        ended = bool(poller.poll(1000 * SERVER_PATIENCE))
+        if ended:
+            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
+        return ended
+
     class ForkProcess(context.ForkProcess):
         """A process of the "fork" start method that does not act on signals as its parent does."""
 
@@ -219,7 +255,8 @@ def _check_guard() -> None:
     """L5; a process that is not one of ours goes on to the RuntimeError of multiprocessing."""
     this = process.current_process()
     if getattr(this, "_inheriting", False):  # multiprocessing is importing the main module
-        if this.name.endswith(STARTING_REPORTED):
+        in_server = this.name == "MainProcess" and SERVER_REPORTED in os.environ
+        if in_server or this.name.endswith(STARTING_REPORTED):
             sys.exit(1)
         if this.name.endswith(STARTING):
             # not by sys.exit: a child of the fork server leaves without printing that
@@ -233,17 +270,24 @@ def _importable_main() -> Iterator[None]:
 
     The path of a program from stdin is `<stdin>`.
     """
-    names = vars(sys.modules["__main__"])
-    path = names.get("__file__")
+    path = getattr(sys.modules["__main__"], "__file__", None)
     begun_in = getattr(process, "ORIGINAL_DIR", None) or ""
     if path is None or os.path.isfile(os.path.join(begun_in, path)):
         yield
         return
-    del names["__file__"]
+    with _hidden_main():
+        yield
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    names = vars(sys.modules["__main__"])
+    path = names.pop("__file__", None)
     try:
         yield
     finally:
-        names["__file__"] = path
+        if path is not None:
+            names["__file__"] = path
 
 
 @contextlib.contextmanager
