@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The starter of items: `aiomultiprocess.stepper`, compiled. Its theory and rules (S1-S7) are there.
+"""The starter of items: `aiomultiprocess.stepper`, compiled. Its theory and rules (S1-S8) are there.
 
 What differs: what may have been attached to the task of an item is read from it after each item; of
 a run of quick items, most see a coarse clock only.

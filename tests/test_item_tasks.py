@@ -8,13 +8,13 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
-from aiomultiprocess import Pool, WorkerLostError
+from aiomultiprocess import Pool, Worker, WorkerLostError
 
 LOOPS = ["asyncio", *(["uvloop"] if find_spec("uvloop") else [])]
 
@@ -215,3 +215,23 @@ async def test_the_task_of_each_item_has_a_name_of_its_own(
         names = await pool.map(func, range(100))
         names += [await pool.apply(func, (n,)) for n in range(4)]
     assert len(set(names)) == 104
+
+
+if sys.version_info >= (3, 12):
+
+    async def numbers() -> AsyncIterator[int]:
+        for n in range(100):
+            yield n
+
+    @pytest.mark.row("G52")
+    async def test_a_pool_and_workers_run_where_all_tasks_start_eagerly(backend: str) -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        make_loop = MakesLoop("asyncio", "eager")
+        async with Pool(1, loop_initializer=make_loop) as pool:
+            for func in (quick, suspended):
+                results = [(n, True) for n in range(100)]
+                assert await pool.map(func, numbers()) == results
+                assert [one async for one in pool.map(func, iter(range(100)))] == results
+                calls = [asyncio.create_task(pool.apply(func, (n,))) for n in range(100)]
+                assert await asyncio.gather(*calls) == results
+                assert await Worker(target=func, args=(7,), loop_initializer=make_loop) == (7, True)

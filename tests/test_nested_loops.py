@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aiomultiprocess import Pool, ProxyException
+from aiomultiprocess import Pool, ProxyException, _nested
 
 
 async def main() -> int:
@@ -48,6 +48,11 @@ def by_a_library(n: int) -> int:
         raise ValueError("the library failed") from error
 
 
+async def by_a_group(n: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(by_run_in_a_coroutine(n))
+
+
 WAYS: list[Callable[[int], Any]] = [
     by_run,
     by_run_in_a_coroutine,
@@ -55,6 +60,7 @@ WAYS: list[Callable[[int], Any]] = [
     by_another_loop,
     by_the_loop_of_the_worker,
     by_a_library,
+    by_a_group,
 ]
 
 
@@ -96,3 +102,24 @@ async def test_a_coroutine_that_a_user_forgets_is_still_complained_of(
         await pool.join()
     assert "async def" not in str(outcome)
     assert "coroutine 'main' was never awaited" in capfd.readouterr().err
+
+
+@pytest.mark.row("G60")
+@pytest.mark.parametrize("args", [(), (1,), ("a text",), ("This event loop is already running",)])
+def test_any_other_error_stays_as_it_is(args: tuple[Any, ...]) -> None:
+    error = RuntimeError(*args)
+    error.__notes__ = 5  # type: ignore[assignment]
+    error.__context__ = again = ValueError()
+    again.__context__ = error
+    _nested.explain(error)
+    assert error.__notes__ == 5
+    assert not hasattr(again, "__notes__")
+
+
+@pytest.mark.row("G60")
+def test_an_error_that_many_items_raise_gets_one_note() -> None:
+    error = RuntimeError("This event loop is already running")
+    error.add_note("the user's")
+    for _ in range(3):
+        _nested.explain(error)
+    assert error.__notes__ == ["the user's", _nested.NOTE]

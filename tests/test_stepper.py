@@ -1,4 +1,4 @@
-"""Items that a starter runs cannot tell that it does: everything is as in a plain task (S1-S7)."""
+"""Items that a starter runs cannot tell that it does: everything is as in a plain task (S1-S8)."""
 
 from __future__ import annotations
 

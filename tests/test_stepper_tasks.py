@@ -1,4 +1,4 @@
-"""The tasks of items: one for each, none left, and made by the loop's own factory (S1-S7)."""
+"""The tasks of items: one for each, none left, and made by the loop's own factory (S1-S8)."""
 
 from __future__ import annotations
 

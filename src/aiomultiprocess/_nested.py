@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Coroutine, Iterator
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, Final
 
 NOTE: Final = (
@@ -25,36 +25,50 @@ _REFUSALS: Final = (
     "Already running asyncio in this thread",
 )
 _RUNNERS: Final = frozenset({"asyncio", "uvloop"})  # packages that are given coroutines to run
-_LONGEST: Final = 20  # errors of a chain that are looked at
+_MOST: Final = 20  # errors that are looked at, behind one
 
 
 def explain(error: BaseException) -> None:
-    """Add `NOTE` to what refused to run a loop, in the chain of an item's error."""
-    link: BaseException | None = error
-    for _ in range(_LONGEST):
-        if type(link) is RuntimeError and any(text in str(link) for text in _REFUSALS):
+    """Add `NOTE` to what refused to run a loop: an item's error, or one behind or in it."""
+    errors: list[BaseException] = [error]
+    for link in errors:  # which grows
+        if _is_refusal(link) and not _is_noted(link):
             link.add_note(NOTE)
             for coro in _refused(link.__traceback__):
                 coro.close()
-        if link is None:
-            return
-        link = _earlier(link)
+        known = set(map(id, errors))
+        new = [other for other in _behind(link) if id(other) not in known]
+        errors += new[: max(0, _MOST - len(errors))]
 
 
-def _earlier(error: BaseException) -> BaseException | None:
-    """The error behind another one, whatever the attributes of its class do."""
+def _is_refusal(error: BaseException) -> bool:
+    if type(error) is not RuntimeError or len(error.args) != 1 or type(error.args[0]) is not str:
+        return False
+    return any(text in error.args[0] for text in _REFUSALS)
+
+
+def _is_noted(error: BaseException) -> bool:
+    notes = getattr(error, "__notes__", [])
+    return type(notes) is not list or any(note is NOTE for note in notes)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """Cause, context and members, whatever the attributes of the error's class do."""
     fields = vars(BaseException)
-    cause: BaseException | None = fields["__cause__"].__get__(error)
-    return fields["__context__"].__get__(error) if cause is None else cause
+    for other in (fields["__cause__"].__get__(error), fields["__context__"].__get__(error)):
+        if other is not None:
+            yield other
+    if isinstance(error, BaseExceptionGroup):
+        yield from vars(BaseExceptionGroup)["exceptions"].__get__(error)
 
 
 def _refused(trace: TracebackType | None) -> Iterator[Coroutine[Any, Any, Any]]:
     """The coroutines that a runner has got and has not started."""
     while trace is not None:
-        frame = trace.tb_frame
-        if str(frame.f_globals.get("__name__")).partition(".")[0] in _RUNNERS:
-            for value in list(frame.f_locals.values()):
-                if inspect.iscoroutine(value) and _is_new(value):
+        module = trace.tb_frame.f_globals.get("__name__")
+        if type(module) is str and module.partition(".")[0] in _RUNNERS:
+            for value in list(trace.tb_frame.f_locals.values()):
+                if type(value) is CoroutineType and _is_new(value):
                     yield value
         trace = trace.tb_next
 

@@ -198,8 +198,8 @@ def parked(
 ) -> _Item:
     """Make a task whose first step is behind it: it waits for the gate that `driver` is.
 
-    `coro` is `drive(driver)`. Set `_log_destroy_pending` to False on a task that is kept for a
-    later item: asyncio complains of one that is dropped before its end.
+    `coro` is `drive(driver)`. asyncio complains of a task that is dropped before its end: set
+    `_log_destroy_pending` to False on one that is kept for a later item.
     """
     if sys.version_info >= (3, 12):
         task = kind(coro, loop=loop, name=_UNNAMED, context=context, eager_start=True)
