@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import os
 import pickle
 import struct
@@ -27,7 +28,7 @@ from typing import Any, TypeAlias
 
 from . import _loops, remote
 from ._exits import Descriptor
-from .transport import Handover
+from .transport import REFUSALS, Handover
 from .types import brief
 
 STARTED = b"\x01"  # our code runs in the child: its main module could be imported
@@ -36,15 +37,18 @@ RESULT, ERROR = 0, 1
 PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
 
 
-def dump_result(value: object, label: str) -> Any:
+def dump_result(value: object, label: str) -> bytes:
     """The pickle of a result; PicklingError tells whose it is and what to do."""
     try:
-        return ForkingPickler.dumps(value, pickle.HIGHEST_PROTOCOL)
+        file = io.BytesIO()
+        ForkingPickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
     except Exception as error:  # whatever a __reduce__ of the user's raises
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
             f"({brief(error)}); return plain data, not {type(value).__name__}"
         ) from error
+    # no copy, and no view of the file: one that a traceback keeps is not safe (cpython#111049)
+    return file.getvalue()
 
 
 def load_result(kind: int, payload: bytearray, label: str) -> Any:
@@ -193,7 +197,13 @@ class PipeReceiver:
     def _read(self, view: memoryview) -> int:
         if sys.platform == "win32":
             raise NotImplementedError
-        return os.readv(self._ours.fileno(), [view])
+        try:
+            return os.readv(self._ours.fileno(), [view])
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+        # a sandbox refuses it
+        return _copy(memoryview(os.read(self._ours.fileno(), min(len(view), PUMP_BYTES))), view)
 
     def _forget(self) -> None:
         """In a forked child: its copies of the parent's ends would keep the pipe alive."""

@@ -90,9 +90,12 @@ def main(spec: WorkerSpec) -> None:
     collect_garbage()  # what is here by now stays, and is not to be looked at again
     keep_freed_memory()
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
-    watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
+    native = backend.native_watchdog()
+    watch_in = watchdog.start(parent_fd, spec.parent_pid, GRACE, native=native)
     link = spec.end.open()
     loop, failure = make_loop(spec.loop)
+    if watch_in is not None:
+        watch_in(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     try:
         engine.run(spec.initializer, spec.initargs, failure)
