@@ -6,7 +6,10 @@ from typing import final
 @final
 class Doorbell:
     def __init__(self) -> None:
-        """An eventfd, or elsewhere than on Linux a non-blocking pipe; close-on-exec."""
+        """An eventfd, or a non-blocking pipe where there is none or it is refused; close-on-exec.
+
+        OSError if there is no descriptor.
+        """
 
     @staticmethod
     def attach(fds: Sequence[int]) -> Doorbell:

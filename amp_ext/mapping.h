@@ -2,9 +2,13 @@
  *
  * Memory is reserved when it is made. A page of shared memory that cannot be had when it is first
  * touched is SIGBUS, and that kills the process; here it is an errno. Every function returns -1 or
- * NULL with errno set, and leaves nothing open when it fails.
+ * NULL with errno set, and leaves nothing open when it fails; those of the memory also set `*call`
+ * to the name of the system call that was refused.
  *
- * Linux has memfd and eventfd. Elsewhere in POSIX: shm_open, unlinked at once, and a pipe.
+ * Linux has memfd and eventfd. Elsewhere in POSIX: shm_open, unlinked at once, and a pipe. A sandbox
+ * may refuse calls that the kernel has: a pipe serves in place of an eventfd, and writing to memory
+ * reserves it as fallocate does. Memory without a seal is not used on Linux (ring.h: the peer is not
+ * trusted with our life), so without memfd or seals there is no ring, and the pipe transport serves.
  */
 #ifndef AMP_MAPPING_H
 #define AMP_MAPPING_H
@@ -25,6 +29,17 @@
 #if defined(__linux__)
 #include <sys/eventfd.h>
 #endif
+
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U /* Linux 6.3; what a kernel with vm.memfd_noexec=2 insists on */
+#endif
+
+/* Whether a call was refused by a sandbox or an old kernel, and not for lack of what it asks for. */
+static inline int amp_refused(int error)
+{
+    return error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL
+        || error == EOPNOTSUPP;
+}
 
 static inline int amp_close_failed(int fd)
 {
@@ -52,26 +67,60 @@ static inline int amp_size_allowed(uint64_t size)
 
 #define AMP_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
+/* A zero in each page takes its memory, and the last one makes the file as long as it should be. */
+static inline int amp_write_pages(int fd, uint64_t size)
+{
+    uint64_t step = (uint64_t)sysconf(_SC_PAGESIZE);
+    for (uint64_t at = 0; at < size; at += step) {
+        uint64_t last = (at + step < size ? at + step : size) - 1;
+        ssize_t done;
+        do
+            done = pwrite(fd, "", 1, (off_t)last);
+        while (done < 0 && errno == EINTR);
+        if (done < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static inline int amp_reserve_pages(int fd, uint64_t size)
 {
     int error;
-    do
-        error = posix_fallocate(fd, 0, (off_t)size);
-    while (error == EINTR);
+    if (ftruncate(fd, (off_t)size) < 0) {
+        error = errno;
+    } else {
+        do
+            error = posix_fallocate(fd, 0, (off_t)size);
+        while (error == EINTR);
+    }
+    if (amp_refused(error))
+        return amp_write_pages(fd, size);
     errno = error;
     return error == 0 ? 0 : -1;
 }
 
-/* A descriptor of `size` zeroed, reserved bytes that nobody can shrink under a reader. */
-static inline int amp_memory_create(uint64_t size)
+static inline int amp_memfd(const char *name)
 {
+    unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+    int fd = memfd_create(name, flags | MFD_NOEXEC_SEAL);
+    return fd < 0 && errno == EINVAL ? memfd_create(name, flags) : fd;
+}
+
+/* A descriptor of `size` zeroed, reserved bytes that nobody can shrink under a reader. */
+static inline int amp_memory_create(uint64_t size, const char **call)
+{
+    *call = "getrlimit(RLIMIT_FSIZE)";
     if (amp_size_allowed(size) < 0)
         return -1;
-    int fd = memfd_create("aiomultiprocess", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    *call = "memfd_create";
+    int fd = amp_memfd("aiomultiprocess");
     if (fd < 0)
         return -1;
-    if (ftruncate(fd, (off_t)size) < 0 || amp_reserve_pages(fd, size) < 0
-        || fcntl(fd, F_ADD_SEALS, AMP_SEALS) < 0)
+    *call = "fallocate";
+    if (amp_reserve_pages(fd, size) < 0)
+        return amp_close_failed(fd);
+    *call = "fcntl(F_ADD_SEALS)";
+    if (fcntl(fd, F_ADD_SEALS, AMP_SEALS) < 0)
         return amp_close_failed(fd);
     return fd;
 }
@@ -79,16 +128,19 @@ static inline int amp_memory_create(uint64_t size)
 static inline int amp_memory_sealed(int fd)
 {
     int seals = fcntl(fd, F_GET_SEALS);
+    if (seals >= 0)
+        errno = EPERM;
     return seals >= 0 && (seals & AMP_SEALS) == AMP_SEALS;
 }
 
 #else
 
 /* The name lives for two system calls; O_EXCL and the next number deal with who had it before. */
-static inline int amp_memory_create(uint64_t size)
+static inline int amp_memory_create(uint64_t size, const char **call)
 {
     char name[32];
     int fd = -1;
+    *call = "shm_open";
     if (amp_size_allowed(size) < 0)
         return -1;
     for (unsigned number = 0; fd < 0; number++) {
@@ -113,15 +165,16 @@ static inline int amp_memory_sealed(int fd)
 #endif
 
 /* Maps all of `fd` and tells its size, or NULL. Unsealed memory is refused (EPERM). */
-static inline void *amp_memory_map(int fd, uint64_t *size)
+static inline void *amp_memory_map(int fd, uint64_t *size, const char **call)
 {
     struct stat status;
+    *call = "fstat";
     if (fstat(fd, &status) < 0)
         return NULL;
-    if (!amp_memory_sealed(fd)) {
-        errno = EPERM;
+    *call = "fcntl(F_GET_SEALS)";
+    if (!amp_memory_sealed(fd))
         return NULL;
-    }
+    *call = "mmap";
     *size = (uint64_t)status.st_size;
     void *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return base == MAP_FAILED ? NULL : base;
@@ -135,22 +188,12 @@ struct amp_bell {
     int reader, writer; /* the same descriptor where that exists */
 };
 
-#if defined(__linux__)
-
-static inline int amp_bell_create(struct amp_bell *bell)
-{
-    bell->reader = bell->writer = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    return bell->reader < 0 ? -1 : 0;
-}
-
-#else
-
 static inline int amp_bell_prepare(int fd)
 {
     return fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 || fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -1 : 0;
 }
 
-static inline int amp_bell_create(struct amp_bell *bell)
+static inline int amp_bell_of_pipe(struct amp_bell *bell)
 {
     int ends[2];
     if (pipe(ends) < 0)
@@ -163,7 +206,15 @@ static inline int amp_bell_create(struct amp_bell *bell)
     return 0;
 }
 
+static inline int amp_bell_create(struct amp_bell *bell)
+{
+#if defined(__linux__)
+    bell->reader = bell->writer = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (bell->reader >= 0 || !amp_refused(errno))
+        return bell->reader < 0 ? -1 : 0;
 #endif
+    return amp_bell_of_pipe(bell);
+}
 
 /* Eight bytes: an eventfd takes no less, and a pipe takes them at once or not at all. */
 static inline int amp_bell_ring(const struct amp_bell *bell)

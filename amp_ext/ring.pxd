@@ -4,8 +4,8 @@ cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef extern from "mapping.h" nogil:
-    int amp_memory_create(uint64_t size)
-    void *amp_memory_map(int fd, uint64_t *size)
+    int amp_memory_create(uint64_t size, const char **call)
+    void *amp_memory_map(int fd, uint64_t *size, const char **call)
 
 cdef extern from "ring.h" nogil:
     const uint32_t AMP_BEGIN

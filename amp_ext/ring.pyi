@@ -40,7 +40,7 @@ class Mapping:
         """New memory for two rings and a journal, reserved, sealed against any change of size.
 
         `capacity` of each ring: bytes, a power of two. ValueError if it is not; OSError if there is
-        no memory or no descriptor.
+        no memory or no descriptor, with the system call that was refused as its `filename`.
         """
 
     @staticmethod

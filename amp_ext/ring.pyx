@@ -9,11 +9,14 @@ L1  The memory stays mapped while a view or a copy needs it: close() refuses eve
 L2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
     copied: `busy` then turns other callers away.
 L3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
+L4  The garbage collector does not clear an end: a view of it that goes later, in the same cycle (of
+    a traceback, say), needs the mapping to count itself out. An end refers to its mapping alone,
+    and that to no object, so no cycle runs through either.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
-from cpython.exc cimport PyErr_SetFromErrno
+from cpython.exc cimport PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilename
 from cpython.memoryview cimport PyMemoryView_FromObject
 from posix.mman cimport munmap
 from posix.unistd cimport close as close_descriptor
@@ -77,14 +80,15 @@ cdef class Mapping:
     @staticmethod
     def create(uint64_t capacity, uint64_t generation=0):
         cdef Mapping self = Mapping.__new__(Mapping)
+        cdef const char *call = NULL
         if not amp_capacity_ok(capacity):
             raise ValueError(
                 f"capacity must be a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, "
                 f"not {capacity}"
             )
-        self.fd = amp_memory_create(amp_map_size(capacity))
+        self.fd = amp_memory_create(amp_map_size(capacity), &call)
         if self.fd < 0:
-            PyErr_SetFromErrno(OSError)
+            PyErr_SetFromErrnoWithFilename(OSError, call)
         map_descriptor(self)
         amp_map_format(self.base, capacity, generation)
         open_map(self)
@@ -190,9 +194,10 @@ cdef class Mapping:
 
 
 cdef int map_descriptor(Mapping mapping) except -1:
-    mapping.base = amp_memory_map(mapping.fd, &mapping.size)
+    cdef const char *call = NULL
+    mapping.base = amp_memory_map(mapping.fd, &mapping.size, &call)
     if mapping.base == NULL:
-        PyErr_SetFromErrno(OSError)
+        PyErr_SetFromErrnoWithFilename(OSError, call)
     return 0
 
 
@@ -232,6 +237,7 @@ cdef Consumer new_consumer(Mapping mapping, amp_cursors *shared, const uint8_t *
 # ---- the two ends -------------------------------------------------------------------------------
 
 @cython.final
+@cython.no_gc  # L4
 cdef class Producer:
     """The writing end of one ring."""
 
@@ -349,6 +355,7 @@ cdef Py_ssize_t put_some(Producer producer, Gather *gather, Py_ssize_t offset) e
 
 
 @cython.final
+@cython.no_gc  # L4
 cdef class Consumer:
     """The reading end of one ring; as a buffer, the record that was read last."""
 

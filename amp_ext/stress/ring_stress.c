@@ -101,8 +101,9 @@ static void step(void)
 static void make_map(struct amp_map *map)
 {
     uint64_t size;
-    int fd = amp_memory_create(amp_map_size(CAPACITY));
-    void *base = fd < 0 ? NULL : amp_memory_map(fd, &size);
+    const char *call;
+    int fd = amp_memory_create(amp_map_size(CAPACITY), &call);
+    void *base = fd < 0 ? NULL : amp_memory_map(fd, &size, &call);
     if (base == NULL)
         fail("no memory", 0);
     close(fd);

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def usable_cpus() -> int:
     """The number of CPUs that this process may use: affinity and, in a container, its quota."""
-    if hasattr(os, "process_cpu_count"):
-        cpus = os.process_cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
+    cpus = _affinity() or os.cpu_count() or 1
     quota = _cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, quota))
+
+
+def _affinity() -> int | None:
+    """CPUs that this process may run on; None where the system does not say."""
+    try:
+        if sys.version_info >= (3, 13):
+            return os.process_cpu_count()
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+    except OSError:  # a sandbox refuses it
+        pass
+    return None
 
 
 def _cgroup_quota() -> int | None:
@@ -22,6 +30,6 @@ def _cgroup_quota() -> int | None:
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()
-    except (OSError, ValueError):
+        return None if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or not of that format
         return None
-    return None if quota == "max" else -(-int(quota) // int(period))

@@ -1,4 +1,4 @@
-"""The end of a child process: noticed by a descriptor, not by a timer.
+"""The end of a child process: noticed by a descriptor or a thread, and not by a timer.
 
     process.start() -> Exit(process) -> check() at any time, watch() or wait() in an event loop
 
@@ -11,6 +11,9 @@ X3  Once the end is known, multiprocessing's object knows it too, and lets itsel
     closed; it is told 255 for an exit code that is not known, as asyncio does.
 X4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
     thread may ask.
+X5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open, and
+    a sandbox refuses either, or waitid altogether, or a loop's interest in a pidfd. Then waitpid
+    collects the end. Where a thread is refused as well, a timer of the loop looks for it.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 UNKNOWN = 255  # X3
+LOOK_AGAIN = 0.02  # seconds, where the system leaves nothing to wait by
 
 
 class Descriptor:
@@ -136,15 +140,14 @@ class Exit:
             with contextlib.suppress(ValueError, OSError):  # closed: somebody saw the end before us
                 wait([self._process.sentinel])
         elif self._by_server:
-            descriptors = self.duplicates()
-            for descriptor in descriptors:
-                _is_readable(descriptor.fileno(), timeout=None)
-            if not (descriptors or self.ended):  # there is no descriptor left
-                self._process.join()
-        elif hasattr(os, "waitid"):
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
-        else:
+            self._sleep_by(self.duplicates())
+        elif not _waited(self._popen.pid):  # X5
+            self._sleep_by([] if self._pidfd is None else self.duplicates())
+
+    def _sleep_by(self, descriptors: list[Descriptor]) -> None:
+        for descriptor in descriptors:
+            _is_readable(descriptor.fileno(), timeout=None)
+        if not (descriptors or self.ended):  # there is no descriptor left
             self._process.join()
 
     def close(self) -> None:
@@ -182,6 +185,9 @@ class Exit:
                 status = os.waitid(os.P_PIDFD, pidfd, options)
             except ChildProcessError:  # reaped (X2); by multiprocessing, if it knows the code now
                 self._end(self._popen.returncode)
+                return
+            except OSError:
+                self._collect_by_pid()  # X5
                 return
             if status is not None:
                 exited = status.si_code == os.CLD_EXITED
@@ -254,11 +260,19 @@ class Watch:
             self._soon.cancel()
 
     def _listen(self) -> None:
-        if self._stages:
+        while self._stages:
             self._descriptor = self._stages.pop(0)
-            self._loop.add_reader(self._descriptor.fileno(), self._on_readable)
-        else:
+            try:
+                self._loop.add_reader(self._descriptor.fileno(), self._on_readable)
+            except OSError:  # X5: the loop cannot wait for it, a thread may
+                self._descriptor.close()
+                self._descriptor = None
+            else:
+                return
+        try:
             threading.Thread(target=self._wait_in_thread, daemon=True).start()
+        except RuntimeError:  # a sandbox or a limit refuses the thread too
+            self._soon = self._loop.call_later(LOOK_AGAIN, self._on_readable)
 
     def _hush(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -299,6 +313,19 @@ def _pidfd_of(pid: int) -> Descriptor | None:
         with contextlib.suppress(OSError):
             return Descriptor(os.pidfd_open(pid))
     return None
+
+
+def _waited(pid: int) -> bool:
+    """Sleep until the child has ended, without reaping it; False where that cannot be done."""
+    if sys.platform == "win32" or not hasattr(os, "waitid"):
+        return False
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # reaped by now
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _is_readable(fd: int, timeout: int | None = 0) -> bool:

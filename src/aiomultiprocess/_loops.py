@@ -69,8 +69,12 @@ if sys.platform == "linux":
             if timeout is not None and 0 < timeout < self.LONGEST:
                 epoll = self.fileno()
                 if epoll < self.DESCRIPTORS:
-                    select.select((epoll,), (), (), timeout)
-                    timeout = 0
+                    try:
+                        select.select((epoll,), (), (), timeout)
+                    except OSError:  # a sandbox refuses it
+                        ExactSelector.LONGEST = 0.0
+                    else:
+                        timeout = 0
             return super().select(timeout)
 
     def _exact_loop() -> asyncio.AbstractEventLoop:

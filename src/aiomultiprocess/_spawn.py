@@ -119,8 +119,9 @@ if sys.platform != "win32":
     def _command(**descriptors: int | None) -> list[Any]:
         """What starts a child; a frozen program has no place for code of ours (L3)."""
         command = spawn.get_command_line(**descriptors)
-        if "-c" in command:
-            at = command.index("-c") + 1
+        options = command[1:]  # not the program: it is bytes, and `-bb` refuses to compare those
+        if "-c" in options:
+            at = options.index("-c") + 2
             command[at] = HOLD_GARBAGE + command[at]
         return command
 
@@ -165,7 +166,8 @@ if sys.platform != "win32":
                 reduction.dump(process_obj, buffer)
             finally:
                 context.set_spawning_popen(None)
-            return buffer.getbuffer()
+            # no copy; a view of the buffer itself is not safe in a traceback (cpython#111049)
+            return memoryview(buffer.getvalue())
 
         def _start(self, ours: list[int], theirs: list[int]) -> None:
             # the child's death closes the one pipe, and ours, which it may wait for, the other

@@ -12,6 +12,7 @@ does not choose: it opens the child end that it was started with.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -145,11 +146,15 @@ def _probe_shm() -> str | None:
         ring.Mapping.create(CAPACITY).close()
     except OSError as error:
         return f"shared memory for a ring of {CAPACITY} bytes was refused ({error})"
-    return None
+    try:
+        ring.Doorbell().close()
+    except OSError as error:
+        return f"a doorbell, an eventfd or a pipe, was refused ({error})"
+    return _probe_sockets()
 
 
 def _probe_pipe() -> str | None:
-    """Why there is no ledger, or None; socket pairs are everywhere."""
+    """Why there is no ledger or no socket pair, or None."""
     if sys.platform == "win32":
         from ._windows import NamedLedger as Ledger
     else:
@@ -159,6 +164,16 @@ def _probe_pipe() -> str | None:
         Ledger.create().close()
     except OSError as error:
         return f"one page of shared memory was refused ({error})"
+    return _probe_sockets()
+
+
+def _probe_sockets() -> str | None:
+    """Why there is no socket pair, or None; the event loop of each worker has one too."""
+    try:
+        for end in socket.socketpair():
+            end.close()
+    except OSError as error:
+        return f"a socket pair was refused ({error})"
     return None
 
 

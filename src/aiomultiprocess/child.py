@@ -126,13 +126,16 @@ def main(spec: WorkerSpec) -> None:
     collect_garbage()  # what is here by now stays, and is not to be looked at again
     keep_freed_memory()
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
-    watchdog.start(parent_fd, spec.parent_pid, GRACE, native=backend.native_watchdog())
+    native = backend.native_watchdog()
+    watch_in = watchdog.start(parent_fd, spec.parent_pid, GRACE, native=native)
     link = spec.end.open()
     copies.protect(link, partial(watch_parent, parent_fd))
     loop, no_loop = make_loop(spec.loop)
     failure = failure or no_loop
     if copies.is_copy():
         copies.end()
+    if watch_in is not None:
+        watch_in(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     copies.protect(engine, partial(watch_parent, parent_fd), loop)
     try:

@@ -12,23 +12,45 @@ G2  Memory is reserved before it is mapped, so that a full file system is an OSE
     a SIGBUS at the first store.
 G3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM there
     and not a SIGBUS in the parent.
+G4  Of the system calls that make it, only mmap cannot be done without: this transport serves where
+    a sandbox leaves nothing else. An unnamed temporary file serves in place of a memfd, in /dev/shm
+    where that can be written; and zeros that are written reserve memory as fallocate does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
 
+from .transport import REFUSALS
+
 JOURNAL = 64 << 10  # bytes: about what one RESULTS frame carries
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
 SIZE = mmap.PAGESIZE + JOURNAL
+_NOEXEC_SEAL = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insists on it
 
 
 def _reserve(fd: int) -> None:
-    os.ftruncate(fd, SIZE)
-    if hasattr(os, "posix_fallocate"):  # G2; macOS has none
-        os.posix_fallocate(fd, 0, SIZE)
+    """G2."""
+    try:
+        os.ftruncate(fd, SIZE)
+        if hasattr(os, "posix_fallocate"):  # macOS has none
+            os.posix_fallocate(fd, 0, SIZE)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        _fill(fd)  # G4
+
+
+def _fill(fd: int) -> None:
+    """Write zeros to all of it."""
+    if sys.platform == "win32":
+        raise NotImplementedError
+    written = 0
+    while written < SIZE:
+        written += os.pwrite(fd, bytes(SIZE - written), written)
 
 
 def _seal(fd: int) -> None:
@@ -37,19 +59,35 @@ def _seal(fd: int) -> None:
         import fcntl
 
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        with contextlib.suppress(OSError):  # a sandbox refuses it, or it is no memfd (G4)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+
+
+def _memfd() -> int:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    with contextlib.suppress(OSError):  # before Linux 6.3
+        return os.memfd_create("aiomultiprocess-ledger", flags | _NOEXEC_SEAL)
+    return os.memfd_create("aiomultiprocess-ledger", flags)
+
+
+def _unnamed_file() -> int:
+    import tempfile  # only here: where there is a memfd, a worker would load it for nothing
+
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
 
 
 def _memory_fd() -> int:
     """A new descriptor of `SIZE` bytes of memory that have no name."""
-    if sys.platform != "win32" and hasattr(os, "memfd_create"):
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-        fd = os.memfd_create("aiomultiprocess-ledger", flags)
-    else:
-        import tempfile  # not on Linux, where a worker would load it for nothing
-
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
+    try:
+        fd = _memfd() if hasattr(os, "memfd_create") else _unnamed_file()
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        fd = _unnamed_file()  # G4
     try:
         _reserve(fd)
         _seal(fd)
@@ -67,8 +105,10 @@ class Ledger:
         self.fd = fd
         try:
             self._map = self._map_page()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             self.close_fd()
+            if isinstance(error, OSError) and error.errno is not None:
+                error.filename = "mmap"  # which call of several it was
             raise
         self._counter = memoryview(self._map)[:8].cast("Q")
 

@@ -22,8 +22,10 @@ the worker two.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -48,6 +50,7 @@ from .ledger import Ledger
 from .transport import (
     BATCH_BYTES,
     BATCH_FRAMES,
+    REFUSALS,
     Callback,
     ChildEnd,
     Counter,
@@ -84,6 +87,13 @@ def _send_joined(sock: socket.socket, segments: Sequence[Segment]) -> int:
 
 
 _send: Any = getattr(socket.socket, "sendmsg", _send_joined)
+
+
+def _adopt(fd: int) -> socket.socket:
+    """The socket behind one end of a pair. Python asks for nothing that it is told here."""
+    if sys.platform == "win32":
+        raise NotImplementedError
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
 
 
 def lasting(segment: Segment) -> Segment:
@@ -212,9 +222,10 @@ class PipeLink(Endpoint):
     """One end of a socket pair, see `transport.Link`."""
 
     def __init__(self, sock: socket.socket, ledger: Ledger, links: Links | None = None) -> None:
-        super().__init__(links)
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        with contextlib.suppress(OSError):  # a sandbox refuses it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        super().__init__(links)
         self._sock = sock
         self._fd = sock.fileno()
         self._ledger = ledger
@@ -310,9 +321,17 @@ class PipeLink(Endpoint):
         except ConnectionError:  # PP2
             self._gone = True
             self._outbox.clear()
-        except OSError as error:  # the kernel may have no memory for it now
-            if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
-                raise
+        except OSError as error:
+            self._on_refusal(error)
+
+    def _on_refusal(self, error: OSError) -> None:
+        """The kernel may have no memory for it now, and a sandbox no `sendmsg`."""
+        global _send
+        if error.errno in REFUSALS and _send is not _send_joined:
+            _send = _send_joined
+            self._write()
+        elif error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+            raise error
 
     def _pump(self) -> bool:
         """The socket takes more."""
@@ -398,7 +417,7 @@ class PipeChildEnd:
         sock_fd, ledger_fd = self._handover.take()
         ledger = Ledger(ledger_fd)
         ledger.close_fd()
-        return PipeLink(socket.socket(fileno=sock_fd), ledger)
+        return PipeLink(_adopt(sock_fd), ledger)
 
     def release(self) -> None:
         self._sock.close()

@@ -24,7 +24,7 @@ S6  Memory for what of a frame may have to wait is there before its first byte i
 Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
 and one of each worker. Both carry both messages, "there is data" and "there is room".
 Descriptors: in the parent one for the pool and one for a worker (its bell), one more until
-`ChildEnd.release` (the memory); in the worker two (both bells).
+`ChildEnd.release` (the memory); in the worker two (both bells). A bell that is a pipe has two.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ T10 A frame is what its segments were at the call of `send`. Segments of bytes a
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,12 @@ from .frames import Handler, Segment
 BATCH_FRAMES: Final = 64
 #: T4: about the most bytes moved one way in one callback of the loop.
 BATCH_BYTES: Final = 1 << 20
+
+#: How a sandbox, or a kernel that is too old, refuses a system call. Where the call is a matter of
+#: speed or of caution there is a way without; that it is refused says nothing of what it was for.
+REFUSALS: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+)
 
 Callback = Callable[[], None]
 

@@ -7,12 +7,15 @@ is gone it sends this process SIGTERM, so that running items get their `finally`
 when the grace period is over.
 
 The native thread of `amp_ext.watchdog` does so even while a C function holds the GIL for ever. The
-thread in here, for where the extension is not, has to wait for the GIL. On Windows there is no
-grace: SIGTERM is no signal there, but the end of a process.
+thread in here, for where the extension is not, has to wait for the GIL. Where the system refuses a
+thread, the event loop of the worker watches, which has to wait until no item holds the loop. On
+Windows there is no grace: SIGTERM is no signal there, but the end of a process.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import select
 import signal
@@ -29,19 +32,34 @@ Native: TypeAlias = Callable[[int, int, float], None]
 
 def start(
     parent_pidfd: int | None, parent_pid: int, grace: float = 3.0, *, native: Native | None = None
-) -> None:
+) -> Callable[[asyncio.AbstractEventLoop], None] | None:
     """Watch the parent from now on; `parent_pidfd` is taken over.
 
-    Raises RuntimeError if there is nothing to watch it by: no pidfd, and no parent process that
-    multiprocessing knows.
+    Returns None, or, where no thread can be had, what has to be called with the worker's loop for
+    that to watch. Raises RuntimeError if there is nothing to watch the parent by: no pidfd, and no
+    parent process that multiprocessing knows.
     """
     fd = _sentinel() if parent_pidfd is None else parent_pidfd
-    if native is not None:
-        native(fd, parent_pid, grace)
-        return
-    threading.Thread(
-        target=_watch, args=(fd, grace), name="aiomultiprocess-watchdog", daemon=True
-    ).start()
+    try:
+        if native is not None:
+            native(fd, parent_pid, grace)
+        else:
+            threading.Thread(
+                target=_watch, args=(fd, grace), name="aiomultiprocess-watchdog", daemon=True
+            ).start()
+    except (OSError, RuntimeError):  # a sandbox or a limit refuses the thread
+        return functools.partial(_watch_in, fd, grace)
+    return None
+
+
+def _watch_in(fd: int, grace: float, loop: asyncio.AbstractEventLoop) -> None:
+    loop.add_reader(fd, _end, fd, grace, loop)
+
+
+def _end(fd: int, grace: float, loop: asyncio.AbstractEventLoop) -> None:
+    loop.remove_reader(fd)
+    loop.call_later(grace, os._exit, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _sentinel() -> int:
