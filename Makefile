@@ -40,7 +40,7 @@ test: $(VENV)/.installed
 SECONDS ?= 60
 SEED ?= 1
 chaos: $(VENV)/.installed
-	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+	$(BIN)/python -m tests.project.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 stress:
 	amp_ext/stress/run.sh $(ARGS)

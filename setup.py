@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 UNWANTED = os.environ.get("AIOMULTIPROCESS_NO_EXTENSIONS", "") not in ("", "0")
 # Windows has neither memfd nor eventfd nor pthreads: it always gets the pure wheel.
@@ -38,7 +38,8 @@ def extensions() -> list[Extension]:
     return [extension(source) for source in sources]
 
 
+packages = find_packages("src")
 if PURE:
-    setup(packages=["aiomultiprocess"])
+    setup(packages=packages)
 else:
-    setup(packages=["aiomultiprocess", "amp_ext"], ext_modules=extensions())
+    setup(packages=[*packages, "amp_ext"], ext_modules=extensions())

@@ -9,10 +9,10 @@ import multiprocessing
 from time import perf_counter
 from typing import Any
 
-from aiomultiprocess import backend
-from aiomultiprocess._spawn import process_class
-from aiomultiprocess.frames import Kind
-from aiomultiprocess.transport import ChildEnd, Link
+from aiomultiprocess._processes.spawn import process_class
+from aiomultiprocess._transport import select
+from aiomultiprocess._transport.link import ChildEnd, Link
+from aiomultiprocess._wire.frames import Kind
 
 PAYLOAD = bytes(64)
 
@@ -24,7 +24,7 @@ async def stream(name: str, count: int) -> dict[str, float]:
     that were rung and the frames that were published.
     """
     loop = asyncio.get_running_loop()
-    channels = backend.select(name).make()
+    channels = select.select(name).make()
     link, end = channels.create()
     started, taken, room = loop.create_future(), loop.create_future(), asyncio.Event()
 

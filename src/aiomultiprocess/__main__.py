@@ -16,16 +16,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="version, backend and why it is this one, event loop")
-    bench = commands.add_parser("bench", help="one minute against what this Python has")
-    bench.add_argument(
+    timing = commands.add_parser("bench", help="one minute against what this Python has")
+    timing.add_argument(
         "--seconds", type=float, default=60.0, metavar="N", help="about how long (default: 60)"
     )
     options = parser.parse_args(arguments)
-    from . import _bench, _info
+    from ._cli import bench, info
 
     if options.command == "info":
-        return _info.show()
-    return _bench.show(options.seconds)
+        return info.show()
+    return bench.show(options.seconds)
 
 
 if __name__ == "__main__":

@@ -11,24 +11,25 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _legacy, _loops, _run, remote, types
-from ._exits import Exit
-from ._numbers import seconds
-from ._spawn import process_class, report_exit
-from ._startargs import at_its_caller
-from .functions import (
+from . import _legacy, types
+from ._arguments import (
     check_synchronous,
     checked_sequence,
     is_coroutine_function,
     label_of,
+    seconds,
 )
+from ._processes import child, loops
+from ._processes.exit import Exit
+from ._processes.spawn import process_class, report_exit
+from ._processes.start_arguments import at_its_caller
+from ._wire import exceptions
 from .types import Context, LoopInitializer, WorkerLostError
-from .types import R as R  # programs of 0.9.1 import it from here
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
 
-    from ._result import PipeReceiver, ThreadReceiver
+    from ._processes.result import PipeReceiver, ThreadReceiver
 
 DEFAULT_START_METHOD = "spawn"
 
@@ -152,7 +153,7 @@ class Process:
         check_synchronous("loop_initializer", loop_initializer)
         self._label = label_of(target or not_implemented)
         self._loop_initializer = loop_initializer
-        self._unit: _run.Unit | None = _run.Unit(
+        self._unit: child.Unit | None = child.Unit(
             label=self._label,
             target=target or not_implemented,
             args=checked_sequence("args", args),
@@ -162,7 +163,7 @@ class Process:
             loop=loop_initializer,
         )
         self.aio_process = process_class(context)(
-            target=_run.run, name=name, args=(self._unit,), daemon=daemon
+            target=child.run, name=name, args=(self._unit,), daemon=daemon
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -193,7 +194,7 @@ class Process:
         if self._unit is None:
             raise RuntimeError("a process can be started only once")
         unit = self._unit
-        unit.loop = _loops.spec_of(_loops.running_loop(), self._loop_initializer)
+        unit.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
         try:
             self.aio_process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -302,7 +303,7 @@ class Worker(Process):
 
     def start(self) -> None:
         """Start the process, see `Process.start`."""
-        from ._result import Receiver
+        from ._processes.result import Receiver
 
         receiver = Receiver()
         if self._unit is not None:
@@ -333,7 +334,7 @@ class Worker(Process):
         try:
             return self.result
         except Exception as error:
-            remote.without_our_frames(error)
+            exceptions.without_our_frames(error)
             raise
 
     @property
@@ -352,7 +353,7 @@ class Worker(Process):
             self._receiver.close()
 
     def _listen(self) -> None:
-        loop = _loops.running_loop()
+        loop = loops.running_loop()
         if self._receiver is not None and loop is not None:
             self._receiver.attach(loop)
 
@@ -362,7 +363,7 @@ class Worker(Process):
         return super()._ended()
 
     def _load(self) -> Any:
-        from ._result import START_ERROR, load_result
+        from ._processes.result import START_ERROR, load_result
 
         assert self._receiver is not None  # the process was started
         self._receiver.pump(limit=sys.maxsize)
@@ -373,9 +374,9 @@ class Worker(Process):
             raise WorkerLostError(what, self.pid, self.exitcode)
         kind, payload = incoming.message
         if kind == START_ERROR:
-            proxy = remote.load_exception(payload)
+            proxy = exceptions.load_exception(payload)
             what = f"its start, before {self._label} ran: {proxy.__cause__ or proxy}"
-            text = remote.RemoteTraceback(str(proxy))
+            text = exceptions.RemoteTraceback(str(proxy))
             raise WorkerLostError(what, self.pid, self.exitcode) from text
         return load_result(kind, payload, self._label)
 

@@ -26,18 +26,19 @@ from multiprocessing.util import Finalize
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
-from . import _legacy, _loops
-from . import backend as backends
-from ._cpus import usable_cpus
-from ._numbers import count, natural, whole
+from . import _legacy
+from ._arguments import check_synchronous, checked_sequence, count, natural, whole
+from ._parent.engine import CLOSED, OPEN, Engine
+from ._parent.job import ANOTHER_LOOP, Job, Reader
+from ._parent.sources import source_of
+from ._parent.worker import PoolWorker, WorkerOptions
+from ._processes import loops
+from ._processes.cpus import usable_cpus
+from ._transport import select
+from ._wire.exceptions import without_our_frames
+from ._wire.frames import Mode
 from .core import Process, get_context
-from .engine import CLOSED, OPEN, Engine
-from .frames import Mode
-from .functions import check_synchronous, checked_sequence
-from .jobs import ANOTHER_LOOP, Job, Reader
-from .remote import without_our_frames
 from .scheduler import RoundRobin, Scheduler, checked_scheduler
-from .sources import source_of
 from .types import (
     LoopInitializer,
     PoolTask,
@@ -50,7 +51,6 @@ from .types import (
     TaskID,
     TracebackStr,
 )
-from .workers import PoolWorker, WorkerOptions
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
@@ -318,11 +318,11 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
-        self._selection = backends.select(backend)
+        self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
-        if _loops.running_loop() is not None:
+        if loops.running_loop() is not None:
             self._bind()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -603,14 +603,14 @@ class Pool:
         if self._engine is not None:
             self._check_loop()
             return self._engine
-        loop = _loops.running_loop()
+        loop = loops.running_loop()
         if loop is None:
             raise RuntimeError(NO_LOOP)
         options = WorkerOptions(
             context=self.context,
             concurrency=self.childconcurrency,
             lifetime=self.maxtasksperchild,
-            loop=_loops.spec_of(loop, self.loop_initializer),
+            loop=loops.spec_of(loop, self.loop_initializer),
             initializer=self.initializer,
             initargs=self.initargs,
             exception_handler=self.exception_handler,
@@ -623,14 +623,14 @@ class Pool:
 
     def _check_loop(self) -> None:
         if self._engine is not None:
-            running = _loops.running_loop()
+            running = loops.running_loop()
             if running is not self._engine.loop:
                 raise RuntimeError(NO_LOOP if running is None else ANOTHER_LOOP)
 
     def _check_thread(self, name: str) -> None:
         """Nothing of the engine may run beside its loop; where that stands still, it may."""
         loop = None if self._engine is None else self._engine.loop
-        if loop is not None and loop.is_running() and _loops.running_loop() is not loop:
+        if loop is not None and loop.is_running() and loops.running_loop() is not loop:
             raise RuntimeError(
                 f"{name}() was called outside the pool's event loop, which runs in another thread: "
                 f"use loop.call_soon_threadsafe(pool.{name}), and for coroutines, such as join(), "

@@ -1,0 +1,82 @@
+"""The one place that knows whether the accelerator is there, and the one place that imports it.
+
+`amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
+of items, the journal and the watchdog thread. Without it their Python counterparts do the same,
+byte for byte, so that a parent and a worker of different builds still understand each other.
+
+`select` chooses the transport of a pool: what the caller asks for, else what the environment
+variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
+does not choose: it opens the child end that it was started with.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    from amp_ext import growing as growing
+    from amp_ext import link as link
+    from amp_ext import ring as ring
+
+    from ._pure.codec import decode_items, dumps, encode_items, loads
+    from ._pure.growing import Growing
+    from ._pure.journal import Journal
+    from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
+
+    EXTENSION_ERROR: ImportError | None
+    _watchdog: Any
+else:
+    try:
+        from amp_ext import growing, link, ring
+        from amp_ext import watchdog as _watchdog
+        from amp_ext.codec import decode_items, dumps, encode_items, loads
+        from amp_ext.growing import Growing
+        from amp_ext.journal import Journal
+        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter, share
+
+        from ._pure import tasks
+
+        share(tasks)
+        EXTENSION_ERROR = None
+    except ImportError as error:  # not built, or built for another Python: `select` tells which
+        from ._pure.codec import decode_items, dumps, encode_items, loads
+        from ._pure.growing import Growing
+        from ._pure.journal import Journal
+        from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
+
+        growing = link = ring = _watchdog = None
+        EXTENSION_ERROR = error.with_traceback(None)
+
+__all__ = [
+    "DONE",
+    "EXTENSION_ERROR",
+    "FULL",
+    "RAISED",
+    "SUSPENDED",
+    "Growing",
+    "Journal",
+    "Starter",
+    "decode_items",
+    "dumps",
+    "encode_items",
+    "loads",
+    "native_watchdog",
+]
+
+
+def native_watchdog() -> Callable[[int, int, float], None] | None:
+    """`amp_ext.watchdog.start`, if the accelerator is there."""
+    return None if _watchdog is None else _watchdog.start
+
+
+def _probe_sockets() -> str | None:
+    """Why there is no socket pair, or None; the event loop of each worker has one too."""
+    try:
+        for end in socket.socketpair():
+            end.close()
+    except OSError as error:
+        return f"a socket pair was refused ({error})"
+    return None

@@ -1,0 +1,107 @@
+"""Numbers that a user passes: refused by name and value where they cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import operator
+import reprlib
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+
+def count(name: str, value: int | None) -> int:
+    """A non-negative number; None counts as 0."""
+    return 0 if value is None else natural(name, value)
+
+
+def natural(name: str, value: int) -> int:
+    """A whole number that is not negative."""
+    number = whole(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return number
+
+
+def seconds(name: str, value: float | None) -> float | None:
+    """A number of seconds, or None for no limit."""
+    if value is not None and not hasattr(type(value), "__float__"):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    return None if value is None else float(value)
+
+
+def whole(name: str, value: int) -> int:
+    """An int, or what says that it is one (NumPy's do)."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def check_callable(func: object) -> None:
+    """Refuse what no worker could run, where the user passed it."""
+    if not callable(func):
+        raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
+    if inspect.isasyncgenfunction(func):
+        raise TypeError(
+            f"{label_of(func)} is an async generator function and has no single result; "
+            "pass a coroutine function or a plain function"
+        )
+
+
+def is_coroutine_function(target: object) -> bool:
+    """Whether calling `target` makes a coroutine, as far as can be told before."""
+    if inspect.iscoroutinefunction(target):
+        return True
+    marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
+    if marker is not None and getattr(target, "_is_coroutine", None) is marker:
+        return True
+    return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
+
+
+def check_synchronous(name: str, function: object) -> None:
+    """Refuse what cannot be called, or makes a coroutine that nobody would await."""
+    if function is None:
+        return
+    if is_coroutine_function(function):
+        raise ValueError(f"{name} must be synchronous function, not {function!r}")
+    if not callable(function):
+        raise TypeError(f"{name} must be a function or None, not {function!r}")
+
+
+def label_of(func: object) -> str:
+    """How messages name a callable."""
+    if isinstance(func, functools.partial):  # its repr would show, and make, all that it holds
+        return f"functools.partial({label_of(func.func)})"
+    module = getattr(func, "__module__", None)
+    name = getattr(func, "__qualname__", None)
+    if module and name:
+        return f"{module}.{name}"
+    return f"an object of {type(func).__module__}.{type(func).__qualname__}"
+
+
+def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
+    """What a function is to be called with, as a tuple; None is none."""
+    if values is None:
+        return ()
+    if not is_iterable(values):
+        shown = reprlib.repr(values)
+        raise TypeError(
+            f"{name} must be a sequence of arguments, not {shown}: pass ({shown},) for one argument"
+        )
+    return tuple(values)
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether `iter(value)` gives an iterator, also of a class that has `__getitem__` alone."""
+    return isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
+
+
+def refuse_star(label: str, index: int, item: object) -> TypeError:
+    """The error of an item of a starmap that is no sequence of arguments."""
+    shown = reprlib.repr(item)
+    return TypeError(
+        f"item {index} of the starmap of {label} is {shown}, not a sequence of arguments: "
+        f"pass ({shown},) for one argument, or use map"
+    )

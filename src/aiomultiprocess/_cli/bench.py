@@ -1,0 +1,187 @@
+"""What `python -m aiomultiprocess bench` does: a short look, here, against the standard library.
+
+The sides take turns, round after round, until the time is used up; what is shown are medians. The
+standard library's pools run the synchronous twins, since they cannot run coroutines, with chunks of
+an eighth of the input. The repository's benchmarks/ has all peers, and more to measure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+from ..pool import Pool
+
+WORKERS = 2
+
+
+async def echo(value: object) -> object:
+    return value
+
+
+def echo_sync(value: object) -> object:
+    return value
+
+
+async def wait(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def wait_sync(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+class Side(Protocol):
+    """One of what is compared, with its pool open."""
+
+    title: str
+    coroutines: bool
+
+    async def map(self, function: Callable[..., Any], items: Sequence[Any]) -> object: ...
+    async def apply(self, function: Callable[..., Any], item: object) -> object: ...
+    async def close(self) -> None: ...
+
+
+class Ours:
+    coroutines = True
+
+    def __init__(self) -> None:
+        self._pool = Pool(WORKERS)
+        self.title = f"aiomultiprocess, {self._pool.backend}"
+
+    async def map(self, function: Callable[..., Any], items: Sequence[Any]) -> object:
+        return await self._pool.map(function, items)
+
+    async def apply(self, function: Callable[..., Any], item: object) -> object:
+        return await self._pool.apply(function, (item,))
+
+    async def close(self) -> None:
+        self._pool.terminate()
+        await self._pool.join()
+
+
+class Multiprocessing:
+    coroutines = False
+    title = "multiprocessing.Pool"
+
+    def __init__(self) -> None:
+        self._pool = multiprocessing.Pool(WORKERS)
+
+    async def map(self, function: Callable[..., Any], items: Sequence[Any]) -> object:
+        return self._pool.map(function, items)
+
+    async def apply(self, function: Callable[..., Any], item: object) -> object:
+        return self._pool.apply(function, (item,))
+
+    async def close(self) -> None:
+        self._pool.terminate()
+        self._pool.join()
+
+
+class Executor:
+    coroutines = False
+    title = "run_in_executor"
+
+    def __init__(self) -> None:
+        self._executor = ProcessPoolExecutor(WORKERS)
+
+    async def map(self, function: Callable[..., Any], items: Sequence[Any]) -> object:
+        chunk = max(1, len(items) // (4 * WORKERS))
+        return list(self._executor.map(function, items, chunksize=chunk))
+
+    async def apply(self, function: Callable[..., Any], item: object) -> object:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, function, item)
+
+    async def close(self) -> None:
+        self._executor.shutdown()
+
+
+class Row(NamedTuple):
+    """One line of the table: `measure` gives the figure of one side."""
+
+    title: str
+    unit: str
+    measure: Callable[[Side], Awaitable[float]]
+
+
+def mapping(
+    coroutine: Callable[..., Any], twin: Callable[..., Any], items: Sequence[Any], amount: float
+) -> Callable[[Side], Awaitable[float]]:
+    """Measures a map: `amount` a second."""
+
+    async def measure(side: Side) -> float:
+        begin = perf_counter()
+        await side.map(coroutine if side.coroutines else twin, items)
+        return amount / (perf_counter() - begin)
+
+    return measure
+
+
+async def one_by_one(side: Side) -> float:
+    function: Callable[..., object] = echo if side.coroutines else echo_sync
+    times = []
+    for number in range(300):
+        begin = perf_counter()
+        await side.apply(function, number)
+        times.append(perf_counter() - begin)
+    return median(times) * 1e6
+
+
+def rows() -> list[Row]:
+    dicts = [{"id": n, "name": f"user{n:05}", "score": n / 2} for n in range(50_000)]
+    megabytes = [bytes([n]) * 10**6 for n in range(50)]
+    naps = [0.01] * 64
+    return [
+        Row("map, ints", "items/s", mapping(echo, echo_sync, range(200_000), 200_000)),
+        Row("map, small dicts", "items/s", mapping(echo, echo_sync, dicts, len(dicts))),
+        Row("map, 1 MB of bytes", "MB/s", mapping(echo, echo_sync, megabytes, 50)),
+        Row("map, awaiting 10 ms", "items/s", mapping(wait, wait_sync, naps, len(naps))),
+        Row("apply, one at a time, median", "us", one_by_one),
+    ]
+
+
+async def compare(seconds: float) -> tuple[list[Side], list[Row], list[list[list[float]]]]:
+    """The sides, the rows, and the figures by row and side."""
+    end = perf_counter() + seconds
+    # those that fork come first: a process without threads or a busy loop is what they are used to
+    sides: list[Side] = [Multiprocessing(), Executor()]
+    table = rows()
+    found: list[list[list[float]]] = [[[], [], []] for _ in table]
+    try:
+        sides.insert(0, Ours())
+        for side in sides:
+            await table[0].measure(side)  # every worker has started
+        while True:
+            for row, figures in zip(table, found, strict=True):
+                for side, values in zip(sides, figures, strict=True):
+                    values.append(await row.measure(side))
+            left = end - perf_counter()
+            print(f"\r{max(0, left):3.0f} s left ", end="", file=sys.stderr, flush=True)
+            if left <= 0:
+                print("\r", end="", file=sys.stderr)
+                return sides, table, found
+    finally:
+        for side in sides:
+            await side.close()
+
+
+def show(seconds: float) -> int:
+    """Print the table; returns the exit status."""
+    sides, table, found = asyncio.run(compare(seconds))
+    print(f"{'':30}" + "".join(f"{side.title:>24}" for side in sides))
+    for row, figures in zip(table, found, strict=True):
+        cells = "".join(f"{median(values):>24,.0f}" for values in figures)
+        print(f"{row.title:30}{cells}  {row.unit}")
+    print(
+        f"medians of {len(found[0][0])} rounds, {WORKERS} workers each; the standard library runs "
+        "the synchronous twins"
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""The parent engine: it takes calls, sends tasks to workers, and settles each task once."""

@@ -1,0 +1,115 @@
+"""The waiting `apply` calls of one function: a task source whose handles are futures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .._wire.frames import Mode
+from .feed import Slots
+from .functions import Function
+
+if TYPE_CHECKING:
+    from .chunk import Chunk
+
+
+class Calls:
+    """All waiting `apply` of one function: their slots are the futures that the callers await."""
+
+    mode = Mode.APPLY
+
+    def __init__(
+        self, function: Function, on_done: Callable[[Calls], None], *, lasting: bool = False
+    ) -> None:
+        """If `lasting`, there may be more when all are settled: it is done once the pool closes."""
+        self.function = function
+        self.queued = False
+        self.hurried = False
+        """Whether it stands among those that may pass; owned by the queue."""
+        self._on_done = on_done
+        self._lasting = lasting
+        self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        # those that are not settled, with the chunk that took each to a worker last (J4)
+        self._open: dict[asyncio.Future[Any], Chunk | None] = {}
+        self.expect = self._open.setdefault
+        """One more will be settled: it waits here, or is being sent."""
+        self.wait = self._waiting.append
+        """One that is expected waits here: its future, and its arguments and keyword arguments."""
+        self._retries: dict[asyncio.Future[Any], int] = {}  # of those that may run again
+
+    def allow(self, future: asyncio.Future[Any], retries: int) -> None:
+        """One that may run again, so many times at most."""
+        self._retries[future] = retries
+
+    @property
+    def left(self) -> int:
+        return len(self._waiting)
+
+    def at_hand(self, n: int) -> int:
+        return len(self._waiting)
+
+    def take(self, n: int) -> tuple[Slots, list[Any]]:
+        futures: list[asyncio.Future[Any]] = []
+        items: list[Any] = []
+        waiting = self._waiting
+        while waiting and len(futures) < n:
+            future, item = waiting.popleft()
+            if future.done():  # its caller gave up before it was sent
+                self._settle(future)
+            else:
+                futures.append(future)
+                items.append(item)
+        return futures, items
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def note_chunk(self, slots: Slots, chunk: Chunk) -> None:
+        """These calls travel in that chunk (J4)."""
+        self._open.update(dict.fromkeys(slots, chunk))
+
+    def chunk_of(self, future: asyncio.Future[Any]) -> Chunk | None:
+        """The chunk in which a call was sent last, None if it was not sent or is settled."""
+        return self._open.get(future)
+
+    def retries_of(self, slot: asyncio.Future[Any]) -> int:
+        return 0 if slot.done() else self._retries.get(slot, 0)
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        still_open = self._open
+        # most come alone, and then `zip` would take as long as all the rest
+        alone = len(slots) == 1
+        pairs = ((slots[0], values[0]),) if alone else zip(slots, values, strict=True)
+        for future, value in pairs:
+            if not future.done():
+                future.set_result(value)
+            still_open.pop(future, None)
+            if self._retries:
+                self._retries.pop(future, None)
+        if not (still_open or self._lasting):
+            self._on_done(self)
+
+    def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
+        if not slot.done():
+            slot.set_exception(error)
+        self._settle(slot)
+
+    def fail_all(self, error: BaseException) -> None:
+        self._waiting.clear()
+        for future in list(self._open):
+            self.fail(future, error)
+
+    def _settle(self, future: asyncio.Future[Any]) -> None:
+        self._open.pop(future, None)
+        if self._retries:
+            self._retries.pop(future, None)
+        if not (self._open or self._lasting):
+            self._on_done(self)
+
+    def pool_closes(self) -> None:
+        """There will be no more."""
+        self._lasting = False
+        if not self._open:
+            self._on_done(self)

@@ -1,0 +1,168 @@
+"""The errors that a caller meets: each names the task, the value and the way out."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from .. import _accel
+from .._arguments import is_iterable, refuse_star
+from .._wire import exceptions
+from .._wire.exceptions import Failure, Stage, original_of, without_our_frames
+from .._wire.frames import Kind, Mode, as_bytes
+from ..types import ProxyException, WorkerLostError, brief, import_hint, shown
+from .chunk import Chunk
+from .feed import Feed, Slots
+from .worker import PoolWorker
+
+if TYPE_CHECKING:
+    from .retry import Suspect
+
+
+# -- errors that a function did not raise ----------------------------------------------------------
+
+
+def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) -> None:
+    """Name the items of a starmap that failed because they are no sequences of arguments.
+
+    Only those that failed are looked at, as a look at every item would take long.
+    """
+    if chunk.feed.mode is not Mode.STAR:
+        return
+    for at in errors:
+        item = chunk.items[offset + at]
+        if not is_iterable(item):
+            slot = chunk.slots[offset + at]
+            errors[at] = refuse_star(chunk.feed.function.label, slot, item)
+
+
+def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any, item: Any) -> Exception:
+    """Say which item it was that could not be sent, and why."""
+    which = _item(feed, slot)
+    if issubclass(type(error), MemoryError):
+        return out_of_memory(f"{which} cannot be sent to a worker", error)
+    refusal = pickle.PicklingError(
+        f"{which} cannot be sent to a worker ({brief(error)}); "
+        f"pass plain data, not {_shown(feed, item)}"
+    )
+    without_our_frames(error)
+    refusal.__cause__ = error
+    return refusal
+
+
+def explain_each(
+    kind: int, errors: Mapping[int, BaseException | Failure], feed: Feed | Suspect, slots: Slots
+) -> dict[int, BaseException]:
+    """Errors as the callers of their tasks get them."""
+    explain: Any = explain_refusal if kind == Kind.REFUSED else _explained
+    return {at: explain(error, feed, slots[at]) for at, error in errors.items()}
+
+
+def explain_refusal(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+    """The error of an item, or of its function, that its worker has no memory for."""
+    return out_of_memory(f"{_item(feed, slot)} could not be received by its worker", error)
+
+
+def out_of_memory(what: str, error: BaseException) -> MemoryError:
+    """The error of an item that some process has no memory for."""
+    why = brief(original_of(error)).removesuffix(": ")
+    refusal = MemoryError(
+        f"{what}: there is too little memory for it ({why}). Pass it in parts, or put it into a "
+        "file and pass its name"
+    )
+    refusal.__cause__ = error
+    return refusal
+
+
+def _explained(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> Exception:
+    """The error of a task that an answer brought, or of an answer that could not be unpickled."""
+    kind = type(error)  # isinstance would ask the error, which may do anything
+    if kind is Failure:
+        return _explain_failure(cast("Failure", error), feed, slot)
+    if issubclass(kind, ProxyException):
+        return cast("ProxyException", error)
+    return _explain_result(cast("BaseException", error), feed, slot)
+
+
+def _explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+    if issubclass(type(error), MemoryError):
+        return out_of_memory(f"the result of {_task(feed, slot)} could not be received", error)
+    proxy = ProxyException(
+        f"the result of {_task(feed, slot)} could not be unpickled in the parent process "
+        f"({brief(error)}){import_hint(error)}"
+    )
+    without_our_frames(error)
+    proxy.__cause__ = error
+    return proxy
+
+
+def _explain_failure(failure: Failure, feed: Feed | Suspect, slot: Any) -> ProxyException:
+    if failure.stage == Stage.FUNCTION:
+        label = feed.function.label
+        return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
+    if failure.stage == Stage.ARGUMENT:
+        item = _item(feed, slot)
+        return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
+    result = f"the result of {_task(feed, slot)}"
+    if failure.stage == Stage.RESULT:
+        message = failure.detail.replace("the result", result, 1)
+        return failure.replaced(pickle.PicklingError(message))
+    return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
+
+
+def explain_loss(worker: PoolWorker, feed: Feed | Suspect, slot: Any) -> WorkerLostError:
+    """The error of a task that was started in a worker which then died."""
+    return WorkerLostError(_task(feed, slot), worker.pid, worker.exitcode)
+
+
+def _shown(feed: Feed | Suspect, item: Any) -> str:
+    if feed.mode is not Mode.APPLY:
+        return shown(item)
+    args, kwargs = item
+    values = (*args, *kwargs.values())
+    return shown(values[0] if len(values) == 1 else values)
+
+
+def _item(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name what a task is called with."""
+    what = f"item {slot}" if isinstance(slot, int) else "an argument"
+    return f"{what} of a call of {feed.function.label}"
+
+
+def _task(feed: Feed | Suspect, slot: Any) -> str:
+    """How messages name a task: one of a map by its item, an `apply` by its function."""
+    return _item(feed, slot) if isinstance(slot, int) else feed.function.label
+
+
+def explain_start(worker: PoolWorker) -> WorkerLostError:
+    """The error of a worker that died before it was ready."""
+    what = (
+        "its start: importing the main module (its code that makes a pool must be below "
+        '`if __name__ == "__main__":`), making its loop, then the initializer'
+    )
+    return WorkerLostError(what, worker.pid, worker.exitcode)
+
+
+def load_error(payload: Any) -> BaseException | exceptions.Failure:
+    """What an item has raised, or MemoryError if that is too large to be had here."""
+    try:
+        return exceptions.load_answer(as_bytes(payload), _accel.loads)
+    except MemoryError as error:
+        return MemoryError(f"an exception from a worker does not fit into memory ({brief(error)})")
+
+
+#: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+
+
+def as_exception(error: BaseException, of: str) -> Exception:
+    """What is raised where results are awaited, for what code of the user's raised elsewhere.
+
+    What is no Exception would end the loop there, or look like the cancellation of who awaits.
+    """
+    if isinstance(error, Exception):
+        return error
+    told = RuntimeError(f"{of} was ended by {type(error).__name__}")
+    told.__cause__ = error
+    return told

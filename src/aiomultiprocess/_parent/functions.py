@@ -1,0 +1,110 @@
+"""The functions of a pool: pickled once, named by number afterwards.
+
+A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
+other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
+change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it; so
+is a class method of a builtin type, such as `date.fromisoformat`, which would never be met again.
+In the worker each item gets a copy of such state for itself, as it does of its arguments, unless
+that state cannot change.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pickle
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .._arguments import check_callable, label_of
+from .._wire.exceptions import without_our_frames
+from ..types import brief
+
+ATOMS = {type(None), bool, int, float, complex, str, bytes}
+
+
+class Function:
+    """A callable as a worker gets it: a number and, the first time, its pickle."""
+
+    __slots__ = ("__weakref__", "id", "label", "payload", "permanent", "stateful")
+
+    def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
+        self.id = number
+        self.label = label_of(func)
+        self.payload = payload
+        self.permanent = is_plain(func) and not is_fleeting(func)
+        self.stateful = not is_immutable(func)
+
+
+class FunctionTable:
+    """Finds the `Function` for what a user passed, and refuses what cannot travel."""
+
+    def __init__(self, dumps: Callable[[object], bytes]) -> None:
+        self._dumps = dumps
+        self._ids = itertools.count(1)
+        # by the address of a plain function, as long as that lives: a WeakKeyDictionary takes
+        # several times as long, at every `apply`
+        self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
+
+    def of(self, func: Callable[..., Any]) -> Function:
+        """The number and pickle of `func`.
+
+        Raises TypeError for something that is not callable or is an async generator function, and
+        pickle.PicklingError for a callable that a worker could not import.
+        """
+        known = self._known.get(id(func))
+        if known is not None and known[0]() is func:
+            return known[1]
+        check_callable(func)
+        function = Function(next(self._ids), func, self._pickle(func))
+        if function.permanent:
+            self._remember(func, function)
+        return function
+
+    def _remember(self, func: Callable[..., Any], function: Function) -> None:
+        key, known = id(func), self._known
+
+        def forget(ref: weakref.ref[Any]) -> None:
+            if known.get(key, (None,))[0] is ref:  # else another has its address by now
+                del known[key]
+
+        known[key] = weakref.ref(func, forget), function
+
+    def _pickle(self, func: Callable[..., Any]) -> bytes:
+        try:
+            return self._dumps(func)
+        except Exception as error:
+            without_our_frames(error)
+            holds = "" if is_plain(func) else "what it holds must be picklable, and "
+            raise pickle.PicklingError(
+                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); {holds}"
+                "it must be importable there: define it at the top level of a module, "
+                "not as a lambda or inside another function"
+            ) from error
+
+
+def is_plain(func: object) -> bool:
+    """Whether `func` travels by reference and so has no state of its own.
+
+    A method of a builtin object, such as `[].append`, is a builtin function too, but has.
+    """
+    if isinstance(func, types.BuiltinFunctionType):
+        return func.__self__ is None or isinstance(func.__self__, types.ModuleType | type)
+    return isinstance(func, types.FunctionType | type)
+
+
+def is_fleeting(func: object) -> bool:
+    """Whether `func` is another object each time that it is asked for: a builtin class method."""
+    return isinstance(func, types.BuiltinFunctionType) and isinstance(func.__self__, type)
+
+
+def is_immutable(value: object) -> bool:
+    """Whether items may share one copy of `value`: nothing they do to it can show."""
+    if isinstance(value, functools.partial):
+        parts = (value.func, *value.args, *value.keywords.values())
+        return type(value) is functools.partial and all(map(is_immutable, parts))
+    if type(value) is tuple:
+        return all(map(is_immutable, value))
+    return is_plain(value) or type(value) in ATOMS

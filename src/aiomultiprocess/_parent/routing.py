@@ -1,0 +1,132 @@
+"""A user's scheduler at work: the tasks of one job, routed to the queues that it chooses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .._arguments import is_iterable, refuse_star
+from .._wire.frames import Mode
+from .errors import INTERRUPTS, as_exception
+from .feed import Slots
+
+if TYPE_CHECKING:
+    from .job import Job
+
+
+class Share:
+    """What a user's scheduler gave of one job to one queue."""
+
+    def __init__(self, job: Job, router: Router, offer: Callable[[Share], None]) -> None:
+        self.offer = offer
+        self.function = job.function
+        self.mode = job.mode
+        self.queued = False
+        self.waiting: deque[tuple[int, Any]] = deque()
+        self._job = job
+        self._router = router
+
+    @property
+    def left(self) -> int | None:
+        return len(self.waiting) if self._job.source.exhausted else None
+
+    def at_hand(self, n: int) -> int:
+        if len(self.waiting) < n:
+            self._router.route(n - len(self.waiting))
+        return len(self.waiting)
+
+    def take(self, n: int) -> tuple[Slots, list[Any]]:
+        if len(self.waiting) < n:
+            self._router.route(n - len(self.waiting))
+        pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
+        return [index for index, _ in pairs], [item for _, item in pairs]
+
+    def put_back(self, slots: Slots, items: list[Any]) -> None:
+        self.waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+
+    def retries_of(self, slot: int) -> int:
+        return self._job.retries_of(slot)
+
+    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+        self._job.deliver(slots, values, size)
+        for index in slots:
+            self._router.complete(index)
+
+    def fail(self, slot: int, error: BaseException) -> None:
+        self._job.fail(slot, error)
+        self._router.complete(slot)
+
+    def fail_all(self, error: BaseException) -> None:
+        self.waiting.clear()
+        self._job.fail_all(error)
+
+
+class Router:
+    """Asks the scheduler for the queue of each task of one job.
+
+    `assign(item)` returns the task's id and its queue's share; `completed(id)` tells the scheduler.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        assign: Callable[[Router, Any], tuple[Any, Share]],
+        completed: Callable[[Any], None],
+    ) -> None:
+        self.job = job
+        self.shares: dict[Any, Share] = {}
+        self._assign = assign
+        self._completed = completed
+        self._ids: dict[int, Any] = {}
+
+    def route(self, n: int) -> None:
+        """Take `n` more tasks from the job, if it has them, and put each into its share.
+
+        An interrupt is raised when all have theirs, for nobody would come back for the others.
+        """
+        interrupt: BaseException | None = None
+        while n > 0:
+            slots, items = self.job.take(n)
+            if not slots:
+                break
+            for index, item in zip(slots, items, strict=True):
+                try:
+                    n -= self._route_one(index, item)
+                except INTERRUPTS as error:
+                    interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def _route_one(self, index: int, item: Any) -> bool:
+        """False if the scheduler failed: the task ends, and nothing of it will come back."""
+        try:
+            if self.job.mode is Mode.STAR:  # an iterator can be seen only once: what was is sent
+                if not is_iterable(item):
+                    raise refuse_star(self.job.function.label, index, item)
+                item = tuple(item)
+            self._ids[index], share = self._assign(self, item)
+        except BaseException as error:
+            self.job.fail(index, as_exception(error, "the scheduler"))
+            if isinstance(error, INTERRUPTS):
+                raise
+            return False
+        share.waiting.append((index, item))
+        if not share.queued:
+            share.offer(share)
+        return True
+
+    def route_all(self) -> None:
+        """Route a whole sequence at the call, as a scheduler that counts would expect."""
+        while self.job.left:
+            self.route(self.job.left)
+
+    def complete(self, index: int) -> None:
+        """Tell the scheduler that a task has ended."""
+        if index in self._ids:  # else what it was told before has ended the pool, and all with it
+            self._completed(self._ids.pop(index))
+
+    def complete_all(self) -> None:
+        """Tell it of all that have not."""
+        while self._ids:
+            self._completed(self._ids.popitem()[1])

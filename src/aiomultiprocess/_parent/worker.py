@@ -1,0 +1,240 @@
+"""The life of a worker, as the parent sees it.
+
+    launched --READY--> ready --leave(): CLOSE--> leaving --LEAVING--> exiting --> exited
+        |                 |                          ^
+        |                 +--- end(): SIGTERM, and SIGKILL after the grace period
+        +--- exits before READY: a failed start; the engine decides what that means
+
+V1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came first.
+V2  A worker costs the parent a constant number of descriptors: those of its link, and the two by
+    which its exit is noticed (its pidfd and multiprocessing's sentinel).
+V3  A worker that runs no more items exits within the grace period, or is killed: a thread that an
+    item has left, or a hook, could hold it for ever. If it takes more than a moment, `on_linger` is
+    called once, so that another worker need not wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import _legacy
+from .._processes import loops
+from .._processes.descriptors import Descriptor, Handover
+from .._processes.exit import Exit
+from .._processes.spawn import process_class, report_exit
+from .._processes.start_arguments import at_its_caller
+from .._transport.link import ChildEnd, Link
+from .._wire.frames import Kind
+from .._worker import engine, main
+from ..core import Process
+from .credit import Credit
+
+if TYPE_CHECKING:
+    from .chunk import Chunk
+
+KILL_AFTER = engine.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
+MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (V3)
+
+log = logging.getLogger(__name__)
+
+
+class WorkerOptions:
+    """What all workers of a pool have in common."""
+
+    def __init__(
+        self,
+        *,
+        context: BaseContext,
+        concurrency: int,
+        lifetime: int,  # tasks until a worker is replaced, 0: no limit
+        loop: loops.LoopSpec,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        exception_handler: Callable[[BaseException], object] | None,
+    ) -> None:
+        self.context = context
+        self.concurrency = concurrency
+        self.lifetime = lifetime
+        self.loop = loop
+        self.initializer = initializer
+        self.initargs = initargs
+        self.exception_handler = exception_handler
+
+
+class PoolWorker(Process):
+    """One worker process of a pool, with its link, its credit, and what it holds."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
+        """TypeError for arguments of 0.9.1, which made workers from queues."""
+        if not args or not isinstance(args[0], WorkerOptions):
+            raise TypeError(
+                f"a {cls.__name__} is made by its Pool alone, and takes no queues: use "
+                "Pool(processes, initializer=..., maxtasksperchild=..., childconcurrency=...)"
+            )
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """As for a Process, and for what 0.9.1 called in a worker."""
+        super().__init_subclass__(**kwargs)
+        _legacy.refuse_hooks(cls, _legacy.WORKER_HOOKS)
+
+    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+
+        def __getattr__(self, name: str) -> NoReturn:
+            _legacy.refuse_attribute(self, name, _legacy.WORKER)
+
+    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd) -> None:
+        self.link = link
+        self.credit = Credit(options.concurrency, options.lifetime)
+        self.chunks: dict[int, Chunk] = {}  # in the order they were sent
+        self.functions: set[int] = set()  # ids of those that the worker was told
+        self.ready = False
+        self.ready_since = 0.0  # in the loop's time
+        self.trusted = True
+        self.leaving = False
+        self.replaced = False  # before its exit
+        self._pid: int | None = None
+        self._kill_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._held_by = ""  # the threads that its exit waits for
+        self._settled = False
+        self._parent_fd = _own_pidfd()
+        spec = main.WorkerSpec(
+            end=end,
+            concurrency=options.concurrency,
+            parent_pid=os.getpid(),
+            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
+            loop=options.loop,
+            initializer=options.initializer,
+            initargs=options.initargs,
+            exception_handler=options.exception_handler,
+        )
+        self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
+        report_exit(self.aio_process)
+
+    def launch(
+        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
+    ) -> None:
+        """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
+        try:
+            self.aio_process.start()
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise at_its_caller(error) from error.__cause__
+        finally:
+            if self._parent_fd is not None:
+                self._parent_fd.close()
+        self._pid = self.aio_process.pid
+        self._loop = loop
+        try:
+            self._exit = Exit(self.aio_process)
+            self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
+        except BaseException:  # no thread or descriptor can be had, or a Ctrl-C: nobody would know
+            self.kill()
+            self._exit_of_process().block()
+            self.close()
+            raise
+
+    def leave(self) -> None:
+        """Ask the worker to finish what it has, and go."""
+        if not self.leaving:
+            self.leaving = True
+            self.link.send(Kind.CLOSE)
+            self.link.flush()
+
+    def end(self, *, idle: bool) -> None:
+        """Let the worker cancel what it runs and go; kill it after the grace period.
+
+        On Windows, where no signal asks a process to end, one that is not `idle` is killed at once.
+        """
+        if self._kill_timer is None and self.is_alive():
+            if sys.platform == "win32" and self.ready and idle:
+                self.leave()
+            else:
+                self.terminate()
+            self.leaving = True
+            self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
+
+    def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
+        """The worker runs no more items: limit the time until its exit (V3).
+
+        `held_by` names the threads that the exit waits for. Called again, it changes only that.
+        """
+        self._held_by = held_by
+        if self._settled or self._linger_timer is not None:
+            return
+        self.leaving = True
+        self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        kill_at = self._loop.time() + engine.GRACE
+        if self._kill_timer is not None:
+            kill_at = min(kill_at, self._kill_timer.when())
+            self._kill_timer.cancel()
+        self._kill_timer = self._loop.call_at(kill_at, self._kill_lingering)
+
+    def _kill_lingering(self) -> None:
+        if not self.is_alive():  # just now; its exit will be noticed
+            return
+        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        log.warning(
+            "worker %s has finished its work, and was killed because it did not exit within "
+            "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
+            self.pid,
+            engine.GRACE,
+            held_by,
+        )
+        self.kill()
+
+    def distrust(self, error: BaseException) -> None:
+        """The link holds what no worker of ours can have written: kill, and trust no more of it."""
+        log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
+        self.trusted = False
+        self.leaving = True  # what it would be sent now, it would not get
+        self.kill()
+
+    def kill_now(self) -> None:
+        """End the process without a loop, and give everything back."""
+        self.kill()
+        self._exit_of_process().block()
+        self._settle()
+        self.link.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, also after the process was reaped."""
+        return self._pid
+
+    def _is_started(self) -> bool:
+        return self._pid is not None
+
+    def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:
+        self._settle()
+        on_exit(self)
+
+    def _settle(self) -> None:
+        """The process is gone: reap it and close what it cost (V2)."""
+        self._settled = True
+        for timer in (self._kill_timer, self._linger_timer):
+            if timer is not None:
+                timer.cancel()
+        self._watch.close()
+        self.aio_process.close()
+
+
+def _own_pidfd() -> Descriptor | None:
+    """What becomes readable in a worker when this process has gone, where the system has it."""
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
+            return Descriptor(os.pidfd_open(os.getpid()))
+    return None
+
+
+def _handover(fd: int) -> Handover:
+    """`fd` for the worker, of which a forked one drops the inherited original."""
+    return Handover([fd], lambda: os.close(fd))

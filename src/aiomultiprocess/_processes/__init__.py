@@ -1,0 +1,1 @@
+"""How processes start and end, and what is common to all of them."""

@@ -1,0 +1,137 @@
+"""What runs in the child of a Process or a Worker: one coroutine on a loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import loops
+from .start_arguments import StartArguments
+from .startup import accept_interrupts, collect_garbage
+
+if TYPE_CHECKING:
+    from .result import Sender
+
+log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
+
+
+class Unit:
+    """What the child is told. It is pickled as `StartArguments`, and complete after `load`."""
+
+    def __init__(
+        self,
+        *,
+        label: str,  # names the target in messages
+        target: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        loop: loops.LoopSpec,
+    ) -> None:
+        self.label = label
+        self.target = target
+        self.args = args
+        self.kwargs = kwargs
+        self.initializer = initializer
+        self.initargs = initargs
+        self.loop = loop
+        self.sender: Sender | None = None  # of a Worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        parts = vars(self).copy()
+        state = {name: parts.pop(name) for name in ("label", "sender")}
+        parts["loop_initializer"] = parts.pop("loop")
+        state["arguments"] = StartArguments(f"the process that runs {self.label}", parts)
+        return state
+
+    def load(self) -> None:
+        """In the child: take what was pickled; UnpicklingError if that fails."""
+        received = vars(self).pop("arguments", None)
+        if received is not None:  # else it was forked
+            vars(self).update(received.load())
+            self.loop = vars(self).pop("loop_initializer")
+
+
+def run(unit: Unit) -> None:
+    """Run the coroutine; the process ends with its exit code."""
+    try:
+        if unit.sender is not None:
+            unit.sender.open()
+        _load(unit)
+        accept_interrupts()
+        collect_garbage()
+        _run_in_loop(unit)
+    except SystemExit:
+        raise
+    except (
+        KeyboardInterrupt
+    ):  # Ctrl-C went to the whole group: one traceback, the parent's, will do
+        sys.exit(1)
+    except BaseException as error:  # asyncio.CancelledError too
+        from .._wire.exceptions import without_our_frames
+
+        without_our_frames(error)
+        log.exception("aio process %s failed", os.getpid())
+        sys.exit(1)
+
+
+def _load(unit: Unit) -> None:
+    """The parent of a Worker is told what cannot be unpickled, and says it; others read stderr."""
+    try:
+        unit.load()
+    except Exception as error:
+        if unit.sender is None:
+            raise
+        _send_error(unit.sender, error, start=True)
+        sys.exit(1)
+
+
+def _run_in_loop(unit: Unit) -> None:
+    runner = asyncio.Runner(loop_factory=functools.partial(loops.new_loop, unit.loop))
+    try:
+        runner.get_loop()
+        if unit.initializer is not None:
+            unit.initializer(*unit.initargs)
+        # a context of now: the initializer may have set variables
+        result = runner.run(_call(unit), context=contextvars.copy_context())
+        message = None if unit.sender is None else _dump_result(result, unit.label)
+    except BaseException as error:
+        if unit.sender is not None:
+            _send_error(unit.sender, error)
+        raise
+    else:
+        if unit.sender is not None:
+            _send_result(unit.sender, message)  # not above: half of it may be there when it fails
+    finally:
+        runner.close()
+
+
+async def _call(unit: Unit) -> Any:
+    return await unit.target(*unit.args, **unit.kwargs)
+
+
+def _dump_result(result: object, label: str) -> Any:
+    from .result import dump_result
+
+    return dump_result(result, label)
+
+
+def _send_result(sender: Sender, message: Any) -> None:
+    from .result import RESULT
+
+    sender.send(RESULT, message)
+
+
+def _send_error(sender: Sender, error: BaseException, *, start: bool = False) -> None:
+    from .._wire import exceptions
+    from . import result
+
+    kind = result.START_ERROR if start else result.ERROR
+    sender.send(kind, exceptions.dump_exception(error))

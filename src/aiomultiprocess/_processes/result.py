@@ -1,0 +1,293 @@
+"""The way of one result from the child of a Worker to its parent: a pipe of its own.
+
+    child: STARTED, then one header and its payload -> pipe -> Receiver, in the parent's loop
+
+R1  The parent reads whenever it can: as soon as its loop runs, at each question about the process,
+    and when the process has ended. A child that writes more than a pipe holds is never stuck with
+    a parent that waits for its exit.
+R2  The end of a result is told by its length, not by the end of the pipe, which a process that the
+    child forked may keep open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import pickle
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.util import Finalize
+from typing import Any, TypeAlias
+
+from .._transport.link import REFUSALS
+from .._wire import exceptions
+from ..types import brief, import_hint, shown
+from . import loops
+from .descriptors import Descriptor, Handover
+
+STARTED = b"\x01"  # our code runs in the child: its main module could be imported
+HEADER = struct.Struct("<BQ")  # kind, length of the payload
+RESULT, ERROR, START_ERROR = 0, 1, 2
+PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
+
+
+def dump_result(value: object, label: str) -> bytes:
+    """The pickle of a result; PicklingError tells whose it is and what to do."""
+    from .._pure.encoder import dumps
+
+    try:
+        return dumps(value)  # by value: it outlives this process (codec.py, C9)
+    except Exception as error:  # whatever a __reduce__ of the user's raises
+        exceptions.without_our_frames(error)
+        raise pickle.PicklingError(
+            f"the result of {label} cannot be pickled and sent to the parent process "
+            f"({brief(error)}); return plain data, not {shown(value)}"
+        ) from error
+
+
+def load_result(kind: int, payload: bytearray, label: str) -> Any:
+    """The result, or the exception that is returned in its place."""
+    if kind == ERROR:
+        return exceptions.load_original(payload)
+    try:
+        return pickle.loads(payload)
+    except Exception as error:  # whatever a __setstate__ of the user's raises
+        exceptions.without_our_frames(error)
+        raise pickle.UnpicklingError(
+            f"the result of {label} arrived but cannot be unpickled here ({brief(error)})"
+            f"{import_hint(error)}"
+        ) from error
+
+
+class Incoming:
+    """Takes the bytes of one result as they come."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self._head = bytearray(len(STARTED) + HEADER.size)
+        self._body: bytearray | None = None
+        self._kind = RESULT
+        self._missing = memoryview(self._head)
+
+    @property
+    def message(self) -> tuple[int, bytearray] | None:
+        """Kind and payload, once they are complete."""
+        if self._missing or self._body is None:
+            return None
+        return self._kind, self._body
+
+    def read(self, read: Callable[[memoryview], int]) -> int:
+        """Fill up by one call of `read`, which returns how much came."""
+        count = read(self._missing)
+        self._missing = self._missing[count:]
+        self.started = self.started or count > 0
+        if not self._missing and self._body is None:
+            self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
+            self._body = bytearray(length)
+            self._missing = memoryview(self._body)
+        return count
+
+
+class PipeSender:
+    """The child's end; it travels to the child with the process that starts there."""
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+        self._fd = -1
+        self._pid = 0
+
+    def open(self) -> None:
+        """In the child: take the pipe over, and say so."""
+        [self._fd] = self._handover.take()
+        self._pid = os.getpid()
+        self._write(STARTED)
+
+    def send(self, kind: int, payload: Any) -> None:
+        """Write the one result; blocks until the parent has read all but what a pipe holds.
+
+        A copy that the target has forked, and in which it went on, writes nothing.
+        """
+        if os.getpid() != self._pid:
+            return
+        self._write(HEADER.pack(kind, len(payload)))
+        self._write(payload)
+
+    def _write(self, data: Any) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+        except BrokenPipeError:
+            return  # nobody is there any more who wants it
+
+
+class PipeReceiver:
+    """The parent's end: a pipe that the loop reads."""
+
+    def __init__(self) -> None:
+        ours, theirs = os.pipe()
+        self._ours = Descriptor(ours)
+        self._theirs = Descriptor(theirs)
+        if sys.platform != "win32":
+            os.set_blocking(ours, False)
+        self._readers: dict[asyncio.AbstractEventLoop, Descriptor] = {}
+        # at exit, before multiprocessing joins a child that may be writing to us (R1)
+        Finalize(self, _close_ends, (self._ours, self._readers), exitpriority=0)
+        self.incoming = Incoming()
+        self.sender = PipeSender(Handover([theirs], self._forget))
+        self._open = True
+        self._lock = threading.RLock()
+        self._reading = False  # a signal handler may ask while it is read
+        self._pid = os.getpid()
+
+    def release(self) -> None:
+        """The process has started: its end is its own."""
+        self._theirs.close()
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read in this loop too from now on (R1), by a descriptor of its own: others may end."""
+        with self._lock:
+            for ended in [other for other in self._readers if other.is_closed()]:
+                self._readers.pop(ended).close()
+            if self._is_open() and loop not in self._readers:
+                own = self._readers[loop] = Descriptor(os.dup(self._ours.fileno()))
+                loop.add_reader(own.fileno(), self.pump)
+
+    def pump(self, limit: int = PUMP_BYTES) -> None:
+        """Read what is there, about `limit` bytes at most; from any thread."""
+        with self._lock:
+            if self._reading:
+                return
+            self._reading = True
+            try:
+                self._read_on(limit)
+            finally:
+                self._reading = False
+
+    def _read_on(self, limit: int) -> None:
+        while self._is_open() and limit > 0:
+            try:
+                count = self.incoming.read(self._read)
+            except BlockingIOError:
+                return
+            limit -= count
+            if not count or self.incoming.message is not None:
+                self.close()
+
+    def _is_open(self) -> bool:
+        """Whether there may be more to read. A forked copy of the parent must leave it to that."""
+        return self._open and not self._ours.closed and os.getpid() == self._pid
+
+    def close(self) -> None:
+        """Read no more; what was read stays."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._open = False
+            readers = dict(self._readers)
+            self._readers.clear()
+            self._ours.close()
+            self._theirs.close()
+        for loop, own in readers.items():
+            if loop.is_closed():
+                own.close()
+            elif loop.is_running() and loop is not loops.running_loop():  # in another thread
+                with contextlib.suppress(RuntimeError):  # closed just now
+                    loop.call_soon_threadsafe(_stop_reading, loop, own)
+            else:
+                _stop_reading(loop, own)
+
+    def _read(self, view: memoryview) -> int:
+        if sys.platform == "win32":
+            raise NotImplementedError
+        try:
+            return os.readv(self._ours.fileno(), [view])
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+        # a sandbox refuses it
+        return _copy(memoryview(os.read(self._ours.fileno(), min(len(view), PUMP_BYTES))), view)
+
+    def _forget(self) -> None:
+        """In a forked child: its copies of the parent's ends would keep the pipe alive."""
+        os.close(self._ours.fileno())
+        os.close(self._theirs.fileno())
+
+
+def _close_ends(ours: Descriptor, readers: dict[Any, Descriptor]) -> None:
+    for descriptor in (ours, *readers.values()):
+        descriptor.close()
+
+
+def _stop_reading(loop: asyncio.AbstractEventLoop, own: Descriptor) -> None:
+    loop.remove_reader(own.fileno())
+    own.close()
+
+
+class ConnectionSender:
+    """The child's end; it travels to the child with the process that starts there."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def open(self) -> None:
+        """In the child: say that it runs."""
+        self._connection.send_bytes(STARTED)
+
+    def send(self, kind: int, payload: Any) -> None:
+        """Write the one result."""
+        self._connection.send_bytes(HEADER.pack(kind, len(payload)))
+        self._connection.send_bytes(payload)
+
+
+class ThreadReceiver:
+    """The parent's end on Windows, where loops do not wait for pipes: a thread reads."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = Pipe(duplex=False)
+        self.incoming = Incoming()
+        self.sender = ConnectionSender(self._theirs)
+        self._thread = threading.Thread(target=self._receive, daemon=True)
+
+    def release(self) -> None:
+        """The process has started: its end is its own."""
+        self._theirs.close()
+        self._thread.start()
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread reads, whichever loop runs."""
+
+    def pump(self, limit: int = PUMP_BYTES) -> None:
+        """The thread reads by itself."""
+
+    def close(self) -> None:
+        """Let the thread come to the end of the pipe."""
+        self._theirs.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._ours.close()
+
+    def _receive(self) -> None:
+        try:
+            while self.incoming.message is None:
+                data = memoryview(self._ours.recv_bytes())
+                while data:
+                    data = data[self.incoming.read(functools.partial(_copy, data)) :]
+        except (EOFError, OSError):
+            return
+
+
+def _copy(source: memoryview, target: memoryview) -> int:
+    count = min(len(source), len(target))
+    target[:count] = source[:count]
+    return count
+
+
+Sender: TypeAlias = PipeSender | ConnectionSender
+Receiver: type[PipeReceiver] | type[ThreadReceiver]
+Receiver = ThreadReceiver if sys.platform == "win32" else PipeReceiver

@@ -1,0 +1,327 @@
+"""Payloads to items; what a payload is, and the invariants C1 to C10, are told in `codec`.
+
+`amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, TypeAlias
+
+from .._wire.frames import Parts, Payload, size_of
+from .tags import (
+    FLOATS,
+    INT8S,
+    INT16S,
+    INT32S,
+    INT64S,
+    KEY,
+    KEY_COUNT,
+    KEY_SIZE,
+    LONG_SIZE,
+    MAX_DEPTH,
+    PICKLE,
+    SEGMENT_MIN,
+    STR,
+    CorruptFrameError,
+)
+
+#: A payload of up to so many bytes is copied first: bytes are faster to read than a view.
+_COPY_MAX: Final = 64 * 1024
+_RUNS: Final = {
+    INT8S: ("b", 1),
+    INT16S: ("h", 2),
+    INT32S: ("i", 4),
+    INT64S: ("q", 8),
+    FLOATS: ("d", 8),
+}
+
+
+def decode_items(
+    payload: bytes | Payload, count: int
+) -> tuple[list[Any], dict[int, BaseException] | None]:
+    """Decode a payload of `count` items.
+
+    Returns as many values, and the failures by their place if there are any: where unpickling
+    raised, the value is None. Raises CorruptFrameError for what no encoder can have made (C7).
+    """
+    if isinstance(payload, Parts):
+        return _decode(b"", count, payload.segments)
+    with memoryview(payload) as view:
+        if view.nbytes <= _COPY_MAX:
+            return _decode(bytes(view), count)
+        with view.cast("B") as data:
+            return _decode(data, count)
+
+
+def loads(payload: bytes | memoryview) -> Any:
+    """Unpickle what `dumps` has pickled."""
+    return pickle.loads(payload)
+
+
+def _decode(
+    data: bytes | memoryview, count: int, segments: Sequence[bytes | bytearray | int] = ()
+) -> tuple[list[Any], dict[int, BaseException] | None]:
+    decoder = _Decoder(data, segments)
+    try:
+        return decoder.items(count)
+    except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
+        # Beyond the end; not UTF-8; not hashable. User code is run in _unpickle only.
+        why = str(error)
+    # out here, so that the error's traceback with its views of the payload is not kept (C8)
+    raise decoder.corrupt(why)
+
+
+class _Missing:
+    """Bytes that did not arrive, for want of memory (C10): nothing can be read here."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, at: object) -> NoReturn:
+        raise _no_memory(self._size)
+
+
+def _no_memory(size: int) -> MemoryError:
+    return MemoryError(f"there is no memory for {size} bytes")
+
+
+class _Decoder:
+    """Where we are in one payload: in `data`, or in one of the segments that are not taken (C8)."""
+
+    def __init__(
+        self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()
+    ) -> None:
+        self.at = 0
+        self._data: Any = data
+        self._in_segments = len(segments) > 0
+        self._segments = list(segments)[::-1]  # those to come, the last first
+        self._behind = 0  # bytes before _data
+        self._ahead = sum(map(size_of, segments))  # bytes after it
+        self._keys: list[str] = []  # C6
+        if self._in_segments:
+            self._go_on()
+
+    def corrupt(self, why: str) -> CorruptFrameError:
+        place, end = self._behind + self.at, self._behind + len(self._data) + self._ahead
+        return CorruptFrameError(f"{why}, before byte {place} of {end}")
+
+    def _go_on(self) -> None:
+        """Read on in the next segment, if there is one."""
+        self._behind += len(self._data)
+        self._data, self.at = b"", 0
+        if self._segments:
+            segment = self._segments[-1]
+            if isinstance(segment, int):
+                self._segments.pop()
+                self._data = _Missing(segment)  # they are still ahead, for ever
+                return
+            if type(segment) is not bytes:
+                raise self.corrupt("a bytearray where no buffer is")
+            self._data = self._segments.pop()
+            self._ahead -= len(self._data)
+
+    def _take_segment(self, kind: type, size: int) -> Any:
+        """The next segment as a value of its own (C8)."""
+        if self.at != len(self._data) or not self._segments:
+            raise self.corrupt(f"{size} bytes that are no segment")
+        segment = self._segments.pop()
+        if isinstance(segment, int):
+            raise _no_memory(segment)
+        if type(segment) is not kind or len(segment) != size:
+            raise self.corrupt(f"a segment that is no {kind.__name__} of {size} bytes")
+        self._behind += size
+        self._ahead -= size
+        self._go_on()
+        return segment
+
+    # -- items ---------------------------------------------------------------------------------
+
+    def items(self, count: int) -> tuple[list[Any], dict[int, BaseException] | None]:
+        self._check_count(count, 1)
+        values: list[Any] = []
+        failures: dict[int, BaseException] = {}
+        try:
+            while len(values) < count:
+                self._add_item(values, failures, count)
+        except MemoryError as error:  # what is behind the item cannot be found (C10)
+            failures.update(dict.fromkeys(range(len(values), count), error))
+            values.extend([None] * (count - len(values)))
+        else:
+            if self.at != len(self._data) or self._segments:
+                raise self.corrupt("more than the items")
+        return values, failures or None
+
+    def _add_item(self, values: list[Any], failures: dict[int, BaseException], count: int) -> None:
+        """Append the next item, or the items of the next run."""
+        if self.at == len(self._data) and self._segments:
+            self._go_on()  # C10
+        tag = self._byte()
+        if tag == PICKLE:
+            values.append(self._unpickle(*self._pickled(), failures, len(values)))
+        else:
+            self._add(values, tag, count, 0)
+
+    def _pickled(self) -> tuple[memoryview, list[bytes | bytearray]]:
+        buffers: list[bytes | bytearray] = []
+        number = self._number()
+        self._check_count(number, 2)
+        for _ in range(number):
+            kind = bytes if self._byte() else bytearray
+            buffers.append(self._bytes_as(kind))
+        return memoryview(self._bytes_as(bytes)), buffers
+
+    @staticmethod
+    def _unpickle(
+        pickled: memoryview,
+        buffers: list[bytes | bytearray],
+        failures: dict[int, BaseException],
+        place: int,
+    ) -> Any:
+        with pickled:
+            try:
+                return pickle.loads(pickled, buffers=buffers)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it ran user code: C4
+                failures[place] = error
+                return None
+
+    # -- values --------------------------------------------------------------------------------
+
+    def _add(self, values: list[Any], tag: int, count: int, depth: int) -> None:
+        """Append the value, or the values of the run, that begins with `tag`."""
+        if tag in _RUNS:
+            code, width = _RUNS[tag]
+            number = self._number()
+            if not 0 < number <= count - len(values):
+                raise self.corrupt(f"a run of {number} among {count}")
+            at = self._skip(number * width)
+            values.extend(struct.unpack_from(f"={number}{code}", self._data, at))
+        else:
+            values.append(_READERS[tag](self, depth))
+
+    def _value(self, depth: int) -> Any:
+        return _READERS[self._byte()](self, depth)
+
+    def _sequence(self, depth: int) -> list[Any]:
+        count = self._enter(depth, 1)
+        values: list[Any] = []
+        while len(values) < count:
+            self._add(values, self._byte(), count, depth + 1)
+        return values
+
+    def _members(self, depth: int) -> set[Any]:
+        count = self._enter(depth, 1)
+        members = {self._value(depth + 1) for _ in range(count)}
+        if len(members) != count:
+            raise self.corrupt("a set with equal members")
+        return members
+
+    def _dict(self, depth: int) -> dict[Any, Any]:
+        count = self._enter(depth, 2)
+        pairs: dict[Any, Any] = {}
+        for _ in range(count):
+            key = self._key(depth + 1)
+            pairs[key] = self._value(depth + 1)
+        if len(pairs) != count:
+            raise self.corrupt("a dict with equal keys")
+        return pairs
+
+    def _key(self, depth: int) -> Any:
+        tag = self._byte()
+        if tag == KEY:
+            return self._keys[self._byte()]
+        if tag != STR:
+            return _READERS[tag](self, depth)
+        encoded = self._bytes()
+        key = str(encoded, "utf-8", "surrogatepass")
+        if len(encoded) <= KEY_SIZE and len(self._keys) < KEY_COUNT:
+            self._keys.append(key)
+        return key
+
+    def _enter(self, depth: int, least: int) -> int:
+        """How many members a container has."""
+        if depth >= MAX_DEPTH:
+            raise self.corrupt(f"more than {MAX_DEPTH} nested containers")
+        count = self._number()
+        self._check_count(count, least)
+        return count
+
+    def _check_count(self, count: int, least: int) -> None:
+        """C7: no room for more members than there can be."""
+        if not 0 <= count * least <= len(self._data) - self.at + self._ahead:
+            raise self.corrupt(f"{count} members")
+
+    # -- bytes ---------------------------------------------------------------------------------
+
+    def _byte(self) -> int:
+        byte: int = self._data[self.at]
+        self.at += 1
+        return byte
+
+    def _number(self) -> int:
+        number = self._byte()
+        return number if number < LONG_SIZE else self._unpack("=Q", 8)
+
+    def _bytes_as(self, kind: type) -> Any:
+        """Size and bytes, as an object of their own."""
+        size = self._number()
+        if size >= SEGMENT_MIN and self._in_segments:
+            return self._take_segment(kind, size)
+        at = self._skip(size)
+        return kind(self._data[at : self.at])
+
+    def _bytes(self) -> bytes | bytearray | memoryview:
+        size = self._number()
+        at = self._skip(size)
+        piece: bytes | bytearray | memoryview = self._data[at : self.at]
+        return piece
+
+    def _skip(self, size: int) -> int:
+        """Move on by `size` bytes; where they begin."""
+        at = self.at
+        if size > len(self._data) - at:
+            raise self.corrupt(f"{size} bytes")
+        self.at = at + size
+        return at
+
+    def _unpack(self, code: str, size: int) -> Any:
+        (value,) = struct.unpack_from(code, self._data, self.at)
+        self.at += size
+        return value
+
+
+def _foreign(decoder: _Decoder, _: int) -> NoReturn:
+    raise decoder.corrupt("a tag that has no place there")
+
+
+_Reader: TypeAlias = Callable[[_Decoder, int], Any]
+
+#: By tag, from NONE to PICKLE.
+_READERS: Final[tuple[_Reader, ...]] = (
+    lambda decoder, _: None,
+    lambda decoder, _: False,
+    lambda decoder, _: True,
+    lambda decoder, _: decoder._unpack("=b", 1),
+    lambda decoder, _: decoder._unpack("=h", 2),
+    lambda decoder, _: decoder._unpack("=i", 4),
+    lambda decoder, _: decoder._unpack("=q", 8),
+    lambda decoder, _: int.from_bytes(decoder._bytes_as(bytes), sys.byteorder, signed=True),
+    lambda decoder, _: decoder._unpack("=d", 8),
+    lambda decoder, _: str(decoder._bytes(), "utf-8", "surrogatepass"),
+    lambda decoder, _: decoder._bytes_as(bytes),
+    lambda decoder, depth: tuple(decoder._sequence(depth)),
+    _Decoder._sequence,
+    _Decoder._members,
+    lambda decoder, depth: frozenset(decoder._members(depth)),
+    _Decoder._dict,
+    _foreign,
+    _foreign,
+)

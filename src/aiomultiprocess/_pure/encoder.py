@@ -1,0 +1,411 @@
+"""Items to payloads; what a payload is, and the invariants C1 to C10, are told in `codec`.
+
+`amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
+
+Code of the user's may run between any two instructions here: a finalizer, a thread, a signal's
+handler. So of what can change, members are put from a copy. The Cython one is never interrupted.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import sys
+from collections.abc import Sequence
+from struct import Struct, pack
+from typing import Any, Final
+
+from .._wire.frames import Segment
+from .tags import (
+    BIGINT,
+    BYTES,
+    DICT,
+    FALSE,
+    FLOAT,
+    FLOATS,
+    FROZENSET,
+    INT8,
+    INT8S,
+    INT16,
+    INT16S,
+    INT32,
+    INT32S,
+    INT64,
+    INT64S,
+    KEY,
+    KEY_COUNT,
+    KEY_SIZE,
+    LIST,
+    LONG_SIZE,
+    MAX_DEPTH,
+    NONE,
+    PICKLE,
+    RUN_MIN,
+    SEGMENT_MIN,
+    SET,
+    SHARED_MIN,
+    STR,
+    TRUE,
+    TUPLE,
+)
+
+_INT64_END: Final = 1 << 63
+#: Tag, tag of a run, format and smallest value of each width.
+_WIDTHS: Final = (
+    (INT8, INT8S, "b", -(1 << 7)),
+    (INT16, INT16S, "h", -(1 << 15)),
+    (INT32, INT32S, "i", -(1 << 31)),
+    (INT64, INT64S, "q", -_INT64_END),
+)
+
+
+#: C9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+SHARING: Final = ".multiprocessing.reductions"
+
+_INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, least in _WIDTHS)
+
+
+def encode_items(
+    items: Sequence[object], start: int, stop: int, max_bytes: int
+) -> tuple[list[Segment], int, BaseException | None]:
+    """Encode items[start:stop] until the payload has `max_bytes`, an item fails, or all are done.
+
+    At least one item is tried. Returns the payload in segments, how many items are in it, and the
+    failure of the item after them, if that is why it ends there.
+    """
+    if start < 0:
+        raise ValueError(f"start is {start}: items are counted from their beginning")
+    if type(items) is not list and type(items) is not tuple:
+        items = list(items)
+    encoder = _Encoder()
+    at = last = start
+    error: BaseException | None = None
+    while at < stop and error is None:
+        room = max_bytes - encoder.size()
+        if room <= 0 and at > start:
+            break
+        last = at
+        taken, error = encoder.put_items(items, at, min(stop, at + max(room, 0) // 8 + 1))
+        at += taken
+    try:
+        return encoder.segments(), at - start, error
+    except MemoryError as failure:  # of bytes there is a copy for a while: too much may be the last
+        encoder.take_back()
+        return encoder.segments(), last - start, failure
+
+
+def dumps(obj: object) -> bytes:
+    """Pickle one object with the reducers that items are pickled with."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5)
+    pickler.dispatch_table = _reducers()
+    pickler.dump(obj)
+    return file.getvalue()
+
+
+_registered: dict[type, Any] = {}  # what ForkingPickler had when _lasting was made of it
+_lasting: dict[type, Any] = {}
+
+
+def _reducers() -> dict[type, Any]:
+    """What `multiprocessing` would pickle with now, but by value (C9); looked up late, and so cheap
+    to import.
+    """
+    global _lasting, _registered
+    from multiprocessing.reduction import ForkingPickler
+
+    extra: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers", {})
+    if extra != _registered:
+        _lasting = {kind: reduce for kind, reduce in extra.items() if not _shares(kind, reduce)}
+        _registered = extra.copy()
+    return {**copyreg.dispatch_table, **_lasting}
+
+
+def _shares(kind: Any, reduce: object) -> bool:
+    """C9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
+        kind.__reduce_ex__ is not object.__reduce_ex__
+        or kind.__reduce__ is not object.__reduce__
+        or kind in copyreg.dispatch_table
+    )
+
+
+class _ForeignError(Exception):
+    """The item that is being encoded has to be pickled; its message says why, for a debugger."""
+
+
+class _Encoder:
+    """One payload in the making."""
+
+    def __init__(self) -> None:
+        self._out = bytearray()
+        # C8: the whole payload but its last part, which is _out
+        self._done: list[Segment] = []
+        self._done_size = 0
+        self._keys: dict[str, int] = {}  # C6
+        self._mark = (0, 0, self._out, 0, 0)  # how all was before the item (C4)
+        self._met: set[int] = set()  # C3: by id, of the item that is being encoded
+        self._pickler: _ItemPickler | None = None
+
+    def size(self) -> int:
+        return self._done_size + len(self._out)
+
+    def segments(self) -> list[Segment]:
+        parts: list[Segment] = []
+        for part in (*self._done, self._out):
+            if type(part) is bytearray:
+                parts += self._pieces(part)
+            elif len(part):
+                parts.append(part)
+        return parts
+
+    def _pieces(self, part: bytearray) -> list[bytes]:
+        """What was put together, as bytes; in two if the last item begins in there (C10)."""
+        _, _, out, cut, _ = self._mark
+        if part is not out or not cut or len(part) - cut < SEGMENT_MIN:
+            return [bytes(part)] if part else []
+        with memoryview(part) as view:
+            return [bytes(view[:cut]), bytes(view[cut:])]
+
+    # -- items ---------------------------------------------------------------------------------
+
+    def put_items(
+        self, items: Sequence[object], at: int, stop: int
+    ) -> tuple[int, BaseException | None]:
+        """Encode the next item, or all of the next run; how many these are, or why it fails."""
+        self.mark()
+        try:
+            taken = self.put_run(items, at, stop)
+            if not taken:
+                self._put_item(items[at])
+                taken = 1
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it ran user code: C4
+            self.take_back()
+            return 0, error
+        return taken, None
+
+    def _put_item(self, item: object) -> None:
+        self._met.clear()
+        try:
+            self._put(item, 0)
+        except _ForeignError:
+            self.take_back()
+            self._put_pickle(item)
+
+    def mark(self) -> None:
+        """The next item begins here."""
+        parts, keys = len(self._done), len(self._keys)
+        self._mark = parts, self._done_size, self._out, len(self._out), keys
+
+    def take_back(self) -> None:
+        """C4: be as before the item."""
+        parts, self._done_size, self._out, size, key_count = self._mark
+        del self._done[parts:], self._out[size:]
+        while len(self._keys) > key_count:
+            self._keys.popitem()
+
+    def _put_pickle(self, item: object) -> None:
+        pickler, self._pickler = self._pickler or _ItemPickler(), None
+        pickled, buffers = pickler.dump(item)
+        self._put_size(PICKLE, len(buffers))
+        for buffer in buffers:
+            view = buffer.raw()
+            self._out.append(view.readonly)
+            self._put_bytes(view)
+        self._put_bytes(pickled)
+        pickler.forget()
+        self._pickler = pickler  # one that raised is not used again
+
+    # -- values --------------------------------------------------------------------------------
+
+    def _put(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        if kind is str:
+            self._put_str(value)
+        elif kind is int:
+            self._put_int(value)
+        elif value is None:
+            self._out.append(NONE)
+        elif kind is float:
+            self._out += pack("=Bd", FLOAT, value)
+        elif kind is bool:
+            self._out.append(TRUE if value else FALSE)
+        elif kind is bytes:
+            self._meet(value, len(value) >= SHARED_MIN)
+            self._out.append(BYTES)
+            self._put_bytes(value)
+        elif depth >= MAX_DEPTH:
+            raise _ForeignError("nested too deep")
+        else:
+            self._put_container(kind, value, depth + 1)
+
+    def _put_container(self, kind: type, value: Any, depth: int) -> None:
+        """Put one that can change as it is now, whatever a thread or a finalizer makes of it."""
+        if kind is dict:
+            self._meet(value)
+            self._put_dict(value, depth)
+        elif kind is list or kind is tuple:
+            self._meet(value, kind is list or value)
+            members = [*value] if kind is list else value
+            self._put_size(LIST if kind is list else TUPLE, len(members))
+            self._put_sequence(members, depth)
+        elif kind is set or kind is frozenset:
+            self._meet(value, kind is set or value)
+            members = [*value]
+            self._put_size(SET if kind is set else FROZENSET, len(members))
+            for member in members:
+                self._put(member, depth)
+        else:
+            raise _ForeignError("of a type without a tag")
+
+    def _meet(self, value: object, matters: object = True) -> None:
+        """C3: meet an object of this item, and not a second time."""
+        if matters:
+            if id(value) in self._met:
+                raise _ForeignError("met twice")
+            self._met.add(id(value))
+
+    def _put_dict(self, value: dict[Any, Any], depth: int) -> None:
+        pairs = {**value}
+        self._put_size(DICT, len(pairs))
+        for key, member in pairs.items():
+            if type(key) is str:
+                self._put_key(key)
+            else:
+                self._put(key, depth)
+            self._put(member, depth)
+
+    def _put_key(self, key: str) -> None:
+        """C6."""
+        number = self._keys.get(key)
+        if number is not None:
+            self._out += bytes((KEY, number))
+        elif self._put_str(key) <= KEY_SIZE and len(self._keys) < KEY_COUNT:
+            self._keys[key] = len(self._keys)
+
+    def _put_sequence(self, members: Sequence[object], depth: int) -> None:
+        at, stop = 0, len(members)
+        while at < stop:
+            taken = self.put_run(members, at, stop)
+            if not taken:
+                self._put(members[at], depth)
+                taken = 1
+            at += taken
+
+    # -- numbers, text and bytes ---------------------------------------------------------------
+
+    def put_run(self, values: Sequence[Any], start: int, stop: int) -> int:
+        """C5: put the run that begins at `start`; how many values it has, 0 if there is none."""
+        stop = min(stop, len(values))
+        if stop - start < RUN_MIN:
+            return 0
+        kind = type(values[start])
+        if kind is not int and kind is not float:
+            return 0
+        end = start
+        while end < stop and type(value := values[end]) is kind:
+            if kind is int and not -_INT64_END <= value < _INT64_END:
+                break
+            end += 1
+        if end - start < RUN_MIN:
+            return 0
+        run = values[start:end]
+        tag, code = (FLOATS, "d") if kind is float else _narrowest(run)
+        self._put_size(tag, len(run))
+        self._out += pack(f"={len(run)}{code}", *run)
+        return len(run)
+
+    def _put_int(self, value: int) -> None:
+        for tag, _, code, least in _WIDTHS:
+            if least <= value < -least:
+                self._out += pack(f"=B{code}", tag, value)
+                return
+        self._out.append(BIGINT)
+        # one bit more for the sign, counted as to_bytes does: -128 takes one byte, 128 takes two
+        size = (value if value >= 0 else ~value).bit_length() // 8 + 1
+        self._put_bytes(value.to_bytes(size, sys.byteorder, signed=True))
+
+    def _put_str(self, value: str) -> int:
+        """Put a str; how many bytes of UTF-8 it is."""
+        self._meet(value, len(value) >= SHARED_MIN)
+        encoded = value.encode("utf-8", "surrogatepass")
+        self._put_size(STR, len(encoded))
+        self._out += encoded
+        return len(encoded)
+
+    def _put_bytes(self, value: bytes | memoryview) -> None:
+        """Put size and bytes, the bytes as a segment of their own if they are many (C8)."""
+        self._put_number(len(value))
+        if len(value) < SEGMENT_MIN:
+            self._out += value
+        else:
+            self._done += (self._out, value)
+            self._done_size += len(self._out) + len(value)
+            self._out = bytearray()
+
+    def _put_size(self, tag: int, size: int) -> None:
+        self._out.append(tag)
+        self._put_number(size)
+
+    def _put_number(self, number: int) -> None:
+        if number < LONG_SIZE:
+            self._out.append(number)
+        else:
+            self._out += pack("=BQ", LONG_SIZE, number)
+
+
+class Payload(_Encoder):
+    """A payload that is made item by item, as results come in."""
+
+    def add(self, item: object) -> bytes | bytearray:
+        """Encode one more item, whatever that takes; its bytes, none if it is not in one piece.
+
+        Whatever is raised while it is pickled leaves nothing behind (C4).
+        """
+        if type(item) is int and not self._done:
+            for least, pack_int, tag in _INTS:  # no more than this, most results are such
+                if least <= item < -least:
+                    data = pack_int(tag, item)
+                    self._out += data
+                    return data
+        self.mark()
+        size = len(self._out)
+        try:
+            self._put_item(item)
+            return b"" if self._done else self._out[size:]
+        except BaseException:
+            self.take_back()
+            raise
+
+
+class _ItemPickler:
+    """Pickles the items of one payload, one at a time, with nothing carried over (C2)."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO()
+        self._buffers: list[pickle.PickleBuffer] = []
+        self._pickler = pickle.Pickler(self._file, 5, buffer_callback=self._buffers.append)
+        self._pickler.dispatch_table = _reducers()
+
+    def dump(self, item: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        self._pickler.dump(item)
+        return self._file.getvalue(), self._buffers
+
+    def forget(self) -> None:
+        """Be as new. What is held of an item could not be freed, and its buffers not be resized."""
+        self._pickler.clear_memo()
+        self._buffers.clear()
+        self._file.seek(0)
+        self._file.truncate()
+
+
+def _narrowest(run: Sequence[int]) -> tuple[int, str]:
+    """The tag and the format of the narrowest run that holds these."""
+    low, high = min(run), max(run)
+    for _, tag, code, least in _WIDTHS[:-1]:
+        if least <= low and high < -least:
+            return tag, code
+    return INT64S, "q"

@@ -1,0 +1,108 @@
+"""The worker's side of a journal (`_wire/journal.py`); `amp_ext.journal` in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._wire.frames import Kind, Segment
+from .._wire.journal import _COUNT, _COUNT_SHIFT, _FIRST, _HEAD, _LENGTH, _aligned
+from .encoder import Payload
+
+
+class Journal:
+    """The worker's side of a journal."""
+
+    def __init__(self, memory: memoryview) -> None:
+        """Write to `memory`, a multiple of eight bytes, until `close`."""
+        self._memory = memory
+        self._words = memory.cast("B").cast("Q")
+        self._size = len(memory)
+        self._end = self._at = _FIRST  # of the closed entries, and of all
+        self._count = self._items = 0  # items of the open entry: those in it, and all
+        self._fits = True
+        self._payload: Payload | None = None  # None: no entry is open
+        self._place = (0, 0)
+
+    def begin(self, ident: int, offset: int) -> None:
+        """Open an entry for the results of chunk `ident` from item `offset` on."""
+        if self._payload is not None:
+            raise RuntimeError("an entry is open")
+        self._payload = Payload()
+        self._place = (ident, offset)
+        self._count = self._items = 0
+        start = _aligned(self._end)
+        self._fits = start + _HEAD < self._size
+        if self._fits:
+            self._write_head(start, 0, ident, offset, 0, Kind.RESULTS)
+            self._at = start + _HEAD
+
+    def append(self, item: object) -> bool:
+        """Add a result to the open entry; False if it would not outlive this process (D4).
+
+        What is raised while it is pickled leaves the entry as it was.
+        """
+        data = self._open_payload().add(item)
+        self._items += 1
+        at, end = self._at, self._at + len(data)
+        self._fits = self._fits and at < end <= self._size
+        if self._fits:
+            self._memory[at:end] = data
+            self._at = end
+            self._count += 1
+            self._words[0] = end | self._count << _COUNT_SHIFT  # D1
+        return self._fits
+
+    def take(self) -> tuple[int, int, int, Sequence[Segment]]:
+        """Close the entry: chunk, first item, number of items, and the payload to be sent.
+
+        Where there is no memory for the payload, MemoryError: the entry is closed all the same.
+        """
+        payload, self._payload = self._open_payload(), None
+        if self._count:
+            word = _aligned(self._end) // 8
+            self._words[word + _COUNT] = self._count  # D2
+            self._words[word + _LENGTH] = self._at - 8 * word - _HEAD
+            self._end = self._at
+        return *self._place, self._items, payload.segments()
+
+    def place(self) -> tuple[int, int, int]:
+        """Chunk, first item and number of items of the entry that is or was open last."""
+        return *self._place, self._items
+
+    def put(
+        self, kind: int, ident: int, offset: int, count: int, payload: Sequence[Segment]
+    ) -> bool:
+        """Add a whole entry; False if it does not fit, or another is open (D4)."""
+        start, length = _aligned(self._end), sum(map(len, payload))
+        at = start + _HEAD
+        if self._payload is not None or not length or at + length > self._size:
+            return False
+        self._write_head(start, length, ident, offset, count, kind)
+        for segment in payload:
+            self._memory[at : at + len(segment)] = segment
+            at += len(segment)
+        self._end = self._at = at
+        self._words[0] = at  # D1
+        return True
+
+    def reset(self) -> None:
+        """Empty the journal, unless an entry is open (D3)."""
+        if self._payload is None and self._end > _FIRST:
+            self._words[0] = 0
+            self._end = _FIRST
+
+    def close(self) -> None:
+        """Release the memory. What is added after that, or meanwhile, goes nowhere."""
+        self._payload = None
+        self._fits = False
+        self._words.release()
+        self._memory.release()
+
+    def _open_payload(self) -> Payload:
+        if self._payload is None:
+            raise RuntimeError("no entry is open")
+        return self._payload
+
+    def _write_head(self, start: int, *words: int) -> None:
+        for at, word in enumerate(words, start // 8):
+            self._words[at] = word

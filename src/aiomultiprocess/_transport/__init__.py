@@ -1,0 +1,1 @@
+"""How frames travel between the parent and one worker. It knows no pool, job or task."""

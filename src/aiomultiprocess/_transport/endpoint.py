@@ -1,0 +1,166 @@
+"""What the links of both transports do alike; the contract is in link.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .._wire.frames import Handler
+from .link import Callback
+
+
+def watch(
+    loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[..., object], *args: object
+) -> None:
+    """`loop.add_reader`, with an error that tells what to do where a loop has none."""
+    try:
+        loop.add_reader(fd, callback, *args)
+    except NotImplementedError:
+        raise RuntimeError(
+            f"{type(loop).__name__} cannot watch descriptors: run aiomultiprocess on a selector "
+            "event loop (on Windows: asyncio.SelectorEventLoop) or on uvloop"
+        ) from None
+
+
+class Endpoint:
+    """What the links of both transports do alike: T4, T6, T7 and T8.
+
+    A transport defines `_hush` (stop listening), `_dispose` (give everything back; called once,
+    and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
+    """
+
+    def __init__(self, links: Links | None = None) -> None:
+        """The parent's are in `links` as long as they are open."""
+        self._links = Links() if links is None else links
+        self._links.add(self)
+        self.congested = False
+        self._closed = False
+        self._disposed = False
+        self._broken = False
+        self._busy = False
+        self._continued = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handler: Handler = _unstarted
+        self._on_room: Callback = _unstarted
+        self._on_broken: Callable[[BaseException], None] = _unstarted
+        self._on_drained: Callback | None = None
+
+    def _bind(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler,
+        on_room: Callback,
+        on_broken: Callable[[BaseException], None],
+        on_drained: Callback | None,
+    ) -> None:
+        if self._loop is not None or self._closed:
+            raise RuntimeError("a link is started once, before it is closed")
+        self._loop = loop
+        self._handler = handler
+        self._on_room = on_room
+        self._on_broken = on_broken
+        self._on_drained = on_drained
+
+    def _turn(self, work: Callable[[], bool]) -> None:
+        """One callback of the loop: `work`, and again soon if it says that there is more (T4)."""
+        if self._closed or self._broken or self._continued:
+            return
+        again = True  # also when KeyboardInterrupt cuts `work` short (T7)
+        self._busy = True
+        try:
+            again = work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, a frame was lost: T7
+            again = False
+            self._break(error)
+        finally:
+            self._busy = False
+            if self._closed:
+                self._end()
+            elif again and not self._broken:
+                self._continue(work)
+
+    def _continue(self, work: Callable[[], bool]) -> None:
+        assert self._loop is not None
+        if not self._continued:
+            self._continued = True
+            self._loop.call_soon(self._continuation, work)
+
+    def _continuation(self, work: Callable[[], bool]) -> None:
+        self._continued = False
+        self._turn(work)
+
+    def _break(self, error: BaseException) -> None:
+        if not self._closed and not self._broken:
+            self._broken = True
+            self._hush()
+            self._on_broken(error)
+
+    def drain_dead(self) -> None:
+        """Hand over all that the dead worker had published (T9)."""
+        if self._closed or self._broken:
+            return
+        if self._busy:
+            raise RuntimeError("drain_dead() was called from a callback of the same link")
+        self._busy = True
+        try:
+            self._drain_all()
+        except Exception as error:  # noqa: BLE001 - T7
+            self._break(error)
+        finally:
+            self._busy = False
+            if self._closed:
+                self._end()
+
+    def close(self) -> None:
+        """Give everything back, at once or as soon as the running callback is over (T8)."""
+        if self._closed:
+            return
+        self._closed = True
+        self.congested = False
+        self._hush()
+        if not self._busy:
+            self._end()
+
+    def abandon(self) -> None:
+        """Give everything back in a forked copy of this process, but leave its loop alone.
+
+        A forked child shares the epoll instance: to remove a descriptor there would make the
+        process that it was forked from deaf.
+        """
+        if not self._closed:
+            self._closed = True
+            self._loop = None
+            self._end()
+
+    def _end(self) -> None:
+        if not self._disposed:  # in a copy that was forked by a callback of ours
+            self._disposed = True
+            self._links.discard(self)
+            self._dispose()
+
+    def _hush(self) -> None:
+        raise NotImplementedError
+
+    def _dispose(self) -> None:
+        raise NotImplementedError
+
+    def _drain_all(self) -> None:
+        raise NotImplementedError
+
+
+class Links(set["Endpoint"]):
+    """The parent's links of one backend that are not closed; each adds and removes itself."""
+
+    def close(self) -> None:
+        """Close them all."""
+        for link in list(self):
+            link.close()
+
+    def abandon(self) -> None:
+        """Abandon them all, see `Endpoint.abandon`."""
+        for link in list(self):
+            link.abandon()
+
+
+def _unstarted(*args: object) -> None:
+    raise RuntimeError("a link must be started before it can hand over anything")

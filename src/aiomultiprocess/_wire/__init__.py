@@ -1,0 +1,1 @@
+"""What travels: frames, the journal, exceptions. Parent and worker share it."""

@@ -1,0 +1,158 @@
+"""A payload that arrives in pieces, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import unpack
+from typing import Final, Protocol
+
+from .._pure.growing import Growing
+from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Dropped, Handler, Parts, Segment
+
+#: A buffer of up to so many bytes is kept for the next payload that arrives in pieces.
+KEEP: Final = 1 << 21
+
+
+class Growth(Protocol):
+    """Either `Growing`, or `Dropped`."""
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come."""
+
+    def add(self, piece: memoryview, /) -> None:
+        """Append a piece."""
+
+    def take(self) -> bytes | bytearray | int:
+        """The object, if nothing is missing."""
+
+
+class Assembly:
+    """A payload that arrives in pieces: as one view, or in parts (F4).
+
+    What is handed over as a view is put together in the same buffer, one payload after another: to
+    fill fresh memory costs a page fault for each 4 KiB, twenty times the copying itself.
+    """
+
+    def __init__(self, grow: Callable[[int, bool], Growth] = Growing) -> None:
+        """Parts are made with `grow`."""
+        self._grow = grow
+        self._data = bytearray()
+        self._sizes: list[int] = []  # of the parts to come, the last first
+        self._parts: list[bytes | bytearray | int] = []
+        self._part: Growth | None = None
+        self._part_size = 0
+        self._dropped = False  # F5: of a payload that is one view
+        self._in_parts = False
+        self._filled = 0
+        self._length = 0
+        self._fields = (0, 0, 0, 0, 0, 0)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are still to come; 0 if nothing is being assembled."""
+        return self._length - self._filled
+
+    def begin(
+        self, fields: tuple[int, int, int, int, int, int], length: int, sizes: Segment = b""
+    ) -> None:
+        """Expect a payload of `length` bytes, to be handed over behind `fields`, in parts if their
+        `sizes` are given as they stand before a payload."""
+        self._fields = fields
+        self._length = length
+        self._filled = 0
+        self._parts, self._part = [], None
+        self._dropped = False
+        self._in_parts = len(sizes) > 0
+        self._sizes = list(unpack(f"<{len(sizes) // PART_SIZE}Q", sizes))[::-1]
+        if self._in_parts:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes = [size & ~WRITABLE for size in self._sizes]
+        if not all(sizes) or sum(sizes) != self._length:
+            raise CorruptHeaderError(f"parts of {sizes[::-1]} bytes in a payload of {self._length}")
+
+    def add(self, piece: memoryview) -> None:
+        """Append a piece. F3: memory grows with it."""
+        end = self._filled + len(piece)
+        if end > self._length:
+            raise CorruptHeaderError(f"more than the {self._length} bytes that were announced")
+        if self._in_parts:
+            self._add_to_parts(piece)
+        elif not self._dropped:
+            self._add_to_data(piece, end)
+        self._filled = end
+
+    def _add_to_data(self, piece: memoryview, end: int) -> None:
+        if end <= len(self._data):
+            with memoryview(self._data) as data:
+                data[self._filled : end] = piece
+            return
+        try:
+            del self._data[self._filled :]
+            self._data += piece
+        except MemoryError:  # F5
+            self._dropped, self._data = True, bytearray()
+
+    def _add_to_parts(self, piece: memoryview) -> None:
+        at = 0
+        while at < len(piece):
+            part = self._part or self._next_part()
+            end = min(len(piece), at + part.missing)
+            with piece[at:end] as some:
+                part = self._add_to_part(part, some)
+            at = end
+            if not part.missing:
+                self._end_part(part)
+
+    def _add_to_part(self, part: Growth, piece: memoryview) -> Growth:
+        missing = part.missing
+        try:
+            part.add(piece)
+        except MemoryError:  # F5
+            part = Dropped(self._part_size, missing - len(piece))
+        self._part = part
+        return part
+
+    def _end_part(self, part: Growth) -> None:
+        try:
+            taken = part.take()
+        except MemoryError:  # F5
+            taken = self._part_size
+        self._parts.append(taken)
+        self._part = None
+
+    def _next_part(self) -> Growth:
+        size = self._sizes.pop()
+        self._part_size = size & ~WRITABLE
+        try:
+            return self._grow(self._part_size, size >= WRITABLE)
+        except MemoryError:  # F5
+            return Dropped(self._part_size, self._part_size)
+
+    def deliver(self, handler: Handler) -> None:
+        """Hand the frame over."""
+        if self.missing:
+            raise CorruptHeaderError(f"{self.missing} of {self._length} bytes never came")
+        length = self._length
+        self._length = self._filled = 0
+        if self._in_parts:
+            self._deliver_parts(handler, length)
+            return
+        if self._dropped:
+            handler(*self._fields, Parts([length], length))
+            return
+        data = self._data
+        if len(data) > KEEP:
+            self._data = bytearray()
+        with memoryview(data) as whole, whole[:length] as payload:
+            handler(*self._fields, payload)
+
+    def _deliver_parts(self, handler: Handler, length: int) -> None:
+        payload = Parts(self._parts, length)
+        self._parts = []
+        try:
+            handler(*self._fields, payload)
+        finally:
+            payload.segments.clear()  # F2

@@ -1,0 +1,603 @@
+"""Exceptions across the process boundary.
+
+    worker: dump_exception(exc) -> bytes -> parent: load_exception(bytes) -> the error to be raised
+
+What is raised in the parent is a ProxyException whose text is the traceback from the worker, and,
+wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
+original exception, rebuilt.
+
+E1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
+    cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
+E2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments than
+    those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in C.
+    Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
+E3  An exception travels as a flat list of nodes that refer to each other by index, so that no
+    chain, however long or circular, is walked by recursion. Members of a group stand before it.
+E4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
+    never combined: raised in the parent, it would end the parent's loop, or look like a
+    cancellation of the caller.
+E5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
+    its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
+    gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
+    Notes are printed after the text of what is raised: they are its own, and not in its text.
+E6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
+    code for this package, are left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copyreg
+import functools
+import os
+import pickle
+import traceback
+import types
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, TypeAlias
+
+from ..types import ProxyException, TracebackStr, brief
+
+Dumps: TypeAlias = Callable[[Any], Any]
+Loads: TypeAlias = Callable[[Any], Any]
+
+MAX_NODES = 1000  # of one exception with its causes, contexts and members; the text has them all
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is not statically allocated in C
+
+#: What Python prints between an exception and the one that it caused.
+_CAUSED = """
+The above exception was the direct cause of the following exception:
+"""
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_COMPILED = f"amp_ext{os.sep}"  # Cython gives its sources a path below the root of the project
+_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is no error itself
+    """Ends the chain of an exception from a worker; its text is the traceback from there."""
+
+    def __init__(self, text: TracebackStr) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}\n"""'
+
+
+class Stage(IntEnum):
+    """On which step of a task's way an error arose that its function did not raise."""
+
+    FUNCTION = 0  # the function was unpickled in the worker
+    ARGUMENT = 1  # the item was unpickled in the worker
+    RESULT = 2  # the result was pickled in the worker
+    SENDING = 3  # the result was sent to the parent
+
+
+def dump_exception(
+    exc: BaseException,
+    dumps: Dumps = pickle.dumps,
+    stage: Stage | None = None,
+    detail: str = "",
+) -> bytes:
+    """Make bytes of `exc` and its chain; always possible (E1).
+
+    With a `stage`, `exc` is what went wrong there, and `detail` what its message needs of it.
+    """
+    dumper = _Dumper()
+    try:
+        nodes, root = dumper.dump(exc)
+    except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; E1
+        nodes, root = [], None
+    message = _Message(*_described(exc), nodes, root, dumper.refusal, stage, detail)
+    payload: bytes = dumps(tuple(message))
+    return payload
+
+
+def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
+    """The error to raise here for what `dump_exception` was given in a worker."""
+    return _raisable(_Message(*loads(payload)))
+
+
+def original_of(proxy: BaseException) -> BaseException:
+    """What was raised in the worker; `proxy` itself if that could not be rebuilt."""
+    cause: BaseException | None = _field("__cause__").__get__(proxy)
+    return proxy if cause is None else cause
+
+
+def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
+    """The same for an error of a task; a `Failure` if that has a stage."""
+    message = _Message(*loads(payload))
+    if message.stage is None:
+        return _raisable(message)
+    return Failure(message.text, _rebuilt(message)[0], message.stage, message.detail)
+
+
+def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
+    """What was raised in the child, with its traceback; a ProxyException where it is lost."""
+    message = _Message(*loads(payload))
+    original, refusal = _rebuilt(message)
+    if original is None:
+        return _text_only(message, refusal)
+    _end_chain(original, RemoteTraceback(message.text))
+    return original
+
+
+class Failure(NamedTuple):
+    """An error with a stage, as it arrived: the parent says which item it was."""
+
+    text: TracebackStr
+    original: BaseException | None
+    stage: int
+    detail: str
+
+    def noted(self, message: str) -> ProxyException:
+        """The error, of the type that it has, with a message below its traceback."""
+        text = f"{self.text}\n{message}"
+        return ProxyException(text) if self.original is None else _proxy_of(self.original, text)
+
+    def replaced(self, error: Exception) -> ProxyException:
+        """`error` in its place, with it as the cause."""
+        error.__cause__ = self.original
+        last = traceback.format_exception_only(error)[-1].rstrip("\n")
+        return _proxy_of(error, f"{self.text}\n{_CAUSED}\n{last}")
+
+
+class _Message(NamedTuple):
+    """What travels of an exception; a plain tuple on the way."""
+
+    text: TracebackStr
+    notes: list[str]
+    nodes: list[tuple[Any, ...]]
+    root: int | None  # the node of the exception itself
+    refusal: str | None = None  # why it has none
+    stage: int | None = None
+    detail: str = ""
+
+
+def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
+    """The traceback as Python prints it (E6), and the notes that it prints after it."""
+    try:
+        shown = traceback.TracebackException(
+            type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
+        )
+        _leave_out_our_frames(shown)
+        notes = list(map(str, _notes(exc)))
+        if notes:
+            shown.__notes__ = None
+        return "".join(shown.format()).rstrip("\n"), notes
+    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; E1
+        name = type(exc).__qualname__
+        return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
+
+
+def _notes(exc: BaseException) -> list[Any]:
+    """The notes of an exception, where they are what `add_note` makes."""
+    notes = vars(exc).get("__notes__")
+    return notes if isinstance(notes, list) else []
+
+
+# -- frames ----------------------------------------------------------------------------------------
+
+
+def without_our_frames(exc: BaseException) -> None:
+    """Remove the frames of this package at which the traceback of `exc` begins (E6).
+
+    A bare `raise` in the outermost of them then leads on from the frame of the user's that awaits.
+    """
+    trace = _field("__traceback__").__get__(exc)
+    files = [step.tb_frame.f_code.co_filename for step in _steps(trace)]
+    for _ in range(_first_of_user(files)):
+        trace = trace.tb_next
+    BaseException.with_traceback(exc, trace)
+
+
+def _steps(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _leave_out_our_frames(shown: traceback.TracebackException) -> None:
+    """E6, for an exception and all that is printed with it."""
+    left = [shown]
+    while left:
+        one = left.pop()
+        one.stack[:] = _users_frames(one.stack)
+        left += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
+
+
+def _users_frames(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    begin = _first_of_user([frame.filename for frame in frames])
+    return [frame for frame in frames[begin:] if not _is_ours(frame.filename)]
+
+
+def _first_of_user(files: list[str]) -> int:
+    """Where the user's frames begin: after the last of ours, with asyncio's before it.
+
+    asyncio's frames after that one, and those below frames of the user's, are the user's calls.
+    """
+    begin = 0
+    for at, file in enumerate(files):
+        if _is_ours(file):
+            begin = at + 1
+        elif not file.startswith(_ASYNCIO):
+            break
+    return begin
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith((_PACKAGE, _COMPILED))
+
+
+# -- one exception <-> its parts -------------------------------------------------------------------
+
+
+class Parts(NamedTuple):
+    """What an exception consists of, besides its type (E2)."""
+
+    args: tuple[Any, ...] | None  # None: those that the builtin base class makes
+    base_args: tuple[Any, ...]  # what the builtin base class is created from
+    base_state: dict[str, Any]  # what the builtin base class keeps besides
+    attributes: dict[str, Any]
+    slots: dict[int, Any]
+
+
+def _take_apart(exc: BaseException) -> Parts:
+    if isinstance(exc, BaseExceptionGroup):
+        fields = map(_group_field, ("message", "exceptions"))
+        base_args: tuple[Any, ...] = tuple(field.__get__(exc) for field in fields)
+        state: dict[str, Any] = {}
+    else:
+        _, base_args, *rest = _static_base(type(exc)).__reduce__(exc)
+        state = rest[0] if rest and isinstance(rest[0], dict) else {}
+    attributes = {k: v for k, v in vars(exc).items() if k != _REMOTE}
+    return Parts(
+        args=_field("args").__get__(exc),
+        base_args=base_args,
+        base_state={k: v for k, v in state.items() if k not in vars(exc)},
+        attributes=attributes,
+        slots=dict(_filled_slots(exc)),
+    )
+
+
+def _put_together(cls: type[Any], parts: Parts) -> Any:
+    """An exception of type `cls` from the parts of one of the same type, or of a base (E2)."""
+    base = _static_base(cls)
+    exc = base.__new__(cls, *parts.base_args)
+    if not issubclass(cls, BaseExceptionGroup):
+        base.__init__(exc, *parts.base_args)
+    if parts.args is not None:
+        _field("args").__set__(exc, parts.args)
+    for name, value in parts.base_state.items():
+        getattr(base, name).__set__(exc, value)
+    vars(exc).update(parts.attributes)
+    slots = list(_slots(cls))
+    for index, value in parts.slots.items():
+        slots[index].__set__(exc, value)
+    return exc
+
+
+def _static_base(cls: Any) -> Any:
+    """The class written in C that decides the layout: what it keeps is not in `__dict__`."""
+    while cls.__flags__ & _HEAPTYPE:
+        cls = cls.__base__
+    return cls
+
+
+def _slots(cls: type[Any]) -> Iterator[types.MemberDescriptorType]:
+    for klass in reversed(cls.__mro__):  # from the bottom: a combined class has the same indices
+        if "__slots__" in vars(klass):
+            for value in vars(klass).values():
+                if isinstance(value, types.MemberDescriptorType):
+                    yield value
+
+
+def _filled_slots(exc: BaseException) -> Iterator[tuple[int, Any]]:
+    for index, slot in enumerate(_slots(type(exc))):
+        try:
+            yield index, slot.__get__(exc)
+        except AttributeError:
+            continue
+
+
+def _field(name: str) -> Any:
+    """A field of BaseException, whatever the attribute methods do: frozen dataclasses refuse."""
+    return vars(BaseException)[name]
+
+
+def _group_field(name: str) -> Any:
+    return vars(BaseExceptionGroup)[name]
+
+
+# -- a chain of exceptions <-> nodes ---------------------------------------------------------------
+
+
+class Node(NamedTuple):
+    """One exception among others (E3); a plain tuple on the way."""
+
+    pickled: bytes
+    members: list[int] | None  # of a group
+    cause: int | None = None
+    context: int | None = None
+    suppress_context: bool = False
+
+
+Nodes: TypeAlias = list[tuple[Any, ...]]
+
+
+class _Dumper:
+    """Makes the nodes of an exception and of all that it refers to."""
+
+    def __init__(self) -> None:
+        self._nodes: list[Node] = []
+        self._rebuilt: list[BaseException] = []
+        self._seen: dict[int, int | None] = {}
+        self._unlinked: list[tuple[int, BaseException]] = []
+        self.refusal: str | None = None  # why the last exception that has no node has none
+
+    def dump(self, exc: BaseException) -> tuple[Nodes, int | None]:
+        """The nodes, and the index of that of `exc`."""
+        root = self._visit(exc)
+        while self._unlinked:
+            index, source = self._unlinked.pop()
+            self._nodes[index] = self._nodes[index]._replace(
+                cause=self._visit(_field("__cause__").__get__(source)),
+                context=self._visit(_field("__context__").__get__(source)),
+                suppress_context=_field("__suppress_context__").__get__(source),
+            )
+        return [tuple(node) for node in self._nodes], root
+
+    def _visit(self, exc: BaseException | None) -> int | None:
+        """The index of the node of `exc`, or None: it cannot be had, or there are too many."""
+        if exc is None or isinstance(exc, RemoteTraceback):
+            return None
+        if id(exc) not in self._seen:
+            self._seen[id(exc)] = None  # stands for a group that contains itself
+            self._seen[id(exc)] = self._add(exc) if len(self._nodes) < MAX_NODES else None
+        return self._seen[id(exc)]
+
+    def _add(self, exc: BaseException) -> int | None:
+        try:
+            node, rebuilt = self._node_of(exc)
+        except BaseException as error:  # noqa: BLE001 - it runs the user's pickling; E1
+            self.refusal = brief(error)
+            return None
+        index = len(self._nodes)
+        self._nodes.append(node)
+        self._rebuilt.append(rebuilt)
+        # the chain of a proxy is that of what it stands for
+        source = _remote_of(exc).original if isinstance(exc, _Combined) else exc
+        self._unlinked.append((index, source))
+        return index
+
+    def _node_of(self, exc: BaseException) -> tuple[Node, BaseException]:
+        """A node, and the exception that was rebuilt from it to see that it can be (E1)."""
+        members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
+        recipe = _recipe(exc, group=members is not None)
+        node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
+        if type(exc).__module__ == "builtins" and members is None:
+            return node, exc  # these can, and most exceptions are one of them
+        return node, _rebuild(node, self._rebuilt)
+
+    def _members(self, group: BaseExceptionGroup[BaseException]) -> list[int]:
+        exceptions = _group_field("exceptions").__get__(group)
+        members = [index for index in map(self._visit, exceptions) if index is not None]
+        if len(members) != len(exceptions):
+            raise ValueError("a group without some of its members would tell less than its text")
+        return members
+
+
+def _recipe(exc: BaseException, *, group: bool) -> object:
+    """What is pickled of an exception: itself, if it has a way of its own (E2), or its parts."""
+    cls = _original_type(type(exc))
+    if _pickles_itself(cls):
+        return _remote_of(exc).original if isinstance(exc, _Combined) else exc
+    parts = _take_apart(exc)
+    if group:
+        message, members = parts.base_args
+        args = None if _are_members(members, parts.args) else parts.args
+        parts = parts._replace(args=args, base_args=(message,))
+    return cls, tuple(parts)
+
+
+def _are_members(members: Sequence[Any], args: Any) -> bool:
+    """Whether `args` of a group are those of its builtin class, message and members."""
+    return (
+        len(args) == 2
+        and isinstance(args[1], Sequence)
+        and list(map(id, args[1])) == list(map(id, members))
+    )
+
+
+def _pickles_itself(cls: type[Any]) -> bool:
+    if cls in copyreg.dispatch_table:
+        return True
+    owners = (
+        next(klass for klass in cls.__mro__ if name in vars(klass))
+        for name in ("__reduce__", "__reduce_ex__")
+    )
+    return any(owner.__flags__ & _HEAPTYPE for owner in owners)
+
+
+def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
+    """The exception of a node; raises whatever the user's classes raise."""
+    recipe = pickle.loads(node.pickled)
+    if isinstance(recipe, tuple):
+        cls, parts = recipe[0], Parts(*recipe[1])
+        if node.members is not None:
+            members = [earlier[index] for index in node.members]
+            parts = parts._replace(base_args=(*parts.base_args, members))
+        recipe = _put_together(cls, parts)
+    if not isinstance(recipe, BaseException):
+        raise TypeError(f"an exception was unpickled as {type(recipe).__name__}")
+    return recipe
+
+
+def _rebuilt(message: _Message) -> tuple[BaseException | None, str | None]:
+    """The exception of a message, linked to the others; or None and why it is lost."""
+    if message.root is None:
+        return None, message.refusal
+    refusals: dict[int, str] = {}
+    return _build_up(message.nodes, refusals)[message.root], refusals.get(message.root)
+
+
+def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | None]:
+    """The exceptions of `nodes`; None, and a refusal, for one that cannot be rebuilt."""
+    built: list[Any] = []
+    for index, node in enumerate(map(Node._make, nodes)):
+        try:
+            built.append(_rebuild(node, built))
+        except BaseException as error:  # noqa: BLE001 - as in _Dumper._add
+            built.append(None)
+            refusals[index] = brief(error)
+    for exc, node in zip(built, map(Node._make, nodes), strict=True):
+        if exc is not None:
+            _field("__context__").__set__(exc, _at(built, node.context))
+            _field("__cause__").__set__(exc, _at(built, node.cause))
+            _field("__suppress_context__").__set__(exc, node.suppress_context)
+    return built
+
+
+def _at(built: list[Any], index: int | None) -> BaseException | None:
+    return None if index is None else built[index]
+
+
+# -- what is raised --------------------------------------------------------------------------------
+
+_REMOTE = "_aiomultiprocess_remote"  # where a combined exception keeps its _Remote
+
+
+class _Remote(NamedTuple):
+    text: TracebackStr
+    original: BaseException  # also its cause, as long as nobody raises it from something else
+
+
+class _Combined(ProxyException):
+    """The part of a combined class that comes first, so that it decides how the error behaves.
+
+    The original's `__str__`, `__setattr__`, `__eq__`, `__hash__` and `__reduce__` are put aside:
+    they may be those of a frozen dataclass, which contextlib, for one, cannot pass on.
+    """
+
+    __setattr__ = BaseException.__setattr__
+    __delattr__ = BaseException.__delattr__
+    __eq__ = BaseException.__eq__
+    __hash__ = BaseException.__hash__
+    __repr__ = BaseException.__repr__
+
+    def __init_subclass__(cls) -> None:
+        """Keep the original's `__init_subclass__` from seeing the combined class."""
+
+    def __str__(self) -> str:
+        return _remote_of(self).text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (str(self), *_Dumper().dump(self))
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+
+def _remote_of(proxy: ProxyException) -> _Remote:
+    remote: _Remote = vars(proxy)[_REMOTE]
+    return remote
+
+
+def _revive(text: TracebackStr, nodes: Nodes, root: int | None) -> ProxyException:
+    """A copy of a combined exception."""
+    return _raisable(_Message(text, [], nodes, root))
+
+
+def _raisable(message: _Message) -> ProxyException:
+    original, refusal = _rebuilt(message)
+    if original is None:
+        return _text_only(message, refusal)
+    return _proxy_of(original, message.text)
+
+
+def _text_only(message: _Message, refusal: str | None) -> ProxyException:
+    proxy = ProxyException(message.text)
+    notes = message.notes
+    if refusal is not None:
+        notes.append(
+            f"Only its text arrived: the exception cannot be pickled and rebuilt ({refusal}). Its "
+            "class must be importable in both processes, and what it holds must be picklable."
+        )
+    if notes:
+        proxy.__notes__ = notes
+    return proxy
+
+
+def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
+    proxy = _combine(original, text) or ProxyException(text)
+    if isinstance(proxy, SyntaxError):  # E5
+        _end_chain(original, RemoteTraceback(text))
+    if _notes(original):
+        vars(proxy)["__notes__"] = vars(original).pop("__notes__")
+    _field("__cause__").__set__(proxy, original)
+    return proxy
+
+
+def _combine(original: BaseException, text: TracebackStr) -> ProxyException | None:
+    """An exception of the type of `original` and a ProxyException; None if that cannot be."""
+    original_type: Any = type(original)
+    cls = _combined_type(original_type)
+    if cls is None:
+        return None
+    try:
+        proxy: ProxyException = _put_together(cls, _take_apart(original))
+        vars(proxy)[_REMOTE] = _Remote(text, original)
+    except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; E1
+        return None
+    return proxy
+
+
+@functools.lru_cache(maxsize=256)
+def _combined_type(cls: Any) -> type[ProxyException] | None:
+    if cls is ProxyException or not _may_be_raised(cls):
+        return None
+    bases: tuple[type, ...] = (_Combined, cls)
+    if cls is Exception:  # which comes with _Combined
+        bases = (_Combined,)
+    namespace = {"__module__": ProxyException.__module__, "_original": cls}
+    if issubclass(cls, BaseExceptionGroup):
+        namespace["derive"] = _derive
+    name = f"{ProxyException.__name__}({cls.__name__})"
+    try:
+        return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
+    except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: E1
+        return None
+
+
+def _derive(self: Any, excs: Sequence[BaseException]) -> Any:
+    """The part of a group that `except*` or `split` takes: it keeps the remote traceback."""
+    part = _original_type(type(self)).derive(self, excs)
+    return _combine(part, str(self)) or part
+
+
+def _may_be_raised(cls: type[BaseException]) -> bool:
+    """E4."""
+    return issubclass(cls, Exception) and not issubclass(cls, (StopIteration, StopAsyncIteration))
+
+
+def _original_type(cls: type[Any]) -> type[Any]:
+    original: type[Any] = vars(cls)["_original"] if issubclass(cls, _Combined) else cls
+    return original
+
+
+def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
+    """Append `end` to what Python prints before `exc`."""
+    seen = {id(exc)}
+    while (deeper := _printed_before(exc)) is not None and id(deeper) not in seen:
+        exc = deeper
+        seen.add(id(exc))
+    _field("__cause__").__set__(exc, end)
+
+
+def _printed_before(exc: BaseException) -> BaseException | None:
+    cause: BaseException | None = _field("__cause__").__get__(exc)
+    if cause is None and not _field("__suppress_context__").__get__(exc):
+        cause = _field("__context__").__get__(exc)
+    return cause

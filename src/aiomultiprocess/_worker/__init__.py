@@ -1,0 +1,1 @@
+"""The worker engine: what runs in each process of a pool."""

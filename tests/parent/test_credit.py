@@ -1,0 +1,257 @@
+"""How many tasks a worker may hold (credit.py, K1 to K7)."""
+
+import pytest
+
+from aiomultiprocess._parent.credit import GROWTH, HORIZON, MOST_BYTES, PRESSED, Credit
+
+FUNCTION, OTHER = 1, 2
+
+
+def report(credit: Credit, count: int, started: int, now: float, size: int = 0) -> None:
+    credit.report(count, FUNCTION, size)
+    credit.settle(started, now)
+
+
+def test_nothing_waits_behind_a_task_of_which_nothing_is_known() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    assert credit.room(0, FUNCTION) == 1
+    credit.send(1, FUNCTION, now=0.0)
+    assert credit.room(0, FUNCTION) == 0  # not begun
+    assert credit.room(1, FUNCTION) == 0  # begun, and still running
+
+
+def test_nothing_waits_behind_a_task_that_takes_longer_than_the_horizon() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=2 * HORIZON)
+    credit.send(1, FUNCTION, now=2 * HORIZON)
+    assert credit.room(2, FUNCTION) == 0
+
+
+def test_a_worker_with_free_slots_gets_as_many() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.want(15)
+    assert credit.room(1, FUNCTION) == 15
+    credit.send(10, FUNCTION, now=0.0)
+    assert credit.room(11, FUNCTION) == 5
+
+
+def test_quick_tasks_travel_by_the_thousand_but_not_after_one_measurement() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    assert credit.room(1, FUNCTION) == GROWTH + 1
+    now = 1e-6
+    for _ in range(4):
+        count = credit.room(credit.sent, FUNCTION)
+        credit.send(count, FUNCTION, now)
+        now += count * 1e-6
+        report(credit, count, started=credit.sent, now=now)
+    assert 1000 < credit.room(credit.sent, FUNCTION) <= HORIZON / 1e-6 + 16
+
+
+def test_tasks_that_end_together_and_are_reported_one_by_one_are_not_quick() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    now = 0.0
+    for _ in range(20):  # 16 tasks of ten horizons each, which end within a tenth of one
+        credit.send(16, FUNCTION, now)
+        started, now = credit.sent, now + 10 * HORIZON
+        for _ in range(16):
+            report(credit, 1, started, now)
+            now += HORIZON / 160
+    credit.send(16, FUNCTION, now)
+    backlog = credit.room(credit.sent, FUNCTION)
+    assert backlog <= 16 / 10 + 1
+
+
+def test_a_function_that_becomes_slow_is_soon_known_to_be() -> None:
+    credit = Credit(concurrency=1, lifetime=0)
+    now = 0.0
+    for _ in range(20):
+        count = credit.room(credit.sent, FUNCTION)
+        credit.send(count, FUNCTION, now)
+        now += count * 1e-6
+        report(credit, count, credit.sent, now)
+    assert credit.room(credit.sent, FUNCTION) > 1000
+    for _ in range(2):
+        credit.send(1, FUNCTION, now)
+        now += 25 * HORIZON
+        report(credit, 1, credit.sent, now)
+    assert credit.room(credit.sent, FUNCTION) <= 10
+
+
+def test_what_was_learned_of_one_function_is_not_believed_of_another() -> None:
+    credit = Credit(concurrency=1, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    assert credit.room(1, FUNCTION) > 1
+    assert credit.room(1, OTHER) == 1
+
+
+def test_a_worker_gets_no_more_tasks_than_its_lifetime() -> None:
+    credit = Credit(concurrency=16, lifetime=3)
+    credit.want(16)
+    assert credit.room(0, FUNCTION) == 3
+    credit.send(3, FUNCTION, now=0.0)
+    assert credit.spent
+    assert credit.room(3, FUNCTION) <= 0
+
+
+def waiting_side_by_side(concurrency: int) -> Credit:
+    """A worker that was seen to run as many tasks as it may, all of which end after a while."""
+    credit = Credit(concurrency, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.want(concurrency - 1)
+    credit.send(concurrency - 1, FUNCTION, now=0.0)
+    report(credit, concurrency, started=concurrency, now=1.0)
+    credit.send(concurrency, FUNCTION, now=1.0)
+    return credit
+
+
+def test_tasks_that_wait_side_by_side_have_successors_at_hand_while_there_is_plenty() -> None:
+    credit = waiting_side_by_side(16)
+    assert credit.room(32, FUNCTION) == 0  # all 16 run, and nothing waits behind them
+    assert credit.room(32, FUNCTION, plenty=True) == 15
+    credit.send(15, FUNCTION, now=1.0)
+    assert credit.room(32, FUNCTION, plenty=True) == 0
+
+
+def test_at_the_tail_nothing_waits_behind_tasks_that_take_longer_than_the_horizon() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(16, FUNCTION, now=0.0)
+    report(credit, 16, started=16, now=2 * HORIZON)  # eight begin within a horizon
+    credit.send(15, FUNCTION, now=2 * HORIZON)
+    assert credit.room(31, FUNCTION) == 1 + 8
+    assert credit.room(31, FUNCTION, plenty=False) == 1
+
+
+def test_at_the_tail_quick_tasks_wait_as_ever() -> None:
+    credit = with_backlog()
+    room = credit.room(credit.sent, FUNCTION)
+    assert credit.room(credit.sent, FUNCTION, plenty=False) == room > 1
+
+
+def test_plenty_is_nothing_to_a_function_of_which_nothing_is_known() -> None:
+    credit = waiting_side_by_side(16)
+    assert credit.room(32, OTHER, plenty=True) == 0
+
+
+def with_backlog() -> Credit:
+    """A worker behind whose running tasks a backlog of quick ones waits."""
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    credit.send(credit.room(1, FUNCTION), FUNCTION, now=1e-6)
+    assert credit.room(1, FUNCTION) <= 0
+    return credit
+
+
+def test_one_call_of_which_nothing_is_known_passes_a_backlog() -> None:
+    credit = with_backlog()
+    assert credit.room(1, OTHER) <= 0
+    assert credit.passing(1, OTHER) == 1
+
+
+def test_a_few_quick_calls_pass_a_backlog() -> None:
+    assert with_backlog().passing(1, FUNCTION) == 16
+
+
+def test_the_next_calls_pass_when_the_last_ones_have_begun() -> None:
+    credit = with_backlog()
+    credit.send(16, FUNCTION, now=1e-6)
+    credit.have_passed()
+    assert credit.passing(credit.sent - 1, FUNCTION) == 0
+    assert credit.passing(credit.sent, FUNCTION) == 16
+
+
+def test_no_call_passes_tasks_that_may_take_long() -> None:
+    credit = with_backlog()
+    credit.send(1, OTHER, now=1e-6)
+    credit.have_passed()
+    assert credit.passing(credit.sent, FUNCTION) == 0
+
+
+def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    assert credit.room(1, FUNCTION) == GROWTH + 1
+    assert credit.room(1, FUNCTION, pressed=True) == GROWTH // PRESSED + 1
+
+
+def test_no_call_passes_beyond_a_lifetime() -> None:
+    credit = Credit(concurrency=16, lifetime=4)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-6)
+    credit.send(1, FUNCTION, now=1e-6)
+    assert credit.passing(1, FUNCTION) == 2
+
+
+def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(1, FUNCTION, now=0.0, size=100)
+    report(credit, 1, started=1, now=1e-6, size=100)
+    assert credit.room(1, FUNCTION) > 1
+    credit.send(1, FUNCTION, now=1e-6, size=MOST_BYTES)
+    assert credit.room(2, FUNCTION) == 0
+    assert credit.passing(2, FUNCTION) == 0
+    credit.want(15)
+    assert credit.room(2, FUNCTION) == 15
+    report(credit, 1, started=2, now=2e-6, size=MOST_BYTES)
+    assert credit.room(2, FUNCTION) > 15
+
+
+def test_nothing_is_kept_of_functions_that_are_forgotten() -> None:
+    credit = Credit(concurrency=16, lifetime=0)
+    for function in range(1, 1000):
+        credit.send(1, function, now=0.0)
+        credit.report(1, function)
+        credit.forget(function)  # its last task was the one that is reported
+        credit.settle(credit.sent, now=1.0)
+    assert credit.in_flight == 0
+    assert len(credit._paces) <= 1
+
+
+def quick(concurrency: int) -> Credit:
+    """The account of a worker that is known to run OTHER by the hundred."""
+    credit = Credit(concurrency, lifetime=0)
+    now = 0.0
+    for _ in range(4):
+        count = credit.room(credit.sent, OTHER)
+        credit.send(count, OTHER, now)
+        now += count * HORIZON / 1000
+        credit.report(count, OTHER)
+        credit.settle(credit.sent, now)
+    assert credit.room(credit.sent, OTHER) > 100
+    return credit
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["unknown", "slow"])
+def test_nothing_quick_waits_behind_tasks_that_may_take_long_and_have_all_slots(slow: bool) -> None:
+    credit = quick(concurrency=2)
+    if slow:
+        credit.send(1, FUNCTION, now=10.0)
+        report(credit, 1, credit.sent, now=10.0 + 5 * HORIZON)
+    credit.send(1, FUNCTION, now=20.0)
+    credit.want(1)
+    assert credit.room(credit.sent, OTHER) > 100  # the other slot takes them
+    credit.send(1, FUNCTION, now=20.0)
+    credit.want(0)
+    for plenty in (None, False, True):
+        assert credit.room(credit.sent, OTHER, plenty=plenty) == 0
+    credit._recent = OTHER  # whatever was sent last
+    assert credit.passing(credit.sent, OTHER) == 0
+    report(credit, 1, credit.sent, now=20.0 + 5 * HORIZON)
+    assert credit.room(credit.sent, OTHER) > 100
+    assert credit.passing(credit.sent, OTHER) > 0
+
+
+def test_free_slots_are_believed_no_longer_than_they_are_free() -> None:
+    """A worker says how many it has while those very slots are being filled."""
+    credit = quick(concurrency=16)
+    credit.send(16, FUNCTION, now=20.0)
+    credit.want(10)
+    assert credit.room(credit.sent, OTHER) == 0
+    report(credit, 4, credit.sent, now=20.0 + 5 * HORIZON)
+    assert credit.room(credit.sent, OTHER) >= 4

@@ -1,0 +1,217 @@
+"""What a job hands out, takes back and gives to those who wait (jobs.py, B4 to B6).
+
+Without processes: the test does what queues and workers would do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+import workload
+from aiomultiprocess import PoolTerminatedError, _accel
+from aiomultiprocess._parent.functions import FunctionTable
+from aiomultiprocess._parent.job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job
+from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._processes import loops
+from aiomultiprocess._wire.frames import Mode
+
+KINDS: list[Callable[[Iterable[int]], Iterable[int]]] = [list, tuple, iter]
+
+
+def ignore(*args: object) -> None:
+    pass
+
+
+def running() -> Any:
+    """The loop in which the results are waited for, if they are."""
+    return loops.running_loop()
+
+
+def job_of(items: Any) -> Job:
+    function = FunctionTable(_accel.dumps).of(workload.double)
+    job = Job(workload.double, function, Mode.MAP, ignore, ignore, loop=running())
+    job.open(source_of(items, ignore))
+    return job
+
+
+def run(job: Job) -> list[Any]:
+    """Take all that there is, one frame of ten after the other; what was taken, in order."""
+    ran: list[Any] = []
+    while True:
+        slots, items = job.take(30)
+        if not slots:
+            return ran
+        if len(slots) > 10:
+            job.put_back(slots[10:], items[10:])
+        job.deliver(slots[:10], items[:10], 100)
+        ran += items[:10]
+
+
+# -- tasks that a frame had no room for ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_is_put_back_is_taken_next_and_once(kind: Callable[[Any], Any]) -> None:
+    job = job_of(kind(range(105)))
+    job.want_all()
+    assert run(job) == list(range(105))
+    assert await job.await_all() == list(range(105))
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_sequence_takes_back_what_a_frame_had_no_room_for(kind: Callable[[Any], Any]) -> None:
+    job = job_of(kind(range(100)))
+    slots, items = job.take(100)
+    assert (job.left, len(job._values)) == (0, 100)
+    job.put_back(slots[10:], items[10:])
+    assert (job.left, len(job._values)) == (90, 10)
+    assert not job._returned  # one by one that would cost more than all else
+    assert not job.done
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
+    kind: Callable[[Any], Any],
+) -> None:
+    job = job_of(kind(range(100_000)))
+    job.want_all()
+    for _ in range(6):  # an iterator is believed by and by
+        slots, items = job.take(LOOK_AHEAD_ITEMS)
+    assert len(slots) == LOOK_AHEAD_ITEMS
+    job.put_back(slots[100:], items[100:])
+    if job._returned:
+        job.take(LOOK_AHEAD_ITEMS)
+    assert len(job.take(LOOK_AHEAD_ITEMS)[0]) == 200
+
+
+def test_the_first_items_of_an_iterator_are_few() -> None:
+    assert len(job_of(iter(range(100))).take(100)[0]) == FIRST_STEP
+    assert len(job_of(range(100)).take(100)[0]) == 100
+
+
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_an_iterator_of_large_items_is_pulled_little_ahead_for_ever(room: int) -> None:
+    """What was put back is taken and put back again: that tells no more of the room than before."""
+    pulled = 0
+
+    def blocks() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    job = job_of(blocks())
+    job.want_all()  # else what is unread would bound it
+    sent, ahead = 0, []
+    for _ in range(1000):
+        slots, items = job.take(LOOK_AHEAD_ITEMS)
+        if len(slots) > room:
+            job.put_back(slots[room:], items[room:])
+        sent += min(room, len(slots))
+        ahead.append(pulled - sent)
+    assert max(ahead[20:]) <= max(FIRST_STEP, 2 * room)
+
+
+async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
+    job = job_of(list(range(20)))
+    slots, items = job.take(10)
+    job.put_back(list(slots[3:]), items[3:])
+    job.deliver(slots[:3], items[:3], 0)
+    assert run(job) == list(range(3, 20))
+    assert await job.await_all() == list(range(20))
+
+
+# -- lists of results ------------------------------------------------------------------------------
+
+
+async def test_the_last_who_can_ask_gets_the_list_itself() -> None:
+    job = job_of([1, 2, 3])
+    waiting = job.await_all()
+    job.forget()
+    run(job)
+    assert await waiting is job._values
+
+
+async def test_who_is_not_the_last_gets_a_copy_though_the_other_has_not_begun_to_wait() -> None:
+    job = job_of([1, 2, 3])
+    first, second = job.await_all(), job.await_all()
+    job.forget()
+    run(job)
+    (await first).append("mine")
+    assert await second == [1, 2, 3]
+
+
+async def test_who_may_ask_again_gets_a_copy() -> None:
+    job = job_of([1, 2, 3])
+    run(job)
+    (await job.await_all()).append("mine")
+    assert await job.await_all() == [1, 2, 3]
+
+
+async def some_turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# -- what happens while code of the user's runs ----------------------------------------------------
+
+
+async def everything(job: Job) -> list[Any]:
+    """Each result or type of error, until the end."""
+    reader, found = job.add_reader(), list[Any]()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                found.append(await reader.next())
+            except StopAsyncIteration:
+                return found
+            except Exception as error:  # noqa: BLE001 - one of an item
+                found.append(type(error))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_job_that_is_given_up_while_an_item_is_pickled_stays_so(
+    kind: Callable[[Any], Any],
+) -> None:
+    job = job_of(kind(range(5)))
+    job.want_all()
+    slots, items = job.take(5)
+    job.fail_all(PoolTerminatedError("the pool was terminated"))  # by a __reduce__ of the second
+    job.put_back(slots[1:], items[1:])
+    assert job.done
+    assert (await everything(job))[:5] == [PoolTerminatedError] * 5
+    assert job.take(5) == ((), [])
+
+
+async def test_a_job_that_is_given_up_by_its_own_input_ends() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        job.fail_all(PoolTerminatedError("the pool was terminated"))
+        yield 2
+
+    job = job_of(numbers())
+    assert job.take(5) == ((), [])
+    assert await everything(job) == [PoolTerminatedError]
+
+
+async def test_an_async_iterable_that_fails_while_its_last_item_runs_is_not_complete() -> None:
+    failing = asyncio.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        await failing.wait()
+        raise LookupError("no more")
+
+    job = job_of(numbers())
+    await some_turns()
+    slots, items = job.take(5)
+    failing.set()
+    await some_turns()
+    assert job.source.exhausted
+    job.deliver(slots, items, 10)  # and no worker has had room in between
+    with pytest.raises(LookupError, match="no more"):
+        await job.await_all()

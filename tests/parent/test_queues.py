@@ -1,0 +1,235 @@
+"""What a queue gives to a worker, and in which order (queues.py, Q3; suspects.py, A1).
+
+Without processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import workload
+from aiomultiprocess import _accel
+from aiomultiprocess._parent import queue as queues
+from aiomultiprocess._parent.calls import Calls
+from aiomultiprocess._parent.credit import BURST, MOST_BYTES, PRESSED, Credit
+from aiomultiprocess._parent.functions import Function, FunctionTable
+from aiomultiprocess._parent.job import Job
+from aiomultiprocess._parent.queue import Queue
+from aiomultiprocess._parent.retry import Suspects
+from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._wire.frames import Kind, Mode
+from aiomultiprocess.types import WorkerLostError
+
+QUICK = 1e-6  # seconds that a task takes
+
+
+class Link:
+    """Takes frames, and starts tasks when the test says so."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.unflushed = 0
+        self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
+        self.bursts: list[int] = []  # of each
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        count: int = 0,
+        ident: int = 0,
+        offset: int = 0,
+        function: int = 0,
+        payload: Sequence[Any] = (),
+    ) -> None:
+        self.unflushed += 1
+        if kind == Kind.CHUNK:
+            self.chunks.append((ident, function, count))
+            self.bursts.append(offset)
+
+    def flush(self) -> None:
+        self.unflushed = 0
+
+
+class Worker:
+    """What a queue needs of a worker."""
+
+    leaving = False
+
+    def __init__(self) -> None:
+        self.link = Link()
+        self.credit = Credit(concurrency=16, lifetime=0)
+        self.chunks: dict[int, Any] = {}
+        self.functions: set[int] = set()
+
+    def run(self, queue: Queue, chunk: tuple[int, int, int], results: Sequence[Any]) -> None:
+        """Run one chunk and report it."""
+        ident, _, count = chunk
+        self.link.started = max(self.link.started, ident + count)
+        (payload,), _, _ = _accel.encode_items(results, 0, count, 1 << 20)
+        frame = (Kind.RESULTS, 0, count, ident, 0, 0, memoryview(payload))
+        queue.on_frame(self, ignore, *frame)  # type: ignore[arg-type]
+
+
+def ignore(*args: object) -> None:
+    pass
+
+
+class Setting:
+    """A queue with one worker, and a large map that has taught it that tasks are quick."""
+
+    def __init__(self) -> None:
+        self.table = FunctionTable(_accel.dumps)
+        self.queue = Queue(asyncio.get_running_loop())
+        self.worker = Worker()
+        self.queue.workers.append(self.worker)  # type: ignore[arg-type]
+        self.mapped = self.table.of(workload.double)
+        self.job = Job(
+            workload.double, self.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+        )
+        self.job.open(source_of(range(100_000), ignore))
+        self.queue.offer(self.job)
+        for _ in range(3):
+            self.report_next()
+
+    def report_next(self) -> None:
+        """The worker reports the oldest chunk that it holds, after as long as its tasks take."""
+        credit, link = self.worker.credit, self.worker.link
+        chunk = next(chunk for chunk in link.chunks if chunk[0] in self.worker.chunks)
+        self.worker.run(self.queue, chunk, range(chunk[2]))
+        credit.settle(link.started, credit._busy_since + QUICK * chunk[2])
+        self.queue.serve(self.worker)  # type: ignore[arg-type]
+
+    def call(self, function: Function, count: int) -> list[asyncio.Future[Any]]:
+        calls = self.queue.calls.setdefault(function.id, Calls(function, ignore))
+        futures = [asyncio.get_running_loop().create_future() for _ in range(count)]
+        for future in futures:
+            self.queue.call(calls, future, ((1,), {}))
+        self.queue.kick()
+        return futures
+
+    @property
+    def sent(self) -> list[tuple[int, int]]:
+        """Function and number of the tasks of each chunk."""
+        return [(function, count) for _, function, count in self.worker.link.chunks]
+
+
+async def test_a_call_is_not_held_until_the_backlog_of_a_map_is_done() -> None:
+    setting = Setting()
+    before = len(setting.sent)
+    function = setting.table.of(workload.two)
+    setting.call(function, 1)
+    assert setting.sent[before:] == [(function.id, 1)]
+
+
+async def test_calls_that_pass_do_not_stop_the_map() -> None:
+    setting = Setting()
+    function = setting.table.of(workload.two)
+    before = len(setting.sent)
+    futures = setting.call(function, 1000)
+    assert setting.sent[before:] == [(function.id, 1)]  # of which nothing is known yet
+    while not all(future.done() for future in futures):
+        setting.report_next()
+    order = [ident for ident, _ in setting.sent[before:]]
+    last_call = len(order) - 1 - order[::-1].index(function.id)
+    assert setting.mapped.id in order[:last_call]
+
+
+async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queues, "PRESSED_FOR", 1000.0)  # however slow this machine is
+    setting = Setting()
+    while setting.worker.credit.in_flight < 1000:
+        setting.report_next()
+    alone = setting.worker.credit.in_flight
+    assert setting.worker.link.bursts[-1] == BURST
+    [future] = setting.call(setting.table.of(workload.two), 1)
+    while not future.done():
+        setting.report_next()
+    setting.report_next()
+    assert setting.sent[-1][0] == setting.mapped.id
+    assert setting.worker.link.bursts[-1] == BURST // PRESSED
+    assert setting.worker.credit.in_flight < alone // 2
+
+
+async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_their_number() -> None:
+    setting = Setting()
+    size = 1 << 20
+    job = Job(
+        workload.double, setting.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+    )
+    items = iter(lambda: bytes(size), None)
+    while setting.worker.chunks:
+        setting.report_next()
+    assert setting.worker.credit.room(setting.worker.link.started, setting.mapped.id) > 100
+    job.open(source_of(items, ignore))
+    setting.queue.offer(job)
+    setting.queue.kick()
+    assert MOST_BYTES <= setting.worker.credit.bytes <= MOST_BYTES + 2 * size
+
+
+async def test_a_call_goes_straight_to_an_idle_worker() -> None:
+    setting = Setting()
+    setting.worker.chunks.clear()
+    setting.queue._feeds.clear()
+    function = setting.table.of(workload.two)
+    before = len(setting.sent)
+    calls = Calls(function, ignore)
+    future = asyncio.get_running_loop().create_future()
+    setting.queue.call(calls, future, ((), {}))
+    assert setting.sent[before:] == [(function.id, 1)]
+    setting.worker.run(setting.queue, setting.worker.link.chunks[-1], [2])
+    assert future.result() == 2
+
+
+async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> None:
+    queue, worker = Queue(asyncio.get_running_loop()), Worker()
+    queue.workers.append(worker)  # type: ignore[arg-type]
+    function = FunctionTable(_accel.dumps).of(functools.partial(workload.double, bytes(1000)))
+    worker.functions.add(function.id)
+    queue.forget(object(), function)
+    assert not worker.functions
+    assert worker.link.unflushed == 0  # else it would keep those bytes until it gets other work
+
+
+async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:
+    settled: list[Calls] = []
+    calls = Calls(FunctionTable(_accel.dumps).of(workload.two), settled.append)
+    suspects, worker = Suspects(), Worker()
+    future = asyncio.get_running_loop().create_future()
+    calls.expect(future)
+    calls.allow(future, 5)
+    suspects.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
+    suspect = suspects.next_for(worker)  # type: ignore[arg-type]
+    assert suspect is not None
+    future.cancel()  # and while the worker is told, it dies
+    suspect.put_back([future], [((), {})])
+    assert suspects.next_for(worker) is None  # type: ignore[arg-type]
+    assert not suspects.unsettled
+    assert settled == [calls]
+
+
+async def test_calls_that_last_have_ended_when_all_are_settled_and_the_pool_closes() -> None:
+    function = FunctionTable(_accel.dumps).of(workload.two)
+    ended: list[Calls] = []
+    idle, busy = (Calls(function, ended.append, lasting=True) for _ in range(2))
+    futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    for calls, future in zip((idle, busy), futures, strict=True):
+        calls.expect(future)
+    idle.deliver([futures[0]], [1], 1)
+    assert not ended  # there may be more of them
+    for calls in (idle, busy):
+        calls.pool_closes()
+    assert ended == [idle]
+    busy.fail(futures[1], WorkerLostError("two", 1, 1))
+    assert ended == [idle, busy]
+    assert futures[1].exception() is not None

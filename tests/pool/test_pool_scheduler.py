@@ -1,0 +1,152 @@
+"""Queues and schedulers: a user's own decides the queue of each task, and is told of its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import operator
+from typing import Any
+
+import pytest
+
+import mishaps
+import workload
+from aiomultiprocess import Pool, ProxyException, Scheduler
+from aiomultiprocess._processes import spawn
+from support import Meeting
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+class ByParity(Scheduler):
+    """Even numbers to one queue, odd ones to the other; remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.queues: list[str] = []
+        self.processes: list[str] = []
+        self.scheduled: dict[int, tuple[Any, Any, Any]] = {}
+        self.completed: list[int] = []
+
+    def register_queue(self, tx: Any) -> Any:
+        self.queues.append(("even", "odd")[len(self.queues)])
+        return self.queues[-1]
+
+    def register_process(self, qid: Any) -> None:
+        self.processes.append(qid)
+
+    def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        assert task_id not in self.scheduled
+        self.scheduled[task_id] = (func, tuple(args), dict(kwargs))
+        return ("even", "odd")[args[0] % 2]
+
+    def complete_task(self, task_id: Any) -> None:
+        self.completed.append(task_id)
+
+
+async def test_a_users_scheduler_decides_the_queue_of_each_task() -> None:
+    scheduler = ByParity()
+    async with Pool(3, queuecount=2, scheduler=scheduler) as pool:
+        assert scheduler.queues == ["even", "odd"]
+        assert sorted(scheduler.processes) == ["even", "even", "odd"]
+        ran = await pool.map(workload.where, range(40))
+        pids = {
+            queue: {process.pid for process, qid in pool.processes.items() if qid == queue}
+            for queue in ("even", "odd")
+        }
+        assert set(ran[0::2]) <= pids["even"]
+        assert set(ran[1::2]) == pids["odd"]
+
+
+async def test_a_users_scheduler_is_told_of_each_task_and_of_its_end() -> None:
+    scheduler = ByParity()
+    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+        await pool.map(workload.double, [3, 4])
+        await pool.starmap(workload.describe, [(5, 6)])
+        await pool.apply(workload.describe, (7,), {"key": 8})
+        with pytest.raises(ProxyException):
+            await pool.apply(mishaps.fail_at, (1, 1))
+        assert list(scheduler.scheduled.values()) == [
+            (workload.double, (3,), {}),
+            (workload.double, (4,), {}),
+            (workload.describe, (5, 6), {}),
+            (workload.describe, (7,), {"key": 8}),
+            (mishaps.fail_at, (1, 1), {}),
+        ]
+        assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
+
+
+async def test_a_users_scheduler_sees_generators_too() -> None:
+    scheduler = ByParity()
+    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+        assert await pool.map(workload.double, (i for i in range(30))) == list(range(0, 60, 2))
+        assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
+        assert len(scheduler.scheduled) == 30
+
+
+async def test_a_task_of_starmap_may_be_an_iterator() -> None:
+    """The scheduler sees its arguments, and so uses it up: the worker gets what that has seen."""
+    scheduler = ByParity()
+    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+        items = [iter((first, 10 * first)) for first in range(4)]
+        assert await pool.starmap(operator.add, items) == [0, 11, 22, 33]
+        assert [args for _, args, _ in scheduler.scheduled.values()] == [
+            (0, 0),
+            (1, 10),
+            (2, 20),
+            (3, 30),
+        ]
+
+
+def test_a_pool_whose_first_start_failed_says_so_at_each_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its scheduler was told of queues that nobody serves: it cannot be asked again."""
+    run = spawn._run
+    starts = itertools.count(1)
+
+    def refused(*args: Any) -> int:
+        if next(starts) == 3:
+            raise OSError(errno.EMFILE, "no descriptor left")
+        return run(*args)
+
+    async def use(pool: Pool) -> None:
+        with pytest.raises(OSError, match="no descriptor left"):
+            await pool.apply(workload.two)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match=r"could not be started .*no descriptor left"):
+                await pool.apply(workload.two)
+        pool.close()
+        await pool.join()
+
+    scheduler = ByParity()
+    pool = Pool(3, queuecount=2, scheduler=scheduler)  # its workers start when it is used
+    monkeypatch.setattr(spawn, "_run", refused)
+    asyncio.run(use(pool))
+    assert scheduler.queues == ["even", "odd"]
+
+
+class Wayward(ByParity):
+    """Names a queue that does not exist."""
+
+    def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        return "nowhere"
+
+
+async def test_a_queue_that_does_not_exist_is_an_error_of_the_caller() -> None:
+    async with Pool(2, queuecount=2, scheduler=Wayward()) as pool:
+        with pytest.raises((KeyError, ValueError), match="nowhere"):
+            await pool.apply(workload.double, (1,))
+        with pytest.raises((KeyError, ValueError), match="nowhere"):
+            await pool.map(workload.double, [1])
+
+
+async def test_queues_without_a_scheduler_are_served_in_turn() -> None:
+    async with Meeting() as meeting, Pool(2, queuecount=2, childconcurrency=1) as pool:
+        items = [(meeting.port, i) for i in range(4)]
+        results = pool.starmap(workload.meet_and_count, items)
+        first, second = await meeting.release_together(2)
+        assert first.pid != second.pid
+        await meeting.release_all(2)
+        ran = [pid for pid, _ in await results]
+        assert ran[0] == ran[2] != ran[1] == ran[3]

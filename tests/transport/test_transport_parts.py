@@ -1,0 +1,121 @@
+"""Payloads in parts: large segments arrive as the objects they were; nothing is paid in advance.
+
+F2 to F4 are the rules of aiomultiprocess/frames.py, T10 of aiomultiprocess/transport.py.
+"""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from typing import Any
+
+import pytest
+
+import transport_support
+from aiomultiprocess import _accel
+from aiomultiprocess._pure import growing as growing_
+from aiomultiprocess._wire import assembly as assembly_
+from aiomultiprocess._wire import frames
+from aiomultiprocess._wire.frames import Kind
+from transport_support import FLOOD, Pair, pattern
+
+made = transport_support.made
+pair = transport_support.pair
+
+GROWINGS = list({id(grow): grow for grow in (growing_.Growing, _accel.Growing)}.values())
+
+
+async def test_large_segments_arrive_as_the_bytes_or_bytearrays_they_were(pair: Pair) -> None:
+    pair.listen()
+    kept: list[frames.Payload] = []
+    taken: list[bytes | bytearray] = []
+
+    def act(payload: frames.Payload) -> None:
+        assert isinstance(payload, frames.Parts)
+        kept.append(payload)
+        taken.extend(payload.segments)
+
+    pair.worker.act = act
+    for size in (200_000, FLOOD):
+        taken.clear()
+        big = pattern(size)
+        array = bytearray(pattern(70_000, 1))
+        segments = [b"a", big, b"", b"b", memoryview(array), memoryview(array).toreadonly(), big]
+        pair.parent.link.send(Kind.CHUNK, ident=size, payload=segments)
+        pair.parent.link.flush()
+        await pair.worker.hears(len(kept) + 1)
+        await pair.worker.until(lambda: taken)
+        assert taken == [segment for segment in segments if len(segment)]
+        assert [type(one) for one in taken] == [bytes] * 3 + [bytearray] + [bytes] * 2
+        assert pair.worker.payloads[-1] == b"".join(segments)
+    assert all(not payload.segments for payload in kept if isinstance(payload, frames.Parts))  # F2
+
+
+async def test_a_payload_of_too_many_segments_arrives_as_one_view(pair: Pair) -> None:
+    pair.listen()
+    kinds: list[type] = []
+    pair.worker.act = lambda payload: kinds.append(type(payload))
+    for count in (frames.MAX_PARTS, frames.MAX_PARTS + 1):
+        segments = [pattern(1000, at) for at in range(count)]
+        pair.parent.link.send(Kind.CHUNK, payload=segments)
+        pair.parent.link.flush()
+        await pair.worker.hears(len(kinds) + 1)
+        await pair.worker.until(lambda: kinds)
+        assert pair.worker.payloads[-1] == b"".join(segments)
+    assert kinds == [frames.Parts, memoryview]
+
+
+@pytest.mark.parametrize("size", [100, 30_000, 400_000, FLOOD])
+async def test_a_frame_is_what_its_segments_were_when_it_was_sent(pair: Pair, size: int) -> None:
+    pair.listen()
+    array = bytearray(pattern(size))
+    for ident in range(3):
+        pair.parent.link.send(Kind.CHUNK, ident=ident, payload=[b"head", memoryview(array)])
+        array[:] = pattern(size, ident + 1)
+        array += b"."  # a BufferError if it were still looked at
+        del array[-1]
+    pair.parent.link.flush()
+    await pair.worker.hears(3)
+    assert pair.worker.payloads == [b"head" + pattern(size, ident) for ident in range(3)]
+
+
+def test_sizes_of_parts_that_lie_cost_no_memory() -> None:
+    made: list[int] = []
+    for grow in GROWINGS:
+
+        def counted(size: int, writable: bool, grow: Any = grow) -> Any:
+            made.append(size)
+            return grow(size, writable)
+
+        assembly = assembly_.Assembly(counted)
+        fields, half = (1, 0, 0, 0, 0, 0), frames.MAX_PAYLOAD // 2
+        sizes = struct.pack("<2Q", half | frames.WRITABLE, half)
+        tracemalloc.start()
+        assembly.begin(fields, 2 * half, sizes)
+        for _ in range(100):
+            assembly.add(memoryview(bytes(100_000)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 5 * 100 * 100_000
+        assert assembly.missing == 2 * half - 10_000_000
+    assert made == [half] * len(GROWINGS)
+
+
+@pytest.mark.parametrize("grow", GROWINGS)
+@pytest.mark.parametrize("writable", [False, True])
+def test_what_grows_from_pieces_is_their_sum(grow: Any, writable: bool) -> None:
+    for size in (0, 1, 5000, 1 << 20, (1 << 20) + 1, 30_000_000):
+        whole = memoryview(pattern(size))
+        growing = grow(size, writable)
+        for at in range(0, size, 1_000_003):
+            assert growing.missing == size - at
+            growing.add(whole[at : at + 1_000_003])
+        with pytest.raises(ValueError, match="1 bytes where 0 are missing"):
+            growing.add(memoryview(b"x"))
+        taken = growing.take()
+        assert type(taken) is (bytearray if writable else bytes)
+        assert taken == whole
+        if writable:
+            taken += b"it grows on"
+    with pytest.raises(ValueError, match="missing"):
+        grow(1, writable).take()

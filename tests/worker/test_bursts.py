@@ -1,0 +1,106 @@
+"""How long a worker runs items before it answers (child.py, W4). Without a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aiomultiprocess import _accel
+from aiomultiprocess._wire.frames import Kind, Mode
+from aiomultiprocess._worker import engine
+
+LONG, SHORT = 2_000, 100  # microseconds, on both sides of child.BURST
+
+
+class Link:
+    """Takes answers."""
+
+    congested = False
+
+    def __init__(self) -> None:
+        self.journal = memoryview(bytearray(4096))
+
+    def send(self, kind: int, **fields: Any) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+class Item:
+    """A task that an item became."""
+
+    def add_done_callback(self, callback: Any) -> None:
+        pass
+
+    def done(self) -> bool:
+        return False
+
+
+class Starter:
+    """Notes how long it may run; the first item of each chunk becomes a task, if it says so."""
+
+    def __init__(self) -> None:
+        self.bursts: list[int] = []  # nanoseconds
+
+    def run(
+        self, mode: int, func: Any, items: list[Any], at: int, stop: int, out: Any, deadline: int
+    ) -> tuple[int, int, Any]:
+        self.bursts.append(deadline)  # it is always the moment 0
+        if items[at] == "suspends":
+            return at, _accel.SUSPENDED, Item()
+        for item in items[at:stop]:
+            out.append(item)
+        return stop, _accel.DONE, None
+
+
+class Worker:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.engine = engine.WorkerEngine(loop, Link(), 16, None)  # type: ignore[arg-type]
+        self.starter = Starter()
+        self.engine._starter = self.starter  # type: ignore[assignment]
+        self.engine._functions[1] = len
+        self.chunks = 0
+
+    def receive(self, items: list[str], burst: int) -> None:
+        (payload,), count, _ = _accel.encode_items(items, 0, len(items), 1 << 20)
+        self.chunks += 1
+        self.engine._on_frame(
+            Kind.CHUNK, Mode.MAP, count, self.chunks, burst, 1, memoryview(payload)
+        )
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(engine.time, "monotonic_ns", lambda: 0)
+    loop = asyncio.new_event_loop()
+    worker = Worker(loop)
+    yield worker
+    worker.engine._answers.close()
+    loop.close()
+
+
+@pytest.mark.parametrize("burst", [LONG, SHORT])
+def test_a_worker_runs_for_as_long_as_its_parent_says(worker: Worker, burst: int) -> None:
+    worker.receive(["a", "b"], burst)
+    worker.engine._turn()
+    assert worker.starter.bursts == [1000 * burst]
+
+
+def test_suspended_items_do_not_wait_for_longer_bursts(worker: Worker) -> None:
+    worker.receive(["suspends", "a"], LONG)
+    worker.receive(["b"], LONG)
+    worker.engine._turn()
+    worker.receive(["c"], LONG)
+    worker.engine._turn()
+    assert worker.starter.bursts == [1000 * LONG, engine.BURST, engine.BURST, engine.BURST]
+
+
+def test_suspended_items_do_not_make_bursts_longer(worker: Worker) -> None:
+    worker.receive(["suspends"], SHORT)
+    worker.receive(["a"], SHORT)
+    worker.engine._turn()
+    assert worker.starter.bursts == [1000 * SHORT] * 2

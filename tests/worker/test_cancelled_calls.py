@@ -1,0 +1,117 @@
+"""Cancelling n calls takes work in proportion to n: counted in lines that the library runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+import pytest
+from test_answers import Worker
+
+import workload
+from aiomultiprocess import Pool
+from aiomultiprocess._wire.frames import Kind
+from support import Meeting
+
+pytestmark = pytest.mark.row("G57")
+
+FEW, MANY = 40, 240  # six times as many cost at most nine times as much
+
+
+class Lines:
+    """Counts the lines of the library that run within the block, each function's."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.of.total()
+
+    def _trace(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if "aiomultiprocess" not in frame.f_code.co_filename:
+            return None
+        self.of[frame.f_code.co_name] += event == "line"
+        return self._trace
+
+    def __enter__(self) -> Lines:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+
+async def lines_to_cancel(count: int) -> int:
+    """What the parent runs to cancel so many calls that run, and to hear of their ends."""
+    async with Meeting() as meeting, Pool(2, childconcurrency=1000) as pool:
+        calls = [
+            asyncio.ensure_future(pool.apply(workload.meet, (meeting.port, number)))
+            for number in range(count)
+        ]
+        for _ in range(count):
+            await meeting.arrivals.get()
+        with Lines() as lines:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert await pool.apply(workload.two) == 2
+        return lines.total
+
+
+async def test_the_parent_looks_for_each_call_once(backend: str) -> None:
+    few, many = await lines_to_cancel(FEW), await lines_to_cancel(MANY)
+    assert many <= 9 * few
+
+
+def lines_of_the_worker(count: int, *, started: bool) -> int:
+    """What a worker runs for so many CANCEL frames, of items that run or wait."""
+    worker = Worker()
+    worker.engine._concurrency = 1000 if started else 1
+    for number in range(count):
+        worker.receive(["a"], number, 1)
+
+    async def cancel() -> int:
+        worker.engine._schedule_turn()
+        await worker.turns(lambda: not worker.engine._turn_scheduled)
+        with Lines() as lines:
+            for number in reversed(range(count)):
+                worker.engine._on_frame(Kind.CANCEL, 0, 0, number, 0, 0, memoryview(b""))
+            await worker.turns(lambda: not (worker.engine._running or worker.engine._chunks))
+        return lines.total
+
+    try:
+        return worker.loop.run_until_complete(cancel())
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_the_worker_looks_for_each_item_once(started: bool) -> None:
+    few, many = (lines_of_the_worker(count, started=started) for count in (FEW, MANY))
+    assert many <= 9 * few
+
+
+async def test_many_awaits_of_one_result_are_cancelled_one_by_one(backend: str) -> None:
+    async def lines(count: int) -> int:
+        async with Meeting() as meeting, Pool(1) as pool:
+            result = pool.map(workload.meet, [meeting.port])
+
+            async def wait() -> None:
+                await result
+
+            waits = [asyncio.ensure_future(wait()) for _ in range(count)]
+            arrival = await meeting.arrivals.get()
+            with Lines() as lines:
+                for one in waits:
+                    one.cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
+            arrival.release()
+            await result
+            return lines.total
+
+    assert await lines(MANY) <= 9 * await lines(FEW)
