@@ -1,4 +1,4 @@
 """The accelerator of aiomultiprocess: Cython modules over one C11 header, ring.h.
 
-Nothing in here imports aiomultiprocess; there, aiomultiprocess.backend alone imports this.
+Nothing in here imports aiomultiprocess; there, aiomultiprocess._accel alone imports this.
 """

@@ -8,7 +8,7 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memmove
 
 from amp_ext.capi cimport *
-from amp_ext.short cimport copy_short
+from amp_ext.small_copy cimport copy_small
 from amp_ext.tags cimport *
 
 cdef extern from "block.h":
@@ -71,7 +71,7 @@ cdef inline int put_short(Block *block, int tag, const uint8_t *data, Py_ssize_t
     cdef uint8_t *out = room_for(block, size + 2)
     out[0] = <uint8_t>tag
     out[1] = <uint8_t>size
-    copy_short(out + 2, data, size)
+    copy_small(out + 2, data, size)
     block.size += size + 2
     return 0
 
@@ -127,7 +127,7 @@ cdef inline bint put_int(Block *block, PyObject *value) except -1:
     return True
 
 
-# -- runs (C5) ---------------------------------------------------------------------------------
+# -- runs (CODEC-5) ---------------------------------------------------------------------------------
 
 cdef inline Py_ssize_t put_run(
     Block *block, PyObject *values, Py_ssize_t start, Py_ssize_t stop

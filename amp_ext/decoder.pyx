@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Payloads to items, at the speed of C. What a payload is, and C1 to C10: aiomultiprocess/codec.py.
+"""Payloads to items, at the speed of C. What a payload is, and CODEC-1 to CODEC-10: aiomultiprocess/codec.py.
 
 aiomultiprocess/decoder.py does the same in Python; a rule changed here is changed there.
 
 A payload lies in memory that another process can write, so each byte of it is read once: what was
-checked is a copy (C7).
+checked is a copy (CODEC-7).
 
 A list or tuple has no members at first, and no code that could look at it may see that: no garbage
 is collected meanwhile (collector.pxd), and where a pickle runs code of the user's, the only such
@@ -21,7 +21,7 @@ from libc.string cimport memcpy, memset
 from amp_ext cimport collector
 from amp_ext.capi cimport *
 from amp_ext.collector cimport Pause
-from amp_ext.short cimport SHORT, copy_short
+from amp_ext.small_copy cimport SMALL, copy_small
 from amp_ext.tags cimport *
 
 cdef extern from "block.h":
@@ -37,12 +37,12 @@ cdef struct Reader:
     const uint8_t *end
     PyObject *segments  # a list that nobody else has; NULL if the payload is in one piece
     Py_ssize_t next  # in it
-    Py_ssize_t missing  # C10: what is to be read next has so many bytes and did not arrive
+    Py_ssize_t missing  # CODEC-10: what is to be read next has so many bytes and did not arrive
     Py_ssize_t behind  # bytes before start, in other segments
     Py_ssize_t ahead  # bytes after end, in other segments
     Pause pause
     int key_count
-    PyObject *keys[KEY_COUNT]  # C6
+    PyObject *keys[KEY_COUNT]  # CODEC-6
 
 
 class CorruptFrameError(ValueError):
@@ -88,12 +88,12 @@ cdef tuple decode(Reader *reader, number):
             raise
         fail_rest(PySequence_Fast_ITEMS(<PyObject *>values), place, count, failures, error)
     finally:
-        let_go(reader)
+        drop_unread(reader)
     PyObject_GC_Track(<PyObject *>values)
     return values, failures or None
 
 
-cdef void let_go(Reader *reader) noexcept:
+cdef void drop_unread(Reader *reader) noexcept:
     cdef int i
     collector.resume(&reader.pause)
     for i in range(reader.key_count):
@@ -117,7 +117,7 @@ cdef int no_memory(Py_ssize_t size) except -1:
 
 
 cdef Py_ssize_t count_of(Reader *reader, count) except -1:
-    """A count that is too large for this platform is only a wrong one, as any other (C7)."""
+    """A count that is too large for this platform is only a wrong one, as any other (CODEC-7)."""
     cdef int overflow = 0
     cdef long long number = PyLong_AsLongLongAndOverflow(<PyObject *>count, &overflow)
     if overflow or number < 0 or number > PY_SSIZE_T_MAX:
@@ -139,7 +139,7 @@ cdef int read_items(
     cdef int tag
     while place[0] < count:
         if reader.at == reader.end and reader.segments != NULL:
-            go_on(reader)  # C10
+            go_on(reader)  # CODEC-10
         tag = read_byte(reader)
         if tag == PICKLE:
             keep(slots + place[0], read_pickle(reader, failures, place[0]))
@@ -154,7 +154,7 @@ cdef int read_items(
 cdef int fail_rest(
     PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, error
 ) except -1:
-    """C10: there was no memory for the item at `place`, so what is behind it cannot be found.
+    """CODEC-10: there was no memory for the item at `place`, so what is behind it cannot be found.
 
     They share an error: CPython has some in reserve, for which it would need no memory.
     """
@@ -183,7 +183,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # C4: user code was run, which may raise anything
+    except BaseException as error:  # CODEC-4: user code was run, which may raise anything
         failures[place] = error
         return None
 
@@ -305,7 +305,7 @@ cdef PyObject *read_dict(Reader *reader, int depth) except NULL:
 
 
 cdef int read_pair(Reader *reader, dict pairs, int tag, int depth) except -1:
-    """One whose key is no KEY, but may be one from now on (C6)."""
+    """One whose key is no KEY, but may be one from now on (CODEC-6)."""
     cdef PyObject *made
     cdef Py_ssize_t size = 0
     if tag == STR:
@@ -407,8 +407,8 @@ cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
 
 cdef inline bint copy_ascii(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
     """Copy text; whether the copy is ASCII."""
-    if size < SHORT:
-        return copy_short(to, data, size) & HIGH_BITS == 0
+    if size < SMALL:
+        return copy_small(to, data, size) & HIGH_BITS == 0
     memcpy(to, data, size)
     return is_ascii(to, size)
 
@@ -438,13 +438,13 @@ cdef inline Py_ssize_t read_number(Reader *reader) except -1:
 cdef Py_ssize_t read_long_number(Reader *reader) except -1:
     cdef uint64_t number
     memcpy(&number, take(reader, 8), 8)
-    if number > <uint64_t>left(reader):  # C7: nothing is counted that takes no byte
+    if number > <uint64_t>left(reader):  # CODEC-7: nothing is counted that takes no byte
         corrupt_number(reader, b"of anything", number)
     return <Py_ssize_t>number
 
 
 cdef inline int check_count(Reader *reader, Py_ssize_t count, int least) except -1:
-    """C7: no room for more members than there can be."""
+    """CODEC-7: no room for more members than there can be."""
     if count < 0 or count > left(reader) // least:
         corrupt_number(reader, b"members", count)
     return 0
@@ -462,7 +462,7 @@ cdef inline Py_ssize_t left(Reader *reader) noexcept:
     return reader.end - reader.at + reader.ahead
 
 
-# -- segments (C8) -----------------------------------------------------------------------------
+# -- segments (CODEC-8) -----------------------------------------------------------------------------
 
 cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
     """The next segment as a value of its own."""

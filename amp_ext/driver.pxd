@@ -1,4 +1,4 @@
-"""What the coroutine of a spare task awaits, for step.pyx."""
+"""What the coroutine of a spare task awaits, for starter.pyx."""
 
 cimport cython
 from cpython.object cimport PyObject
@@ -13,7 +13,7 @@ cdef extern from "Python.h":
 
     PySendResult PyIter_Send(PyObject *, PyObject *, PyObject **)
 
-cdef extern from "step.h":
+cdef extern from "starter.h":
     PyObject *amp_take_error()
 
 
@@ -33,7 +33,7 @@ cdef enum Stage:
 
 
 @cython.final
-cdef class Driver:
+cdef class ItemCoroutine:
     cdef public bint _asyncio_future_blocking
     cdef object __weakref__
     cdef Stage stage

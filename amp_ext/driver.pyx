@@ -1,12 +1,12 @@
 # cython: language_level=3
-"""What the coroutine of a spare task awaits: `aiomultiprocess.driver`, compiled."""
+"""What the coroutine of a spare task awaits: `aiomultiprocess._pure.driver`, compiled."""
 
 cimport cython
 from cpython.object cimport PyObject
 
 
 @cython.final
-cdef class Driver:
+cdef class ItemCoroutine:
     """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
 
     def __cinit__(self, loop, coro=None):
@@ -24,7 +24,7 @@ cdef class Driver:
         return 0
 
     cdef int finish(self, value, error) except -1:
-        """Make the task done (S3)."""
+        """Make the task done (STARTER-3)."""
         self.stage = FINISHED
         self.value = value
         self.error = error
@@ -36,7 +36,7 @@ cdef class Driver:
         try:
             wakeup(self)
         except (KeyboardInterrupt, SystemExit):
-            pass  # the task has it, and raises it to stop the loop (S5)
+            pass  # the task has it, and raises it to stop the loop (STARTER-5)
 
     # -- the gate, as a task sees it ---------------------------------------------------------------
 
@@ -126,7 +126,7 @@ cdef class Driver:
         return 0
 
     cdef object end_later(self, error):
-        """End the task in a step that is ours, a turn later (S5)."""
+        """End the task in a step that is ours, a turn later (STARTER-5)."""
         self.stage = ENDING
         self.error = error
         return self.gate()

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Items to payloads, at the speed of C. What a payload is, and C1 to C10: aiomultiprocess/codec.py.
+"""Items to payloads, at the speed of C. What a payload is, and CODEC-1 to CODEC-10: aiomultiprocess/codec.py.
 
 aiomultiprocess/encoder.py does the same in Python; a rule changed here is changed there.
 
@@ -18,19 +18,19 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy
 
-from amp_ext cimport block, collector, met
+from amp_ext cimport block, collector, seen
 from amp_ext.block cimport Block
 from amp_ext.capi cimport *
 from amp_ext.collector cimport Pause
-from amp_ext.met cimport Met
-from amp_ext.short cimport SHORT
+from amp_ext.seen cimport Seen
+from amp_ext.small_copy cimport SMALL
 from amp_ext.tags cimport *
 
 cdef enum:
     # what putting a value says
     PUT = 0
     FOREIGN = 1  # this item is to be a PICKLE
-    # numbers of keys (C6), all others are below KEY_COUNT
+    # numbers of keys (CODEC-6), all others are below KEY_COUNT
     NEW_KEY = KEY_COUNT
     NO_KEY = KEY_COUNT + 1
     KEY_SLOTS = 512
@@ -46,7 +46,7 @@ cdef struct Keys:
 
 
 cdef str BYTE_ORDER = sys.byteorder
-# C9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+# CODEC-9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
 cdef str SHARING = ".multiprocessing.reductions"
 
 
@@ -67,7 +67,7 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             encoder.at += 1
         except KeyboardInterrupt:
             raise
-        except BaseException as failure:  # C4: user code was run, which may raise anything
+        except BaseException as failure:  # CODEC-4: user code was run, which may raise anything
             encoder.take_back()
             error = failure
             break
@@ -89,7 +89,7 @@ cdef dict lasting = {}
 
 
 cdef dict reducers():
-    """What `multiprocessing` would pickle with now, but by value (C9); looked up late, and so cheap
+    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so cheap
     to import.
     """
     global lasting, registered
@@ -103,7 +103,7 @@ cdef dict reducers():
 
 
 cdef bint shares(kind, reduce) except -1:
-    """C9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by itself."""
     return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
         kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
@@ -113,7 +113,7 @@ cdef bint shares(kind, reduce) except -1:
 
 @cython.final
 cdef class ItemPickler:
-    """Pickles the items of one payload, one at a time, with nothing carried over (C2)."""
+    """Pickles the items of one payload, one at a time, with nothing carried over (CODEC-2)."""
     cdef object file, pickler
     cdef list buffers
 
@@ -142,13 +142,13 @@ cdef class Encoder:
     cdef:
         Py_ssize_t first, at  # the first item, the one that is being encoded
         Block block
-        Large *large  # C8: bytes that go between those of the block
+        Large *large  # CODEC-8: bytes that go between those of the block
         Py_ssize_t large_count, large_capacity, large_size
-        # how all was before the item (C4)
+        # how all was before the item (CODEC-4)
         Py_ssize_t mark_size, mark_large_count, mark_large_size, mark_keys
         Pause pause
-        Met met  # C3
-        Keys *keys  # C6
+        Seen seen  # CODEC-3
+        Keys *keys  # CODEC-6
         dict numbers
         ItemPickler pickler
 
@@ -162,7 +162,7 @@ cdef class Encoder:
         self.drop_large(0)
         PyMem_Free(self.large)
         Py_XDECREF(self.block.data)
-        PyMem_Free(self.met.entries)
+        PyMem_Free(self.seen.entries)
         PyMem_Free(self.keys)
 
     # -- items ---------------------------------------------------------------------------------
@@ -187,14 +187,14 @@ cdef class Encoder:
         return True
 
     cdef void mark(self) noexcept:
-        met.next_item(&self.met)
+        seen.next_item(&self.seen)
         self.mark_size = self.block.size
         self.mark_keys = 0 if self.keys == NULL else self.keys.count
         self.mark_large_size = self.large_size
         self.mark_large_count = self.large_count
 
     cdef int take_back(self) except -1:
-        """C4: be as before the item. This takes no memory, and so always succeeds."""
+        """CODEC-4: be as before the item. This takes no memory, and so always succeeds."""
         self.block.size = self.mark_size
         self.large_size = self.mark_large_size
         self.drop_large(self.mark_large_count)
@@ -241,7 +241,7 @@ cdef class Encoder:
         return parts
 
     cdef bint cuts(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
-        """C10: whether the last item begins within these bytes of the block, and has many of them."""
+        """CODEC-10: whether the last item begins within these bytes of the block, and has many of them."""
         return start < self.mark_size and stop - self.mark_size >= SEGMENT_MIN
 
     cdef Py_ssize_t add_piece(self, list parts, Py_ssize_t start, Py_ssize_t stop) except -1:
@@ -292,9 +292,9 @@ cdef class Encoder:
         return self.put_sequence(tag, value, depth)
 
     cdef inline bint meet(self, PyObject *value) except -1:
-        """C3: whether the item has this already. What one reference holds, it cannot, unless it has
+        """CODEC-3: whether the item has this already. What one reference holds, it cannot, unless it has
         the holder twice, and that would have been met."""
-        return Py_REFCNT(value) != 1 and met.was_met(&self.met, value)
+        return Py_REFCNT(value) != 1 and seen.was_seen(&self.seen, value)
 
     cdef int put_dict(self, PyObject *value, int depth) except -1:
         cdef Py_ssize_t position = 0
@@ -336,7 +336,7 @@ cdef class Encoder:
         if not PyUnicode_IS_COMPACT_ASCII(value):
             return self.put_wide_str(value)
         cdef Py_ssize_t size = PyUnicode_GET_LENGTH(value)
-        if size < SHORT:
+        if size < SMALL:
             return block.put_short(&self.block, STR, <const uint8_t *>PyUnicode_DATA(value), size)
         if size >= SHARED_MIN and self.meet(value):
             return FOREIGN
@@ -357,7 +357,7 @@ cdef class Encoder:
         return self.put_bytes(value.to_bytes(size, BYTE_ORDER, signed=True))
 
     cdef int put_bytes(self, value) except -1:
-        """Put size and bytes, the bytes as a segment of their own if they are many (C8)."""
+        """Put size and bytes, the bytes as a segment of their own if they are many (CODEC-8)."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(<PyObject *>value)
         block.put_number(&self.block, size)
         if size < SEGMENT_MIN:
@@ -391,7 +391,7 @@ cdef class Encoder:
         self.large_capacity = capacity
         return 0
 
-    # -- keys (C6) -----------------------------------------------------------------------------
+    # -- keys (CODEC-6) -----------------------------------------------------------------------------
 
     cdef inline int put_key(self, PyObject *key) except -1:
         cdef int number = KEY_COUNT
@@ -450,7 +450,7 @@ cdef inline size_t slot_of(PyObject *key) noexcept:
 
 
 cdef inline int container_tag(PyObject *value) noexcept:
-    """0 if it is of no type that has one (C1)."""
+    """0 if it is of no type that has one (CODEC-1)."""
     if PyDict_CheckExact(value):
         return DICT
     if PyList_CheckExact(value):
@@ -463,7 +463,7 @@ cdef inline int container_tag(PyObject *value) noexcept:
 
 
 cdef inline bint matters(PyObject *value, int tag) noexcept:
-    """Whether anyone could tell that a container is there twice (C3)."""
+    """Whether anyone could tell that a container is there twice (CODEC-3)."""
     if tag == TUPLE:
         return PySequence_Fast_GET_SIZE(value) > 0
     if tag == FROZENSET:
@@ -512,7 +512,7 @@ cdef int put_or_pickle(Encoder encoder, item) except -1:
         whole = True
     finally:
         collector.resume(&encoder.pause)
-        if not whole:  # C4: user code was run, which may raise anything
+        if not whole:  # CODEC-4: user code was run, which may raise anything
             encoder.take_back()
     return 0
 

@@ -1,4 +1,4 @@
-"""The journal of a worker, for step.pyx."""
+"""The journal of a worker, for starter.pyx."""
 
 cimport cython
 from libc.stdint cimport uint8_t, uint64_t
@@ -13,7 +13,7 @@ cdef class Journal:
     cdef Py_ssize_t end        # of the entries that are closed
     # the entry that is open
     cdef object payload        # None: there is none
-    cdef uint64_t ident, offset
+    cdef uint64_t chunk_id, offset
     cdef Py_ssize_t start, at  # where it begins, and where it goes on
     cdef uint64_t items, count # how many it has in all, and how many of them are in the memory
     cdef bint fits             # all of them
@@ -24,5 +24,5 @@ cdef class Journal:
     cdef int usable(self) except -1
     cdef void store(self, int word, uint64_t value) noexcept
     cdef void write_head(
-        self, uint64_t length, uint64_t ident, uint64_t offset, uint64_t count, uint64_t kind
+        self, uint64_t length, uint64_t chunk_id, uint64_t offset, uint64_t count, uint64_t kind
     ) noexcept

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The journal of a worker, written at the speed of C. What it is, and D1 to D5:
+"""The journal of a worker, written at the speed of C. What it is, and JOURNAL-1 to JOURNAL-5:
 aiomultiprocess/journal.py, which does the same in Python.
 """
 
@@ -9,14 +9,14 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from amp_ext.encoder cimport new_payload, put_item, put_quickly, take_payload
-from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+from amp_ext.iovec cimport IoVec, iovec_copy, iovec_release, iovec_take
 
 cdef extern from *:
     """
     #include <stdatomic.h>
     #include <stdint.h>
 
-    /* Everything stored before, then this: one store, whenever the process is killed (D1). */
+    /* Everything stored before, then this: one store, whenever the process is killed (JOURNAL-1). */
     static inline void amp_store(uint8_t *to, uint64_t value)
     {
         atomic_store_explicit((_Atomic uint64_t *)to, value, memory_order_release);
@@ -27,7 +27,7 @@ cdef extern from *:
 cdef enum:
     # words of an entry
     LENGTH = 0
-    IDENT = 1
+    CHUNK_ID = 1
     OFFSET = 2
     COUNT = 3
     KIND = 4
@@ -53,19 +53,19 @@ cdef class Journal:
     def __dealloc__(self):
         self.close()
 
-    def begin(self, uint64_t ident, uint64_t offset):
+    def begin(self, uint64_t chunk_id, uint64_t offset):
         if self.payload is not None:
             raise RuntimeError("an entry is open")
         self.usable()
         self.payload = new_payload()
-        self.ident = ident
+        self.chunk_id = chunk_id
         self.offset = offset
         self.count = self.items = 0
         self.start = aligned(self.end)
         self.at = self.start + HEAD
         self.fits = self.at < self.size
         if self.fits:
-            self.write_head(0, ident, offset, 0, RESULTS)
+            self.write_head(0, chunk_id, offset, 0, RESULTS)
 
     def append(self, item):
         return self.add(item)
@@ -100,39 +100,39 @@ cdef class Journal:
     cdef inline void added(self, Py_ssize_t size) noexcept:
         self.at += size
         self.count += 1
-        amp_store(self.data, <uint64_t>self.at | self.count << COUNT_SHIFT)  # D1
+        amp_store(self.data, <uint64_t>self.at | self.count << COUNT_SHIFT)  # JOURNAL-1
 
     def take(self):
         payload, self.payload = self.payload, None
         if payload is None:
             raise RuntimeError("no entry is open")
         if self.count:
-            self.store(COUNT, self.count)  # D2
+            self.store(COUNT, self.count)  # JOURNAL-2
             self.store(LENGTH, self.at - self.start - HEAD)
             self.end = self.at
-        return self.ident, self.offset, self.items, take_payload(payload)
+        return self.chunk_id, self.offset, self.items, take_payload(payload)
 
     def place(self):
-        return self.ident, self.offset, self.items
+        return self.chunk_id, self.offset, self.items
 
-    def put(self, uint64_t kind, uint64_t ident, uint64_t offset, uint64_t count, payload):
-        cdef Gather gather
+    def put(self, uint64_t kind, uint64_t chunk_id, uint64_t offset, uint64_t count, payload):
+        cdef IoVec iovec
         self.usable()
         if self.payload is not None:
             return False
         try:
-            gather_take(&gather, payload)
+            iovec_take(&iovec, payload)
             self.start = aligned(self.end)
             self.at = self.start + HEAD
-            if not 0 < gather.total <= self.size - self.at:
+            if not 0 < iovec.total <= self.size - self.at:
                 return False
-            self.write_head(gather.total, ident, offset, count, kind)
-            gather_copy(&gather, self.data + self.at, 0, gather.total)
-            self.end = self.at + gather.total
-            amp_store(self.data, self.end)  # D1
+            self.write_head(iovec.total, chunk_id, offset, count, kind)
+            iovec_copy(&iovec, self.data + self.at, 0, iovec.total)
+            self.end = self.at + iovec.total
+            amp_store(self.data, self.end)  # JOURNAL-1
             return True
         finally:
-            gather_drop(&gather)
+            iovec_release(&iovec)
 
     def reset(self):
         if self.payload is None and self.end > FIRST:
@@ -155,10 +155,10 @@ cdef class Journal:
         amp_store(self.data + self.start + 8 * word, value)
 
     cdef void write_head(
-        self, uint64_t length, uint64_t ident, uint64_t offset, uint64_t count, uint64_t kind
+        self, uint64_t length, uint64_t chunk_id, uint64_t offset, uint64_t count, uint64_t kind
     ) noexcept:
         self.store(LENGTH, length)
-        self.store(IDENT, ident)
+        self.store(CHUNK_ID, chunk_id)
         self.store(OFFSET, offset)
         self.store(COUNT, count)
         self.store(KIND, kind)

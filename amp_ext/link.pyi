@@ -1,4 +1,4 @@
-"""amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess.shm alone."""
+"""amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess._transport.shm alone."""
 
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, final
@@ -21,7 +21,7 @@ class Outlet:
     ) -> None:
         """Write to `producer`, and ring `bell` if its consumer sleeps.
 
-        `on_other(kind, flags, count, ident, offset, function, payload)` is called for each frame
+        `on_other(kind, flags, count, chunk_id, offset, function, payload)` is called for each frame
         that would take more than `most` bytes, for which there is no room now, or that must not
         overtake what is in `outbox` (and for all on a big-endian machine, as the wire is not).
         """
@@ -32,7 +32,7 @@ class Outlet:
         *,
         flags: int = 0,
         count: int = 0,
-        ident: int = 0,
+        chunk_id: int = 0,
         offset: int = 0,
         function: int = 0,
         payload: Sequence[Buffer] = (),
@@ -61,7 +61,7 @@ class Inlet:
     ) -> None:
         """Hand over what `consumer` reads; `outlet` is the other direction, with the same peer.
 
-        `handler(kind, flags, count, ident, offset, function, payload)` is called for each frame
+        `handler(kind, flags, count, chunk_id, offset, function, payload)` is called for each frame
         that is one record with a plain header, `on_record(flags, record)` for every other record,
         and `on_drained()` at the end of a batch. Views are released when the call returns. Room is
         given back whenever `quarter` bytes were read. `on_call()` is for `answer`.

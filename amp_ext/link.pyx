@@ -1,7 +1,7 @@
 # cython: language_level=3
-"""Whole frames in and out of a ring: what aiomultiprocess.shm does for each small frame, in C.
+"""Whole frames in and out of a ring: what aiomultiprocess._transport.shm does for each small frame, in C.
 
-A frame is a header of 32 bytes (aiomultiprocess/frames.py, F1) and its payload. What is not one
+A frame is a header of 32 bytes (aiomultiprocess/frames.py, FRAME-1) and its payload. What is not one
 record with a plain header (fragments, parts, damage) or has to wait is the owner's: `Outlet` calls
 `on_other`, and `Inlet` hands the record over as it is. link.pyi is the contract; the S invariants
 are those of aiomultiprocess/shm.py.
@@ -15,7 +15,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from amp_ext.doorbell cimport Doorbell
-from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+from amp_ext.iovec cimport IoVec, iovec_copy, iovec_release, iovec_take
 from amp_ext.ring cimport (
     AMP_FLAGS, Consumer, Producer, amp_asleep, amp_awake, amp_commit, amp_read, amp_reserve,
 )
@@ -27,14 +27,14 @@ cdef packed struct Header:
     uint8_t flags
     uint16_t reserved
     uint32_t count
-    uint64_t ident
+    uint64_t chunk_id
     uint32_t offset
     uint32_t function
     uint64_t length
 
 assert sizeof(Header) == 32
 
-# The header is little endian (F1): where a machine is not, every frame is left to the caller.
+# The header is little endian (FRAME-1): where a machine is not, every frame is left to the caller.
 cdef bint NATIVE = sys.byteorder == "little"
 
 
@@ -64,7 +64,7 @@ cdef class Outlet:
         self.on_other = self.on_corrupt = None  # they lead back to who owns this
 
     def send(
-        self, uint8_t kind, *, uint8_t flags=0, uint32_t count=0, uint64_t ident=0,
+        self, uint8_t kind, *, uint8_t flags=0, uint32_t count=0, uint64_t chunk_id=0,
         uint32_t offset=0, uint32_t function=0, payload=(),
     ):
         cdef Header header
@@ -75,7 +75,7 @@ cdef class Outlet:
             header.flags = flags
             header.reserved = 0
             header.count = count
-            header.ident = ident
+            header.chunk_id = chunk_id
             header.offset = offset
             header.function = function
             try:
@@ -84,7 +84,7 @@ cdef class Outlet:
             except RingCorruptError as error:
                 self.on_corrupt(error)
                 return
-        self.on_other(kind, flags, count, ident, offset, function, payload)
+        self.on_other(kind, flags, count, chunk_id, offset, function, payload)
 
     def flush(self):
         if self.stopped:
@@ -98,26 +98,26 @@ cdef class Outlet:
     cdef bint write(self, Header *header, payload) except -1:
         """Write a frame as one record; False, and nothing is written, if that cannot be now."""
         cdef Producer producer = self.producer
-        cdef Gather gather
+        cdef IoVec iovec
         cdef uint8_t *to
         try:
-            gather_take(&gather, payload)
+            iovec_take(&iovec, payload)
             producer.usable()
-            if not NATIVE or gather.total > self.most - <Py_ssize_t>sizeof(Header):
+            if not NATIVE or iovec.total > self.most - <Py_ssize_t>sizeof(Header):
                 return False
-            if producer.ring.within:  # R8
+            if producer.ring.within:  # RING-8
                 raise ValueError("a frame cannot begin before the one before it has ended")
-            to = amp_reserve(&producer.ring, <uint32_t>(gather.total + sizeof(Header)))
+            to = amp_reserve(&producer.ring, <uint32_t>(iovec.total + sizeof(Header)))
             if to == NULL:
                 producer.sound()
                 return False
-            header.length = gather.total
+            header.length = iovec.total
             memcpy(to, header, sizeof(Header))
-            gather_copy(&gather, to + sizeof(Header), 0, gather.total)
-            amp_commit(&producer.ring, <uint32_t>(gather.total + sizeof(Header)), AMP_FLAGS)
+            iovec_copy(&iovec, to + sizeof(Header), 0, iovec.total)
+            amp_commit(&producer.ring, <uint32_t>(iovec.total + sizeof(Header)), AMP_FLAGS)
             return True
         finally:
-            gather_drop(&gather)
+            iovec_release(&iovec)
 
 
 @cython.final
@@ -160,8 +160,8 @@ cdef class Inlet:
             self.release()
             if self.on_drained is not None:
                 self.on_drained()
-            self.heard = False  # only now: what a KeyboardInterrupt cuts short is done again (T7)
-        return not self.stopped and (more or not self.consumer.sleep())  # S3
+            self.heard = False  # only now: what a KeyboardInterrupt cuts short is done again (LINK-7)
+        return not self.stopped and (more or not self.consumer.sleep())  # SHM-3
 
     cpdef tuple hand_over(self):
         cdef Consumer consumer = self.consumer
@@ -170,7 +170,7 @@ cdef class Inlet:
         while not self.stopped:
             if frames >= self.most_frames or size >= self.most_bytes:
                 return frames, True
-            if unreleased >= self.quarter:  # S2
+            if unreleased >= self.quarter:  # SHM-2
                 unreleased = 0
                 self.release()
             if not amp_read(&consumer.ring, &consumer.record):
@@ -206,7 +206,7 @@ cdef class Inlet:
         try:
             if plain:
                 self.handler(
-                    header.kind, header.flags, header.count, header.ident, header.offset,
+                    header.kind, header.flags, header.count, header.chunk_id, header.offset,
                     header.function, view,
                 )
             else:
@@ -219,7 +219,7 @@ cdef class Inlet:
 def answer(Doorbell bell not None, list inlets):
     """A bell was rung: call those who listen and have something to do."""
     cdef Inlet inlet
-    bell.clear()  # S4
+    bell.clear()  # SHM-4
     try:
         for inlet in tuple(inlets):  # they may go when one is called
             if not inlet.stopped and (inlet.outbox or not amp_asleep(&inlet.consumer.ring)):

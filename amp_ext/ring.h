@@ -44,22 +44,22 @@
  *
  * Invariants, cited in the code and in the tests
  * ----------------------------------------------
- * R1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
- * R2  cursors are multiples of 8 and head <= tail <= head + capacity, as distances modulo 2^64.
- * R3  every word has one writer: tail, producer; head, consumer; started, worker. The two flags
+ * RING-1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
+ * RING-2  cursors are multiples of 8 and head <= tail <= head + capacity, as distances modulo 2^64.
+ * RING-3  every word has one writer: tail, producer; head, consumer; started, worker. The two flags
  *     have two writers, and every change to a flag is a read-modify-write.
- * R4  bytes between the private head and the published tail are not written by the producer.
- * R5  a record lies within the ring: it does not cross the end, nor the published tail.
- * R6  padding ends exactly at the end of the ring, never starts at position 0, and is published
+ * RING-4  bytes between the private head and the published tail are not written by the producer.
+ * RING-5  a record lies within the ring: it does not cross the end, nor the published tail.
+ * RING-6  padding ends exactly at the end of the ring, never starts at position 0, and is published
  *     together with the record that it makes way for; so there are never two in a row, reading is
  *     bounded, and what is unread always holds a record.
- * R7  a record takes at most half the capacity: an empty ring has room for it at whatever position
+ * RING-7  a record takes at most half the capacity: an empty ring has room for it at whatever position
  *     its cursors are. (All free bytes are then to_end + position = capacity, and one is >= half.)
- * R8  a frame is one record with BEGIN and END, or BEGIN, any number of neither, END.
- * R9  no lost wake-up: if a published record is unread, the consumer is awake, or `sleeping` is
+ * RING-8  a frame is one record with BEGIN and END, or BEGIN, any number of neither, END.
+ * RING-9  no lost wake-up: if a published record is unread, the consumer is awake, or `sleeping` is
  *     clear and its bell was rung, or the producer is between its store of tail and its look at
  *     `sleeping`.
- * R10 no lost room: the same for a producer that waits, once a quarter of the ring is free. Below a
+ * RING-10 no lost room: the same for a producer that waits, once a quarter of the ring is free. Below a
  *     quarter the consumer has unread records and so will release again.
  */
 #ifndef AMP_RING_H
@@ -124,7 +124,7 @@ static inline const char *amp_fault_text(enum amp_fault fault)
 
 /* ---- what is shared ------------------------------------------------------------------------ */
 
-/* One ring's words, a line each: a side that polls one word takes no line from the other (R3). */
+/* One ring's words, a line each: a side that polls one word takes no line from the other (RING-3). */
 struct amp_cursors {
     _Alignas(AMP_LINE) _Atomic uint64_t tail;
     _Alignas(AMP_LINE) _Atomic uint64_t head;
@@ -170,7 +170,7 @@ struct amp_producer {
     uint64_t published; /* end of what the consumer may see */
     uint64_t head;      /* the consumer's, as last looked at: never ahead of the real one */
     uint64_t records;   /* committed in all, padding not counted */
-    bool within;        /* the last record left its frame open (R8) */
+    bool within;        /* the last record left its frame open (RING-8) */
     enum amp_fault fault;
 };
 
@@ -193,13 +193,13 @@ struct amp_record {
 
 /* ---- the mapping --------------------------------------------------------------------------- */
 
-static inline bool amp_capacity_ok(uint64_t capacity) /* R1 */
+static inline bool amp_capacity_ok(uint64_t capacity) /* RING-1 */
 {
     return capacity >= AMP_MIN_CAPACITY && capacity <= AMP_MAX_CAPACITY
         && (capacity & (capacity - 1)) == 0;
 }
 
-static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by R1 */
+static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by RING-1 */
 {
     return capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
 }
@@ -274,12 +274,12 @@ static inline uint64_t amp_record_size(uint64_t length)
     return (AMP_HEADER_SIZE + length + 7) & ~UINT64_C(7);
 }
 
-static inline uint64_t amp_max_payload(uint64_t capacity) /* R7 */
+static inline uint64_t amp_max_payload(uint64_t capacity) /* RING-7 */
 {
     return capacity / 2 - AMP_HEADER_SIZE;
 }
 
-static inline bool amp_follows(bool within, uint32_t flags) /* R8 */
+static inline bool amp_follows(bool within, uint32_t flags) /* RING-8 */
 {
     return ((flags & AMP_BEGIN) == 0) == within;
 }
@@ -309,7 +309,7 @@ static inline enum amp_fault amp_producer_open(struct amp_producer *p, struct am
                                .tail = tail, .published = tail, .head = head};
     if ((tail & 7) != 0)
         p->fault = AMP_BAD_TAIL;
-    else if ((head & 7) != 0 || tail - head > capacity) /* R2 */
+    else if ((head & 7) != 0 || tail - head > capacity) /* RING-2 */
         p->fault = AMP_BAD_HEAD;
     return p->fault;
 }
@@ -319,7 +319,7 @@ static inline enum amp_fault amp_producer_open(struct amp_producer *p, struct am
 static inline bool amp_look_at_head(struct amp_producer *p)
 {
     uint64_t head = atomic_load_explicit(&p->shared->head, memory_order_acquire);
-    if ((head & 7) != 0 || head - p->head > p->published - p->head) { /* R2; it only grows */
+    if ((head & 7) != 0 || head - p->head > p->published - p->head) { /* RING-2; it only grows */
         p->fault = AMP_BAD_HEAD;
         return false;
     }
@@ -348,7 +348,7 @@ static inline bool amp_fits_now(struct amp_producer *p, uint64_t size)
 /* The largest payload that one record may carry now; 0 too if not even a header fits. */
 static inline uint64_t amp_free(struct amp_producer *p)
 {
-    uint64_t most = p->capacity / 2; /* R7 */
+    uint64_t most = p->capacity / 2; /* RING-7 */
     if (p->fault || (!amp_fits(p, most) && !amp_look_at_head(p)))
         return 0;
     uint64_t free = p->capacity - (p->tail - p->head);
@@ -365,10 +365,10 @@ static inline uint64_t amp_free(struct amp_producer *p)
 static inline uint8_t *amp_reserve(struct amp_producer *p, uint32_t length)
 {
     uint64_t size = amp_record_size(length);
-    if (p->fault || size > p->capacity / 2 || !amp_fits_now(p, size)) /* R7 */
+    if (p->fault || size > p->capacity / 2 || !amp_fits_now(p, size)) /* RING-7 */
         return NULL;
     uint64_t to_end = amp_to_end(p);
-    if (size > to_end) { /* R5, R6: to_end is a multiple of 8, so there is room for a header */
+    if (size > to_end) { /* RING-5, RING-6: to_end is a multiple of 8, so there is room for a header */
         amp_header_store(p->data + (p->capacity - to_end), (uint32_t)(to_end - AMP_HEADER_SIZE),
                          AMP_PADDING);
         p->tail += to_end;
@@ -395,10 +395,10 @@ static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t 
  * Then "tail before our look at sleeping"; pairs with "sleeping before the look at tail" in
  * amp_sleep. Two stores each followed by a load of the other's word: release and acquire do not
  * order that, not even on x86, where the store waits in a buffer. Both looks are therefore
- * read-modify-writes of one word, as are all its changes (R3), and those have one order. If ours
+ * read-modify-writes of one word, as are all its changes (RING-3), and those have one order. If ours
  * comes after the consumer's, we see its 1 and ring. If ours comes first, the consumer's reads from
  * ours (or from one that did): it synchronizes with us and so sees the tail that we stored before.
- * R9. */
+ * RING-9. */
 static inline bool amp_publish(struct amp_producer *p)
 {
     if (p->fault || p->tail == p->published)
@@ -413,7 +413,7 @@ static inline bool amp_publish(struct amp_producer *p)
  * True: no room, the bell will come. False: there is room now, or a fault.
  *
  * "waiting before our look at head"; pairs with "head before the look at waiting" in amp_release,
- * by the argument at amp_publish. R10. Unpublished records would break R10, as the consumer may
+ * by the argument at amp_publish. RING-10. Unpublished records would break RING-10, as the consumer may
  * have nothing left to read and release. */
 static inline bool amp_want_room(struct amp_producer *p, uint32_t length)
 {
@@ -423,7 +423,7 @@ static inline bool amp_want_room(struct amp_producer *p, uint32_t length)
     AMP_STEP();
     if (amp_look_at_head(p) && !amp_fits(p, amp_record_size(length)))
         return true;
-    atomic_exchange_explicit(&p->shared->waiting, 0, memory_order_seq_cst); /* R3 */
+    atomic_exchange_explicit(&p->shared->waiting, 0, memory_order_seq_cst); /* RING-3 */
     return false;
 }
 
@@ -446,7 +446,7 @@ static inline bool amp_look_at_tail(struct amp_consumer *c)
 {
     uint64_t tail = atomic_load_explicit(&c->shared->tail, memory_order_acquire);
     uint64_t known = c->tail - c->released;
-    if ((tail & 7) != 0 || tail - c->tail > c->capacity - known) { /* R2; it only grows */
+    if ((tail & 7) != 0 || tail - c->tail > c->capacity - known) { /* RING-2; it only grows */
         c->fault = AMP_BAD_TAIL;
         return false;
     }
@@ -459,21 +459,21 @@ static inline enum amp_fault amp_check(const struct amp_consumer *c, uint32_t le
 {
     uint64_t position = c->head & (c->capacity - 1);
     uint64_t size = amp_record_size(length);
-    if (size > c->tail - c->head || size > c->capacity - position) /* R5 */
+    if (size > c->tail - c->head || size > c->capacity - position) /* RING-5 */
         return AMP_BAD_LENGTH;
-    if (type == AMP_PADDING) { /* R6 */
+    if (type == AMP_PADDING) { /* RING-6 */
         bool sound = position != 0 && position + size == c->capacity && size < c->tail - c->head;
         return sound ? AMP_SOUND : AMP_BAD_PADDING;
     }
     if ((type & ~AMP_FLAGS) != AMP_DATA)
         return AMP_BAD_TYPE;
-    if (size > c->capacity / 2) /* R7 */
+    if (size > c->capacity / 2) /* RING-7 */
         return AMP_BAD_LENGTH;
-    return amp_follows(c->within, type & AMP_FLAGS) ? AMP_SOUND : AMP_BAD_SEQUENCE; /* R8 */
+    return amp_follows(c->within, type & AMP_FLAGS) ? AMP_SOUND : AMP_BAD_SEQUENCE; /* RING-8 */
 }
 
-/* The next record, in place. False: none, or a fault. Its bytes stay until amp_release (R4).
- * Loops at most twice: after padding the position is 0, where padding is a fault (R6). */
+/* The next record, in place. False: none, or a fault. Its bytes stay until amp_release (RING-4).
+ * Loops at most twice: after padding the position is 0, where padding is a fault (RING-6). */
 static inline bool amp_read(struct amp_consumer *c, struct amp_record *record)
 {
     while (!c->fault && (c->head != c->tail || amp_look_at_tail(c))) {
@@ -496,7 +496,7 @@ static inline bool amp_read(struct amp_consumer *c, struct amp_record *record)
 /* Gives back all that was read. True: the producer waits and there is room, ring it.
  *
  * Release, "our reads before head"; pairs with the acquire in amp_look_at_head.
- * Then "head before our look at waiting"; pairs with amp_want_room, see amp_publish. R10.
+ * Then "head before our look at waiting"; pairs with amp_want_room, see amp_publish. RING-10.
  * Below a quarter we do not look, and need no barrier: more than three quarters are unread, so we
  * shall be here again. (The tail we know may be old: then there is less room than we think and the
  * producer, rung early, asks again.) */
@@ -521,13 +521,13 @@ static inline bool amp_sleep(struct amp_consumer *c)
     atomic_exchange_explicit(&c->shared->sleeping, 1, memory_order_seq_cst);
     if (!amp_look_at_tail(c) && !c->fault)
         return true;
-    atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst); /* R3 */
+    atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst); /* RING-3 */
     return false;
 }
 
 /* Woken by whatever: no bell is wanted while we read. An exchange and not a store, although nothing
  * here depends on what it returns: a plain store would cut the chain that R9's argument follows
- * (R3). */
+ * (RING-3). */
 static inline void amp_awake(struct amp_consumer *c)
 {
     atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst);
@@ -535,7 +535,7 @@ static inline void amp_awake(struct amp_consumer *c)
 
 /* After the bell was cleared: whether the consumer's last amp_sleep still holds, no producer having
  * rung since. Then there is nothing to do, whoever else was rung by the same bell: a producer that
- * has not changed the flag yet will find the 1 and ring, and one that has, unseen, is about to. R9.
+ * has not changed the flag yet will find the 1 and ring, and one that has, unseen, is about to. RING-9.
  *
  * Relaxed, and yet a producer that was heard is not missed: its exchange comes before its ring, the
  * ring before our clearing (both are system calls on one bell, under one lock of the kernel), and

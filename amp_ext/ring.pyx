@@ -1,15 +1,15 @@
 # cython: language_level=3, nonecheck=True
 """The ring of ring.h for Python: a Mapping, its Producers and its Consumers.
 
-aiomultiprocess.backend hands these classes to the shm transport; ring.pyi is their contract. Here
+aiomultiprocess._accel hands these classes to the shm transport; ring.pyi is their contract. Here
 are only buffers, errors and lifetimes. What a ring does, and why that is right, is in ring.h.
 
-L1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at
+MAPPING-1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at
     once, and the last view that goes unmaps.
-L2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
+MAPPING-2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
     copied: `busy` then turns other callers away.
-L3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
-L4  The garbage collector does not clear an end: a view of it that goes later, in the same cycle (of
+MAPPING-3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
+MAPPING-4  The garbage collector does not clear an end: a view of it that goes later, in the same cycle (of
     a traceback, say), needs the mapping to count itself out. An end refers to its mapping alone,
     and that to no object, so no cycle runs through either.
 """
@@ -21,7 +21,7 @@ from cpython.memoryview cimport PyMemoryView_FromObject
 from posix.mman cimport munmap
 from posix.unistd cimport close as close_descriptor
 
-from amp_ext.gather cimport Gather, gather_copy, gather_drop, gather_take
+from amp_ext.iovec cimport IoVec, iovec_copy, iovec_release, iovec_take
 
 from amp_ext.doorbell import Doorbell  # for ring's users: rings and bells go together
 
@@ -112,7 +112,7 @@ cdef class Mapping:
         self.exports -= 1
         return self.unmap() if self.closed else 0
 
-    cdef int unmap(self) except -1:  # L1
+    cdef int unmap(self) except -1:  # MAPPING-1
         cdef void *base = self.base
         if self.exports == 0 and base != NULL:
             self.base = NULL
@@ -160,7 +160,7 @@ cdef class Mapping:
         view.strides = &view.itemsize
         view.suboffsets = NULL
         view.internal = NULL
-        self.exports += 1  # L1
+        self.exports += 1  # MAPPING-1
 
     def __releasebuffer__(self, Py_buffer *view):
         self.drop_export()
@@ -237,7 +237,7 @@ cdef Consumer new_consumer(Mapping mapping, amp_cursors *shared, const uint8_t *
 # ---- the two ends -------------------------------------------------------------------------------
 
 @cython.final
-@cython.no_gc  # L4
+@cython.no_gc  # MAPPING-4
 cdef class Producer:
     """The writing end of one ring."""
 
@@ -247,10 +247,10 @@ cdef class Producer:
     cdef int usable(self) except -1:
         self.mapping.usable()
         if self.busy:
-            raise RingError("another thread is writing to this ring")  # L2
+            raise RingError("another thread is writing to this ring")  # MAPPING-2
         return self.sound()
 
-    cdef int sound(self) except -1:  # L3
+    cdef int sound(self) except -1:  # MAPPING-3
         return corrupt(self.ring.fault) if self.ring.fault != AMP_SOUND else 0
 
     @property
@@ -265,29 +265,29 @@ cdef class Producer:
         return <Py_ssize_t>room
 
     def write(self, parts, uint32_t flags=AMP_FLAGS):
-        cdef Gather gather
+        cdef IoVec iovec
         try:
-            gather_take(&gather, parts)
+            iovec_take(&iovec, parts)
             self.usable()
-            if gather.total > <Py_ssize_t>amp_max_payload(self.ring.capacity):
+            if iovec.total > <Py_ssize_t>amp_max_payload(self.ring.capacity):
                 raise ValueError(
-                    f"a record carries at most {self.max_payload} bytes, not {gather.total}: "
+                    f"a record carries at most {self.max_payload} bytes, not {iovec.total}: "
                     "use write_some()"
                 )
-            return put(self, &gather, 0, <uint32_t>gather.total, flags)
+            return put(self, &iovec, 0, <uint32_t>iovec.total, flags)
         finally:
-            gather_drop(&gather)
+            iovec_release(&iovec)
 
     def write_some(self, parts, Py_ssize_t offset=0):
-        cdef Gather gather
+        cdef IoVec iovec
         try:
-            gather_take(&gather, parts)
+            iovec_take(&iovec, parts)
             self.usable()
-            if not 0 <= offset < gather.total:
-                raise ValueError(f"offset {offset} is outside a frame of {gather.total} bytes")
-            return put_some(self, &gather, offset)
+            if not 0 <= offset < iovec.total:
+                raise ValueError(f"offset {offset} is outside a frame of {iovec.total} bytes")
+            return put_some(self, &iovec, offset)
         finally:
-            gather_drop(&gather)
+            iovec_release(&iovec)
 
     cpdef bint publish(self) except -1:
         cdef bint asleep
@@ -301,7 +301,7 @@ cdef class Producer:
         cdef bint full
         self.usable()
         if self.ring.tail != self.ring.published:
-            # R10
+            # RING-10
             raise RingError("publish() before want_room(): nobody reads what is not published")
         full = amp_want_room(&self.ring, self.wanted)
         self.sound()
@@ -309,39 +309,39 @@ cdef class Producer:
 
 
 cdef bint put(
-    Producer producer, Gather *gather, Py_ssize_t offset, uint32_t length, uint32_t flags
+    Producer producer, IoVec *iovec, Py_ssize_t offset, uint32_t length, uint32_t flags
 ) except -1:
     """One record of `length` bytes from `offset` on; False, and `wanted` set, without room."""
     cdef uint8_t *to
     if flags & ~AMP_FLAGS or not amp_follows(producer.ring.within, flags):
-        raise ValueError(f"flags {flags} do not follow the record written before")  # R8
+        raise ValueError(f"flags {flags} do not follow the record written before")  # RING-8
     to = amp_reserve(&producer.ring, length)
     if to == NULL:
         producer.sound()
         producer.wanted = length
         return False
-    producer.mapping.exports += 1  # L1: until the header is written too
+    producer.mapping.exports += 1  # MAPPING-1: until the header is written too
     if length < LARGE_COPY:
-        gather_copy(gather, to, offset, length)
+        iovec_copy(iovec, to, offset, length)
     else:
-        copy_large(producer, gather, to, offset, length)
+        copy_large(producer, iovec, to, offset, length)
     amp_commit(&producer.ring, length, flags)
     producer.mapping.drop_export()
     return True
 
 
 cdef void copy_large(
-    Producer producer, Gather *gather, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
+    Producer producer, IoVec *iovec, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
 ) noexcept:
     producer.busy = True
     with nogil:
-        gather_copy(gather, to, offset, length)
+        iovec_copy(iovec, to, offset, length)
     producer.busy = False
 
 
-cdef Py_ssize_t put_some(Producer producer, Gather *gather, Py_ssize_t offset) except -1:
+cdef Py_ssize_t put_some(Producer producer, IoVec *iovec, Py_ssize_t offset) except -1:
     """The rest of a frame if it fits, or a fragment worth the trouble, or nothing."""
-    cdef Py_ssize_t rest = gather.total - offset
+    cdef Py_ssize_t rest = iovec.total - offset
     cdef Py_ssize_t least = producer.ring.capacity // 8
     cdef Py_ssize_t room = <Py_ssize_t>amp_free(&producer.ring)
     cdef Py_ssize_t length = min(rest, room)
@@ -350,12 +350,12 @@ cdef Py_ssize_t put_some(Producer producer, Gather *gather, Py_ssize_t offset) e
     if length < min(rest, least):
         producer.wanted = <uint32_t>min(rest, least)
         return 0
-    put(producer, gather, offset, <uint32_t>length, flags)
+    put(producer, iovec, offset, <uint32_t>length, flags)
     return length
 
 
 @cython.final
-@cython.no_gc  # L4
+@cython.no_gc  # MAPPING-4
 cdef class Consumer:
     """The reading end of one ring; as a buffer, the record that was read last."""
 
@@ -366,7 +366,7 @@ cdef class Consumer:
         self.mapping.usable()
         return self.sound()
 
-    cdef int sound(self) except -1:  # L3
+    cdef int sound(self) except -1:  # MAPPING-3
         return corrupt(self.ring.fault) if self.ring.fault != AMP_SOUND else 0
 
     def __getbuffer__(self, Py_buffer *view, int flags):
@@ -386,7 +386,7 @@ cdef class Consumer:
         view.strides = &view.itemsize
         view.suboffsets = NULL
         view.internal = NULL
-        self.mapping.exports += 1  # L1
+        self.mapping.exports += 1  # MAPPING-1
 
     def __releasebuffer__(self, Py_buffer *view):
         self.mapping.drop_export()
@@ -406,7 +406,7 @@ cdef class Consumer:
         cdef bint may
         self.usable()
         if self.ring.head != self.ring.released:
-            raise RingError("release() before sleep(): the producer may wait for that room")  # R10
+            raise RingError("release() before sleep(): the producer may wait for that room")  # RING-10
         may = amp_sleep(&self.ring)
         self.sound()
         return may

@@ -5,8 +5,8 @@
  * a script of operations for a producer and a consumer (of the same ring, or of one each, as a side
  * has them). What nobody may touch is poisoned, so that a stray access is a report even where it
  * stays inside the mapping. Checked besides: every payload lies in its ring and before the tail
- * that was loaded, private cursors keep R2, a record is where the last one ended or, after padding,
- * at position 0 (so amp_read's loop has two turns at most, R6), a poisoned ring does nothing any
+ * that was loaded, private cursors keep RING-2, a record is where the last one ended or, after padding,
+ * at position 0 (so amp_read's loop has two turns at most, RING-6), a poisoned ring does nothing any
  * more.
  *
  * HONEST: a fresh mapping and no peer that pokes: then there must be no fault at all, and what
@@ -139,13 +139,13 @@ static void read_record(struct course *course)
     struct amp_record record;
     uint64_t head = c->head;
     if (!amp_read(c, &record)) {
-        must(c->head == head || c->fault); /* R6: padding makes way for a record */
+        must(c->head == head || c->fault); /* RING-6: padding makes way for a record */
         return;
     }
     const uint8_t *at = record.payload - AMP_HEADER_SIZE;
-    must(at == c->data || at == c->data + (head & (c->capacity - 1))); /* R6 */
+    must(at == c->data || at == c->data + (head & (c->capacity - 1))); /* RING-6 */
     must(record.payload > c->data && record.payload + record.length <= c->data + c->capacity);
-    must(record.length <= amp_max_payload(c->capacity)); /* R7 */
+    must(record.length <= amp_max_payload(c->capacity)); /* RING-7 */
     must(c->head - head <= c->capacity && c->tail - c->head <= c->capacity);
     for (uint32_t i = 0; i < record.length; i++) {
         uint8_t byte = *(const volatile uint8_t *)(record.payload + i);
@@ -254,7 +254,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     ASAN_POISON_MEMORY_REGION(control + 1, AMP_CONTROL_SIZE - sizeof *control);
     if (amp_map_open(&course.map, control, map_size) == AMP_SOUND) {
         must(course.map.capacity <= capacity); /* smaller is sound: memory may be rounded up */
-        must((course.map.capacity & (course.map.capacity - 1)) == 0); /* R1 */
+        must((course.map.capacity & (course.map.capacity - 1)) == 0); /* RING-1 */
         course.honest = (options & HONEST) && !(options & TWO_RINGS);
         open_ends(&course, options);
         play(&course);

@@ -7,8 +7,8 @@
  * every interleaving and for every choice of sizes, batches, releases, stale values and spurious
  * bells:
  *
- *   R2, R4 to R7, and that records come whole, each once, in order, without a race: by assertions.
- *   R9, R10: there is no state in which nobody can go on and a side has not sent or received all.
+ *   RING-2, RING-4 to RING-7, and that records come whole, each once, in order, without a race: by assertions.
+ *   RING-9, RING-10: there is no state in which nobody can go on and a side has not sent or received all.
  *   A bell is all that a side waits for, so a lost wake-up or a lost room leads to such a state.
  *   With pan's -DNP: no execution goes on for ever. Then each one ends with all delivered.
  *
@@ -16,7 +16,7 @@
  * records only is asserted all along every execution, so this is checked too.
  *
  * Names are ring.h's and shm.py's. An atomic block is one access to what is shared; what lies
- * between them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (R8),
+ * between them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (RING-8),
  * which are records like others here, and cursors that wrap at 2^64.
  *
  * Bytes are counted in units of 8, the size of a header. Options (-D):
@@ -45,7 +45,7 @@
 #define SMALLEST 1
 #endif
 #ifndef LARGEST
-#define LARGEST HALF /* R7 */
+#define LARGEST HALF /* RING-7 */
 #endif
 
 #define HALF (CAPACITY / 2)
@@ -167,14 +167,14 @@ inline ring_if_it_was_set()
 inline look_at_head()
 {
     load(OUT.head, p.head, LOAD_HEAD, p.knows);
-    assert(p.head <= p.published) /* R2 */
+    assert(p.head <= p.published) /* RING-2 */
 }
 
 /* amp_reserve, the copying, amp_commit: they touch bytes only, and those one may touch alone. */
 inline put(what, length)
 {
-    assert(p.knows.bytes + CAPACITY >= p.tail + length); /* R4: they were read, and we know it */
-    assert(p.tail % CAPACITY + length <= CAPACITY);     /* R5 */
+    assert(p.knows.bytes + CAPACITY >= p.tail + length); /* RING-4: they were read, and we know it */
+    assert(p.tail % CAPACITY + length <= CAPACITY);     /* RING-5 */
     OUT_DATA.number[p.tail % CAPACITY] = what;
     OUT_DATA.size[p.tail % CAPACITY] = length;
     p.tail = p.tail + length;
@@ -192,7 +192,7 @@ inline write(length)
         if
         :: written ->
             if
-            :: length > TO_END -> put(PADDING, TO_END) /* R6 */
+            :: length > TO_END -> put(PADDING, TO_END) /* RING-6 */
             :: else
             fi;
             p.records++;
@@ -202,7 +202,7 @@ inline write(length)
     }
 }
 
-/* amp_publish, and the ring that it asks for. R9. */
+/* amp_publish, and the ring that it asks for. RING-9. */
 inline publish()
 {
     if
@@ -230,7 +230,7 @@ inline publish()
     fi
 }
 
-/* amp_want_room. R10. */
+/* amp_want_room. RING-10. */
 inline want_room(length)
 {
     change_waiting(OUT, 1, PRODUCER, p);
@@ -251,7 +251,7 @@ inline want_room(length)
 inline look_at_tail()
 {
     load(IN.tail, c.tail, LOAD_TAIL, c.knows);
-    assert(c.head <= c.tail && c.tail <= c.released + CAPACITY) /* R2 */
+    assert(c.head <= c.tail && c.tail <= c.released + CAPACITY) /* RING-2 */
 }
 
 #define AT (c.head % CAPACITY)
@@ -263,7 +263,7 @@ inline take(what)
     assert(IN_DATA.number[AT] == what);   /* whole, once, in order */
     length = IN_DATA.size[AT];
     assert(c.knows.bytes >= c.head + length);
-    assert(AT + length <= CAPACITY && c.head + length <= c.tail); /* R5 */
+    assert(AT + length <= CAPACITY && c.head + length <= c.tail); /* RING-5 */
     IN_DATA.number[AT] = 0;
     IN_DATA.size[AT] = 0;
     c.head = c.head + length;
@@ -282,9 +282,9 @@ inline read()
         :: got ->
             if
             :: c.knows.bytes > c.head && IN_DATA.number[AT] == PADDING ->
-                assert(AT != 0 && AT + IN_DATA.size[AT] == CAPACITY); /* R6 */
+                assert(AT != 0 && AT + IN_DATA.size[AT] == CAPACITY); /* RING-6 */
                 take(PADDING);
-                assert(c.head != c.tail) /* R6: published with what it makes way for */
+                assert(c.head != c.tail) /* RING-6: published with what it makes way for */
             :: else
             fi;
             c.records++;
@@ -294,7 +294,7 @@ inline read()
     }
 }
 
-/* amp_release, and the ring that it asks for. R10. */
+/* amp_release, and the ring that it asks for. RING-10. */
 inline release()
 {
     if
@@ -322,7 +322,7 @@ inline release()
     fi
 }
 
-/* amp_sleep. R9. */
+/* amp_sleep. RING-9. */
 inline sleep()
 {
     change_sleeping(IN, 1, CONSUMER, c);
@@ -363,7 +363,7 @@ inline look_whether_asleep()
 
 /* ---- a side: shm.py's ShmLink in its event loop --------------------------------------------- */
 
-/* After a record did not fit: S5. */
+/* After a record did not fit: SHM-5. */
 inline stall()
 {
     publish();
@@ -407,7 +407,7 @@ inline pump()
     fi
 }
 
-/* ShmLink._drain: a batch that may end, and releases that may come, after any record. S2, S3. */
+/* ShmLink._drain: a batch that may end, and releases that may come, after any record. SHM-2, SHM-3. */
 inline drain_a_batch()
 {
     read();
@@ -439,7 +439,7 @@ inline drain()
     fi
 }
 
-/* Porch._rung: the bell is cleared first. S4. */
+/* Porch._rung: the bell is cleared first. SHM-4. */
 inline clear_bell()
 {
 #if !defined(BELL_CLEARED_LATE) && !defined(BELL_NOT_CLEARED) && !defined(ASLEEP_FIRST)
@@ -461,8 +461,8 @@ inline look_whether_link_sleeps()
     fi
 }
 
-/* ShmLink.rung: who has nothing to send and is still asleep was not meant, and takes no turn. S3.
- * ShmLink._turn: nor does who will take one anyway. S5. */
+/* ShmLink.rung: who has nothing to send and is still asleep was not meant, and takes no turn. SHM-3.
+ * ShmLink._turn: nor does who will take one anyway. SHM-5. */
 inline rung()
 {
     if
@@ -509,7 +509,7 @@ proctype Side(bit me)
 #ifdef CONTINUATION_ONLY_RECEIVES
     bit only_receives;
 #endif
-    bit again = true; /* the first turn, in which it goes to sleep for the first time: S3 */
+    bit again = true; /* the first turn, in which it goes to sleep for the first time: SHM-3 */
 
     do
     :: p.wanted == 0 && p.records < RECORDS_OF(me) -> send()

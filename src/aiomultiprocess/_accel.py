@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # The counterparts have the same signatures; a type checker reads those of the Python ones.
-    from amp_ext import growing as growing
+    from amp_ext import buffer_builder as buffer_builder
     from amp_ext import link as link
     from amp_ext import ring as ring
 
+    from ._pure.buffer_builder import BufferBuilder
     from ._pure.codec import decode_items, dumps, encode_items, loads
-    from ._pure.growing import Growing
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
 
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     _watchdog: Any
 else:
     try:
-        from amp_ext import growing, link, ring
+        from amp_ext import buffer_builder, link, ring
         from amp_ext import watchdog as _watchdog
+        from amp_ext.buffer_builder import BufferBuilder
         from amp_ext.codec import decode_items, dumps, encode_items, loads
-        from amp_ext.growing import Growing
         from amp_ext.journal import Journal
-        from amp_ext.step import DONE, FULL, RAISED, SUSPENDED, Starter, share
+        from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, share
 
         from ._pure import tasks
 
         share(tasks)
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python: `select` tells which
+        from ._pure.buffer_builder import BufferBuilder
         from ._pure.codec import decode_items, dumps, encode_items, loads
-        from ._pure.growing import Growing
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
 
-        growing = link = ring = _watchdog = None
+        buffer_builder = link = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
     "FULL",
     "RAISED",
     "SUSPENDED",
-    "Growing",
+    "BufferBuilder",
     "Journal",
     "Starter",
     "decode_items",

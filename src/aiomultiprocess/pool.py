@@ -1,6 +1,6 @@
 """The pool: what a user touches.
 
-`Pool` checks what it is given and turns each call into a job (jobs.py) for the engine (engine.py);
+`Pool` checks what it is given and turns each call into a job (job.py) for the engine (engine.py);
 `PoolResult` reads the job's results. Nothing of the transport or the workers shows here.
 """
 
@@ -114,7 +114,7 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
             raise TypeError(f"a PoolResult is made by map and starmap, not from {job!r}")
         self.pool = pool
         self._job = job
-        weakref.finalize(self, pool._bind().let_go, job).atexit = False
+        weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
 
     if not TYPE_CHECKING:  # or every attribute would be known to type checkers
 
@@ -146,7 +146,7 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
 
 
 async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
-    """What an `await` waits for: it keeps the pool, but not the `PoolResult` (jobs.py, B5)."""
+    """What an `await` waits for: it keeps the pool, but not the `PoolResult` (job.py, JOB-5)."""
     try:
         return await results
     except PoolTerminatedError as error:

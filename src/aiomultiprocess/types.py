@@ -54,7 +54,7 @@ if not TYPE_CHECKING:
         return Unit
 
 
-def brief(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Type and text of an exception in one line, whatever it does when it is printed."""
     name = type(error).__name__
     try:

@@ -1,8 +1,8 @@
-"""How many tasks a worker may hold (credit.py, K1 to K7)."""
+"""How many tasks a worker may hold (credit.py, CREDIT-1 to CREDIT-7)."""
 
 import pytest
 
-from aiomultiprocess._parent.credit import GROWTH, HORIZON, MOST_BYTES, PRESSED, Credit
+from aiomultiprocess._parent.credit import CONTENTION_PARTS, GROWTH, HORIZON, MOST_BYTES, Credit
 
 FUNCTION, OTHER = 1, 2
 
@@ -31,7 +31,7 @@ def test_nothing_waits_behind_a_task_that_takes_longer_than_the_horizon() -> Non
 def test_a_worker_with_free_slots_gets_as_many() -> None:
     credit = Credit(concurrency=16, lifetime=0)
     credit.send(1, FUNCTION, now=0.0)
-    credit.want(15)
+    credit.need_work(15)
     assert credit.room(1, FUNCTION) == 15
     credit.send(10, FUNCTION, now=0.0)
     assert credit.room(11, FUNCTION) == 5
@@ -91,7 +91,7 @@ def test_what_was_learned_of_one_function_is_not_believed_of_another() -> None:
 
 def test_a_worker_gets_no_more_tasks_than_its_lifetime() -> None:
     credit = Credit(concurrency=16, lifetime=3)
-    credit.want(16)
+    credit.need_work(16)
     assert credit.room(0, FUNCTION) == 3
     credit.send(3, FUNCTION, now=0.0)
     assert credit.spent
@@ -102,7 +102,7 @@ def waiting_side_by_side(concurrency: int) -> Credit:
     """A worker that was seen to run as many tasks as it may, all of which end after a while."""
     credit = Credit(concurrency, lifetime=0)
     credit.send(1, FUNCTION, now=0.0)
-    credit.want(concurrency - 1)
+    credit.need_work(concurrency - 1)
     credit.send(concurrency - 1, FUNCTION, now=0.0)
     report(credit, concurrency, started=concurrency, now=1.0)
     credit.send(concurrency, FUNCTION, now=1.0)
@@ -112,9 +112,9 @@ def waiting_side_by_side(concurrency: int) -> Credit:
 def test_tasks_that_wait_side_by_side_have_successors_at_hand_while_there_is_plenty() -> None:
     credit = waiting_side_by_side(16)
     assert credit.room(32, FUNCTION) == 0  # all 16 run, and nothing waits behind them
-    assert credit.room(32, FUNCTION, plenty=True) == 15
+    assert credit.room(32, FUNCTION, work_is_ample=True) == 15
     credit.send(15, FUNCTION, now=1.0)
-    assert credit.room(32, FUNCTION, plenty=True) == 0
+    assert credit.room(32, FUNCTION, work_is_ample=True) == 0
 
 
 def test_at_the_tail_nothing_waits_behind_tasks_that_take_longer_than_the_horizon() -> None:
@@ -123,18 +123,18 @@ def test_at_the_tail_nothing_waits_behind_tasks_that_take_longer_than_the_horizo
     report(credit, 16, started=16, now=2 * HORIZON)  # eight begin within a horizon
     credit.send(15, FUNCTION, now=2 * HORIZON)
     assert credit.room(31, FUNCTION) == 1 + 8
-    assert credit.room(31, FUNCTION, plenty=False) == 1
+    assert credit.room(31, FUNCTION, work_is_ample=False) == 1
 
 
 def test_at_the_tail_quick_tasks_wait_as_ever() -> None:
     credit = with_backlog()
     room = credit.room(credit.sent, FUNCTION)
-    assert credit.room(credit.sent, FUNCTION, plenty=False) == room > 1
+    assert credit.room(credit.sent, FUNCTION, work_is_ample=False) == room > 1
 
 
 def test_plenty_is_nothing_to_a_function_of_which_nothing_is_known() -> None:
     credit = waiting_side_by_side(16)
-    assert credit.room(32, OTHER, plenty=True) == 0
+    assert credit.room(32, OTHER, work_is_ample=True) == 0
 
 
 def with_backlog() -> Credit:
@@ -150,26 +150,26 @@ def with_backlog() -> Credit:
 def test_one_call_of_which_nothing_is_known_passes_a_backlog() -> None:
     credit = with_backlog()
     assert credit.room(1, OTHER) <= 0
-    assert credit.passing(1, OTHER) == 1
+    assert credit.overtake(1, OTHER) == 1
 
 
 def test_a_few_quick_calls_pass_a_backlog() -> None:
-    assert with_backlog().passing(1, FUNCTION) == 16
+    assert with_backlog().overtake(1, FUNCTION) == 16
 
 
 def test_the_next_calls_pass_when_the_last_ones_have_begun() -> None:
     credit = with_backlog()
     credit.send(16, FUNCTION, now=1e-6)
-    credit.have_passed()
-    assert credit.passing(credit.sent - 1, FUNCTION) == 0
-    assert credit.passing(credit.sent, FUNCTION) == 16
+    credit.have_overtaken()
+    assert credit.overtake(credit.sent - 1, FUNCTION) == 0
+    assert credit.overtake(credit.sent, FUNCTION) == 16
 
 
 def test_no_call_passes_tasks_that_may_take_long() -> None:
     credit = with_backlog()
     credit.send(1, OTHER, now=1e-6)
-    credit.have_passed()
-    assert credit.passing(credit.sent, FUNCTION) == 0
+    credit.have_overtaken()
+    assert credit.overtake(credit.sent, FUNCTION) == 0
 
 
 def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
@@ -177,7 +177,7 @@ def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
     credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
     assert credit.room(1, FUNCTION) == GROWTH + 1
-    assert credit.room(1, FUNCTION, pressed=True) == GROWTH // PRESSED + 1
+    assert credit.room(1, FUNCTION, contended=True) == GROWTH // CONTENTION_PARTS + 1
 
 
 def test_no_call_passes_beyond_a_lifetime() -> None:
@@ -185,7 +185,7 @@ def test_no_call_passes_beyond_a_lifetime() -> None:
     credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
     credit.send(1, FUNCTION, now=1e-6)
-    assert credit.passing(1, FUNCTION) == 2
+    assert credit.overtake(1, FUNCTION) == 2
 
 
 def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() -> None:
@@ -195,8 +195,8 @@ def test_a_worker_that_holds_much_gets_what_it_has_slots_for_and_no_backlog() ->
     assert credit.room(1, FUNCTION) > 1
     credit.send(1, FUNCTION, now=1e-6, size=MOST_BYTES)
     assert credit.room(2, FUNCTION) == 0
-    assert credit.passing(2, FUNCTION) == 0
-    credit.want(15)
+    assert credit.overtake(2, FUNCTION) == 0
+    credit.need_work(15)
     assert credit.room(2, FUNCTION) == 15
     report(credit, 1, started=2, now=2e-6, size=MOST_BYTES)
     assert credit.room(2, FUNCTION) > 15
@@ -234,24 +234,24 @@ def test_nothing_quick_waits_behind_tasks_that_may_take_long_and_have_all_slots(
         credit.send(1, FUNCTION, now=10.0)
         report(credit, 1, credit.sent, now=10.0 + 5 * HORIZON)
     credit.send(1, FUNCTION, now=20.0)
-    credit.want(1)
+    credit.need_work(1)
     assert credit.room(credit.sent, OTHER) > 100  # the other slot takes them
     credit.send(1, FUNCTION, now=20.0)
-    credit.want(0)
-    for plenty in (None, False, True):
-        assert credit.room(credit.sent, OTHER, plenty=plenty) == 0
+    credit.need_work(0)
+    for work_is_ample in (None, False, True):
+        assert credit.room(credit.sent, OTHER, work_is_ample=work_is_ample) == 0
     credit._recent = OTHER  # whatever was sent last
-    assert credit.passing(credit.sent, OTHER) == 0
+    assert credit.overtake(credit.sent, OTHER) == 0
     report(credit, 1, credit.sent, now=20.0 + 5 * HORIZON)
     assert credit.room(credit.sent, OTHER) > 100
-    assert credit.passing(credit.sent, OTHER) > 0
+    assert credit.overtake(credit.sent, OTHER) > 0
 
 
 def test_free_slots_are_believed_no_longer_than_they_are_free() -> None:
     """A worker says how many it has while those very slots are being filled."""
     credit = quick(concurrency=16)
     credit.send(16, FUNCTION, now=20.0)
-    credit.want(10)
+    credit.need_work(10)
     assert credit.room(credit.sent, OTHER) == 0
     report(credit, 4, credit.sent, now=20.0 + 5 * HORIZON)
     assert credit.room(credit.sent, OTHER) >= 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_remote import raised, travel
 
-import remote_errors as errors
+import exception_types as errors
 import tracebacks
 from aiomultiprocess import Pool, ProxyException, Worker
 from support import run_script

@@ -124,7 +124,7 @@ async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
 async def kill_until_none_is_started(pool: Pool) -> set[int | None]:
     """Kill each worker as soon as it is ready, until the pool waits; the pids of all."""
     pids: set[int | None] = set()
-    while pool._engine is None or not pool._engine._missing:
+    while pool._engine is None or not pool._engine._pending_restarts:
         for process in pool.processes:
             if process.ready:
                 pids.add(process.pid)
@@ -146,7 +146,7 @@ async def test_workers_that_die_once_they_are_ready_are_not_replaced_without_lim
         waiting = asyncio.ensure_future(pool.apply(workload.two))
         await asyncio.sleep(0)
         assert pool._engine is not None
-        pool._engine._start_missing()  # as the timer does
+        pool._engine._start_pending()  # as the timer does
         assert await waiting == 2
 
 
@@ -476,5 +476,7 @@ async def test_a_worker_that_is_trusted_no_more_gets_no_more() -> None:
     async with Pool(1) as pool:
         assert await pool.apply(workload.two) == 2
         [worker] = pool.processes
-        worker.distrust(CorruptHeaderError("as this test says"))  # it is killed, and not gone yet
+        worker.mark_corrupt(
+            CorruptHeaderError("as this test says")
+        )  # it is killed, and not gone yet
         assert await pool.map(workload.double, range(100)) == [2 * i for i in range(100)]

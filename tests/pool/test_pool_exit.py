@@ -355,10 +355,10 @@ def test_a_process_ends_by_its_signal_whatever_became_of_its_streams(
 ) -> None:
     source = f"""
 import os, signal, sys
-from aiomultiprocess._worker.engine import die_of
+from aiomultiprocess._worker.engine import exit_by_signal
 
 if __name__ == "__main__":
 {STREAMS[streams]}
-    die_of(signal.SIGTERM)
+    exit_by_signal(signal.SIGTERM)
 """
     assert run_script(tmp_path, source).process.returncode == -signal.SIGTERM

@@ -48,7 +48,7 @@ async def test_large_results_of_one_object_are_not_aliased() -> None:
         assert [result.sum() for result in results] == [300_000 * at for at in range(4)]
         assert not array.any()
         both: Any = await pool.apply(workload.identity, ([array, array],))
-        assert both[0] is both[1]  # C3: one object stays one
+        assert both[0] is both[1]  # CODEC-3: one object stays one
 
 
 @pytest.mark.parametrize("size", [10, 9_000, 70_000, 3_000_000])
@@ -85,7 +85,7 @@ async def test_a_bytearray_is_not_locked_while_it_is_on_its_way() -> None:
 
 
 async def test_a_worker_that_dies_with_a_large_item_fails_no_other() -> None:
-    # one at a time: a large result that is on its way may go with its neighbour (child.py, W6)
+    # one at a time: a large result that is on its way may go with its neighbour (_worker/engine.py, WORKER-6)
     async with Pool(2, childconcurrency=1) as pool:
         large = bytes(20 * MB)
         doomed = asyncio.gather(

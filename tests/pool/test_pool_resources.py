@@ -101,13 +101,13 @@ class Buffered:
 async def test_an_item_that_memory_is_too_small_to_send_fails_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def lasting(segment: Any) -> Any:
+    def kept_segment(segment: Any) -> Any:
         if len(segment) >= MIB:
             raise MemoryError
         return copied(segment)
 
-    copied = pipe.lasting
-    monkeypatch.setattr(pipe, "lasting", lasting)
+    copied = pipe.kept_segment
+    monkeypatch.setattr(pipe, "kept_segment", kept_segment)
     async with Pool(1, backend="pipe") as pool:
         with pytest.raises(pickle.PicklingError, match=r"argument .*len cannot be sent .*Memory"):
             await pool.apply(len, (Buffered(MIB),))
@@ -156,7 +156,7 @@ async def test_a_worker_cannot_shrink_the_memory_that_it_shares(backend: str) ->
 
 @pytest.mark.row("D36")
 def test_nor_can_the_parent_shrink_the_page_where_pipes_keep_count() -> None:
-    page = shared_page.Ledger.create()
+    page = shared_page.SharedPage.create()
     try:
         with pytest.raises(PermissionError):
             os.ftruncate(page.fd, 0)

@@ -63,7 +63,7 @@ async def test_every_item_arrives_once_where_a_frame_holds_few_of_them() -> None
 
 
 async def test_who_awaits_does_not_keep_the_object_that_others_could_ask() -> None:
-    async with Pool(1) as pool:  # so that the list of results need not be copied (jobs.py, B5)
+    async with Pool(1) as pool:  # so that the list of results need not be copied (job.py, JOB-5)
         results = pool.map(workload.double, range(3))
         gone = weakref.ref(results)
         waiting = asyncio.ensure_future(waited_for(results.__await__()))
@@ -431,7 +431,7 @@ async def test_every_item_has_a_task_of_its_own() -> None:
         await meeting.release_together(5)
         found = await results
         assert all(is_task and is_same for is_task, is_same, _ in found)
-        assert len({ident for _, _, ident in found}) == 5
+        assert len({chunk_id for _, _, chunk_id in found}) == 5
 
 
 async def test_an_item_that_ends_at_once_has_a_task_too() -> None:

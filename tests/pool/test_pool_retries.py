@@ -1,6 +1,6 @@
 """Tasks that may run again when their worker dies (`retries=`): how often, where, and how it ends.
 
-The rules are those of suspects.py (A1 to A4).
+The rules are those of retry.py (RETRY-1 to RETRY-4).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def lose_together(meeting: Meeting, count: int) -> list[Arrival]:
     return arrivals
 
 
-# -- A1: how often ---------------------------------------------------------------------------------
+# -- RETRY-1: how often ---------------------------------------------------------------------------------
 
 
 async def test_a_task_succeeds_on_its_second_attempt(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_retries_that_cannot_be_are_refused_at_the_call(value: Any, error:
             pool.starmap(workload.double, [(1,)], retries=value)
 
 
-# -- A2, A3: where ---------------------------------------------------------------------------------
+# -- RETRY-2, RETRY-3: where ---------------------------------------------------------------------------------
 
 
 async def test_fifteen_neighbours_of_a_poisonous_task_succeed_and_it_fails(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ async def test_a_worker_that_runs_a_suspect_runs_nothing_else(tmp_path: Path) ->
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(1, childconcurrency=8) as pool:
         items = [(i, str(path), meeting.port) for i in range(5)]
-        suspects = pool.starmap(attempts.see_neighbours, items, retries=1)
-        reading = asyncio.ensure_future(suspects)
+        retry_queue = pool.starmap(attempts.see_neighbours, items, retries=1)
+        reading = asyncio.ensure_future(retry_queue)
         await lose_together(meeting, 5)
         others = pool.map(attempts.be_a_neighbour, range(100))
         assert await reading == [[1] * 21] * 5
@@ -182,11 +182,11 @@ async def test_other_work_goes_to_the_workers_that_run_no_suspect(tmp_path: Path
         lost, staying = await meeting.first(2)
         assert lost.pid != staying.pid
         os.kill(lost.pid, signal.SIGKILL)
-        suspect = await meeting.next()
-        assert suspect.token == lost.token
+        retry_task = await meeting.next()
+        assert retry_task.token == lost.token
         calls = [pool.apply(workload.where) for _ in range(20)]
         assert set(await asyncio.gather(*calls)) == {staying.pid}
-        suspect.release()
+        retry_task.release()
         staying.release()
         assert await reading == [0, 1]
 
@@ -222,10 +222,10 @@ async def test_a_busy_worker_falls_idle_for_a_suspect_that_has_no_other(tmp_path
         await until_gone(pool, lost.pid)
         notes = pool.starmap(workload.note, [(str(others), i) for i in range(50)])
         staying.release()
-        suspect = await meeting.next()
-        assert (suspect.pid, suspect.token) == (staying.pid, lost.token)
+        retry_task = await meeting.next()
+        assert (retry_task.pid, retry_task.token) == (staying.pid, lost.token)
         assert lines(others) == []
-        suspect.release()
+        retry_task.release()
         assert await reading == [0, 1]
         assert len(await notes) == 50
 
@@ -248,10 +248,10 @@ async def test_a_worker_that_was_kept_free_goes_on_once_another_runs_the_suspect
         other = asyncio.ensure_future(pool.apply(workload.where))
         await asyncio.sleep(0)  # it waits: one worker is kept free, the other has no room
         blocked.release()
-        suspect = await meeting.next()
-        assert suspect.pid == blocked.pid
+        retry_task = await meeting.next()
+        assert retry_task.pid == blocked.pid
         assert await other == kept.pid
-        suspect.release()
+        retry_task.release()
         kept.release()
         await asyncio.gather(*calls)
 
@@ -356,10 +356,10 @@ async def test_close_and_join_finish_suspects(tmp_path: Path) -> None:
         items = [(i, str(path), meeting.port) for i in range(3)]
         results = pool.starmap(attempts.meet_each_time, items, retries=1)
         await lose_together(meeting, 3)
-        suspect = await meeting.next()
+        retry_task = await meeting.next()
         pool.close()
         joining = asyncio.ensure_future(pool.join())
-        suspect.release()
+        retry_task.release()
         await meeting.release_all(2)
         await joining
         assert await results == [0, 1, 2]
@@ -393,12 +393,12 @@ async def test_a_call_that_is_cancelled_during_its_retry_is_cancelled_in_the_wor
         arguments = (1, str(path), meeting.port)
         call = asyncio.ensure_future(pool.apply(attempts.meet_each_time, arguments, retries=1))
         await lose_together(meeting, 1)
-        suspect = await meeting.next()
+        retry_task = await meeting.next()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await suspect.gone
-        assert await pool.apply(workload.where) == suspect.pid
+        await retry_task.gone
+        assert await pool.apply(workload.where) == retry_task.pid
 
 
 async def test_a_call_whose_caller_gave_up_is_not_run_again(tmp_path: Path) -> None:

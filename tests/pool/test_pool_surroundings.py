@@ -233,7 +233,7 @@ async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
         await pool.join()
         assert pool._engine is not None
         assert pool._engine._next_try is None
-        assert not pool._engine._missing
+        assert not pool._engine._pending_restarts
         assert len(asked) == 1
 
 

@@ -1,4 +1,4 @@
-"""No worker gets the tasks of a map while others have nothing to do (queues.py, Q6)."""
+"""No worker gets the tasks of a map while others have nothing to do (queue.py, QUEUE-6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event loops of workers (_loops.py)."""
+"""The event loops of workers (loops.py)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def test_the_ring_is_sound_under_sanitizers_and_kills() -> None:
 @pytest.mark.row("C29")
 @needs("spin")
 def test_the_model_of_the_ring_holds_and_its_mutants_are_caught() -> None:
-    said = run("model", "brief")
+    said = run("model", "describe_error")
     assert said.count(" states, depth ") == 1
     assert said.count("caught: ") == 3
 

@@ -49,10 +49,10 @@ class Sent:
 
     def frame(self, *payload: Any) -> bool:
         """Send one, and tell whether it was written."""
-        kind, flags, count, ident, offset, function = FIELDS
+        kind, flags, count, chunk_id, offset, function = FIELDS
         before = len(self.others)
         self.outlet.send(
-            kind, flags=flags, count=count, ident=ident, offset=offset, function=function,
+            kind, flags=flags, count=count, chunk_id=chunk_id, offset=offset, function=function,
             payload=payload,
         )  # fmt: skip
         return len(self.others) == before
@@ -111,12 +111,12 @@ def test_a_frame_arrives_with_its_header_and_payload(lane: MakeLane) -> None:
 def test_the_header_is_that_of_the_wire(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    kind, flags, count, ident, offset, function = FIELDS
+    kind, flags, count, chunk_id, offset, function = FIELDS
     sent.frame(b"xyz")
     sent.outlet.flush()
     record = consumer.read()
     assert record is not None
-    assert record[1] == HEADER.pack(kind, flags, 0, count, ident, offset, function, 3) + b"xyz"
+    assert record[1] == HEADER.pack(kind, flags, 0, count, chunk_id, offset, function, 3) + b"xyz"
 
 
 def test_a_payload_is_gone_when_its_handler_returns(lane: MakeLane) -> None:

@@ -1,6 +1,6 @@
 """The ring of amp_ext: records, buffers, room and wake-ups, within one process.
 
-R1 to R10 are the invariants of amp_ext/ring.h, L1 and L2 those of amp_ext/ring.pyx.
+RING-1 to RING-10 are the invariants of amp_ext/ring.h, MAPPING-1 and MAPPING-2 those of amp_ext/ring.pyx.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ lane = ring_support.lane
 def test_every_length_arrives_whole_or_is_refused_by_name(
     lane: MakeLane, capacity: int, start: int
 ) -> None:
-    """R5, R7: also across the end, and across 2^32 and 2^64."""
+    """RING-5, RING-7: also across the end, and across 2^32 and 2^64."""
     producer, consumer = lane(capacity, start)
     for length in range(capacity + 2):
         sent = bytes(random.Random(length).randbytes(length))
@@ -60,7 +60,7 @@ def test_every_length_arrives_whole_or_is_refused_by_name(
 def test_every_frame_arrives_in_fragments_that_the_reader_can_join(
     lane: MakeLane, start: int
 ) -> None:
-    """R8."""
+    """RING-8."""
     producer, consumer = lane(64, start)
     for length in range(1, 200):
         sent, got, flags, offset = random.Random(length).randbytes(length), b"", [], 0
@@ -90,7 +90,7 @@ def test_nothing_is_visible_before_it_is_published(lane: MakeLane) -> None:
 
 
 def test_what_is_read_is_not_overwritten_before_it_is_released(lane: MakeLane) -> None:
-    """R4."""
+    """RING-4."""
     producer, consumer = lane(64)
     fill_up(producer)
     record = consumer.read()
@@ -101,7 +101,7 @@ def test_what_is_read_is_not_overwritten_before_it_is_released(lane: MakeLane) -
 
 
 def test_flags_that_do_not_follow_are_refused_by_the_writer(lane: MakeLane) -> None:
-    """R8."""
+    """RING-8."""
     producer, consumer = lane()
     with pytest.raises(ValueError, match="flags 0"):
         producer.write((b"middle",), 0)
@@ -151,7 +151,7 @@ def test_an_offset_outside_the_frame_is_refused(lane: MakeLane) -> None:
 
 
 def test_a_large_copy_lets_other_threads_run_but_not_write(lane: MakeLane) -> None:
-    """L2."""
+    """MAPPING-2."""
     producer, _ = lane(1 << 26)
     large = bytes(producer.max_payload)
     refused = 0
@@ -171,7 +171,7 @@ def test_a_large_copy_lets_other_threads_run_but_not_write(lane: MakeLane) -> No
 
 
 def test_a_sleeper_is_rung_once_for_what_comes_after(lane: MakeLane) -> None:
-    """R9."""
+    """RING-9."""
     producer, consumer = lane()
     assert consumer.sleep()
     producer.write((b"one",))
@@ -183,7 +183,7 @@ def test_a_sleeper_is_rung_once_for_what_comes_after(lane: MakeLane) -> None:
 
 @pytest.mark.row("C33")
 def test_nobody_sleeps_over_what_is_published(lane: MakeLane) -> None:
-    """R9."""
+    """RING-9."""
     producer, consumer = lane()
     producer.write((b"one",))
     assert not producer.publish()
@@ -202,7 +202,7 @@ def test_who_is_awake_is_not_rung(lane: MakeLane) -> None:
 
 
 def test_who_waits_for_room_is_rung_when_a_quarter_is_free(lane: MakeLane) -> None:
-    """R10."""
+    """RING-10."""
     producer, consumer = lane(256)
     count = fill_up(producer)
     assert producer.want_room()
@@ -217,7 +217,7 @@ def test_who_waits_for_room_is_rung_when_a_quarter_is_free(lane: MakeLane) -> No
 
 
 def test_nobody_waits_for_room_that_is_there(lane: MakeLane) -> None:
-    """R10: also when the room appears between the refusal and the question."""
+    """RING-10: also when the room appears between the refusal and the question."""
     producer, consumer = lane(64)
     fill_up(producer)
     read_all(consumer)
@@ -230,7 +230,7 @@ def test_nobody_waits_for_room_that_is_there(lane: MakeLane) -> None:
 
 
 def test_order_that_could_lose_a_wake_up_is_refused(lane: MakeLane) -> None:
-    """R10."""
+    """RING-10."""
     producer, consumer = lane()
     producer.write((b"one",))
     with pytest.raises(RingError, match=r"publish\(\) before want_room"):

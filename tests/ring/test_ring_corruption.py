@@ -1,6 +1,6 @@
 """The ring over memory that holds what no sound peer writes: an error or data, never a fault.
 
-R1 to R10 are the invariants of amp_ext/ring.h.
+RING-1 to RING-10 are the invariants of amp_ext/ring.h.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ HEADERS = {
 def test_a_header_that_no_producer_writes_poisons(
     make: MakeMapping, length: int, type_: int, message: str
 ) -> None:
-    """R5, R6, R8."""
+    """RING-5, RING-6, RING-8."""
     mapping = make(64)
     consumer = mapping.down_consumer()
     with Words(mapping) as words:
@@ -90,7 +90,7 @@ def test_a_header_that_no_producer_writes_poisons(
 def test_padding_that_is_not_between_a_record_and_the_end_poisons(
     make: MakeMapping, start: int, length: int, tail: int
 ) -> None:
-    """R6."""
+    """RING-6."""
     mapping = make(64, start)
     consumer = mapping.down_consumer()
     with Words(mapping) as words:
@@ -104,7 +104,7 @@ def test_padding_that_is_not_between_a_record_and_the_end_poisons(
 @pytest.mark.parametrize("start", CURSORS)
 @pytest.mark.parametrize("step", [1, 7, 72, -8, 2**32, 2**63])
 def test_a_cursor_out_of_order_poisons(make: MakeMapping, start: int, step: int) -> None:
-    """R2, for both ends."""
+    """RING-2, for both ends."""
     mapping = make(64, start)
     producer, consumer = mapping.down_producer(), mapping.down_consumer()
     fill_up(producer)
@@ -124,7 +124,7 @@ def test_a_cursor_out_of_order_poisons(make: MakeMapping, start: int, step: int)
 
 
 def test_ends_are_not_opened_on_cursors_out_of_order(make: MakeMapping) -> None:
-    """R2."""
+    """RING-2."""
     for offset, value in ((DOWN_TAIL, 4), (DOWN_HEAD, 4), (DOWN_TAIL, 1000)):
         mapping = make(64)
         with Words(mapping) as words:

@@ -1,6 +1,6 @@
 """The ring's memory, lifetimes and doorbells.
 
-R1 to R10 are the invariants of amp_ext/ring.h, L1 and L2 those of amp_ext/ring.pyx.
+RING-1 to RING-10 are the invariants of amp_ext/ring.h, MAPPING-1 and MAPPING-2 those of amp_ext/ring.pyx.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_a_second_attachment_goes_on_where_the_first_published(make: MakeMapping
 
 @pytest.mark.parametrize("capacity", [0, 1, 63, 100, MIN_CAPACITY // 2, MAX_CAPACITY * 2, 2**63])
 def test_a_capacity_that_is_no_power_of_two_in_range_is_refused(capacity: int) -> None:
-    """R1."""
+    """RING-1."""
     with pytest.raises(ValueError, match=f"power of two .* not {capacity}"):
         Mapping.create(capacity)
 
@@ -132,7 +132,7 @@ def test_the_journal_is_shared_and_no_part_of_the_rings(make: MakeMapping, capac
     with child.journal as written, parent.journal as read:
         assert len(written) == len(read) == max(capacity // 16, 128)
         written[:] = b"j" * len(written)
-        child.close()  # L1: the view keeps the memory
+        child.close()  # MAPPING-1: the view keeps the memory
         written[:1] = b"J"
         assert bytes(read) == b"J" + b"j" * (len(read) - 1)
     assert read_all(parent.up_consumer()) == []
@@ -149,7 +149,7 @@ def mapped() -> int:
 
 @pytest.mark.skipif(not LINUX, reason="looks at /proc")
 def test_a_view_keeps_the_memory_until_it_is_released(make: MakeMapping) -> None:
-    """L1."""
+    """MAPPING-1."""
     before = mapped()
     mapping = make(64)
     producer, consumer = mapping.down_producer(), mapping.down_consumer()

@@ -1,6 +1,6 @@
 """The ring between two processes: wake-ups, a peer that is killed, a peer that writes rubbish.
 
-R1 to R10 are the invariants of amp_ext/ring.h.
+RING-1 to RING-10 are the invariants of amp_ext/ring.h.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def numbered(n: int) -> bytes:
 
 @pytest.mark.row("C33")
 def test_no_wake_up_is_lost_between_two_processes(make: MakeMapping) -> None:
-    """R9, R10: nobody has a time limit, and both rings are full at once most of the time."""
+    """RING-9, RING-10: nobody has a time limit, and both rings are full at once most of the time."""
     mapping = make(256)
     producer, consumer = mapping.down_producer(), mapping.up_consumer()
     mine, theirs = Doorbell(), Doorbell()

@@ -215,12 +215,12 @@ def decode(codec: Any, payload: bytes | frames.Payload, count: int) -> list[Any]
     return items
 
 
-def arrived(segments: list[Any]) -> frames.Parts:
+def arrived(segments: list[Any]) -> frames.PayloadParts:
     """Segments as a transport hands them over: copies of their own."""
     copies = [
         bytes(bytearray(one)) if frames.is_readonly(one) else bytearray(one) for one in segments
     ]
-    return frames.Parts(copies, sum(map(len, copies)))
+    return frames.PayloadParts(copies, sum(map(len, copies)))
 
 
 def echo(codec: Any, item: Any) -> Any:

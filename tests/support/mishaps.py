@@ -523,7 +523,7 @@ def damage_the_link(port: int) -> None:
     for line in mapped_memory():
         begin = int(line.partition("-")[0], 16)
         if "-ledger" in line:
-            ctypes.memset(begin, 0, 8)  # its counter of started tasks (ledger.py)
+            ctypes.memset(begin, 0, 8)  # its counter of started tasks (shared_page.py)
         else:
             ctypes.memset(begin + STARTED, 0, 8)
             ctypes.memset(begin + UP_TAIL, 0xFF, 8)

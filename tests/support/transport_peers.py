@@ -21,13 +21,13 @@ def serve(link: Link, answer: Callable[[int, bytes], None]) -> None:
     done = loop.create_future()
 
     def handler(
-        kind: int, _flags: int, _count: int, ident: int, _offset: int, _function: int,
+        kind: int, _flags: int, _count: int, chunk_id: int, _offset: int, _function: int,
         payload: memoryview,
     ) -> None:  # fmt: skip
         if kind == Kind.CLOSE:
             done.set_result(None)
         else:
-            answer(ident, bytes(payload))
+            answer(chunk_id, bytes(payload))
 
     link.start(loop, handler, lambda: None, done.set_exception, link.flush)
     loop.run_until_complete(done)
@@ -38,7 +38,10 @@ def serve(link: Link, answer: Callable[[int, bytes], None]) -> None:
 def echo(end: ChildEnd) -> None:
     """Send every frame back."""
     link = end.open()
-    serve(link, lambda ident, payload: link.send(Kind.RESULTS, ident=ident, payload=[payload]))
+    serve(
+        link,
+        lambda chunk_id, payload: link.send(Kind.RESULTS, chunk_id=chunk_id, payload=[payload]),
+    )
 
 
 def _descriptors() -> int:
@@ -48,7 +51,7 @@ def _descriptors() -> int:
 def _own_descriptors(link: Any) -> list[int]:
     if hasattr(link, "_sock"):
         return [link._sock.fileno()]
-    return [*link._bell.fds, *link._porch.bell.fds]
+    return [*link._bell.fds, *link._listener.bell.fds]
 
 
 def count_descriptors(end: ChildEnd) -> None:
@@ -58,7 +61,10 @@ def count_descriptors(end: ChildEnd) -> None:
     after = _descriptors()
     passed_on = [fd for fd in _own_descriptors(link) if os.get_inheritable(fd)]
     answer = f"{before} {after} {len(passed_on)}".encode()
-    serve(link, lambda ident, _payload: link.send(Kind.RESULTS, ident=ident, payload=[answer]))
+    serve(
+        link,
+        lambda chunk_id, _payload: link.send(Kind.RESULTS, chunk_id=chunk_id, payload=[answer]),
+    )
 
 
 def _started(end: ChildEnd) -> Link:
@@ -94,10 +100,10 @@ def mark_and_die(end: ChildEnd, total: int) -> None:
 def publish_and_die(end: ChildEnd, frames: int) -> None:
     """Publish some frames, leave a large one half written, and die."""
     link = _started(end)
-    for ident in range(frames):
-        link.send(Kind.RESULTS, ident=ident, payload=[b"x" * ident])
+    for chunk_id in range(frames):
+        link.send(Kind.RESULTS, chunk_id=chunk_id, payload=[b"x" * chunk_id])
     link.flush()
-    link.send(Kind.RESULTS, ident=frames, payload=[b"head", bytes(HALF)])
+    link.send(Kind.RESULTS, chunk_id=frames, payload=[b"head", bytes(HALF)])
     link.flush()
     assert link.congested
     die()
@@ -113,7 +119,7 @@ def stream(end: ChildEnd, frames: int, batch: int) -> None:
     def more() -> None:
         nonlocal at
         while at < frames and not link.congested:
-            link.send(Kind.RESULTS, ident=at, payload=[b"some result"])
+            link.send(Kind.RESULTS, chunk_id=at, payload=[b"some result"])
             at += 1
             if not at % batch:
                 link.flush()

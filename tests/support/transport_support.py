@@ -60,7 +60,7 @@ class Ear:
         return self
 
     @property
-    def idents(self) -> list[int]:
+    def chunk_ids(self) -> list[int]:
         return [frame[3] for frame in self.frames]
 
     @property
@@ -142,13 +142,13 @@ async def pair(made: Backend) -> AsyncIterator[Pair]:
     pair.close()
 
 
-def send(link: Link, ident: int, payload: bytes = b"") -> None:
-    link.send(Kind.RESULTS, ident=ident, payload=[payload] if payload else ())
+def send(link: Link, chunk_id: int, payload: bytes = b"") -> None:
+    link.send(Kind.RESULTS, chunk_id=chunk_id, payload=[payload] if payload else ())
 
 
-def say(link: Link, *idents: int, payload: bytes = b"") -> None:
-    for ident in idents:
-        send(link, ident, payload)
+def say(link: Link, *chunk_ids: int, payload: bytes = b"") -> None:
+    for chunk_id in chunk_ids:
+        send(link, chunk_id, payload)
     link.flush()
 
 

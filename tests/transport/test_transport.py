@@ -1,6 +1,6 @@
 """The transport contract: frames arrive whole and in order, and nothing blocks or floods a loop.
 
-Every backend passes these tests, regardless of how it works inside. T1 ... T10 are the rules of
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
 aiomultiprocess/transport.py.
 """
 
@@ -38,16 +38,16 @@ SIZES = sorted(
     {0, 1, 7, 8, 9, 5 * shm.CAPACITY + 3} | {e + d for e in EDGES for d in (-41, -32, -1, 0, 1)}
 )
 
-# -- T1: order, wholeness, sizes -------------------------------------------------------------------
+# -- LINK-1: order, wholeness, sizes -------------------------------------------------------------------
 
 
 async def test_every_header_field_arrives_as_it_was_sent(pair: Pair) -> None:
     pair.listen()
     small = (1, 0, 0, 0, 0, 0, b"")
     large = (255, 255, 2**32 - 1, 2**64 - 1, 2**32 - 2, 2**32 - 3, b"payload")
-    for kind, flags, count, ident, offset, function, payload in (small, large):
+    for kind, flags, count, chunk_id, offset, function, payload in (small, large):
         pair.parent.link.send(
-            kind, flags=flags, count=count, ident=ident, offset=offset, function=function,
+            kind, flags=flags, count=count, chunk_id=chunk_id, offset=offset, function=function,
             payload=[payload],
         )  # fmt: skip
     pair.parent.link.flush()
@@ -72,11 +72,11 @@ async def test_small_and_large_frames_arrive_in_the_order_of_their_sending(pair:
     pair.listen()
     payloads = [pattern(size, at) for at, size in enumerate(SIZES * 2)]
     payloads[::2] = sorted(payloads[::2], key=len, reverse=True)
-    for ident, payload in enumerate(payloads):
-        send(pair.parent.link, ident, payload)
+    for chunk_id, payload in enumerate(payloads):
+        send(pair.parent.link, chunk_id, payload)
     pair.parent.link.flush()
     await pair.worker.hears(len(payloads))
-    assert pair.worker.idents == list(range(len(payloads)))
+    assert pair.worker.chunk_ids == list(range(len(payloads)))
     assert pair.worker.payloads == payloads
 
 
@@ -116,7 +116,7 @@ async def test_a_payload_over_the_limit_is_refused_with_the_limit(pair: Pair) ->
         pair.parent.link.send(Kind.CHUNK, payload=[segment] * 1025)
     say(pair.parent.link, 1)
     await pair.worker.hears(1)
-    assert pair.worker.idents == [1]
+    assert pair.worker.chunk_ids == [1]
 
 
 async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
@@ -130,12 +130,12 @@ async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
     with contextlib.closing(Pair(pipe.PipeBackend())) as pair:
         pair.listen()
         with monkeypatch.context() as small:
-            small.setattr(pipe, "lasting", too_much)
+            small.setattr(pipe, "kept_segment", too_much)
             with pytest.raises(MemoryError):
                 pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
         say(pair.parent.link, 1)
         await pair.worker.hears(1)
-        assert pair.worker.idents == [1]
+        assert pair.worker.chunk_ids == [1]
 
 
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get)
@@ -158,7 +158,7 @@ async def test_a_frame_that_the_kernel_has_no_memory_for_now_arrives_later(
         assert pair.worker.link.congested
         say(pair.worker.link, 2)
         await pair.parent.hears(2)
-        assert pair.parent.idents == [1, 2]
+        assert pair.parent.chunk_ids == [1, 2]
         assert pair.parent.payloads == [pattern(pipe.EAGER), b""]
         assert pair.worker.rooms == 1
         assert not pair.worker.broken
@@ -176,13 +176,13 @@ async def test_a_frame_that_is_too_much_for_memory_when_half_of_it_is_written_br
 
     with contextlib.closing(Pair(shm.ShmBackend())) as pair:
         pair.listen()
-        monkeypatch.setattr(shm.growing, "snapshot", too_much)
+        monkeypatch.setattr(shm.buffer_builder, "snapshot", too_much)
         pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
         await pair.parent.until(lambda: pair.parent.broken)
         assert [type(error) for error in pair.parent.broken] == [MemoryError]
 
 
-# -- T2, T5: nothing blocks ------------------------------------------------------------------------
+# -- LINK-2, LINK-5: nothing blocks ------------------------------------------------------------------------
 
 
 async def test_a_full_channel_is_congested_until_its_outbox_is_empty(pair: Pair) -> None:
@@ -193,7 +193,7 @@ async def test_a_full_channel_is_congested_until_its_outbox_is_empty(pair: Pair)
     await pair.parent.until(lambda: pair.parent.rooms)
     assert not pair.parent.link.congested
     await pair.worker.hears(count)
-    assert pair.worker.idents == list(range(count))
+    assert pair.worker.chunk_ids == list(range(count))
     assert pair.parent.rooms == 1
 
 
@@ -203,7 +203,7 @@ async def test_what_is_sent_from_on_room_keeps_its_place(pair: Pair) -> None:
     pair.parent.on_room = lambda: say(pair.parent.link, count)
     pair.worker.listen()
     await pair.worker.hears(count + 1)
-    assert pair.worker.idents == list(range(count + 1))
+    assert pair.worker.chunk_ids == list(range(count + 1))
 
 
 @pytest.mark.row("C34")
@@ -216,7 +216,7 @@ async def test_two_full_directions_do_not_wait_for_each_other(pair: Pair, size: 
         assert ear.link.congested
     for ear in (pair.parent, pair.worker):
         await ear.hears(count)
-        assert ear.idents == list(range(count))
+        assert ear.chunk_ids == list(range(count))
 
 
 async def test_a_peer_that_answers_everything_at_once_does_not_deadlock(pair: Pair) -> None:
@@ -236,14 +236,14 @@ async def test_a_saturated_bell_neither_blocks_nor_swallows(pair: Pair) -> None:
                 while True:  # an eventfd takes one of these, a pipe its size
                     os.write(fd, (2**64 - 2).to_bytes(8, "little"))
     pair.listen()
-    for ident in range(10):
-        say(pair.parent.link, ident)
-        say(pair.worker.link, ident)
+    for chunk_id in range(10):
+        say(pair.parent.link, chunk_id)
+        say(pair.worker.link, chunk_id)
     await pair.worker.hears(10)
     await pair.parent.hears(10)
 
 
-# -- T4: bounded turns -----------------------------------------------------------------------------
+# -- LINK-4: bounded turns -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [10, 5_000, 100_000])

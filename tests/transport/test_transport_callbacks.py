@@ -1,6 +1,6 @@
 """The transport contract: what handlers may do, and links that break, by a handler or by damage.
 
-Every backend passes these tests, regardless of how it works inside. T1 ... T10 are the rules of
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
 aiomultiprocess/transport.py.
 """
 
@@ -31,7 +31,7 @@ from transport_support import (
 made = transport_support.made
 pair = transport_support.pair
 
-# -- T6, T7: callbacks -----------------------------------------------------------------------------
+# -- LINK-6, LINK-7: callbacks -----------------------------------------------------------------------------
 
 
 async def test_a_handler_may_send_flush_and_close(pair: Pair) -> None:
@@ -49,7 +49,7 @@ async def test_a_handler_may_send_flush_and_close(pair: Pair) -> None:
     await pair.parent.hears(2)
     for _ in range(5):
         await asyncio.sleep(0)
-    assert pair.worker.idents == [0, 1, 2]
+    assert pair.worker.chunk_ids == [0, 1, 2]
     assert pair.worker.broken == []
 
 
@@ -75,7 +75,7 @@ async def test_a_handler_that_raises_breaks_its_link_once(pair: Pair, size: int)
     say(pair.worker.link, 1)  # dropped
     for _ in range(5):
         await asyncio.sleep(0)
-    assert pair.worker.idents == [0]
+    assert pair.worker.chunk_ids == [0]
     assert [type(error) for error in pair.worker.broken] == [ZeroDivisionError]
     assert pair.parent.frames == []
 
@@ -130,7 +130,7 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
     asyncio.set_event_loop(loop)
     loop.run_until_complete(pair.worker.until(lambda: ends))
     assert ends == [5]
-    assert pair.worker.idents == list(range(5))
+    assert pair.worker.chunk_ids == list(range(5))
     assert pair.worker.broken == []
     pair.close()
     for task in asyncio.all_tasks(loop):
@@ -224,8 +224,8 @@ async def test_a_damaged_head_breaks_the_link_that_writes_but_not_inside_send(
     pair, memory = spoiled
     pair.listen()
     memory[256 + 128 : 256 + 136] = b"\xff" * 8
-    for ident in range(3000):
-        send(pair.parent.link, ident, pattern(1000))
+    for chunk_id in range(3000):
+        send(pair.parent.link, chunk_id, pattern(1000))
     pair.parent.link.flush()
     assert pair.parent.broken == []
     await pair.parent.until(lambda: pair.parent.broken)

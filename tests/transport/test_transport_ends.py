@@ -1,6 +1,6 @@
 """The transport contract: how links are started, where they run, and how they are closed.
 
-Every backend passes these tests, regardless of how it works inside. T1 ... T10 are the rules of
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
 aiomultiprocess/transport.py.
 """
 
@@ -23,7 +23,7 @@ from transport_support import (
 made = transport_support.made
 pair = transport_support.pair
 
-# -- T8: close -------------------------------------------------------------------------------------
+# -- LINK-8: close -------------------------------------------------------------------------------------
 
 
 async def test_close_is_idempotent_and_everything_after_it_does_nothing(pair: Pair) -> None:
@@ -121,8 +121,8 @@ def test_uvloop_carries_it_too(
         up = flood(pair.worker.link, 300_000)
         await pair.worker.hears(down)
         await pair.parent.hears(up)
-        assert pair.worker.idents == list(range(down))
-        assert pair.parent.idents == list(range(up))
+        assert pair.worker.chunk_ids == list(range(down))
+        assert pair.parent.chunk_ids == list(range(up))
         pair.close()
 
     with asyncio.Runner(loop_factory=new_uvloop) as runner:

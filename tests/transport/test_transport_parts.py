@@ -1,6 +1,6 @@
 """Payloads in parts: large segments arrive as the objects they were; nothing is paid in advance.
 
-F2 to F4 are the rules of aiomultiprocess/frames.py, T10 of aiomultiprocess/transport.py.
+FRAME-2 to FRAME-4 are the rules of aiomultiprocess/frames.py, LINK-10 of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 import transport_support
 from aiomultiprocess import _accel
-from aiomultiprocess._pure import growing as growing_
+from aiomultiprocess._pure import buffer_builder as growing_
 from aiomultiprocess._wire import assembly as assembly_
 from aiomultiprocess._wire import frames
 from aiomultiprocess._wire.frames import Kind
@@ -22,7 +22,9 @@ from transport_support import FLOOD, Pair, pattern
 made = transport_support.made
 pair = transport_support.pair
 
-GROWINGS = list({id(grow): grow for grow in (growing_.Growing, _accel.Growing)}.values())
+GROWINGS = list(
+    {id(grow): grow for grow in (growing_.BufferBuilder, _accel.BufferBuilder)}.values()
+)
 
 
 async def test_large_segments_arrive_as_the_bytes_or_bytearrays_they_were(pair: Pair) -> None:
@@ -31,7 +33,7 @@ async def test_large_segments_arrive_as_the_bytes_or_bytearrays_they_were(pair: 
     taken: list[bytes | bytearray] = []
 
     def act(payload: frames.Payload) -> None:
-        assert isinstance(payload, frames.Parts)
+        assert isinstance(payload, frames.PayloadParts)
         kept.append(payload)
         taken.extend(payload.segments)
 
@@ -41,14 +43,16 @@ async def test_large_segments_arrive_as_the_bytes_or_bytearrays_they_were(pair: 
         big = pattern(size)
         array = bytearray(pattern(70_000, 1))
         segments = [b"a", big, b"", b"b", memoryview(array), memoryview(array).toreadonly(), big]
-        pair.parent.link.send(Kind.CHUNK, ident=size, payload=segments)
+        pair.parent.link.send(Kind.CHUNK, chunk_id=size, payload=segments)
         pair.parent.link.flush()
         await pair.worker.hears(len(kept) + 1)
         await pair.worker.until(lambda: taken)
         assert taken == [segment for segment in segments if len(segment)]
         assert [type(one) for one in taken] == [bytes] * 3 + [bytearray] + [bytes] * 2
         assert pair.worker.payloads[-1] == b"".join(segments)
-    assert all(not payload.segments for payload in kept if isinstance(payload, frames.Parts))  # F2
+    assert all(
+        not payload.segments for payload in kept if isinstance(payload, frames.PayloadParts)
+    )  # FRAME-2
 
 
 async def test_a_payload_of_too_many_segments_arrives_as_one_view(pair: Pair) -> None:
@@ -62,21 +66,21 @@ async def test_a_payload_of_too_many_segments_arrives_as_one_view(pair: Pair) ->
         await pair.worker.hears(len(kinds) + 1)
         await pair.worker.until(lambda: kinds)
         assert pair.worker.payloads[-1] == b"".join(segments)
-    assert kinds == [frames.Parts, memoryview]
+    assert kinds == [frames.PayloadParts, memoryview]
 
 
 @pytest.mark.parametrize("size", [100, 30_000, 400_000, FLOOD])
 async def test_a_frame_is_what_its_segments_were_when_it_was_sent(pair: Pair, size: int) -> None:
     pair.listen()
     array = bytearray(pattern(size))
-    for ident in range(3):
-        pair.parent.link.send(Kind.CHUNK, ident=ident, payload=[b"head", memoryview(array)])
-        array[:] = pattern(size, ident + 1)
+    for chunk_id in range(3):
+        pair.parent.link.send(Kind.CHUNK, chunk_id=chunk_id, payload=[b"head", memoryview(array)])
+        array[:] = pattern(size, chunk_id + 1)
         array += b"."  # a BufferError if it were still looked at
         del array[-1]
     pair.parent.link.flush()
     await pair.worker.hears(3)
-    assert pair.worker.payloads == [b"head" + pattern(size, ident) for ident in range(3)]
+    assert pair.worker.payloads == [b"head" + pattern(size, chunk_id) for chunk_id in range(3)]
 
 
 def test_sizes_of_parts_that_lie_cost_no_memory() -> None:
@@ -106,13 +110,13 @@ def test_sizes_of_parts_that_lie_cost_no_memory() -> None:
 def test_what_grows_from_pieces_is_their_sum(grow: Any, writable: bool) -> None:
     for size in (0, 1, 5000, 1 << 20, (1 << 20) + 1, 30_000_000):
         whole = memoryview(pattern(size))
-        growing = grow(size, writable)
+        buffer_builder = grow(size, writable)
         for at in range(0, size, 1_000_003):
-            assert growing.missing == size - at
-            growing.add(whole[at : at + 1_000_003])
+            assert buffer_builder.missing == size - at
+            buffer_builder.add(whole[at : at + 1_000_003])
         with pytest.raises(ValueError, match="1 bytes where 0 are missing"):
-            growing.add(memoryview(b"x"))
-        taken = growing.take()
+            buffer_builder.add(memoryview(b"x"))
+        taken = buffer_builder.take()
         assert type(taken) is (bytearray if writable else bytes)
         assert taken == whole
         if writable:

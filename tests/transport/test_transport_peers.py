@@ -1,6 +1,6 @@
 """The transport contract between processes, alive and dead.
 
-Every backend passes these tests, regardless of how it works inside. T1 ... T10 are the rules of
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
 aiomultiprocess/transport.py.
 """
 
@@ -38,12 +38,12 @@ async def test_every_start_method_hands_over_the_child_end(made: Backend, method
     link, end = made.create()
     ear = Ear(link).listen()
     sizes = [0, 10, 5_000, 3_000_000, 1]
-    for ident, size in enumerate(sizes):  # before the process exists
-        send(link, ident, pattern(size, ident))
+    for chunk_id, size in enumerate(sizes):  # before the process exists
+        send(link, chunk_id, pattern(size, chunk_id))
     link.flush()
     process = start(method, peers.echo, end)
     await ear.hears(len(sizes))
-    assert ear.payloads == [pattern(size, ident) for ident, size in enumerate(sizes)]
+    assert ear.payloads == [pattern(size, chunk_id) for chunk_id, size in enumerate(sizes)]
     link.send(Kind.CLOSE)
     link.flush()
     await finished(process)
@@ -60,7 +60,7 @@ async def test_siblings_talk_at_the_same_time(made: Backend, method: str) -> Non
         say(ear.link, *range(300), payload=pattern(3000))
     for ear in ears:
         await ear.hears(300)
-        assert ear.idents == list(range(300))
+        assert ear.chunk_ids == list(range(300))
     ears[0].link.send(Kind.CLOSE)
     ears[0].link.flush()
     await finished(processes[0])
@@ -136,7 +136,7 @@ def test_the_dead_are_drained_to_their_last_whole_frame(made: Backend) -> None:
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
     link.drain_dead()  # all at once: the loop has not run at all
-    assert ear.payloads == [b"x" * ident for ident in range(200)]
+    assert ear.payloads == [b"x" * chunk_id for chunk_id in range(200)]
     assert ear.broken == []
     say(link, *range(5000), payload=pattern(1000))  # to nobody
     loop.run_until_complete(asyncio.sleep(0))

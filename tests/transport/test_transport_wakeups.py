@@ -1,6 +1,6 @@
 """The transport contract: nothing polls, nobody is woken for nothing, and no wake-up is lost.
 
-Every backend passes these tests, regardless of how it works inside. T1 ... T10 are the rules of
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
 aiomultiprocess/transport.py.
 """
 
@@ -90,7 +90,7 @@ def test_a_stream_wakes_its_reader_less_than_once_in_twenty_frames(made: Backend
         before = selector.wakeups
         await ear.hears(20_000)
         assert (selector.wakeups - before) * 20 < 20_000
-        assert ear.idents == list(range(20_000))
+        assert ear.chunk_ids == list(range(20_000))
         say(link, 0)
         await finished(process)
         link.close()
@@ -99,7 +99,7 @@ def test_a_stream_wakes_its_reader_less_than_once_in_twenty_frames(made: Backend
 
 
 async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pair) -> None:
-    """The bell finds a turn under way and is left to it (shm.py, S5): that turn must also write."""
+    """The bell finds a turn under way and is left to it (shm.py, SHM-5): that turn must also write."""
     pair.listen()
     await asyncio.sleep(0)
     parent, worker = pair.parent.link, pair.worker.link
@@ -118,7 +118,7 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
             if isinstance(parent, shm.ShmLink):  # a socket tells of room as long as there is any
                 loop = asyncio.get_running_loop()
                 loop.call_soon(make_room)
-                loop.call_soon(parent._porch._rung)  # before the continuation
+                loop.call_soon(parent._listener._rung)  # before the continuation
 
     pair.parent.act = fill_up
     say(worker, *range(2 * BATCH_FRAMES))
@@ -128,8 +128,8 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
 
 async def test_frames_of_one_flush_arrive_in_one_batch(pair: Pair) -> None:
     pair.listen()
-    for ident in range(50):
-        send(pair.parent.link, ident, pattern(100))
+    for chunk_id in range(50):
+        send(pair.parent.link, chunk_id, pattern(100))
     for _ in range(5):
         await asyncio.sleep(0)
     assert pair.worker.frames == []

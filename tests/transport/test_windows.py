@@ -66,7 +66,7 @@ async def test_a_pool_carries_results_errors_and_large_values() -> None:
 
 
 async def test_workers_that_leave_lose_no_result() -> None:
-    """Their last bytes are received, although their exit may be noticed first (N3)."""
+    """Their last bytes are received, although their exit may be noticed first (WINDOWS-3)."""
     pool = Pool(2, maxtasksperchild=1)
     results = pool.starmap(bytes.ljust, [(b"x" * n, 300_000) for n in range(8)])
     pool.close()
@@ -168,15 +168,15 @@ def listen(link: Any, loop: asyncio.AbstractEventLoop, heard: Callable[[int], No
 def test_the_last_bytes_of_the_dead_are_waited_for(link: tuple[Any, Any]) -> None:
     ours, theirs = link
     first, second = (frames.HEADER.pack(Kind.RESULTS, 0, 0, 0, at, 0, 0, 0) for at in (1, 2))
-    first_is_heard, idents = threading.Event(), []
+    first_is_heard, chunk_ids = threading.Event(), []
 
     def under_way() -> None:
         first_is_heard.wait(20)
         theirs.sendall(second)
         theirs.close()
 
-    def heard(ident: int) -> None:
-        idents.append(ident)
+    def heard(chunk_id: int) -> None:
+        chunk_ids.append(chunk_id)
         first_is_heard.set()
 
     loop = asyncio.new_event_loop()
@@ -187,7 +187,7 @@ def test_the_last_bytes_of_the_dead_are_waited_for(link: tuple[Any, Any]) -> Non
     late.start()
     ours.drain_dead()
     late.join()
-    assert idents == [1, 2]
+    assert chunk_ids == [1, 2]
     assert ours._sock.gettimeout() == 0  # as before
     ours.close()
     loop.close()
@@ -241,15 +241,15 @@ def test_a_pair_that_is_refused_leaves_no_ledger(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_ledger_is_found_by_its_name() -> None:
-    ours = windows.NamedLedger.create()
-    theirs = windows.NamedLedger(ours.name)
-    other = windows.NamedLedger.create()
+    ours = windows.NamedSharedPage.create()
+    theirs = windows.NamedSharedPage(ours.name)
+    other = windows.NamedSharedPage.create()
     assert ours.started == other.started == 0
     theirs.mark_started(7)
     theirs.close()
     assert (ours.started, other.started) == (7, 0)
-    for ledger in (ours, ours, other):
-        ledger.close()
+    for page in (ours, ours, other):
+        page.close()
     assert ours.started == 7
 
 
@@ -279,13 +279,13 @@ def process() -> Any:
 async def test_the_end_of_a_process_is_told_once_by_a_thread(process: Any) -> None:
     told = asyncio.Event()
     calls = []
-    watch = exits.watch(
-        asyncio.get_running_loop(), process, lambda: (calls.append(watch.exitcode), told.set())
+    watch_exit = exits.watch_exit(
+        asyncio.get_running_loop(), process, lambda: (calls.append(watch_exit.exitcode), told.set())
     )
     await told.wait()
     await asyncio.sleep(0)
     assert calls == [7]
-    watch.close()
+    watch_exit.close()
     process.close()
 
 

@@ -1,4 +1,4 @@
-"""Payloads that no encoder made are refused (C7), alike by both codecs, and nothing leaks."""
+"""Payloads that no encoder made are refused (CODEC-7), alike by both codecs, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def codec(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# -- payloads that no encoder made (C7) ------------------------------------------------------------
+# -- payloads that no encoder made (CODEC-7) ------------------------------------------------------------
 
 SAMPLE = [*NATIVE, {"a": 1, "b": [1, 2, 3, 4]}, {"a": 2, "b": "x" * 300}, *range(300), b"y" * 300]
 
 
-def outcome(codec: Any, payload: bytes | frames.Parts, count: int) -> Any:
+def outcome(codec: Any, payload: bytes | frames.PayloadParts, count: int) -> Any:
     """What comes of a payload: the shapes of its values, or "corrupt"; whatever else is raised."""
     try:
         decoded = decode(codec, payload, count)
@@ -168,7 +168,7 @@ def test_random_bytes_are_corrupt_or_values_to_both_alike(payload: bytes, count:
     agree(payload.translate(NOT_PICKLE), count)
 
 
-# -- payloads in parts (C8) ------------------------------------------------------------------------
+# -- payloads in parts (CODEC-8) ------------------------------------------------------------------------
 
 LARGE = [
     b"l" * 70_000,
@@ -179,8 +179,8 @@ LARGE = [
 ]
 
 
-def parts(segments: list[Any]) -> frames.Parts:
-    return frames.Parts(segments, sum(map(len, segments)))
+def parts(segments: list[Any]) -> frames.PayloadParts:
+    return frames.PayloadParts(segments, sum(map(len, segments)))
 
 
 def large_segments() -> list[Any]:

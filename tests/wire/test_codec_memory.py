@@ -1,4 +1,4 @@
-"""Codecs, journals and what receives large values, while memory is refused: C4, C10, W8.
+"""Codecs, journals and what receives large values, while memory is refused: CODEC-4, CODEC-10, RESULTS-2.
 
 All of it happens in processes of their own, as what is tested for is that they do not crash.
 """
@@ -258,7 +258,7 @@ def test_what_grows_from_pieces_survives_the_refusal_of_any_allocation(
         tmp_path,
         name,
         f"""
-growing = importlib.import_module("amp_ext.growing" if COMPILED else "aiomultiprocess._wire.frames")
+growing = importlib.import_module("amp_ext.buffer_builder" if COMPILED else "aiomultiprocess._wire.frames")
 pieces = [bytes([at]) * 400_000 for at in range(9)]
 views = list(map(memoryview, pieces))
 def grow():

@@ -1,4 +1,4 @@
-"""Items that the codec pickles: whose failures are whose (C4), and whose reducers are used."""
+"""Items that the codec pickles: whose failures are whose (CODEC-4), and whose reducers are used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# -- pickling (C4) ---------------------------------------------------------------------------------
+# -- pickling (CODEC-4) ---------------------------------------------------------------------------------
 
 
 @pytest.mark.row("A1")

@@ -1,4 +1,4 @@
-"""The journal itself, of both implementations: D1 to D5 (journal.py)."""
+"""The journal itself, of both implementations: JOURNAL-1 to JOURNAL-5 (journal.py)."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def left(memory: bytes | bytearray) -> list[tuple[int, int, int, int, bytes]]:
 def results(memory: bytes | bytearray) -> list[tuple[int, int, Any]]:
     """All that is read: chunk, item, and value or bytes of the error."""
     found: list[tuple[int, int, Any]] = []
-    for kind, ident, offset, count, payload in left(memory):
+    for kind, chunk_id, offset, count, payload in left(memory):
         if kind == Kind.ERROR:
-            found.append((ident, offset, payload))
+            found.append((chunk_id, offset, payload))
             continue
         values, failures = codec.decode_items(payload, count)
         assert failures is None
-        found += [(ident, offset + at, value) for at, value in enumerate(values)]
+        found += [(chunk_id, offset + at, value) for at, value in enumerate(values)]
     return found
 
 
@@ -104,13 +104,13 @@ def test_an_entry_is_the_payload_that_is_sent(kind: Any) -> None:
     for value in VALUES:
         assert writer.append(value)
     before = left(memory)
-    ident, offset, count, payload = writer.take()
-    assert left(memory) == before == [(Kind.RESULTS, ident, offset, count, b"".join(payload))]
-    assert (ident, offset, count) == (7, 3, len(VALUES))
+    chunk_id, offset, count, payload = writer.take()
+    assert left(memory) == before == [(Kind.RESULTS, chunk_id, offset, count, b"".join(payload))]
+    assert (chunk_id, offset, count) == (7, 3, len(VALUES))
 
 
 def test_a_writer_killed_at_any_line_leaves_all_that_it_had_added() -> None:
-    """D1, D2: the memory at each line of the Python writer; Cython stores in the same order."""
+    """JOURNAL-1, JOURNAL-2: the memory at each line of the Python writer; Cython stores in the same order."""
     memory = bytearray(SIZE)
     put: list[tuple[int, int, Any]] = []
     seen: set[int] = set()
@@ -228,7 +228,7 @@ def test_a_closed_journal_holds_no_memory(kind: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_any_bytes_are_entries_or_an_error(data: st.DataObject) -> None:
-    """D5. Whole words that are nearly right are worse than noise."""
+    """JOURNAL-5. Whole words that are nearly right are worse than noise."""
     memory = bytearray(256)
     writer = journal.Journal(memoryview(memory))
     writer.begin(1, 2)

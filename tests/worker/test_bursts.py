@@ -1,4 +1,4 @@
-"""How long a worker runs items before it answers (child.py, W4). Without a process."""
+"""How long a worker runs items before it answers (_worker/engine.py, WORKER-4). Without a process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     loop = asyncio.new_event_loop()
     worker = Worker(loop)
     yield worker
-    worker.engine._answers.close()
+    worker.engine._results.close()
     loop.close()
 
 
@@ -96,7 +96,7 @@ def test_suspended_items_do_not_wait_for_longer_bursts(worker: Worker) -> None:
     worker.engine._turn()
     worker.receive(["c"], LONG)
     worker.engine._turn()
-    assert worker.starter.bursts == [1000 * LONG, engine.BURST, engine.BURST, engine.BURST]
+    assert worker.starter.bursts == [1000 * LONG, engine.BURST_NS, engine.BURST_NS, engine.BURST_NS]
 
 
 def test_suspended_items_do_not_make_bursts_longer(worker: Worker) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
+from collections import StartedCounter
 from types import FrameType
 from typing import Any
 
@@ -25,7 +25,7 @@ class Lines:
     """Counts the lines of the library that run within the block, each function's."""
 
     def __init__(self) -> None:
-        self.of: Counter[str] = Counter()
+        self.of: StartedCounter[str] = StartedCounter()
 
     @property
     def total(self) -> int:

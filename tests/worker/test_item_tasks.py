@@ -181,7 +181,7 @@ async def returns_or_dies(n: int) -> int:
 async def test_an_item_that_has_finished_outlives_its_worker_under_a_task_factory(
     backend: str, package: str, factory: str
 ) -> None:
-    """As long as its task runs the item's coroutine: W6 of the worker engine."""
+    """As long as its task runs the item's coroutine: WORKER-6 of the worker engine."""
     async with Pool(1, loop_initializer=MakesLoop(package, factory)) as pool:
         result = pool.map(returns_or_dies, [0, 1])
         reader = aiter(result)

@@ -1,4 +1,4 @@
-"""What the task of an item shows of the item: its coroutine and its name (S8)."""
+"""What the task of an item shows of the item: its coroutine and its name (STARTER-8)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import stepper_support
-from stepper_items import Pause, me
-from stepper_support import DONE, PAUSES, Worker, no_pause, short_pause
+import starter_support
+from starter_items import Pause, me
+from starter_support import DONE, PAUSES, Worker, no_pause, short_pause
 
-loop = stepper_support.loop
-kind = stepper_support.kind
-worker = stepper_support.worker
+loop = starter_support.loop
+kind = starter_support.kind
+worker = starter_support.worker
 
 
 def shown() -> Any:

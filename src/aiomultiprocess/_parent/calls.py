@@ -8,30 +8,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .._wire.frames import Mode
-from .feed import Slots
+from .feed import Handles
 from .functions import Function
 
 if TYPE_CHECKING:
     from .chunk import Chunk
 
 
-class Calls:
+class CallQueue:
     """All waiting `apply` of one function: their slots are the futures that the callers await."""
 
     mode = Mode.APPLY
 
     def __init__(
-        self, function: Function, on_done: Callable[[Calls], None], *, lasting: bool = False
+        self, function: Function, on_done: Callable[[CallQueue], None], *, persistent: bool = False
     ) -> None:
-        """If `lasting`, there may be more when all are settled: it is done once the pool closes."""
+        """If `persistent`, there may be more when all are settled: it is done once the pool closes."""
         self.function = function
         self.queued = False
-        self.hurried = False
+        self.in_call_backlog = False
         """Whether it stands among those that may pass; owned by the queue."""
         self._on_done = on_done
-        self._lasting = lasting
+        self._persistent = persistent
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
-        # those that are not settled, with the chunk that took each to a worker last (J4)
+        # those that are not settled, with the chunk that took each to a worker last (FEED-4)
         self._open: dict[asyncio.Future[Any], Chunk | None] = {}
         self.expect = self._open.setdefault
         """One more will be settled: it waits here, or is being sent."""
@@ -50,7 +50,7 @@ class Calls:
     def at_hand(self, n: int) -> int:
         return len(self._waiting)
 
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
+    def take(self, n: int) -> tuple[Handles, list[Any]]:
         futures: list[asyncio.Future[Any]] = []
         items: list[Any] = []
         waiting = self._waiting
@@ -63,38 +63,38 @@ class Calls:
                 items.append(item)
         return futures, items
 
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        self._waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+    def put_back(self, handles: Handles, items: list[Any]) -> None:
+        self._waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
-    def note_chunk(self, slots: Slots, chunk: Chunk) -> None:
-        """These calls travel in that chunk (J4)."""
-        self._open.update(dict.fromkeys(slots, chunk))
+    def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
+        """These calls travel in that chunk (FEED-4)."""
+        self._open.update(dict.fromkeys(handles, chunk))
 
     def chunk_of(self, future: asyncio.Future[Any]) -> Chunk | None:
         """The chunk in which a call was sent last, None if it was not sent or is settled."""
         return self._open.get(future)
 
-    def retries_of(self, slot: asyncio.Future[Any]) -> int:
-        return 0 if slot.done() else self._retries.get(slot, 0)
+    def retries_of(self, handle: asyncio.Future[Any]) -> int:
+        return 0 if handle.done() else self._retries.get(handle, 0)
 
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+    def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         still_open = self._open
         # most come alone, and then `zip` would take as long as all the rest
-        alone = len(slots) == 1
-        pairs = ((slots[0], values[0]),) if alone else zip(slots, values, strict=True)
+        alone = len(handles) == 1
+        pairs = ((handles[0], values[0]),) if alone else zip(handles, values, strict=True)
         for future, value in pairs:
             if not future.done():
                 future.set_result(value)
             still_open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
-        if not (still_open or self._lasting):
+        if not (still_open or self._persistent):
             self._on_done(self)
 
-    def fail(self, slot: asyncio.Future[Any], error: BaseException) -> None:
-        if not slot.done():
-            slot.set_exception(error)
-        self._settle(slot)
+    def fail(self, handle: asyncio.Future[Any], error: BaseException) -> None:
+        if not handle.done():
+            handle.set_exception(error)
+        self._settle(handle)
 
     def fail_all(self, error: BaseException) -> None:
         self._waiting.clear()
@@ -105,11 +105,11 @@ class Calls:
         self._open.pop(future, None)
         if self._retries:
             self._retries.pop(future, None)
-        if not (self._open or self._lasting):
+        if not (self._open or self._persistent):
             self._on_done(self)
 
     def pool_closes(self) -> None:
         """There will be no more."""
-        self._lasting = False
+        self._persistent = False
         if not self._open:
             self._on_done(self)

@@ -1,6 +1,6 @@
 """A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
 
-The queues (queues.py, Q1 to Q5) make them and hear what becomes of them; this is the account of
+The queues (queue.py, QUEUE-1 to QUEUE-5) make them and hear what becomes of them; this is the account of
 one, and how an error that is met on the way is told to the caller.
 """
 
@@ -10,32 +10,37 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .._wire.frames import CorruptHeaderError
-from .feed import Feed, Slots
+from .feed import Handles, TaskSource
 
 if TYPE_CHECKING:
-    from .retry import Suspect
+    from .retry import RetryTask
 
 
 class Chunk:
     """Tasks of one feed at one worker, or one suspect."""
 
-    __slots__ = ("_offsets", "done", "feed", "first", "items", "left", "size", "slots")
+    __slots__ = ("_offsets", "done", "first", "handles", "items", "left", "owner", "size")
 
     def __init__(
-        self, feed: Feed | Suspect, slots: Slots, items: list[Any], first: int, size: int
+        self,
+        source: TaskSource | RetryTask,
+        handles: Handles,
+        items: list[Any],
+        first: int,
+        size: int,
     ) -> None:
-        self.feed = feed
-        self.slots = slots
+        self.owner = source
+        self.handles = handles
         self.items = items  # kept until all are done: another worker may have to run them
         self.first = first  # number of the first one among all tasks the worker was sent
         self.size = size  # bytes that were sent
-        self.left = len(slots)
+        self.left = len(handles)
         self.done: bytearray | None = None  # a byte for each, once a part of them was reported
         self._offsets: dict[Any, int] | None = None  # of the slots, once one is asked for
 
     def report(self, offset: int, count: int) -> None:
-        """Mark tasks as reported; a worker that reports one twice is not to be trusted (Q1)."""
-        end, size = offset + count, len(self.slots)
+        """Mark tasks as reported; a worker that reports one twice is not to be trusted (QUEUE-1)."""
+        end, size = offset + count, len(self.handles)
         if self.done is None:
             self.done = bytearray(size)
         done = self.done
@@ -44,11 +49,11 @@ class Chunk:
         done[offset:end] = b"\1" * count
         self.left -= count
 
-    def offset_of(self, slot: Any) -> int:
-        """The offset of a task by its slot, at the cost of one look at a table (feeds.py, J4)."""
+    def offset_of(self, handle: Any) -> int:
+        """The offset of a task by its slot, at the cost of one look at a table (feed.py, FEED-4)."""
         if self._offsets is None:
-            self._offsets = {slot: at for at, slot in enumerate(self.slots)}
-        return self._offsets[slot]
+            self._offsets = {handle: at for at, handle in enumerate(self.handles)}
+        return self._offsets[handle]
 
     def unreported(self, start: int, stop: int) -> list[int]:
         """Offsets in that range whose tasks are not settled."""
@@ -56,15 +61,15 @@ class Chunk:
 
 
 def settle_each(
-    feed: Feed | Suspect,
-    slots: Slots,
+    source: TaskSource | RetryTask,
+    handles: Handles,
     values: list[Any],
     errors: Mapping[int, BaseException],
     size: int,
 ) -> None:
     """Settle tasks of which some have failed, those at the offsets in `errors`."""
-    for at, slot in enumerate(slots):
+    for at, handle in enumerate(handles):
         if at in errors:
-            feed.fail(slot, errors[at])
+            source.fail(handle, errors[at])
         else:
-            feed.deliver([slot], [values[at]], size)
+            source.deliver([handle], [values[at]], size)

@@ -5,32 +5,32 @@ behind them: as many as the worker starts in `HORIZON` seconds, by the rate meas
 function in question. So trivial tasks travel by the thousand; behind a task that takes longer than
 that, or of which nothing is known yet, nothing waits while another worker may be idle; and the tail
 of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running side by
-side: `slots` follows how many did, and a worker that has free slots and nothing to start says so
+side: `concurrency_seen` follows how many did, and a worker that has free slots and nothing to start says so
 (frame WANT).
 
-K1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
-K2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
-K3  of a function that is known, as many more may wait as were seen to run side by side, if the
+CREDIT-1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
+CREDIT-2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
+CREDIT-3  of a function that is known, as many more may wait as were seen to run side by side, if the
     caller says that there is plenty left for everybody: when all slots become free in one turn, the
     next are there. At the tail of a map there is not plenty, and nothing waits behind tasks that
     take longer than `HORIZON`: it could begin elsewhere.
-K4  beyond K1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
+CREDIT-4  beyond CREDIT-1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
     begun, as many calls as begin within `HORIZON` (at least one, at most `concurrency`) may wait
     behind them; the next when all of these have begun.
-K5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
+CREDIT-5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
     what waits there is in memory twice, here and there.
-K6  while calls have to wait for workers, one part in `PRESSED` of a map's backlog waits there,
-    and they answer `PRESSED` times as often: both are what calls wait behind. A map alone pays for
+CREDIT-6  while calls have to wait for workers, one part in `CONTENTION_PARTS` of a map's backlog waits there,
+    and they answer `CONTENTION_PARTS` times as often: both are what calls wait behind. A map alone pays for
     fewer wake-ups.
-K7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have all
+CREDIT-7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have all
     slots, nothing waits that could begin elsewhere: no backlog of another function, and no call.
 """
 
 from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker
-BURST = 2000  # microseconds that it may run before it answers; two to HORIZON, or it runs dry
-PRESSED = 6  # into how many parts both are cut while calls compete (K6)
+BURST_US = 2000  # microseconds that it may run before it answers; two to HORIZON, or it runs dry
+CONTENTION_PARTS = 6  # into how many parts both are cut while calls compete (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not answered
 GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
 
@@ -61,14 +61,14 @@ class Credit:
         "_heard",
         "_held",
         "_lifetime",
+        "_overtaken",
         "_paces",
-        "_passed",
         "_recent",
         "_wanted",
         "bytes",
+        "concurrency_seen",
         "finished",
         "sent",
-        "slots",
         "spent",
     )
 
@@ -80,15 +80,15 @@ class Credit:
         self._ended = 0  # tasks that were
         self._held: dict[int, int] = {}  # tasks that were sent and not reported, by function
         self._busy_since = 0.0
-        self.slots = 1  # how many tasks were seen to run side by side
+        self.concurrency_seen = 1  # how many tasks were seen to run side by side
         self._wanted = 0
         self._recent = 0  # the function of those that were sent last
-        self._passed = 0  # number of the last call that passed, and of all before it
+        self._overtaken = 0  # number of the last call that passed, and of all before it
         self.bytes = 0  # of the chunks that were sent and are not answered whole
         self.sent = 0
         self.finished = 0
         self.spent = False
-        """K2: this worker gets no more tasks."""
+        """CREDIT-2: this worker gets no more tasks."""
 
     @property
     def in_flight(self) -> int:
@@ -96,15 +96,20 @@ class Credit:
         return self.sent - self.finished
 
     def room(
-        self, started: int, function: int, *, plenty: bool | None = None, pressed: bool = False
+        self,
+        started: int,
+        function: int,
+        *,
+        work_is_ample: bool | None = None,
+        contended: bool = False,
     ) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (not K4).
+        """How many tasks of `function` may be sent now, `started` of all being begun (not CREDIT-4).
 
-        `plenty`: whether many are left (K3), None if nobody knows.
+        `work_is_ample`: whether many are left (CREDIT-3), None if nobody knows.
         """
         pace = self._paces.get(function)
         running = started - self.finished
-        free = self.slots - running
+        free = self.concurrency_seen - running
         if free < self._wanted:  # which was said when less was running
             free = min(self._wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
@@ -113,16 +118,18 @@ class Credit:
             and self.bytes < MOST_BYTES
             and not (pace.backlog and self._is_occupied())
         ):
-            if plenty or plenty is None or pace.backlog >= self.slots:  # K3
-                room += pace.backlog // PRESSED if pressed else pace.backlog
-            if plenty:
-                room += self.slots - 1
+            if (
+                work_is_ample or work_is_ample is None or pace.backlog >= self.concurrency_seen
+            ):  # CREDIT-3
+                room += pace.backlog // CONTENTION_PARTS if contended else pace.backlog
+            if work_is_ample:
+                room += self.concurrency_seen - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
-    def passing(self, started: int, function: int) -> int:
-        """How many calls of `function` may be sent beyond that (K4, K2, K5, K7)."""
+    def overtake(self, started: int, function: int) -> int:
+        """How many calls of `function` may be sent beyond that (CREDIT-4, CREDIT-2, CREDIT-5, CREDIT-7)."""
         recent = self._paces.get(self._recent)
-        if started < self._passed or recent is None or not recent.backlog:
+        if started < self._overtaken or recent is None or not recent.backlog:
             return 0
         if self.bytes >= MOST_BYTES or self._is_occupied():
             return 0
@@ -131,7 +138,7 @@ class Credit:
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def _is_occupied(self) -> bool:
-        """K7: whether tasks that are slow or unknown have all slots."""
+        """CREDIT-7: whether tasks that are slow or unknown have all slots."""
         slow = 0
         for function, count in self._held.items():
             pace = self._paces.get(function)
@@ -159,11 +166,11 @@ class Credit:
         self.bytes -= size
         self.spent = 0 < self._lifetime <= self.sent
 
-    def have_passed(self) -> None:
+    def have_overtaken(self) -> None:
         """The last that were sent were calls that passed."""
-        self._passed = self.sent
+        self._overtaken = self.sent
 
-    def want(self, free: int) -> None:
+    def need_work(self, free: int) -> None:
         """The worker has `free` slots and nothing to put into them."""
         self._wanted = free
 
@@ -185,9 +192,9 @@ class Credit:
         together = started - self.finished
         if together > self._concurrency:
             together = self._concurrency
-        slots = self.slots
-        fewer = slots - 1 - slots // 8 or 1
-        self.slots = together if together > fewer else fewer
+        concurrency_seen = self.concurrency_seen
+        fewer = concurrency_seen - 1 - concurrency_seen // 8 or 1
+        self.concurrency_seen = together if together > fewer else fewer
         self.finished += count
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now

@@ -5,21 +5,21 @@
       |   +--terminate()--> terminated
       +-- workers cannot start --> broken
 
-It starts workers, decides what their death means, and gives calls to the queues (queues.py). All of
+It starts workers, decides what their death means, and gives calls to the queues (queue.py). All of
 it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`, the
 exit of a worker, and the next attempt at what the system has refused.
 
-P1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
+ENGINE-1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
     calls of a plain function stay there while there may be more of them, until the pool closes.
-P2  A worker that dies is replaced while there may be work. Respawning is limited: if one exits
+ENGINE-2  A worker that dies is replaced while there may be work. Respawning is limited: if one exits
     while it starts and none was ever ready, the pool is broken and says why. If `START_ATTEMPTS` in
     a row die while they start, or the system refuses one, no other is started at once: it is tried
     again later while the queue has other workers, and where it has none the pool is broken. If more
     in a row die soon after it, before they began a task, the next ones are started later too, even
     where there are no others.
     A worker that has done its work and takes more than a moment to exit is replaced before it has
-    (workers.py, V3): what holds it does not hold up the tasks that wait.
-P3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
+    (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
+ENGINE-3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from .._transport.link import Backend
 from .._wire import exceptions
 from .._wire.frames import CorruptHeaderError, Kind, Mode, as_bytes
 from ..scheduler import RoundRobin, Scheduler
-from ..types import PoolTerminatedError, QueueID, TaskID, brief
-from .calls import Calls
+from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
+from .calls import CallQueue
 from .errors import explain_start
 from .functions import FunctionTable
 from .job import Job
 from .queue import Queue
-from .routing import Router, Share
+from .routing import RoutedTasks, Router
 from .worker import PoolWorker, WorkerOptions
 
 CLOSED = "pool is closed: it takes no more calls, make another"
@@ -91,12 +91,14 @@ class Engine:
         # with one queue and the default scheduler the answer is known: it is not asked per task
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
-        self._open: set[Calls | Job] = set()
+        self._open: set[CallQueue | Job] = set()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._ever_ready = False
         self._failed_starts = 0  # in a row
-        self._useless = 0  # workers, in a row, that died young and had not begun a task
-        self._missing: list[QueueID] = []  # the queues of workers that the system refused (P2)
+        self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
+        self._pending_restarts: list[
+            QueueID
+        ] = []  # the queues of workers that the system refused (ENGINE-2)
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
         self._reason: BaseException | None = None
@@ -123,7 +125,9 @@ class Engine:
         except Exception as error:
             # not the error itself, whose traceback leads here
             self._break(
-                RuntimeError(f"the pool could not be started ({brief(error)}): make another")
+                RuntimeError(
+                    f"the pool could not be started ({describe_error(error)}): make another"
+                )
             )
             raise
         except BaseException:
@@ -139,7 +143,7 @@ class Engine:
                 self.loop,
                 partial(queue.on_frame, worker, self._on_notice),
                 on_room=partial(queue.serve, worker),
-                on_broken=worker.distrust,
+                on_broken=worker.mark_corrupt,
                 on_drained=partial(queue.on_drained, worker),
             )
             worker.launch(self.loop, self._on_exit)
@@ -153,8 +157,8 @@ class Engine:
 
     def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
         """A frame that is not an answer."""
-        if kind == Kind.WANT:
-            worker.credit.want(count)
+        if kind == Kind.NEED_WORK:
+            worker.credit.need_work(count)
         elif kind == Kind.READY:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
@@ -185,32 +189,34 @@ class Engine:
                 self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
-        queue.kick()
+        queue.dispatch_all()
         self._check_finished()
 
     def _on_lingering(self, worker: PoolWorker) -> None:
-        """P2: a worker that has done its work is slow to exit."""
+        """ENGINE-2: a worker that has done its work is slow to exit."""
         if worker in self.workers and self._wants_workers():
             worker.replaced = True
             qid = self.workers[worker]
             self._replace(qid)
-            self.queues[qid].kick()
+            self.queues[qid].dispatch_all()
 
     def _wants_workers(self) -> bool:
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
-        """P2: replace a worker; not for ever at once if none of them lives to begin a task."""
+        """ENGINE-2: replace a worker; not for ever at once if none of them lives to begin a task."""
         age = self.loop.time() - worker.ready_since
-        self._useless = 0 if worker.link.started or age > FIRST_PAUSE else self._useless + 1
-        if self._useless <= START_ATTEMPTS:
+        self._early_deaths = (
+            0 if worker.link.started or age > FIRST_PAUSE else self._early_deaths + 1
+        )
+        if self._early_deaths <= START_ATTEMPTS:
             self._replace(qid)
         else:
-            self._missing.append(qid)
+            self._pending_restarts.append(qid)
             self._try_again_later()
 
     def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
-        """P2. A signal may have come from outside; an exit is the worker's own doing."""
+        """ENGINE-2. A signal may have come from outside; an exit is the worker's own doing."""
         self._failed_starts += 1
         exited = worker.exitcode is None or worker.exitcode >= 0
         if exited and not self._ever_ready:
@@ -221,38 +227,38 @@ class Engine:
             self._do_without(qid, explain_start(worker))
 
     def _replace(self, qid: QueueID) -> None:
-        """Start a worker, or see to it that one is started later (P2)."""
+        """Start a worker, or see to it that one is started later (ENGINE-2)."""
         try:
             self._add_worker(qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: told
             self._do_without(qid, error)
 
     def _do_without(self, qid: QueueID, error: BaseException) -> None:
-        """A worker cannot be had now: try again later, or give up if there are no others (P2)."""
+        """A worker cannot be had now: try again later, or give up if there are no others (ENGINE-2)."""
         if self.queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
-            self._missing.append(qid)
+            self._pending_restarts.append(qid)
             self._try_again_later()
         else:
             self._break(error)
 
     def _try_again_later(self) -> None:
         if self._next_try is None:
-            self._next_try = self.loop.call_later(self._pause, self._start_missing)
+            self._next_try = self.loop.call_later(self._pause, self._start_pending)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _start_missing(self) -> None:
+    def _start_pending(self) -> None:
         """Start the workers that are missing, up to the first that is refused again."""
-        missing, self._missing = self._missing, []
+        missing, self._pending_restarts = self._pending_restarts, []
         self._next_try = None
-        while missing and not self._missing and self.state in (State.OPEN, State.CLOSING):
+        while missing and not self._pending_restarts and self.state in (State.OPEN, State.CLOSING):
             qid = missing.pop(0)
             self._replace(qid)
-            self.queues[qid].kick()
-        self._missing += missing
+            self.queues[qid].dispatch_all()
+        self._pending_restarts += missing
 
-    def _forget_missing(self) -> None:
-        self._missing.clear()
+    def _drop_pending_restarts(self) -> None:
+        self._pending_restarts.clear()
         if self._next_try is not None:
             self._next_try.cancel()
             self._next_try = None
@@ -289,7 +295,7 @@ class Engine:
         args: tuple[Any, ...],
         kwds: dict[str, Any],
         retries: int = 0,
-    ) -> tuple[asyncio.Future[Any], Calls]:
+    ) -> tuple[asyncio.Future[Any], CallQueue]:
         """Give one `apply` to the workers: its result, and the calls that it is one of."""
         function = self.functions.of(func)
         future: asyncio.Future[Any] = self._new_future()
@@ -303,29 +309,29 @@ class Engine:
             self.check_open()
         calls = queue.calls.get(function.id)
         if calls is None:
-            calls = Calls(function, self.on_settled, lasting=function.permanent)
+            calls = CallQueue(function, self.on_settled, persistent=function.permanent)
             queue.calls[function.id] = calls
-            self._open.add(calls)  # P1
+            self._open.add(calls)  # ENGINE-1
         if retries:
             calls.allow(future, retries)
         queue.call(calls, future, (args, kwds))
         return future, calls
 
-    def cancel_call(self, calls: Calls, future: asyncio.Future[Any]) -> None:
-        """The caller gave up on one of `calls`: stop it wherever it is (feeds.py, J4)."""
+    def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
+        """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""
         chunk = calls.chunk_of(future)
         for worker in self.workers if chunk is not None else ():
             assert chunk is not None
             if worker.chunks.get(chunk.first) is chunk:
                 offset = chunk.offset_of(future)
-                worker.link.send(Kind.CANCEL, ident=chunk.first, offset=offset)
+                worker.link.send(Kind.CANCEL, chunk_id=chunk.first, offset=offset)
                 if not self._to_flush:
                     self.loop.call_soon(self._flush_cancelled)
                 self._to_flush.add(worker)
                 return
         for queue in self.queues.values():
-            if queue.suspects.drop(future):
-                queue.kick()  # a worker may have been kept free for it
+            if queue.retry_queue.drop(future):
+                queue.dispatch_all()  # a worker may have been kept free for it
                 return
 
     def _flush_cancelled(self) -> None:
@@ -348,29 +354,29 @@ class Engine:
         if not job.done and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.reader_gone)
 
-    def let_go(self, job: Job) -> None:
+    def drop_unread(self, job: Job) -> None:
         """Nobody can begin to read the job's results any more; may be called from any thread.
 
         A job that is done needs nothing, and must not wait for the loop: with it go its results.
         """
-        if job.forget() and self.loop.is_running():
-            self.loop.call_soon_threadsafe(job.let_go)
+        if job.mark_unreferenced() and self.loop.is_running():
+            self.loop.call_soon_threadsafe(job.drop_unread)
 
-    def on_settled(self, feed: Calls | Job) -> None:
+    def on_settled(self, source: CallQueue | Job) -> None:
         """The last task of a feed is settled."""
-        self._open.discard(feed)
+        self._open.discard(source)
         for queue in self.queues.values():
-            queue.forget(feed, feed.function)
+            queue.forget(source, source.function)
         self._check_finished()
 
-    def _assign(self, router: Router, item: Any) -> tuple[TaskID, Share]:
+    def _assign(self, router: Router, item: Any) -> tuple[TaskID, RoutedTasks]:
         tid = TaskID(next(self._task_ids))
         job = router.job
         args = item if job.mode is Mode.STAR else (item,)
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
         share = router.shares.get(qid)
         if share is None:
-            share = router.shares[qid] = Share(job, router, self._queue(qid).offer)
+            share = router.shares[qid] = RoutedTasks(job, router, self._queue(qid).offer)
         return tid, share
 
     def _complete(self, tid: TaskID) -> None:
@@ -397,8 +403,8 @@ class Engine:
             self._kill()
         elif self.state is State.OPEN:
             self.state = State.CLOSING
-            for feed in list(self._open):
-                feed.pool_closes()
+            for source in list(self._open):
+                source.pool_closes()
             self._check_finished()
 
     def terminate(self) -> None:
@@ -417,7 +423,7 @@ class Engine:
 
         A pool that was closed finishes what it was given, as long as its loop runs.
         """
-        count = len(self.workers) + len(self._missing)
+        count = len(self.workers) + len(self._pending_restarts)
         if os.getpid() != self._pid or not count:
             return
         forgotten = self.state is State.OPEN
@@ -438,7 +444,7 @@ class Engine:
     def _kill(self) -> None:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
-        self._forget_missing()
+        self._drop_pending_restarts()
         workers, self.workers = self.workers, {}
         for worker in workers:
             worker.kill_now()
@@ -468,22 +474,22 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._forget_missing()
-        feeds, self._open = self._open, set()
+        self._drop_pending_restarts()
+        sources, self._open = self._open, set()
         idle = {worker for worker in self.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
-        for feed in feeds:
-            feed.fail_all(error)
+        for source in sources:
+            source.fail_all(error)
         for worker in list(self.workers):
             worker.end(idle=worker in idle)
         self._check_finished()
 
     def _check_finished(self) -> None:
-        """P1: let the workers go when nothing is left to do, and tell when they have gone."""
+        """ENGINE-1: let the workers go when nothing is left to do, and tell when they have gone."""
         if self.state is State.OPEN or self._open:
             return
-        self._forget_missing()
+        self._drop_pending_restarts()
         for worker in self.workers:
             worker.leave()
         if not self.workers:

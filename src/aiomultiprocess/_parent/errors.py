@@ -11,13 +11,13 @@ from .._arguments import is_iterable, refuse_star
 from .._wire import exceptions
 from .._wire.exceptions import Failure, Stage, original_of, without_our_frames
 from .._wire.frames import Kind, Mode, as_bytes
-from ..types import ProxyException, WorkerLostError, brief, import_hint, shown
+from ..types import ProxyException, WorkerLostError, describe_error, import_hint, shown
 from .chunk import Chunk
-from .feed import Feed, Slots
+from .feed import Handles, TaskSource
 from .worker import PoolWorker
 
 if TYPE_CHECKING:
-    from .retry import Suspect
+    from .retry import RetryTask
 
 
 # -- errors that a function did not raise ----------------------------------------------------------
@@ -28,23 +28,25 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
 
     Only those that failed are looked at, as a look at every item would take long.
     """
-    if chunk.feed.mode is not Mode.STAR:
+    if chunk.owner.mode is not Mode.STAR:
         return
     for at in errors:
         item = chunk.items[offset + at]
         if not is_iterable(item):
-            slot = chunk.slots[offset + at]
-            errors[at] = refuse_star(chunk.feed.function.label, slot, item)
+            handle = chunk.handles[offset + at]
+            errors[at] = refuse_star(chunk.owner.function.label, handle, item)
 
 
-def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any, item: Any) -> Exception:
+def explain_item(
+    error: BaseException, source: TaskSource | RetryTask, handle: Any, item: Any
+) -> Exception:
     """Say which item it was that could not be sent, and why."""
-    which = _item(feed, slot)
+    which = _item(source, handle)
     if issubclass(type(error), MemoryError):
         return out_of_memory(f"{which} cannot be sent to a worker", error)
     refusal = pickle.PicklingError(
-        f"{which} cannot be sent to a worker ({brief(error)}); "
-        f"pass plain data, not {_shown(feed, item)}"
+        f"{which} cannot be sent to a worker ({describe_error(error)}); "
+        f"pass plain data, not {_shown(source, item)}"
     )
     without_our_frames(error)
     refusal.__cause__ = error
@@ -52,21 +54,24 @@ def explain_item(error: BaseException, feed: Feed | Suspect, slot: Any, item: An
 
 
 def explain_each(
-    kind: int, errors: Mapping[int, BaseException | Failure], feed: Feed | Suspect, slots: Slots
+    kind: int,
+    errors: Mapping[int, BaseException | Failure],
+    source: TaskSource | RetryTask,
+    handles: Handles,
 ) -> dict[int, BaseException]:
     """Errors as the callers of their tasks get them."""
     explain: Any = explain_refusal if kind == Kind.REFUSED else _explained
-    return {at: explain(error, feed, slots[at]) for at, error in errors.items()}
+    return {at: explain(error, source, handles[at]) for at, error in errors.items()}
 
 
-def explain_refusal(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+def explain_refusal(error: BaseException, source: TaskSource | RetryTask, handle: Any) -> Exception:
     """The error of an item, or of its function, that its worker has no memory for."""
-    return out_of_memory(f"{_item(feed, slot)} could not be received by its worker", error)
+    return out_of_memory(f"{_item(source, handle)} could not be received by its worker", error)
 
 
 def out_of_memory(what: str, error: BaseException) -> MemoryError:
     """The error of an item that some process has no memory for."""
-    why = brief(original_of(error)).removesuffix(": ")
+    why = describe_error(original_of(error)).removesuffix(": ")
     refusal = MemoryError(
         f"{what}: there is too little memory for it ({why}). Pass it in parts, or put it into a "
         "file and pass its name"
@@ -75,64 +80,70 @@ def out_of_memory(what: str, error: BaseException) -> MemoryError:
     return refusal
 
 
-def _explained(error: BaseException | Failure, feed: Feed | Suspect, slot: Any) -> Exception:
+def _explained(
+    error: BaseException | Failure, source: TaskSource | RetryTask, handle: Any
+) -> Exception:
     """The error of a task that an answer brought, or of an answer that could not be unpickled."""
     kind = type(error)  # isinstance would ask the error, which may do anything
     if kind is Failure:
-        return _explain_failure(cast("Failure", error), feed, slot)
+        return _explain_failure(cast("Failure", error), source, handle)
     if issubclass(kind, ProxyException):
         return cast("ProxyException", error)
-    return _explain_result(cast("BaseException", error), feed, slot)
+    return _explain_result(cast("BaseException", error), source, handle)
 
 
-def _explain_result(error: BaseException, feed: Feed | Suspect, slot: Any) -> Exception:
+def _explain_result(error: BaseException, source: TaskSource | RetryTask, handle: Any) -> Exception:
     if issubclass(type(error), MemoryError):
-        return out_of_memory(f"the result of {_task(feed, slot)} could not be received", error)
+        return out_of_memory(f"the result of {_task(source, handle)} could not be received", error)
     proxy = ProxyException(
-        f"the result of {_task(feed, slot)} could not be unpickled in the parent process "
-        f"({brief(error)}){import_hint(error)}"
+        f"the result of {_task(source, handle)} could not be unpickled in the parent process "
+        f"({describe_error(error)}){import_hint(error)}"
     )
     without_our_frames(error)
     proxy.__cause__ = error
     return proxy
 
 
-def _explain_failure(failure: Failure, feed: Feed | Suspect, slot: Any) -> ProxyException:
+def _explain_failure(
+    failure: Failure, source: TaskSource | RetryTask, handle: Any
+) -> ProxyException:
     if failure.stage == Stage.FUNCTION:
-        label = feed.function.label
+        label = source.function.label
         return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
     if failure.stage == Stage.ARGUMENT:
-        item = _item(feed, slot)
+        item = _item(source, handle)
         return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
-    result = f"the result of {_task(feed, slot)}"
+    result = f"the result of {_task(source, handle)}"
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)
         return failure.replaced(pickle.PicklingError(message))
     return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
 
 
-def explain_loss(worker: PoolWorker, feed: Feed | Suspect, slot: Any) -> WorkerLostError:
+def explain_loss(
+    worker: PoolWorker, source: TaskSource | RetryTask, handle: Any
+) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(_task(feed, slot), worker.pid, worker.exitcode)
+    return WorkerLostError(_task(source, handle), worker.pid, worker.exitcode)
 
 
-def _shown(feed: Feed | Suspect, item: Any) -> str:
-    if feed.mode is not Mode.APPLY:
+def _shown(source: TaskSource | RetryTask, item: Any) -> str:
+    if source.mode is not Mode.APPLY:
         return shown(item)
     args, kwargs = item
     values = (*args, *kwargs.values())
     return shown(values[0] if len(values) == 1 else values)
 
 
-def _item(feed: Feed | Suspect, slot: Any) -> str:
+def _item(source: TaskSource | RetryTask, handle: Any) -> str:
     """How messages name what a task is called with."""
-    what = f"item {slot}" if isinstance(slot, int) else "an argument"
-    return f"{what} of a call of {feed.function.label}"
+    what = f"item {handle}" if isinstance(handle, int) else "an argument"
+    return f"{what} of a call of {source.function.label}"
 
 
-def _task(feed: Feed | Suspect, slot: Any) -> str:
+def _task(source: TaskSource | RetryTask, handle: Any) -> str:
     """How messages name a task: one of a map by its item, an `apply` by its function."""
-    return _item(feed, slot) if isinstance(slot, int) else feed.function.label
+    return _item(source, handle) if isinstance(handle, int) else source.function.label
 
 
 def explain_start(worker: PoolWorker) -> WorkerLostError:
@@ -149,7 +160,9 @@ def load_error(payload: Any) -> BaseException | exceptions.Failure:
     try:
         return exceptions.load_answer(as_bytes(payload), _accel.loads)
     except MemoryError as error:
-        return MemoryError(f"an exception from a worker does not fit into memory ({brief(error)})")
+        return MemoryError(
+            f"an exception from a worker does not fit into memory ({describe_error(error)})"
+        )
 
 
 #: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.

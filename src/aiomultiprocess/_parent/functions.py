@@ -20,7 +20,7 @@ from typing import Any
 
 from .._arguments import check_callable, label_of
 from .._wire.exceptions import without_our_frames
-from ..types import brief
+from ..types import describe_error
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 
@@ -79,7 +79,7 @@ class FunctionTable:
             without_our_frames(error)
             holds = "" if is_plain(func) else "what it holds must be picklable, and "
             raise pickle.PicklingError(
-                f"{label_of(func)} cannot be sent to a worker ({brief(error)}); {holds}"
+                f"{label_of(func)} cannot be sent to a worker ({describe_error(error)}); {holds}"
                 "it must be importable there: define it at the top level of a module, "
                 "not as a lambda or inside another function"
             ) from error

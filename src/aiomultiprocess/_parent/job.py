@@ -1,18 +1,18 @@
 """A job: one `map` or `starmap`, from its input to its results.
 
-It is a *feed* (feeds.py): the queues take tasks from it and report to it. On its other side any
+It is a *feed* (feed.py): the queues take tasks from it and report to it. On its other side any
 number of readers wait for results, all of them or one after the other.
 
-B1  A list of results is complete: the values of a sequence are never dropped.
-B2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
+JOB-1  A list of results is complete: the values of a sequence are never dropped.
+JOB-2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
     somebody awaits all results; what its slowest reader has passed by far is dropped.
-B3  Nothing is kept per task but its result.
-B4  Nobody knows how large the next items are: if a frame had no room for all that were taken, no
+JOB-3  Nothing is kept per task but its result.
+JOB-4  Nobody knows how large the next items are: if a frame had no room for all that were taken, no
     more than twice as many as it had are taken next; of an iterator, which cannot take them back,
     a few at first.
-B5  Each await gives a list of its own. A copy of a million results makes the loop stand still: who
+JOB-5  Each await gives a list of its own. A copy of a million results makes the loop stand still: who
     is the last that can ask gets the list itself.
-B6  A job may be given up while code of the user's runs: an input is asked for items, an item is
+JOB-6  A job may be given up while code of the user's runs: an input is asked for items, an item is
     pickled. What was under way then has failed with all the rest, and is not taken up again.
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._wire.frames import Mode
 from .errors import INTERRUPTS
-from .feed import Slots
+from .feed import Handles
 from .functions import Function
 from .sources import SequenceSource, Source
 
@@ -80,7 +80,7 @@ class Job:
         self._on_done = on_done
         self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()
-        self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (B4)
+        self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
         self._last = 0  # how many were taken, anew or again, the last time
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
@@ -92,7 +92,7 @@ class Job:
         self._origin: types.TracebackType | None = None  # where the input failed
         self._was_read = False
         self._awaiting = 0  # how many have asked for all results and not got them
-        self._forgotten = False  # nobody else can begin to read
+        self._unreferenced = False  # nobody else can begin to read
         self._pool_closes = False
         self._loop = loop
         # who waits for one result, and for which; and who waits for all of them
@@ -121,7 +121,7 @@ class Job:
             return returned
         return returned + self.source.at_hand(min(n - returned, self._step, self._look_ahead()))
 
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
+    def take(self, n: int) -> tuple[Handles, list[Any]]:
         if self._returned:
             pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
             self._last = len(pairs)
@@ -134,7 +134,7 @@ class Job:
             raise
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         self._last = len(items)
-        if self._error_of_the_rest is not None:  # B6
+        if self._error_of_the_rest is not None:  # JOB-6
             return (), []
         first = self._taken
         self._taken += len(items)
@@ -143,33 +143,33 @@ class Job:
             self._end_of_input()
         return range(first, self._taken), items
 
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        if self._error_of_the_rest is not None:  # B6
+    def put_back(self, handles: Handles, items: list[Any]) -> None:
+        if self._error_of_the_rest is not None:  # JOB-6
             return
-        self._step = max(FIRST_STEP, 2 * (self._last - len(slots)))
-        if type(slots) is range and slots.stop == self._taken and self.source.untake(items):
-            self._taken = slots.start
-            del self._values[slots.start - self._base :]
+        self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
+        if type(handles) is range and handles.stop == self._taken and self.source.unread(items):
+            self._taken = handles.start
+            del self._values[handles.start - self._base :]
             return
-        self._returned.extendleft(reversed(list(zip(slots, items, strict=True))))
+        self._returned.extendleft(reversed(list(zip(handles, items, strict=True))))
 
-    def retries_of(self, slot: int) -> int:
+    def retries_of(self, handle: int) -> int:
         return self._retries
 
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
+    def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         base = self._base
-        if type(slots) is range:
-            self._values[slots.start - base : slots.stop - base] = values
+        if type(handles) is range:
+            self._values[handles.start - base : handles.stop - base] = values
         else:
-            for index, value in zip(slots, values, strict=True):
+            for index, value in zip(handles, values, strict=True):
                 self._values[index - base] = value
         self._settled += len(values)
         self._bytes += size
         self._after_change()
 
-    def fail(self, slot: int, error: BaseException) -> None:
-        self._values[slot - self._base] = FAILED
-        self._errors[slot] = error
+    def fail(self, handle: int, error: BaseException) -> None:
+        self._values[handle - self._base] = FAILED
+        self._errors[handle] = error
         self._settled += 1
         self._after_change()
 
@@ -188,12 +188,12 @@ class Job:
             self.router.complete_all()
         self._finish()
 
-    def forget(self) -> bool:
-        """Nobody else can begin to read, see `let_go`; True if that is to be called in the loop."""
-        self._forgotten = True
+    def mark_unreferenced(self) -> bool:
+        """Nobody else can begin to read, see `drop_unread`; True if that is to be called in the loop."""
+        self._unreferenced = True
         return not self.done and not self.wanted_all
 
-    def let_go(self) -> None:
+    def drop_unread(self) -> None:
         """Nobody will read on. What was never read is run to its end, as `map` promises; an input
         that was read in part is pulled no further, or an endless one would never let a pool close.
         """
@@ -218,7 +218,7 @@ class Job:
     def reader_gone(self) -> None:
         """An `async for` may have ended before the last result."""
         if self._pool_closes and not self._readers:
-            self.let_go()
+            self.drop_unread()
 
     # -- the reader's side ---------------------------------------------------------------------
 
@@ -233,7 +233,9 @@ class Job:
     def await_all(self) -> Coroutine[Any, Any, list[Any]]:
         """The results in input order; raises the first error as soon as one is known."""
         self.want_all()
-        self._awaiting += 1  # here, and not when the coroutine begins: another may end before (B5)
+        self._awaiting += (
+            1  # here, and not when the coroutine begins: another may end before (JOB-5)
+        )
         return self._all_results()
 
     async def _all_results(self) -> list[Any]:
@@ -246,7 +248,7 @@ class Job:
             raise self._fresh(self._errors[min(self._errors)])
         if self._error_of_the_rest is not None:
             raise self._fresh(self._error_of_the_rest)
-        last = self._forgotten and not self._awaiting  # B5
+        last = self._unreferenced and not self._awaiting  # JOB-5
         return self._values if last else self._values.copy()
 
     async def result_at(self, index: int) -> Any:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from .._arguments import is_iterable, refuse_star
 from .._wire.frames import Mode
 from .errors import INTERRUPTS, as_exception
-from .feed import Slots
+from .feed import Handles
 
 if TYPE_CHECKING:
     from .job import Job
 
 
-class Share:
+class RoutedTasks:
     """What a user's scheduler gave of one job to one queue."""
 
-    def __init__(self, job: Job, router: Router, offer: Callable[[Share], None]) -> None:
+    def __init__(self, job: Job, router: Router, offer: Callable[[RoutedTasks], None]) -> None:
         self.offer = offer
         self.function = job.function
         self.mode = job.mode
@@ -36,26 +36,26 @@ class Share:
             self._router.route(n - len(self.waiting))
         return len(self.waiting)
 
-    def take(self, n: int) -> tuple[Slots, list[Any]]:
+    def take(self, n: int) -> tuple[Handles, list[Any]]:
         if len(self.waiting) < n:
             self._router.route(n - len(self.waiting))
         pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
         return [index for index, _ in pairs], [item for _, item in pairs]
 
-    def put_back(self, slots: Slots, items: list[Any]) -> None:
-        self.waiting.extendleft(reversed(list(zip(slots, items, strict=True))))
+    def put_back(self, handles: Handles, items: list[Any]) -> None:
+        self.waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
-    def retries_of(self, slot: int) -> int:
-        return self._job.retries_of(slot)
+    def retries_of(self, handle: int) -> int:
+        return self._job.retries_of(handle)
 
-    def deliver(self, slots: Slots, values: list[Any], size: int) -> None:
-        self._job.deliver(slots, values, size)
-        for index in slots:
+    def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
+        self._job.deliver(handles, values, size)
+        for index in handles:
             self._router.complete(index)
 
-    def fail(self, slot: int, error: BaseException) -> None:
-        self._job.fail(slot, error)
-        self._router.complete(slot)
+    def fail(self, handle: int, error: BaseException) -> None:
+        self._job.fail(handle, error)
+        self._router.complete(handle)
 
     def fail_all(self, error: BaseException) -> None:
         self.waiting.clear()
@@ -71,11 +71,11 @@ class Router:
     def __init__(
         self,
         job: Job,
-        assign: Callable[[Router, Any], tuple[Any, Share]],
+        assign: Callable[[Router, Any], tuple[Any, RoutedTasks]],
         completed: Callable[[Any], None],
     ) -> None:
         self.job = job
-        self.shares: dict[Any, Share] = {}
+        self.shares: dict[Any, RoutedTasks] = {}
         self._assign = assign
         self._completed = completed
         self._ids: dict[int, Any] = {}
@@ -87,10 +87,10 @@ class Router:
         """
         interrupt: BaseException | None = None
         while n > 0:
-            slots, items = self.job.take(n)
-            if not slots:
+            handles, items = self.job.take(n)
+            if not handles:
                 break
-            for index, item in zip(slots, items, strict=True):
+            for index, item in zip(handles, items, strict=True):
                 try:
                     n -= self._route_one(index, item)
                 except INTERRUPTS as error:

@@ -2,7 +2,7 @@
 
 A source hands out items in order and says when it has no more. A sequence is what it was at the
 call, and known to its end; an iterator and an async iterable are pulled only as far as there is
-room, so that an endless one runs in bounded memory. A job (jobs.py) is the only user.
+room, so that an endless one runs in bounded memory. A job (job.py) is the only user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
-from ..types import brief
+from ..types import describe_error
 from .errors import INTERRUPTS, as_exception
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ READ_LATER = (
 
 def hint_at_late_reading(error: BaseException) -> None:
     """Say that an iterator is read later than the call, where that may be why it failed."""
-    if any(text in brief(error) for text in STALE):
+    if any(text in describe_error(error) for text in STALE):
         with contextlib.suppress(Exception):  # its class may refuse attributes
             error.add_note(READ_LATER)
 
@@ -59,7 +59,7 @@ class Source(Protocol):
     def take(self, n: int) -> list[Any]:
         """Up to `n` next items; fewer when there are no more, or none yet."""
 
-    def untake(self, items: list[Any]) -> bool:
+    def unread(self, items: list[Any]) -> bool:
         """Be asked again for the items that were taken last; False if that cannot be."""
 
     def stop(self) -> None:
@@ -91,7 +91,7 @@ class SequenceSource:
         self._next += len(items)
         return items if type(items) is list else list(items)
 
-    def untake(self, items: list[Any]) -> bool:
+    def unread(self, items: list[Any]) -> bool:
         self._next -= len(items)
         return True
 
@@ -130,7 +130,7 @@ class ListSource:
         items.reverse()
         return items
 
-    def untake(self, items: list[Any]) -> bool:
+    def unread(self, items: list[Any]) -> bool:
         self._snapshot.extend(reversed(items))
         return True
 
@@ -184,7 +184,7 @@ class IteratorSource:
         except BaseException as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
             self._end(error)
 
-    def untake(self, items: list[Any]) -> bool:
+    def unread(self, items: list[Any]) -> bool:
         return False
 
     def stop(self) -> None:
@@ -263,7 +263,7 @@ class AsyncSource:
         self._room.set()
         return items
 
-    def untake(self, items: list[Any]) -> bool:
+    def unread(self, items: list[Any]) -> bool:
         return False
 
     def stop(self) -> None:

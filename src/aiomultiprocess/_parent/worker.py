@@ -5,10 +5,10 @@
         |                 +--- end(): SIGTERM, and SIGKILL after the grace period
         +--- exits before READY: a failed start; the engine decides what that means
 
-V1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came first.
-V2  A worker costs the parent a constant number of descriptors: those of its link, and the two by
+POOLWORKER-1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came first.
+POOLWORKER-2  A worker costs the parent a constant number of descriptors: those of its link, and the two by
     which its exit is noticed (its pidfd and multiprocessing's sentinel).
-V3  A worker that runs no more items exits within the grace period, or is killed: a thread that an
+POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread that an
     item has left, or a hook, could hold it for ever. If it takes more than a moment, `on_linger` is
     called once, so that another worker need not wait for it.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 KILL_AFTER = engine.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
-MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (V3)
+MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class PoolWorker(Process):
         self.functions: set[int] = set()  # ids of those that the worker was told
         self.ready = False
         self.ready_since = 0.0  # in the loop's time
-        self.trusted = True
+        self.link_intact = True
         self.leaving = False
         self.replaced = False  # before its exit
         self._pid: int | None = None
@@ -163,7 +163,7 @@ class PoolWorker(Process):
             self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
 
     def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
-        """The worker runs no more items: limit the time until its exit (V3).
+        """The worker runs no more items: limit the time until its exit (POOLWORKER-3).
 
         `held_by` names the threads that the exit waits for. Called again, it changes only that.
         """
@@ -191,10 +191,10 @@ class PoolWorker(Process):
         )
         self.kill()
 
-    def distrust(self, error: BaseException) -> None:
+    def mark_corrupt(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
         log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
-        self.trusted = False
+        self.link_intact = False
         self.leaving = True  # what it would be sent now, it would not get
         self.kill()
 
@@ -218,7 +218,7 @@ class PoolWorker(Process):
         on_exit(self)
 
     def _settle(self) -> None:
-        """The process is gone: reap it and close what it cost (V2)."""
+        """The process is gone: reap it and close what it cost (POOLWORKER-2)."""
         self._settled = True
         for timer in (self._kill_timer, self._linger_timer):
             if timer is not None:

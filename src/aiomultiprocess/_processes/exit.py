@@ -2,16 +2,16 @@
 
     process.start() -> Exit(process) -> check() at any time, watch() or wait() in an event loop
 
-X1  The process's pidfd tells of its end where there is one. multiprocessing's sentinel is second
+EXIT-1  The process's pidfd tells of its end where there is one. multiprocessing's sentinel is second
     best: it is a pipe, which stays open as long as a process that the child forked lives on.
-X2  The exit code is right or None, "not known": another part of the program may have reaped our
+EXIT-2  The exit code is right or None, "not known": another part of the program may have reaped our
     child (`waitpid(-1)`). It is therefore read before it is reaped, by the pidfd, which cannot come
     to mean another process as a pid can.
-X3  Once the end is known, multiprocessing's object knows it too, and lets itself be joined and
+EXIT-3  Once the end is known, multiprocessing's object knows it too, and lets itself be joined and
     closed; it is told 255 for an exit code that is not known, as asyncio does.
-X4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
+EXIT-4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
     thread may ask.
-X5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open, and
+EXIT-5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open, and
     a sandbox refuses either, or waitid altogether, or a loop's interest in a pidfd. Then waitpid
     collects the end. Where a thread is refused as well, a timer of the loop looks for it.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 from .descriptors import Descriptor
 
-UNKNOWN = 255  # X3
+UNKNOWN = 255  # EXIT-3
 LOOK_AGAIN = 0.02  # seconds, where the system leaves nothing to wait by
 
 
@@ -65,7 +65,7 @@ class Exit:
         return self.ended
 
     def duplicates(self) -> list[Descriptor]:
-        """X4: what becomes readable at the end, in the order to be heard; none once it is known.
+        """EXIT-4: what becomes readable at the end, in the order to be heard; none once it is known.
 
         None at all if there is no descriptor left: a thread can wait without.
         """
@@ -95,11 +95,11 @@ class Exit:
             return
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
-        watch = self.watch(loop, lambda: None if ended.done() else ended.set_result(None))
+        watch_exit = self.watch(loop, lambda: None if ended.done() else ended.set_result(None))
         try:
             await ended
         finally:
-            watch.close()
+            watch_exit.close()
 
     def block(self) -> None:
         """Wait without a loop until the process has ended, for as long as that takes."""
@@ -115,7 +115,7 @@ class Exit:
                 wait([self._process.sentinel])
         elif self._by_server:
             self._sleep_by(self.duplicates())
-        elif not _waited(self._popen.pid):  # X5
+        elif not _waited(self._popen.pid):  # EXIT-5
             self._sleep_by([] if self._pidfd is None else self.duplicates())
 
     def _sleep_by(self, descriptors: list[Descriptor]) -> None:
@@ -157,11 +157,13 @@ class Exit:
             try:
                 options = os.WEXITED | os.WNOHANG | os.WNOWAIT
                 status = os.waitid(os.P_PIDFD, pidfd, options)
-            except ChildProcessError:  # reaped (X2); by multiprocessing, if it knows the code now
+            except (
+                ChildProcessError
+            ):  # reaped (EXIT-2); by multiprocessing, if it knows the code now
                 self._end(self._popen.returncode)
                 return
             except OSError:
-                self._collect_by_pid()  # X5
+                self._collect_by_pid()  # EXIT-5
                 return
             if status is not None:
                 exited = status.si_code == os.CLD_EXITED
@@ -195,7 +197,7 @@ class Exit:
         self.exitcode = exitcode
         if self._popen.returncode is None:
             self._popen.returncode = UNKNOWN if exitcode is None else exitcode
-        self._process.join(0)  # X3: it is no active child any more
+        self._process.join(0)  # EXIT-3: it is no active child any more
         self.close()
 
 
@@ -229,7 +231,7 @@ class Watch:
             return
         self._closed = True
         self._stages = []
-        self._hush()
+        self._stop_listening()
         if self._soon is not None:
             self._soon.cancel()
 
@@ -238,7 +240,7 @@ class Watch:
             self._descriptor = self._stages.pop(0)
             try:
                 self._loop.add_reader(self._descriptor.fileno(), self._on_readable)
-            except OSError:  # X5: the loop cannot wait for it, a thread may
+            except OSError:  # EXIT-5: the loop cannot wait for it, a thread may
                 self._descriptor.close()
                 self._descriptor = None
             else:
@@ -248,7 +250,7 @@ class Watch:
         except RuntimeError:  # a sandbox or a limit refuses the thread too
             self._soon = self._loop.call_later(LOOK_AGAIN, self._on_readable)
 
-    def _hush(self) -> None:
+    def _stop_listening(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             # a forked copy shares the parent's selector and must leave it alone
@@ -260,7 +262,7 @@ class Watch:
         if self.exit.check():
             self._fire()
         elif not self._closed:  # not to be reaped yet: it is traced, or closed its sentinel itself
-            self._hush()
+            self._stop_listening()
             self._listen()
 
     def _wait_in_thread(self) -> None:
@@ -274,7 +276,7 @@ class Watch:
             self._callback()
 
 
-def watch(
+def watch_exit(
     loop: asyncio.AbstractEventLoop, process: BaseProcess, callback: Callable[[], object]
 ) -> Watch:
     """Have `callback()` called once in `loop` when `process`, just started, has ended."""

@@ -2,10 +2,10 @@
 
     child: STARTED, then one header and its payload -> pipe -> Receiver, in the parent's loop
 
-R1  The parent reads whenever it can: as soon as its loop runs, at each question about the process,
+PROCRESULT-1  The parent reads whenever it can: as soon as its loop runs, at each question about the process,
     and when the process has ended. A child that writes more than a pipe holds is never stuck with
     a parent that waits for its exit.
-R2  The end of a result is told by its length, not by the end of the pipe, which a process that the
+PROCRESULT-2  The end of a result is told by its length, not by the end of the pipe, which a process that the
     child forked may keep open.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from .._transport.link import REFUSALS
 from .._wire import exceptions
-from ..types import brief, import_hint, shown
+from ..types import describe_error, import_hint, shown
 from . import loops
 from .descriptors import Descriptor, Handover
 
@@ -41,12 +41,12 @@ def dump_result(value: object, label: str) -> bytes:
     from .._pure.encoder import dumps
 
     try:
-        return dumps(value)  # by value: it outlives this process (codec.py, C9)
+        return dumps(value)  # by value: it outlives this process (codec.py, CODEC-9)
     except Exception as error:  # whatever a __reduce__ of the user's raises
         exceptions.without_our_frames(error)
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
-            f"({brief(error)}); return plain data, not {shown(value)}"
+            f"({describe_error(error)}); return plain data, not {shown(value)}"
         ) from error
 
 
@@ -59,7 +59,7 @@ def load_result(kind: int, payload: bytearray, label: str) -> Any:
     except Exception as error:  # whatever a __setstate__ of the user's raises
         exceptions.without_our_frames(error)
         raise pickle.UnpicklingError(
-            f"the result of {label} arrived but cannot be unpickled here ({brief(error)})"
+            f"the result of {label} arrived but cannot be unpickled here ({describe_error(error)})"
             f"{import_hint(error)}"
         ) from error
 
@@ -136,7 +136,7 @@ class PipeReceiver:
         if sys.platform != "win32":
             os.set_blocking(ours, False)
         self._readers: dict[asyncio.AbstractEventLoop, Descriptor] = {}
-        # at exit, before multiprocessing joins a child that may be writing to us (R1)
+        # at exit, before multiprocessing joins a child that may be writing to us (PROCRESULT-1)
         Finalize(self, _close_ends, (self._ours, self._readers), exitpriority=0)
         self.incoming = Incoming()
         self.sender = PipeSender(Handover([theirs], self._forget))
@@ -150,7 +150,7 @@ class PipeReceiver:
         self._theirs.close()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read in this loop too from now on (R1), by a descriptor of its own: others may end."""
+        """Read in this loop too from now on (PROCRESULT-1), by a descriptor of its own: others may end."""
         with self._lock:
             for ended in [other for other in self._readers if other.is_closed()]:
                 self._readers.pop(ended).close()

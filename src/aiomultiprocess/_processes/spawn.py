@@ -7,16 +7,16 @@ multiprocessing's own parts, and are told of a tracker only if the program has o
 Under "fork", a child begins with the signal handlers of the parent's event loop and with its
 self-pipe, which the two share: a SIGTERM for the child would be handled in the parent.
 
-L1  A launch that fails leaves no process and no descriptor.
-L2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
-L3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
-    until the child is up (_startup.py).
-L4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
-L5  A child that starts a process while it imports its main module, which so has no guard, ends at
+SPAWN-1  A launch that fails leaves no process and no descriptor.
+SPAWN-2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
+SPAWN-3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
+    until the child is up (startup.py).
+SPAWN-4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
+SPAWN-5  A child that starts a process while it imports its main module, which so has no guard, ends at
     once. It prints nothing if its parent reports how it ended, and else one line.
-L6  A child imports its main module only if that is a file: one that is read from stdin is not.
-L7  A fork server that dies while it imports the main module (from 3.14 on, it does) is started
-    again without it. Its children then import the module themselves, and end by L5.
+SPAWN-6  A child imports its main module only if that is a file: one that is read from stdin is not.
+SPAWN-7  A fork server that dies while it imports the main module (from 3.14 on, it does) is started
+    again without it. Its children then import the module themselves, and end by SPAWN-5.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from .startup import HOLD_GARBAGE
 if TYPE_CHECKING:
     from .descriptors import Descriptor
 
-#: What the name of a child ends with while it imports its main module (L5).
+#: What the name of a child ends with while it imports its main module (SPAWN-5).
 STARTING = " (starting)"
 STARTING_REPORTED = " (starting, reported by its parent)"
 
-#: In the environment of a fork server that is started for one of our processes (L7).
+#: In the environment of a fork server that is started for one of our processes (SPAWN-7).
 SERVER_REPORTED = "_AIOMULTIPROCESS_FORK_SERVER_REPORTED"
 
 NO_GUARD = (
@@ -95,7 +95,7 @@ if sys.platform != "win32":
             return code
 
     class ForkServerProcess(context.ForkServerProcess):
-        """A process of the "forkserver" start method that keeps L5, L6 and L7."""
+        """A process of the "forkserver" start method that keeps SPAWN-5, SPAWN-6 and SPAWN-7."""
 
         _name: str
 
@@ -117,7 +117,7 @@ if sys.platform != "win32":
             return code
 
     def _command(**descriptors: int | None) -> list[Any]:
-        """What starts a child; a frozen program has no place for code of ours (L3)."""
+        """What starts a child; a frozen program has no place for code of ours (SPAWN-3)."""
         command = spawn.get_command_line(**descriptors)
         options = command[1:]  # not the program: it is bytes, and `-bb` refuses to compare those
         if "-c" in options:
@@ -135,7 +135,7 @@ if sys.platform != "win32":
         _fds: list[int]  # what the pickled message refers to by DupFd
 
         def _launch(self, process_obj: process.BaseProcess) -> None:
-            message = self._message(process_obj)  # fails on what cannot be pickled: L1
+            message = self._message(process_obj)  # fails on what cannot be pickled: SPAWN-1
             ours: list[int] = []
             theirs: list[int] = []
             self.finalizer = util.Finalize(self, _close_all, [ours])
@@ -143,7 +143,7 @@ if sys.platform != "win32":
                 self._start(ours, theirs)
                 _close_all(theirs)
                 _send(ours[1], message)
-            except BaseException:  # even KeyboardInterrupt: L1
+            except BaseException:  # even KeyboardInterrupt: SPAWN-1
                 self._undo()
                 raise
             finally:
@@ -180,7 +180,7 @@ if sys.platform != "win32":
             tracker = _running_tracker()
             command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
-            with _held_back({signal.SIGINT}):  # L3; and until the pid is known: L1
+            with _held_back({signal.SIGINT}):  # SPAWN-3; and until the pid is known: SPAWN-1
                 self.pid = _run(command, sorted(inherited))
 
         def _undo(self) -> None:
@@ -203,7 +203,7 @@ if sys.platform != "win32":
         except (ConnectionError, EOFError):
             if not _server_has_ended():
                 raise
-        with _hidden_main():  # L7
+        with _hidden_main():  # SPAWN-7
             forkserver.ensure_running()
         return context.ForkServerProcess._Popen(process_obj)
 
@@ -226,9 +226,9 @@ if sys.platform != "win32":
         def _Popen(process_obj: Any) -> Any:  # noqa: N802
             popen: Any = None
             try:
-                with _held_back(signal.valid_signals()) as process_obj._mask:  # L4
+                with _held_back(signal.valid_signals()) as process_obj._mask:  # SPAWN-4
                     popen = context.ForkProcess._Popen(process_obj)
-            except BaseException:  # a signal that was held back has raised: L1
+            except BaseException:  # a signal that was held back has raised: SPAWN-1
                 if popen is not None:
                     popen.kill()
                     popen.wait()
@@ -238,13 +238,13 @@ if sys.platform != "win32":
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
             put_away_handlers()
-            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGINT})  # L3
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask | {signal.SIGINT})  # SPAWN-3
             code: int = super()._bootstrap(*args, **kwargs)  # type: ignore[misc]
             return code
 
 
 def report_exit(process_obj: process.BaseProcess) -> None:
-    """Let this process, which is to be started, leave to its parent what to print (L5)."""
+    """Let this process, which is to be started, leave to its parent what to print (SPAWN-5)."""
     process_obj.parent_reports = True  # type: ignore[attr-defined]
 
 
@@ -254,7 +254,7 @@ def _starting(process_obj: process.BaseProcess) -> str:
 
 
 def _check_guard() -> None:
-    """L5; a process that is not one of ours goes on to the RuntimeError of multiprocessing."""
+    """SPAWN-5; a process that is not one of ours goes on to the RuntimeError of multiprocessing."""
     this = process.current_process()
     if getattr(this, "_inheriting", False):  # multiprocessing is importing the main module
         in_server = this.name == "MainProcess" and SERVER_REPORTED in os.environ
@@ -268,7 +268,7 @@ def _check_guard() -> None:
 
 @contextlib.contextmanager
 def _importable_main() -> Iterator[None]:
-    """L6: for as long as a child is told what to import, the main module has no path but a file's.
+    """SPAWN-6: for as long as a child is told what to import, the main module has no path but a file's.
 
     The path of a program from stdin is `<stdin>`.
     """

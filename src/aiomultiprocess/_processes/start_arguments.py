@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
-from ..types import brief, import_hint
+from ..types import describe_error, import_hint
 
 #: What pickle raises by itself; a subclass may want other arguments.
 KINDS: Final = (pickle.PicklingError, AttributeError, TypeError)
@@ -75,14 +75,14 @@ class StartArgumentsReceived:
 
             without_our_frames(error)
             raise pickle.UnpicklingError(
-                f"{name} cannot be unpickled in {self._where} ({brief(error)}){import_hint(error)}"
+                f"{name} cannot be unpickled in {self._where} ({describe_error(error)}){import_hint(error)}"
             ) from error
 
 
 def _explained(error: Exception, name: str, where: str) -> Exception:
     """The same kind of error if it is one of pickle's, with a name and the way out."""
     kind = next((kind for kind in KINDS if issubclass(type(error), kind)), None)
-    reason = brief(error) if kind is None else error
+    reason = describe_error(error) if kind is None else error
     refusal = (kind or pickle.PicklingError)(
         f"{reason}: {name} cannot be sent to {where}; functions must be importable there, "
         'from the top level of a module, unless set_start_method("fork") is used'

@@ -2,9 +2,9 @@
 
 `_spawn` launches children so; what they run says when they are up. Light: children import it.
 
-U1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start-up does not print a
+STARTUP-1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start-up does not print a
     traceback of half-imported modules.
-U2  In a spawned child no garbage is collected until `collect_garbage`: what is made by then are
+STARTUP-2  In a spawned child no garbage is collected until `collect_garbage`: what is made by then are
     modules, which stay, and the collector would go over them again and again. Held back is the
     threshold, and not the collector, so that `gc.disable()` in a user's module is still a choice.
 """
@@ -19,12 +19,12 @@ from typing import Final
 #: By how much the threshold is raised; it says by itself what it was.
 HELD: Final = 10**9
 
-#: What a spawned child runs before anything else (U2).
+#: What a spawned child runs before anything else (STARTUP-2).
 HOLD_GARBAGE: Final = f"import gc; gc.set_threshold(gc.get_threshold()[0] + {HELD}); "
 
 
 def accept_interrupts() -> None:
-    """In a child that has settled what SIGINT does: let it come (U1)."""
+    """In a child that has settled what SIGINT does: let it come (STARTUP-1)."""
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 

@@ -1,4 +1,4 @@
-"""Payloads to items; what a payload is, and the invariants C1 to C10, are told in `codec`.
+"""Payloads to items; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in `codec`.
 
 `amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
-from .._wire.frames import Parts, Payload, size_of
+from .._wire.frames import Payload, PayloadParts, size_of
 from .tags import (
     FLOATS,
     INT8S,
@@ -46,9 +46,9 @@ def decode_items(
     """Decode a payload of `count` items.
 
     Returns as many values, and the failures by their place if there are any: where unpickling
-    raised, the value is None. Raises CorruptFrameError for what no encoder can have made (C7).
+    raised, the value is None. Raises CorruptFrameError for what no encoder can have made (CODEC-7).
     """
-    if isinstance(payload, Parts):
+    if isinstance(payload, PayloadParts):
         return _decode(b"", count, payload.segments)
     with memoryview(payload) as view:
         if view.nbytes <= _COPY_MAX:
@@ -71,12 +71,12 @@ def _decode(
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
         # Beyond the end; not UTF-8; not hashable. User code is run in _unpickle only.
         why = str(error)
-    # out here, so that the error's traceback with its views of the payload is not kept (C8)
+    # out here, so that the error's traceback with its views of the payload is not kept (CODEC-8)
     raise decoder.corrupt(why)
 
 
 class _Missing:
-    """Bytes that did not arrive, for want of memory (C10): nothing can be read here."""
+    """Bytes that did not arrive, for want of memory (CODEC-10): nothing can be read here."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -93,7 +93,7 @@ def _no_memory(size: int) -> MemoryError:
 
 
 class _Decoder:
-    """Where we are in one payload: in `data`, or in one of the segments that are not taken (C8)."""
+    """Where we are in one payload: in `data`, or in one of the segments that are not taken (CODEC-8)."""
 
     def __init__(
         self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()
@@ -104,7 +104,7 @@ class _Decoder:
         self._segments = list(segments)[::-1]  # those to come, the last first
         self._behind = 0  # bytes before _data
         self._ahead = sum(map(size_of, segments))  # bytes after it
-        self._keys: list[str] = []  # C6
+        self._keys: list[str] = []  # CODEC-6
         if self._in_segments:
             self._go_on()
 
@@ -128,7 +128,7 @@ class _Decoder:
             self._ahead -= len(self._data)
 
     def _take_segment(self, kind: type, size: int) -> Any:
-        """The next segment as a value of its own (C8)."""
+        """The next segment as a value of its own (CODEC-8)."""
         if self.at != len(self._data) or not self._segments:
             raise self.corrupt(f"{size} bytes that are no segment")
         segment = self._segments.pop()
@@ -150,7 +150,7 @@ class _Decoder:
         try:
             while len(values) < count:
                 self._add_item(values, failures, count)
-        except MemoryError as error:  # what is behind the item cannot be found (C10)
+        except MemoryError as error:  # what is behind the item cannot be found (CODEC-10)
             failures.update(dict.fromkeys(range(len(values), count), error))
             values.extend([None] * (count - len(values)))
         else:
@@ -161,7 +161,7 @@ class _Decoder:
     def _add_item(self, values: list[Any], failures: dict[int, BaseException], count: int) -> None:
         """Append the next item, or the items of the next run."""
         if self.at == len(self._data) and self._segments:
-            self._go_on()  # C10
+            self._go_on()  # CODEC-10
         tag = self._byte()
         if tag == PICKLE:
             values.append(self._unpickle(*self._pickled(), failures, len(values)))
@@ -189,7 +189,7 @@ class _Decoder:
                 return pickle.loads(pickled, buffers=buffers)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # noqa: BLE001 - it ran user code: C4
+            except BaseException as error:  # noqa: BLE001 - it ran user code: CODEC-4
                 failures[place] = error
                 return None
 
@@ -255,7 +255,7 @@ class _Decoder:
         return count
 
     def _check_count(self, count: int, least: int) -> None:
-        """C7: no room for more members than there can be."""
+        """CODEC-7: no room for more members than there can be."""
         if not 0 <= count * least <= len(self._data) - self.at + self._ahead:
             raise self.corrupt(f"{count} members")
 

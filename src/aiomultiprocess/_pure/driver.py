@@ -1,4 +1,4 @@
-"""What the coroutine of a spare task awaits, and the task itself, in Python (see `stepper`).
+"""What the coroutine of a spare task awaits, and the task itself, in Python (see `starter`).
 
 What a coroutine calls on what it awaits (`send`, `throw`) and a task on what it waits for
 (`add_done_callback`, `cancel`, `result`) is all that passes; `asyncio.Task` does the rest.
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from . import tasks
 
-__all__ = ["Driver", "MarkedItem"]
+__all__ = ["ItemCoroutine", "MarkedItem"]
 
 _PARKED, _ADOPTING, _RUNNING, _FINISHED, _ENDING = range(5)
 
@@ -22,7 +22,7 @@ _LOOP_STOPPERS: Final = (KeyboardInterrupt, SystemExit)
 
 
 class MarkedItem(tasks.Item):
-    """The task of an item. It tells whether something was attached to it (S1)."""
+    """The task of an item. It tells whether something was attached to it (STARTER-1)."""
 
     __slots__ = ("marked",)
 
@@ -39,7 +39,7 @@ class MarkedItem(tasks.Item):
         self.marked = True
 
 
-class Driver:
+class ItemCoroutine:
     """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
 
     __slots__ = (
@@ -62,7 +62,7 @@ class Driver:
         self._asyncio_future_blocking = False
         self._loop = loop
         self._stage = _PARKED if coro is None else _RUNNING
-        self._wakeup: Callable[[Driver], object] | None = None
+        self._wakeup: Callable[[ItemCoroutine], object] | None = None
         self._result: Any = None  # what the task is told next: a yielded object, or an outcome
         self.cancelled = False  # the task was cancelled, and the gate could not be
         self.cancel_message: list[Any] | None = None
@@ -79,7 +79,7 @@ class Driver:
         self._wake()
 
     def finish(self, value: object, error: BaseException | None) -> None:
-        """Make the task done (S3)."""
+        """Make the task done (STARTER-3)."""
         self._stage, self._result = _FINISHED, (value, error)
         self._wake()
 
@@ -90,7 +90,9 @@ class Driver:
     def _wake(self) -> None:
         wakeup, self._wakeup = self._wakeup, None
         assert wakeup is not None
-        with suppress(*_LOOP_STOPPERS):  # the task has it, and raises it to stop the loop (S5)
+        with suppress(
+            *_LOOP_STOPPERS
+        ):  # the task has it, and raises it to stop the loop (STARTER-5)
             wakeup(self)
 
     # -- the gate, as a task sees it -----------------------------------------------------------
@@ -156,11 +158,11 @@ class Driver:
             if self.on_value is not None:
                 self.on_value(stop.value)
             raise
-        except _LOOP_STOPPERS as error:  # raised in a step that is ours, a turn later (S5)
+        except _LOOP_STOPPERS as error:  # raised in a step that is ours, a turn later (STARTER-5)
             self._stage, self._result = _ENDING, (None, error)
             return self._gate()
 
-    def _gate(self) -> Driver:
+    def _gate(self) -> ItemCoroutine:
         self._asyncio_future_blocking = True
         return self
 

@@ -1,4 +1,4 @@
-"""Items to payloads; what a payload is, and the invariants C1 to C10, are told in `codec`.
+"""Items to payloads; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in `codec`.
 
 `amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
 
@@ -60,7 +60,7 @@ _WIDTHS: Final = (
 )
 
 
-#: C9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+#: CODEC-9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
 SHARING: Final = ".multiprocessing.reductions"
 
 _INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, least in _WIDTHS)
@@ -109,7 +109,7 @@ _lasting: dict[type, Any] = {}
 
 
 def _reducers() -> dict[type, Any]:
-    """What `multiprocessing` would pickle with now, but by value (C9); looked up late, and so cheap
+    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so cheap
     to import.
     """
     global _lasting, _registered
@@ -123,7 +123,7 @@ def _reducers() -> dict[type, Any]:
 
 
 def _shares(kind: Any, reduce: object) -> bool:
-    """C9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by itself."""
     return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
         kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
@@ -140,12 +140,12 @@ class _Encoder:
 
     def __init__(self) -> None:
         self._out = bytearray()
-        # C8: the whole payload but its last part, which is _out
+        # CODEC-8: the whole payload but its last part, which is _out
         self._done: list[Segment] = []
         self._done_size = 0
-        self._keys: dict[str, int] = {}  # C6
-        self._mark = (0, 0, self._out, 0, 0)  # how all was before the item (C4)
-        self._met: set[int] = set()  # C3: by id, of the item that is being encoded
+        self._keys: dict[str, int] = {}  # CODEC-6
+        self._mark = (0, 0, self._out, 0, 0)  # how all was before the item (CODEC-4)
+        self._met: set[int] = set()  # CODEC-3: by id, of the item that is being encoded
         self._pickler: _ItemPickler | None = None
 
     def size(self) -> int:
@@ -161,7 +161,7 @@ class _Encoder:
         return parts
 
     def _pieces(self, part: bytearray) -> list[bytes]:
-        """What was put together, as bytes; in two if the last item begins in there (C10)."""
+        """What was put together, as bytes; in two if the last item begins in there (CODEC-10)."""
         _, _, out, cut, _ = self._mark
         if part is not out or not cut or len(part) - cut < SEGMENT_MIN:
             return [bytes(part)] if part else []
@@ -182,7 +182,7 @@ class _Encoder:
                 taken = 1
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - it ran user code: C4
+        except BaseException as error:  # noqa: BLE001 - it ran user code: CODEC-4
             self.take_back()
             return 0, error
         return taken, None
@@ -201,7 +201,7 @@ class _Encoder:
         self._mark = parts, self._done_size, self._out, len(self._out), keys
 
     def take_back(self) -> None:
-        """C4: be as before the item."""
+        """CODEC-4: be as before the item."""
         parts, self._done_size, self._out, size, key_count = self._mark
         del self._done[parts:], self._out[size:]
         while len(self._keys) > key_count:
@@ -262,7 +262,7 @@ class _Encoder:
             raise _ForeignError("of a type without a tag")
 
     def _meet(self, value: object, matters: object = True) -> None:
-        """C3: meet an object of this item, and not a second time."""
+        """CODEC-3: meet an object of this item, and not a second time."""
         if matters:
             if id(value) in self._met:
                 raise _ForeignError("met twice")
@@ -279,7 +279,7 @@ class _Encoder:
             self._put(member, depth)
 
     def _put_key(self, key: str) -> None:
-        """C6."""
+        """CODEC-6."""
         number = self._keys.get(key)
         if number is not None:
             self._out += bytes((KEY, number))
@@ -298,7 +298,7 @@ class _Encoder:
     # -- numbers, text and bytes ---------------------------------------------------------------
 
     def put_run(self, values: Sequence[Any], start: int, stop: int) -> int:
-        """C5: put the run that begins at `start`; how many values it has, 0 if there is none."""
+        """CODEC-5: put the run that begins at `start`; how many values it has, 0 if there is none."""
         stop = min(stop, len(values))
         if stop - start < RUN_MIN:
             return 0
@@ -337,7 +337,7 @@ class _Encoder:
         return len(encoded)
 
     def _put_bytes(self, value: bytes | memoryview) -> None:
-        """Put size and bytes, the bytes as a segment of their own if they are many (C8)."""
+        """Put size and bytes, the bytes as a segment of their own if they are many (CODEC-8)."""
         self._put_number(len(value))
         if len(value) < SEGMENT_MIN:
             self._out += value
@@ -357,13 +357,13 @@ class _Encoder:
             self._out += pack("=BQ", LONG_SIZE, number)
 
 
-class Payload(_Encoder):
+class PayloadBuilder(_Encoder):
     """A payload that is made item by item, as results come in."""
 
     def add(self, item: object) -> bytes | bytearray:
         """Encode one more item, whatever that takes; its bytes, none if it is not in one piece.
 
-        Whatever is raised while it is pickled leaves nothing behind (C4).
+        Whatever is raised while it is pickled leaves nothing behind (CODEC-4).
         """
         if type(item) is int and not self._done:
             for least, pack_int, tag in _INTS:  # no more than this, most results are such
@@ -382,7 +382,7 @@ class Payload(_Encoder):
 
 
 class _ItemPickler:
-    """Pickles the items of one payload, one at a time, with nothing carried over (C2)."""
+    """Pickles the items of one payload, one at a time, with nothing carried over (CODEC-2)."""
 
     def __init__(self) -> None:
         self._file = io.BytesIO()

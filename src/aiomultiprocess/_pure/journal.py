@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .._wire.frames import Kind, Segment
 from .._wire.journal import _COUNT, _COUNT_SHIFT, _FIRST, _HEAD, _LENGTH, _aligned
-from .encoder import Payload
+from .encoder import PayloadBuilder
 
 
 class Journal:
@@ -20,24 +20,24 @@ class Journal:
         self._end = self._at = _FIRST  # of the closed entries, and of all
         self._count = self._items = 0  # items of the open entry: those in it, and all
         self._fits = True
-        self._payload: Payload | None = None  # None: no entry is open
+        self._payload: PayloadBuilder | None = None  # None: no entry is open
         self._place = (0, 0)
 
-    def begin(self, ident: int, offset: int) -> None:
-        """Open an entry for the results of chunk `ident` from item `offset` on."""
+    def begin(self, chunk_id: int, offset: int) -> None:
+        """Open an entry for the results of chunk `chunk_id` from item `offset` on."""
         if self._payload is not None:
             raise RuntimeError("an entry is open")
-        self._payload = Payload()
-        self._place = (ident, offset)
+        self._payload = PayloadBuilder()
+        self._place = (chunk_id, offset)
         self._count = self._items = 0
         start = _aligned(self._end)
         self._fits = start + _HEAD < self._size
         if self._fits:
-            self._write_head(start, 0, ident, offset, 0, Kind.RESULTS)
+            self._write_head(start, 0, chunk_id, offset, 0, Kind.RESULTS)
             self._at = start + _HEAD
 
     def append(self, item: object) -> bool:
-        """Add a result to the open entry; False if it would not outlive this process (D4).
+        """Add a result to the open entry; False if it would not outlive this process (JOURNAL-4).
 
         What is raised while it is pickled leaves the entry as it was.
         """
@@ -49,7 +49,7 @@ class Journal:
             self._memory[at:end] = data
             self._at = end
             self._count += 1
-            self._words[0] = end | self._count << _COUNT_SHIFT  # D1
+            self._words[0] = end | self._count << _COUNT_SHIFT  # JOURNAL-1
         return self._fits
 
     def take(self) -> tuple[int, int, int, Sequence[Segment]]:
@@ -60,7 +60,7 @@ class Journal:
         payload, self._payload = self._open_payload(), None
         if self._count:
             word = _aligned(self._end) // 8
-            self._words[word + _COUNT] = self._count  # D2
+            self._words[word + _COUNT] = self._count  # JOURNAL-2
             self._words[word + _LENGTH] = self._at - 8 * word - _HEAD
             self._end = self._at
         return *self._place, self._items, payload.segments()
@@ -70,23 +70,23 @@ class Journal:
         return *self._place, self._items
 
     def put(
-        self, kind: int, ident: int, offset: int, count: int, payload: Sequence[Segment]
+        self, kind: int, chunk_id: int, offset: int, count: int, payload: Sequence[Segment]
     ) -> bool:
-        """Add a whole entry; False if it does not fit, or another is open (D4)."""
+        """Add a whole entry; False if it does not fit, or another is open (JOURNAL-4)."""
         start, length = _aligned(self._end), sum(map(len, payload))
         at = start + _HEAD
         if self._payload is not None or not length or at + length > self._size:
             return False
-        self._write_head(start, length, ident, offset, count, kind)
+        self._write_head(start, length, chunk_id, offset, count, kind)
         for segment in payload:
             self._memory[at : at + len(segment)] = segment
             at += len(segment)
         self._end = self._at = at
-        self._words[0] = at  # D1
+        self._words[0] = at  # JOURNAL-1
         return True
 
     def reset(self) -> None:
-        """Empty the journal, unless an entry is open (D3)."""
+        """Empty the journal, unless an entry is open (JOURNAL-3)."""
         if self._payload is None and self._end > _FIRST:
             self._words[0] = 0
             self._end = _FIRST
@@ -98,7 +98,7 @@ class Journal:
         self._words.release()
         self._memory.release()
 
-    def _open_payload(self) -> Payload:
+    def _open_payload(self) -> PayloadBuilder:
         if self._payload is None:
             raise RuntimeError("no entry is open")
         return self._payload

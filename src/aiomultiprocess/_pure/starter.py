@@ -1,4 +1,4 @@
-"""The pure-Python starter of items: what `amp_ext.step` does, without a compiler.
+"""The pure-Python starter of items: what `amp_ext.starter` does, without a compiler.
 
 To make a Task for each item costs several times what a short item costs. So the first step of an
 item is run here, by hand, while `asyncio.current_task()` is a *spare*: a real Task, in a context of
@@ -9,29 +9,29 @@ spare adopts it: its driver is given the item's coroutine to drive from there on
     parked --item suspends--> ADOPTING --> RUNNING --SystemExit--> ENDING --> task done
        \\-----item finished, spare is not as it was--> FINISHED ------------> task done
 
-The coroutine of a spare awaits a `Driver`, which is the gate as well: a future-like object that the
+The coroutine of a spare awaits a `ItemCoroutine`, which is the gate as well: a future-like object that the
 spare waits for. A task that waits has handed over its wake-up: to call it is to step the task now,
 without a turn of the loop.
 
 A loop that has a task factory of its own gets the coroutines of items, and makes their tasks. (Not
 asyncio's eager one: to start a task eagerly is what a starter does.)
 
-S1  An item runs in a real Task that is the task of no other item at that time, and which it finds
+STARTER-1  An item runs in a real Task that is the task of no other item at that time, and which it finds
     as a new task is: no callbacks, no attributes, no cancellation requests, no references, no
     weak references. `_untouched` decides, after each item.
-S2  An item runs in a copy of the context in which the starter was made. What it sets is seen by no
+STARTER-2  An item runs in a copy of the context in which the starter was made. What it sets is seen by no
     other item.
-S3  A spare that is not untouched becomes a task that is done, with the outcome of its item, for
+STARTER-3  A spare that is not untouched becomes a task that is done, with the outcome of its item, for
     those who kept it.
-S4  A suspended item is in the state in which a Task that ran the coroutine itself would be: it
+STARTER-4  A suspended item is in the state in which a Task that ran the coroutine itself would be: it
     waits for the same future, and a cancellation requested in the first step is delivered to it.
-S5  SystemExit and KeyboardInterrupt of an item are its outcome; they do not leave a callback of the
+STARTER-5  SystemExit and KeyboardInterrupt of an item are its outcome; they do not leave a callback of the
     loop, which they would stop.
-S6  Between two calls of `run` a spare is not in `asyncio.all_tasks()`, not current, and known to
+STARTER-6  Between two calls of `run` a spare is not in `asyncio.all_tasks()`, not current, and known to
     nobody else.
-S7  An item is marked as started before its function is called (W1), and the value of the item
-    before it was given away by then (W6).
-S8  The task of an item shows the item's own coroutine and a name that no other item of the worker
+STARTER-7  An item is marked as started before its function is called (WORKER-1), and the value of the item
+    before it was given away by then (WORKER-6).
+STARTER-8  The task of an item shows the item's own coroutine and a name that no other item of the worker
     has. A task factory gets a real coroutine, which has the names of the item's and awaits it.
 """
 
@@ -48,7 +48,7 @@ from weakref import getweakrefcount
 
 from .._wire.frames import Mode
 from . import tasks
-from .driver import Driver, MarkedItem
+from .driver import ItemCoroutine, MarkedItem
 from .tasks import DONE, FULL, RAISED, SUSPENDED
 
 __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
@@ -60,7 +60,7 @@ _FACTORY: Final = 5  # ended a burst: a coroutine that the loop's task factory i
 _VALUES: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
 
 
-class Counter(Protocol):
+class StartedCounter(Protocol):
     """Where the parent can read how many items have been started."""
 
     def mark_started(self, n: int) -> object:
@@ -74,14 +74,14 @@ class Sink(Protocol):
         """Take a value; False if it should travel on before anything else runs."""
 
 
-class Spare:
+class ReusableTask:
     """A parked task, and how it looks when it is untouched."""
 
     __slots__ = ("_coro", "_references", "_weakrefs", "context", "driver", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self.context = context
-        self.driver = Driver(loop)
+        self.driver = ItemCoroutine(loop)
         self._coro = tasks.drive(self.driver)  # a function may keep it, having no other
         self.task = tasks.parked(MarkedItem, self.driver, self._coro, loop, context)
         self.task._log_destroy_pending = False
@@ -93,7 +93,7 @@ class Spare:
         self._weakrefs = getweakrefcount(self.task)
 
     def untouched(self, inherited: tuple[tuple[ContextVar[Any], Any], ...]) -> bool:
-        """Whether the task still looks so (S1), and the context holds what it inherited (S2)."""
+        """Whether the task still looks so (STARTER-1), and the context holds what it inherited (STARTER-2)."""
         return (
             self._count() == self._references
             and getweakrefcount(self.task) == self._weakrefs
@@ -117,7 +117,7 @@ class Starter:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        counter: Counter,
+        counter: StartedCounter,
         on_value: Callable[[Any], object] | None = None,
     ) -> None:
         self._loop = loop
@@ -126,7 +126,7 @@ class Starter:
         self._started = 0
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
-        self._spare: Spare | None = None
+        self._spare: ReusableTask | None = None
 
     def run(
         self,
@@ -185,7 +185,7 @@ class Starter:
 
     def _burst(
         self,
-        spare: Spare,
+        spare: ReusableTask,
         mode: int,
         func: Callable[..., Any],
         items: list[Any],
@@ -203,7 +203,7 @@ class Starter:
         try:
             while at < stop and monotonic_ns() < deadline_ns:
                 self._started = driver.number = number = self._started + 1
-                self._mark_started(number)  # S7
+                self._mark_started(number)  # STARTER-7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:
@@ -229,7 +229,7 @@ class Starter:
             # with all they know. What they know must not be the exception: that is a cycle.
             value = error = coro = None
 
-    def _ended(self, spare: Spare, status: int, what: Any) -> tuple[int, Any]:
+    def _ended(self, spare: ReusableTask, status: int, what: Any) -> tuple[int, Any]:
         """What `run` returns after a burst that ended so."""
         if status == SUSPENDED:
             return SUSPENDED, self._adopt(spare, what)
@@ -243,23 +243,23 @@ class Starter:
 
     # -- spares --------------------------------------------------------------------------------
 
-    def _enter(self) -> Spare:
-        """Make a spare the current task. It is this call's alone until it is kept (S6)."""
+    def _enter(self) -> ReusableTask:
+        """Make a spare the current task. It is this call's alone until it is kept (STARTER-6)."""
         spare, self._spare = self._spare, None
         if spare is None:
-            spare = Spare(self._loop, self._base.copy())
+            spare = ReusableTask(self._loop, self._base.copy())
         else:
             tasks.register(spare.task)
         tasks.enter(self._loop, spare.task)
         return spare
 
-    def _keep(self, spare: Spare) -> None:
+    def _keep(self, spare: ReusableTask) -> None:
         tasks.unregister(spare.task)
         spare.driver.coro = None  # it was left for those who may have kept the task
         self._spare = spare
 
-    def _adopt(self, spare: Spare, yielded: object) -> asyncio.Task[Any]:
-        """Give a spare to the item that suspended in it (S4)."""
+    def _adopt(self, spare: ReusableTask, yielded: object) -> asyncio.Task[Any]:
+        """Give a spare to the item that suspended in it (STARTER-4)."""
         task, driver, context = spare.task, spare.driver, spare.context
         task._log_destroy_pending = True
         driver.on_value = self._on_value
@@ -276,9 +276,9 @@ class Starter:
         return task
 
     def _retire(
-        self, spare: Spare, value: object, error: BaseException | None
+        self, spare: ReusableTask, value: object, error: BaseException | None
     ) -> tuple[Any, BaseException | None]:
-        """Make a spare done for those who kept it (S3); returns the outcome of its item."""
+        """Make a spare done for those who kept it (STARTER-3); returns the outcome of its item."""
         trace = None if error is None else tasks.traceback_of(error)
         spare.context.run(spare.driver.finish, value, error)
         ended = tasks.outcome(spare.task)
@@ -289,10 +289,10 @@ class Starter:
         return value, error
 
     def _hand_over(
-        self, spare: Spare, coro: Coroutine[Any, Any, Any], reusable: bool
+        self, spare: ReusableTask, coro: Coroutine[Any, Any, Any], reusable: bool
     ) -> tuple[int, Any]:
         """Let the loop's task factory make the task of an item."""
-        driver = Driver(self._loop, coro)
+        driver = ItemCoroutine(self._loop, coro)
         guard = tasks.guarded(driver)
         try:
             task = spare.context.run(self._loop.create_task, guard)
@@ -326,7 +326,7 @@ def _called(
             return value, None, None
         if type(value) is not CoroutineType:
             value = tasks.as_coroutine(value)
-    except BaseException as error:  # noqa: BLE001 - S5
+    except BaseException as error:  # noqa: BLE001 - STARTER-5
         return None, _theirs(error), None
     if type(value) is CoroutineType:
         return None, None, value
@@ -337,7 +337,7 @@ def _kept(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
     """Give a value away: DONE or FULL, or why it cannot be had (it may have to be pickled)."""
     try:
         return FULL if out.append(value) is False else DONE, None
-    except BaseException as error:  # noqa: BLE001 - S5
+    except BaseException as error:  # noqa: BLE001 - STARTER-5
         return None, tasks.unsendable(value, error)
 
 
@@ -347,7 +347,7 @@ def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | No
         return coro.send(None), None, True
     except StopIteration as stop:
         return stop.value, None, False
-    except BaseException as error:  # noqa: BLE001 - S5
+    except BaseException as error:  # noqa: BLE001 - STARTER-5
         return None, _theirs(error), False
 
 

@@ -33,15 +33,15 @@ FLOATS: Final = 22
 
 #: The first byte of a size or number that does not fit into one.
 LONG_SIZE: Final = 255
-#: C3: containers nested deeper go by pickle, and so do str and bytes as long as this if met twice.
+#: CODEC-3: containers nested deeper go by pickle, and so do str and bytes as long as this if met twice.
 MAX_DEPTH: Final = 32
 SHARED_MIN: Final = 4096
-#: C5: the shortest run.
+#: CODEC-5: the shortest run.
 RUN_MIN: Final = 4
-#: C6: how many keys have numbers, and how long they may be.
+#: CODEC-6: how many keys have numbers, and how long they may be.
 KEY_COUNT: Final = 256
 KEY_SIZE: Final = 64
-#: C8: bytes as long as this are a segment of their own, uncopied.
+#: CODEC-8: bytes as long as this are a segment of their own, uncopied.
 SEGMENT_MIN: Final = 64 * 1024
 
 

@@ -1,4 +1,4 @@
-"""What both starters of items (`stepper`, `amp_ext.step`) know of `asyncio.Task`.
+"""What both starters of items (`starter`, `amp_ext.starter`) know of `asyncio.Task`.
 
 Called on the loop's thread, from a callback of the running loop.
 """
@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Protocol, TypeVar
 
-from ..types import brief, shown
+from ..types import describe_error, shown
 
 __all__ = [
     "DONE",
@@ -59,7 +59,7 @@ _UNNAMED: Final = "aiomultiprocess-item"
 
 #: Modules whose frames stand between a task and the item's code.
 _OURS: Final = frozenset(
-    {__name__, "aiomultiprocess._pure.driver", "amp_ext.driver", "amp_ext.step"}
+    {__name__, "aiomultiprocess._pure.driver", "amp_ext.driver", "amp_ext.starter"}
 )
 
 _Item = TypeVar("_Item", bound="Item")
@@ -178,7 +178,7 @@ def unsendable(value: object, error: BaseException) -> BaseException:
     if issubclass(type(error), MemoryError):  # which is not the fault of the value's type
         return error
     refusal = UnsendableError(
-        f"the result cannot be pickled and sent to the parent process ({brief(error)}); "
+        f"the result cannot be pickled and sent to the parent process ({describe_error(error)}); "
         f"return plain data, not {shown(value)}"
     )
     refusal.__cause__ = error

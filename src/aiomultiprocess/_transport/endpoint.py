@@ -9,7 +9,7 @@ from .._wire.frames import Handler
 from .link import Callback
 
 
-def watch(
+def watch_fd(
     loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[..., object], *args: object
 ) -> None:
     """`loop.add_reader`, with an error that tells what to do where a loop has none."""
@@ -23,9 +23,9 @@ def watch(
 
 
 class Endpoint:
-    """What the links of both transports do alike: T4, T6, T7 and T8.
+    """What the links of both transports do alike: LINK-4, LINK-6, LINK-7 and LINK-8.
 
-    A transport defines `_hush` (stop listening), `_dispose` (give everything back; called once,
+    A transport defines `_stop_listening` (stop listening), `_release` (give everything back; called once,
     and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
     """
 
@@ -62,14 +62,14 @@ class Endpoint:
         self._on_drained = on_drained
 
     def _turn(self, work: Callable[[], bool]) -> None:
-        """One callback of the loop: `work`, and again soon if it says that there is more (T4)."""
+        """One callback of the loop: `work`, and again soon if it says that there is more (LINK-4)."""
         if self._closed or self._broken or self._continued:
             return
-        again = True  # also when KeyboardInterrupt cuts `work` short (T7)
+        again = True  # also when KeyboardInterrupt cuts `work` short (LINK-7)
         self._busy = True
         try:
             again = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, a frame was lost: T7
+        except Exception as error:  # noqa: BLE001 - whatever it is, a frame was lost: LINK-7
             again = False
             self._break(error)
         finally:
@@ -92,11 +92,11 @@ class Endpoint:
     def _break(self, error: BaseException) -> None:
         if not self._closed and not self._broken:
             self._broken = True
-            self._hush()
+            self._stop_listening()
             self._on_broken(error)
 
     def drain_dead(self) -> None:
-        """Hand over all that the dead worker had published (T9)."""
+        """Hand over all that the dead worker had published (LINK-9)."""
         if self._closed or self._broken:
             return
         if self._busy:
@@ -104,7 +104,7 @@ class Endpoint:
         self._busy = True
         try:
             self._drain_all()
-        except Exception as error:  # noqa: BLE001 - T7
+        except Exception as error:  # noqa: BLE001 - LINK-7
             self._break(error)
         finally:
             self._busy = False
@@ -112,12 +112,12 @@ class Endpoint:
                 self._end()
 
     def close(self) -> None:
-        """Give everything back, at once or as soon as the running callback is over (T8)."""
+        """Give everything back, at once or as soon as the running callback is over (LINK-8)."""
         if self._closed:
             return
         self._closed = True
         self.congested = False
-        self._hush()
+        self._stop_listening()
         if not self._busy:
             self._end()
 
@@ -136,12 +136,12 @@ class Endpoint:
         if not self._disposed:  # in a copy that was forked by a callback of ours
             self._disposed = True
             self._links.discard(self)
-            self._dispose()
+            self._release()
 
-    def _hush(self) -> None:
+    def _stop_listening(self) -> None:
         raise NotImplementedError
 
-    def _dispose(self) -> None:
+    def _release(self) -> None:
         raise NotImplementedError
 
     def _drain_all(self) -> None:

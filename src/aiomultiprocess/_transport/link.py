@@ -14,29 +14,29 @@ between, and nothing is ever refused or blocks. On the other side the loop wakes
 handed over as a call of the handler, a batch at a time, with `on_drained` at the end of the batch:
 there an engine acts on all it has heard, and flushes once.
 
-T1  Order. Frames arrive in the order of their `send`, whole, once; whatever their size.
-T2  Nothing blocks. `send` and `flush` return at once, also when the channel is full, the peer is
+LINK-1  Order. Frames arrive in the order of their `send`, whole, once; whatever their size.
+LINK-2  Nothing blocks. `send` and `flush` return at once, also when the channel is full, the peer is
     stopped or dead, or its wake-up descriptor is saturated.
-T3  Nothing polls. There is no timer, no thread, and no callback while nothing arrives and nothing
+LINK-3  Nothing polls. There is no timer, no thread, and no callback while nothing arrives and nothing
     waits for room.
-T4  Bounded turns. One callback of the loop hands over at most `BATCH_FRAMES` frames and moves
+LINK-4  Bounded turns. One callback of the loop hands over at most `BATCH_FRAMES` frames and moves
     about `BATCH_BYTES` bytes each way; what remains is continued in the next turn of the loop.
-T5  Receiving never waits for sending: with both directions full, both sides still drain, so
+LINK-5  Receiving never waits for sending: with both directions full, both sides still drain, so
     they cannot wait for each other in a circle.
-T6  `on_room`, `on_drained`, `on_broken` and the handler are called from callbacks of the loop (the
+LINK-6  `on_room`, `on_drained`, `on_broken` and the handler are called from callbacks of the loop (the
     handler from `drain_dead` too), never from inside `send` or `flush`. All of them may call
     `send`, `flush` and `close`.
-T7  A link breaks once: when the channel holds what no peer of ours can have written, or when a
+LINK-7  A link breaks once: when the channel holds what no peer of ours can have written, or when a
     callback raises, since then a frame was lost and a task would hang. It hands over nothing more,
     drops what it is given, and tells `on_broken` why. Not so for KeyboardInterrupt and SystemExit:
     they pass through the loop, and the link goes on if the loop does. Nor for a payload that is too
-    large for memory: where it arrives, its frame says so (frames.py, F5), and where it is sent,
+    large for memory: where it arrives, its frame says so (frames.py, FRAME-5), and where it is sent,
     `send` raises MemoryError and has sent nothing of it.
-T8  After `close`, which may be called at any moment and any number of times, no callback comes and
+LINK-8  After `close`, which may be called at any moment and any number of times, no callback comes and
     all other calls do nothing.
-T9  Death is told by the process's exit, not by the channel. A peer that has gone only means that
+LINK-9  Death is told by the process's exit, not by the channel. A peer that has gone only means that
     nothing more arrives; what it had published is still there for `drain_dead`.
-T10 A frame is what its segments were at the call of `send`. Segments of bytes are kept by reference
+LINK-10 A frame is what its segments were at the call of `send`. Segments of bytes are kept by reference
     until they are under way; of others, whatever was not written when `send` returns is copied.
 """
 
@@ -49,9 +49,9 @@ from typing import Final, Protocol
 
 from .._wire.frames import Handler, Segment
 
-#: T4: the most frames handed over in one callback of the loop.
+#: LINK-4: the most frames handed over in one callback of the loop.
 BATCH_FRAMES: Final = 64
-#: T4: about the most bytes moved one way in one callback of the loop.
+#: LINK-4: about the most bytes moved one way in one callback of the loop.
 BATCH_BYTES: Final = 1 << 20
 
 #: How a sandbox, or a kernel that is too old, refuses a system call. Where the call is a matter of
@@ -63,7 +63,7 @@ REFUSALS: Final = frozenset(
 Callback = Callable[[], None]
 
 
-class Counter(Protocol):
+class StartedCounter(Protocol):
     """Where a worker marks how many items it has started, as long as the link is open."""
 
     @property
@@ -86,7 +86,7 @@ class Link(Protocol):
         """What the worker has marked as started; readable after its death, and after `close`."""
 
     @property
-    def counter(self) -> Counter:
+    def counter(self) -> StartedCounter:
         """The object behind `started`, for whoever marks or looks at every item."""
 
     def start(
@@ -105,13 +105,13 @@ class Link(Protocol):
         *,
         flags: int = 0,
         count: int = 0,
-        ident: int = 0,
+        chunk_id: int = 0,
         offset: int = 0,
         function: int = 0,
         payload: Sequence[Segment] = (),
     ) -> None:
         """Accept a frame. ValueError if its payload is over `frames.MAX_PAYLOAD`, MemoryError if a
-        copy that it needs is too much for memory (T10): then nothing was sent."""
+        copy that it needs is too much for memory (LINK-10): then nothing was sent."""
 
     def flush(self) -> None:
         """Let the other side see what was sent, and wake it if it sleeps."""
@@ -124,13 +124,13 @@ class Link(Protocol):
         """A new view of the worker's journal, to be released before `close`; see `journal`."""
 
     def drain_dead(self) -> None:
-        """For the parent of a dead worker: hand over, now, all that it had published (T9).
+        """For the parent of a dead worker: hand over, now, all that it had published (LINK-9).
 
         A frame that it had not published whole is dropped. `on_drained` is not called.
         """
 
     def close(self) -> None:
-        """Give everything back (T8)."""
+        """Give everything back (LINK-8)."""
 
     def abandon(self) -> None:
         """Give everything back in a forked copy of this process, and leave the loop alone."""

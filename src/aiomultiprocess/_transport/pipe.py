@@ -10,7 +10,7 @@ in place; a payload that is larger than the buffer is put together piece by piec
 
 PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
      never moves: payloads are views of it.
-PP2  EOF and every error of the connection mean that the peer has gone (T9): stop listening, drop
+PP2  EOF and every error of the connection mean that the peer has gone (LINK-9): stop listening, drop
      what is sent.
 
 On Windows sockets have no `sendmsg` (`_send_joined`); all else that differs there is in `_windows`.
@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from .._accel import Growing
+from .._accel import BufferBuilder
 from .._processes.descriptors import Handover
 from .._wire.assembly import Assembly
 from .._wire.frames import (
@@ -47,9 +47,9 @@ from .._wire.frames import (
     part_sizes,
     refuse_payload,
 )
-from .endpoint import Endpoint, Links, watch
-from .link import BATCH_BYTES, BATCH_FRAMES, REFUSALS, Callback, ChildEnd, Counter
-from .shared_page import Ledger
+from .endpoint import Endpoint, Links, watch_fd
+from .link import BATCH_BYTES, BATCH_FRAMES, REFUSALS, Callback, ChildEnd, StartedCounter
+from .shared_page import SharedPage
 
 #: Received at once, and the most that a payload may take to be handed over from the buffer.
 BUFFER_SIZE: Final = 1 << 17
@@ -87,8 +87,8 @@ def _adopt(fd: int) -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
 
 
-def lasting(segment: Segment) -> Segment:
-    """A segment that may wait: one that is copied later, or cannot change, or a copy (T10)."""
+def kept_segment(segment: Segment) -> Segment:
+    """A segment that may wait: one that is copied later, or cannot change, or a copy (LINK-10)."""
     if len(segment) < LARGE_SEGMENT or is_constant(segment):
         return segment
     return bytes(segment)
@@ -105,7 +105,7 @@ class Outbox:
         return bool(self.tail or self.queue)
 
     def add(self, segment: Segment) -> None:
-        """Append one segment that is `lasting`."""
+        """Append one segment that is `kept_segment`."""
         if len(segment) < LARGE_SEGMENT:
             self.tail += segment
         else:
@@ -156,7 +156,7 @@ class Inbox:
         self._view = memoryview(self._buffer)
         self._begin = 0
         self._end = 0
-        self._assembly = Assembly(Growing)
+        self._assembly = Assembly(BufferBuilder)
 
     def receive(self, sock: socket.socket) -> int:
         """Receive once; the number of bytes, 0 at EOF. BlockingIOError if there is nothing."""
@@ -179,14 +179,14 @@ class Inbox:
         if begin > self._end:
             return False
         header = _unpack(self._buffer, self._begin)
-        kind, flags, parts, count, ident, offset, function, length = header
+        kind, flags, parts, count, chunk_id, offset, function, length = header
         check_header(parts, length)
         if parts or HEADER_SIZE + length > BUFFER_SIZE:
             begin += parts * PART_SIZE
             if begin > self._end:
                 return False
             with self._view[self._begin + HEADER_SIZE : begin] as sizes:
-                fields = (kind, flags, count, ident, offset, function)
+                fields = (kind, flags, count, chunk_id, offset, function)
                 self._assembly.begin(fields, length, sizes)
             self._begin = begin
             return self._assemble(handler)
@@ -195,7 +195,7 @@ class Inbox:
             return False
         self._begin = end  # before the call: a handler that raises does not see its frame again
         with self._view[begin:end] as payload:
-            handler(kind, flags, count, ident, offset, function, payload)
+            handler(kind, flags, count, chunk_id, offset, function, payload)
         return True
 
     def _assemble(self, handler: Handler) -> bool:
@@ -212,15 +212,15 @@ class Inbox:
 class PipeLink(Endpoint):
     """One end of a socket pair, see `transport.Link`."""
 
-    def __init__(self, sock: socket.socket, ledger: Ledger, links: Links | None = None) -> None:
+    def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a sandbox refuses it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         super().__init__(links)
         self._sock = sock
         self._fd = sock.fileno()
-        self._ledger = ledger
-        self.counter: Counter = ledger
+        self._page = page
+        self.counter: StartedCounter = page
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._heard = False  # frames, since the end of the last batch
@@ -228,15 +228,15 @@ class PipeLink(Endpoint):
 
     @property
     def started(self) -> int:
-        return self._ledger.started
+        return self._page.started
 
     def mark_started(self, n: int) -> None:
         if not self._closed:
-            self._ledger.mark_started(n)
+            self._page.mark_started(n)
 
     @property
     def journal(self) -> memoryview:
-        return self._ledger.journal
+        return self._page.journal
 
     def start(
         self,
@@ -248,7 +248,7 @@ class PipeLink(Endpoint):
     ) -> None:
         self._bind(loop, handler, on_room, on_broken, on_drained)
         try:
-            watch(loop, self._fd, self._turn, self._drain)
+            watch_fd(loop, self._fd, self._turn, self._drain)
         except RuntimeError:
             self._loop = None  # which could not remove us either
             raise
@@ -261,7 +261,7 @@ class PipeLink(Endpoint):
         *,
         flags: int = 0,
         count: int = 0,
-        ident: int = 0,
+        chunk_id: int = 0,
         offset: int = 0,
         function: int = 0,
         payload: Sequence[Segment] = (),
@@ -272,16 +272,16 @@ class PipeLink(Endpoint):
         if self._closed or self._broken or self._gone:
             return
         sizes = b""
-        if HEADER_SIZE + size > BUFFER_SIZE and 1 < len(payload) <= MAX_PARTS:  # F4
+        if HEADER_SIZE + size > BUFFER_SIZE and 1 < len(payload) <= MAX_PARTS:  # FRAME-4
             payload = [segment for segment in payload if len(segment)]
             sizes = part_sizes(payload)
         parts = len(sizes) // PART_SIZE
         # first, as it may be too much for memory: then nothing of the frame is here
-        payload = [lasting(segment) for segment in payload]
+        payload = [kept_segment(segment) for segment in payload]
         outbox = self._outbox
         mark = outbox.mark()
         try:
-            outbox.tail += _pack(kind, flags, parts, count, ident, offset, function, size)
+            outbox.tail += _pack(kind, flags, parts, count, chunk_id, offset, function, size)
             outbox.tail += sizes
             for segment in payload:
                 outbox.add(segment)
@@ -300,7 +300,7 @@ class PipeLink(Endpoint):
             self._loop.add_writer(self._fd, self._turn, self._pump)
 
     def _write(self) -> None:
-        """Write until all is written, the socket is full, or a turn's worth has gone (T2, T4)."""
+        """Write until all is written, the socket is full, or a turn's worth has gone (LINK-2, LINK-4)."""
         room = BATCH_BYTES
         try:
             while self._outbox and room > 0:
@@ -337,7 +337,7 @@ class PipeLink(Endpoint):
     # Receiving
 
     def _drain(self) -> bool:
-        """The socket has something; True if frames are left when the batch is full (T4)."""
+        """The socket has something; True if frames are left when the batch is full (LINK-4)."""
         frames = self._hand_over(BATCH_FRAMES)
         room = BATCH_BYTES
         while room > 0 and frames < BATCH_FRAMES and not self._closed:
@@ -355,7 +355,10 @@ class PipeLink(Endpoint):
     def _hand_over(self, limit: int) -> int:
         frames = 0
         while frames < limit and not self._closed:
-            heard, self._heard = self._heard, True  # also if a KeyboardInterrupt cuts it short (T7)
+            heard, self._heard = (
+                self._heard,
+                True,
+            )  # also if a KeyboardInterrupt cuts it short (LINK-7)
             if not self._inbox.deliver(self._handler):
                 self._heard = heard
                 break
@@ -371,7 +374,7 @@ class PipeLink(Endpoint):
             n = 0
         if not n:
             self._gone = True
-            self._hush()
+            self._stop_listening()
         return n
 
     def _drain_all(self) -> None:
@@ -381,38 +384,38 @@ class PipeLink(Endpoint):
 
     # Closing
 
-    def _hush(self) -> None:
+    def _stop_listening(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self._fd)
             loop.remove_writer(self._fd)
 
-    def _dispose(self) -> None:
+    def _release(self) -> None:
         self._sock.close()
-        self._ledger.close()
+        self._page.close()
         self._outbox.clear()
 
 
 class PipeChildEnd:
     """The worker's side of a socket pair, see `transport.ChildEnd`."""
 
-    def __init__(self, sock: socket.socket, ledger: Ledger, forget: Callback) -> None:
+    def __init__(self, sock: socket.socket, page: SharedPage, forget: Callback) -> None:
         self._sock = sock
-        self._ledger = ledger
-        self._handover = Handover((sock.fileno(), ledger.fd), forget)
+        self._page = page
+        self._handover = Handover((sock.fileno(), page.fd), forget)
 
     def __getstate__(self) -> dict[str, object]:
         return {"_handover": self._handover}
 
     def open(self) -> PipeLink:
         sock_fd, ledger_fd = self._handover.take()
-        ledger = Ledger(ledger_fd)
-        ledger.close_fd()
-        return PipeLink(_adopt(sock_fd), ledger)
+        page = SharedPage(ledger_fd)
+        page.close_fd()
+        return PipeLink(_adopt(sock_fd), page)
 
     def release(self) -> None:
         self._sock.close()
-        self._ledger.close_fd()
+        self._page.close_fd()
 
 
 class PipeBackend:
@@ -424,14 +427,14 @@ class PipeBackend:
         self._links = Links()
 
     def create(self) -> tuple[PipeLink, ChildEnd]:
-        ledger = Ledger.create()
+        page = SharedPage.create()
         try:
             ours, theirs = socket.socketpair()
         except OSError:
-            ledger.close()
+            page.close()
             raise
-        link = PipeLink(ours, ledger, self._links)
-        return link, PipeChildEnd(theirs, ledger, self._links.abandon)
+        link = PipeLink(ours, page, self._links)
+        return link, PipeChildEnd(theirs, page, self._links.abandon)
 
     def close(self) -> None:
         self._links.close()

@@ -90,12 +90,12 @@ def _probe_shm() -> str | None:
 def _probe_pipe() -> str | None:
     """Why there is no ledger or no socket pair, or None."""
     if sys.platform == "win32":
-        from .windows import NamedLedger as Ledger
+        from .windows import NamedSharedPage as SharedPage
     else:
-        from .shared_page import Ledger
+        from .shared_page import SharedPage
 
     try:
-        Ledger.create().close()
+        SharedPage.create().close()
     except OSError as error:
         return f"one page of shared memory was refused ({error})"
     return _probe_sockets()

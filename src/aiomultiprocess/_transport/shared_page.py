@@ -5,14 +5,14 @@ total before it runs user code; the parent reads it, also after the worker was k
 that left it no time to say anything. So it is memory, not a message. What a journal is, and who
 reads it when, is told in `journal`; here it is bytes.
 
-G1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
+PAGE-1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
     fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
     not do: it writes byte by byte, and a reader could see half of it.
-G2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
+PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
     a SIGBUS at the first store.
-G3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM there
+PAGE-3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM there
     and not a SIGBUS in the parent.
-G4  Of the system calls that make it, only mmap cannot be done without: this transport serves where
+PAGE-4  Of the system calls that make it, only mmap cannot be done without: this transport serves where
     a sandbox leaves nothing else. An unnamed temporary file serves in place of a memfd, in /dev/shm
     where that can be written; and zeros that are written reserve memory as fallocate does.
 """
@@ -33,7 +33,7 @@ _NOEXEC_SEAL = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insist
 
 
 def _reserve(fd: int) -> None:
-    """G2."""
+    """PAGE-2."""
     try:
         os.ftruncate(fd, SIZE)
         if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -41,7 +41,7 @@ def _reserve(fd: int) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        _fill(fd)  # G4
+        _fill(fd)  # PAGE-4
 
 
 def _fill(fd: int) -> None:
@@ -54,12 +54,12 @@ def _fill(fd: int) -> None:
 
 
 def _seal(fd: int) -> None:
-    """G3: from now on, nobody can change the size."""
+    """PAGE-3: from now on, nobody can change the size."""
     if sys.platform != "win32" and hasattr(os, "memfd_create"):
         import fcntl
 
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        with contextlib.suppress(OSError):  # a sandbox refuses it, or it is no memfd (G4)
+        with contextlib.suppress(OSError):  # a sandbox refuses it, or it is no memfd (PAGE-4)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
@@ -87,7 +87,7 @@ def _memory_fd() -> int:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        fd = _unnamed_file()  # G4
+        fd = _unnamed_file()  # PAGE-4
     try:
         _reserve(fd)
         _seal(fd)
@@ -97,7 +97,7 @@ def _memory_fd() -> int:
     return fd
 
 
-class Ledger:
+class SharedPage:
     """A counter, `started`, and room for a journal."""
 
     def __init__(self, fd: int) -> None:
@@ -113,7 +113,7 @@ class Ledger:
         self._counter = memoryview(self._map)[:8].cast("Q")
 
     @classmethod
-    def create(cls) -> Ledger:
+    def create(cls) -> SharedPage:
         """A new ledger that counts from 0; OSError if there is no memory for it."""
         return cls(_memory_fd())
 
@@ -126,7 +126,7 @@ class Ledger:
         return self._counter[0]
 
     def mark_started(self, n: int) -> None:
-        """Store the total `n` where the parent will find it, whatever happens next (G1)."""
+        """Store the total `n` where the parent will find it, whatever happens next (PAGE-1)."""
         self._counter[0] = n
 
     @property

@@ -7,18 +7,18 @@ A small frame is one record (WHOLE) and is handed over in place, as a view of th
 is a stream of records: header and first fragment (BEGIN), further fragments, the last (END). Each
 is published at once, so that both sides copy at the same time; the receiver puts them together.
 
-S1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the other
+SHM-1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the other
     side begins before all is written, and nothing waits for half the ring to be free.
-S2  A payload view of the ring is released before the head moves past it, and the head moves when a
+SHM-2  A payload view of the ring is released before the head moves past it, and the head moves when a
     quarter of the ring has been read, or at the end of the batch.
-S3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
+SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
     `sleeping` by that, and without setting it again the next frame would ring nobody. A link that
     is still asleep was not meant by a bell, and has no turn.
-S4  The bell is cleared before the rings are read, and before a link is asked whether it is still
+SHM-4  The bell is cleared before the rings are read, and before a link is asked whether it is still
     asleep, else it could swallow a ring in between.
-S5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
+SHM-5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
-S6  Memory for what of a frame may have to wait is there before its first byte is written: the other
+SHM-6  Memory for what of a frame may have to wait is there before its first byte is written: the other
     side would wait for the rest of a frame that is begun. Without it, nothing of the frame is sent.
 
 Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .._accel import growing, ring
+from .._accel import buffer_builder, ring
 from .._accel import link as framing
 from .._processes.descriptors import Handover
 from .._wire.assembly import Assembly
@@ -53,8 +53,8 @@ from .._wire.frames import (
     part_sizes,
     refuse_payload,
 )
-from .endpoint import Endpoint, Links, watch
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, Counter
+from .endpoint import Endpoint, Links, watch_fd
+from .link import BATCH_BYTES, BATCH_FRAMES, Callback, StartedCounter
 
 #: Bytes of each of a worker's two rings. Large enough that a stream is not stopped by a wake-up of
 #: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
@@ -63,7 +63,7 @@ CAPACITY: Final = 1 << 20
 _pack, _unpack = HEADER.pack, HEADER.unpack_from
 
 
-class Parcel:
+class PendingFrame:
     """A frame in the outbox, and how much of it is written."""
 
     __slots__ = ("offset", "reserved", "segments", "size")
@@ -75,39 +75,39 @@ class Parcel:
         self.reserved: list[bytes] = []
 
     def reserve(self) -> None:
-        """Get the memory that `settle` may need, now that nothing is written (S6)."""
+        """Get the memory that `settle` may need, now that nothing is written (SHM-6)."""
         for segment in self.segments:
             if not is_constant(segment):
-                self.reserved.append(growing.reserve(len(segment)))
+                self.reserved.append(buffer_builder.reserve(len(segment)))
 
     def settle(self) -> None:
-        """Copy what is not written yet and may change, and let go of what may (T10)."""
+        """Copy what is not written yet and may change, and let go of what may (LINK-10)."""
         begin, segments = 0, list(self.segments)
         for at, segment in enumerate(segments):
             end = begin + len(segment)
             if not is_constant(segment):
                 written = max(begin, min(end, self.offset))
                 reserved = self.reserved.pop(0) if self.reserved else None
-                segments[at] = growing.snapshot(segment, written - begin, reserved)
+                segments[at] = buffer_builder.snapshot(segment, written - begin, reserved)
             begin = end
         self.segments = segments
         self.reserved = []
 
 
-class Porch:
+class DoorbellListener:
     """A doorbell, and the links that listen for it in one loop."""
 
     def __init__(self, bell: ring.Doorbell) -> None:
         self.bell = bell
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inlets: list[framing.Inlet] = []
-        # S4. In C: for each link that a bell is not for, it would else cost a call
+        # SHM-4. In C: for each link that a bell is not for, it would else cost a call
         self._rung = functools.partial(framing.answer, bell, self._inlets)
 
     def add(self, loop: asyncio.AbstractEventLoop, inlet: framing.Inlet) -> None:
         """Let `inlet` be called in `loop` when the bell is rung and it has something to do."""
         if self._loop is None:
-            watch(loop, self.bell.fileno(), self._rung)
+            watch_fd(loop, self.bell.fileno(), self._rung)
             self._loop = loop
         elif loop is not self._loop:
             raise RuntimeError("the links of one backend belong to one event loop")
@@ -140,25 +140,25 @@ class ShmLink(Endpoint):
         producer: ring.Producer,
         consumer: ring.Consumer,
         bell: ring.Doorbell,
-        porch: Porch,
+        listener: DoorbellListener,
         closers: Sequence[Callback],
         links: Links | None = None,
     ) -> None:
-        """Ring the peer by `bell`, hear it at `porch`; call `closers` at the end."""
+        """Ring the peer by `bell`, hear it at `listener`; call `closers` at the end."""
         super().__init__(links)
         self._mapping = mapping
-        self.counter: Counter = mapping
+        self.counter: StartedCounter = mapping
         self._producer = producer
         self._consumer = consumer
         self._bell = bell
-        self._porch = porch
+        self._listener = listener
         self._closers = closers
-        self._most = mapping.capacity // 8  # S1
+        self._most = mapping.capacity // 8  # SHM-1
         # their sizes are in the first fragment
         self._most_parts = min(MAX_PARTS, (self._most - HEADER_SIZE) // PART_SIZE)
-        self._quarter = mapping.capacity // 4  # S2
-        self._outbox: deque[Parcel] = deque()
-        self._assembly = Assembly(growing.Growing)
+        self._quarter = mapping.capacity // 4  # SHM-2
+        self._outbox: deque[PendingFrame] = deque()
+        self._assembly = Assembly(buffer_builder.BufferBuilder)
         self._final_started: int | None = None
         self._outlet = framing.Outlet(
             producer, bell, self._outbox, self._send_other, self._break_soon, self._most
@@ -196,14 +196,14 @@ class ShmLink(Endpoint):
             self._take_record,
             on_drained,
             # `_service` and not `drain`, also when nothing waits for room yet: it may by the time
-            # that the turn is continued, and a bell that comes in between is left to that (S5)
+            # that the turn is continued, and a bell that comes in between is left to that (SHM-5)
             functools.partial(self._turn, self._service),
             BATCH_FRAMES,
             BATCH_BYTES,
             self._quarter,
         )
-        self._porch.add(loop, self._inlet)
-        self._continue(self._service)  # S3: goes to sleep for the first time
+        self._listener.add(loop, self._inlet)
+        self._continue(self._service)  # SHM-3: goes to sleep for the first time
 
     # Sending
 
@@ -212,7 +212,7 @@ class ShmLink(Endpoint):
         kind: int,
         flags: int,
         count: int,
-        ident: int,
+        chunk_id: int,
         offset: int,
         function: int,
         payload: Sequence[Segment],
@@ -222,30 +222,30 @@ class ShmLink(Endpoint):
         if size > MAX_PAYLOAD:
             refuse_payload(size)
         sizes = b""
-        if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # F4
+        if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # FRAME-4
             payload = [segment for segment in payload if len(segment)]
             sizes = part_sizes(payload)
         parts = len(sizes) // PART_SIZE
-        header = _pack(kind, flags, parts, count, ident, offset, function, size)
+        header = _pack(kind, flags, parts, count, chunk_id, offset, function, size)
         frame = (header + sizes, *payload)
         size += len(frame[0])
         try:
             if self._outbox or size > self._most or not self._producer.write(frame):
-                self._defer(Parcel(frame, size))
+                self._defer(PendingFrame(frame, size))
         except ring.RingCorruptError as error:
             self._break_soon(error)
 
-    def _defer(self, parcel: Parcel) -> None:
-        if self._outbox or parcel.size > self._producer.free():
-            parcel.reserve()
-        self._outbox.append(parcel)
+    def _defer(self, pending: PendingFrame) -> None:
+        if self._outbox or pending.size > self._producer.free():
+            pending.reserve()
+        self._outbox.append(pending)
         try:
             if not self.congested:
                 if self._write():
                     self._continue(self._service)
                 self.congested = bool(self._outbox)
             if self._outbox:
-                parcel.settle()
+                pending.settle()
         except MemoryError as error:  # a part of it may be under way
             self._break_soon(error)
 
@@ -254,20 +254,22 @@ class ShmLink(Endpoint):
             self._bell.ring()
 
     def _write(self) -> bool:
-        """Write from the outbox what fits; True if there is more than a turn may do (T4)."""
+        """Write from the outbox what fits; True if there is more than a turn may do (LINK-4)."""
         outbox, producer = self._outbox, self._producer
         budget = BATCH_BYTES
         while outbox and budget > 0:
-            parcel = outbox[0]
-            written = producer.write_some(parcel.segments, parcel.offset)
+            pending = outbox[0]
+            written = producer.write_some(pending.segments, pending.offset)
             if not written:
                 self._publish()
-                return not producer.want_room()  # S5: the consumer rings, or there is room by now
-            parcel.offset += written
+                return (
+                    not producer.want_room()
+                )  # SHM-5: the consumer rings, or there is room by now
+            pending.offset += written
             budget -= written
-            if written < parcel.size:  # a fragment: the other side copies while we write the next
+            if written < pending.size:  # a fragment: the other side copies while we write the next
                 self._publish()
-            if parcel.offset == parcel.size:
+            if pending.offset == pending.size:
                 outbox.popleft()
         return bool(outbox)
 
@@ -280,7 +282,7 @@ class ShmLink(Endpoint):
         return again
 
     def _break_soon(self, error: BaseException) -> None:
-        """Break, but not from inside `send` or `flush` (T6)."""
+        """Break, but not from inside `send` or `flush` (LINK-6)."""
         assert self._loop is not None
         self._loop.call_soon(self._break, error)
 
@@ -303,7 +305,7 @@ class ShmLink(Endpoint):
         """One frame in one record."""
         if size < HEADER_SIZE:
             raise CorruptHeaderError(f"a frame of {size} bytes has no header")
-        kind, flags, parts, count, ident, offset, function, length = _unpack(record)
+        kind, flags, parts, count, chunk_id, offset, function, length = _unpack(record)
         if parts:
             self._begin(record)
             self._assembly.deliver(self._handler)
@@ -311,7 +313,7 @@ class ShmLink(Endpoint):
         if length != size - HEADER_SIZE:
             raise CorruptHeaderError(f"a frame of {size} bytes, announced as {length} and a header")
         with record[HEADER_SIZE:] as payload:
-            self._handler(kind, flags, count, ident, offset, function, payload)
+            self._handler(kind, flags, count, chunk_id, offset, function, payload)
 
     def _take_fragment(self, record_flags: int, record: memoryview) -> None:
         """A part of a frame; the ring has checked that these come in order."""
@@ -327,12 +329,12 @@ class ShmLink(Endpoint):
         size = len(record)
         if size < HEADER_SIZE:
             raise CorruptHeaderError(f"a first fragment of {size} bytes has no header")
-        kind, flags, parts, count, ident, offset, function, length = _unpack(record)
+        kind, flags, parts, count, chunk_id, offset, function, length = _unpack(record)
         check_header(parts, length)
         begin = HEADER_SIZE + parts * PART_SIZE
         if size < begin:
             raise CorruptHeaderError(f"a first fragment of {size} bytes has not {parts} sizes")
-        fields = (kind, flags, count, ident, offset, function)
+        fields = (kind, flags, count, chunk_id, offset, function)
         with record[HEADER_SIZE:begin] as sizes, record[begin:] as payload:
             self._assembly.begin(fields, length, sizes)
             self._assembly.add(payload)
@@ -346,19 +348,19 @@ class ShmLink(Endpoint):
 
     # Closing
 
-    def _hush(self) -> None:
+    def _stop_listening(self) -> None:
         self._outlet.stop()
         if self._inlet is not None:
-            self._porch.remove(self._inlet)
+            self._listener.remove(self._inlet)
             self._inlet.stop()
 
     def abandon(self) -> None:
         if self._inlet is not None:
             self._inlet.stop()
-        self._porch.abandon()
+        self._listener.abandon()
         super().abandon()
 
-    def _dispose(self) -> None:
+    def _release(self) -> None:
         self._outlet.stop()
         self._final_started = self._mapping.started
         self._outbox.clear()
@@ -390,10 +392,10 @@ class ShmChildEnd:
         bell = ring.Doorbell.attach(bell_fds[: self._per_bell])
         pool_bell = ring.Doorbell.attach(bell_fds[self._per_bell :])
         mapping = ring.Mapping.attach(memory_fd)
-        porch = Porch(bell)
+        listener = DoorbellListener(bell)
         producer, consumer = mapping.up_producer(), mapping.down_consumer()
-        closers = (pool_bell.close, porch.close)
-        return ShmLink(mapping, producer, consumer, pool_bell, porch, closers)
+        closers = (pool_bell.close, listener.close)
+        return ShmLink(mapping, producer, consumer, pool_bell, listener, closers)
 
     def release(self) -> None:
         self._mapping.close_fd()
@@ -407,7 +409,7 @@ class ShmBackend:
     def __init__(self, capacity: int = CAPACITY) -> None:
         """Each direction of each link has `capacity` bytes, a power of two."""
         self._capacity = capacity
-        self._porch = Porch(ring.Doorbell())
+        self._listener = DoorbellListener(ring.Doorbell())
         self._links = Links()
 
     def create(self) -> tuple[ShmLink, ShmChildEnd]:
@@ -418,13 +420,15 @@ class ShmBackend:
             mapping.close()
             raise
         producer, consumer = mapping.down_producer(), mapping.up_consumer()
-        link = ShmLink(mapping, producer, consumer, bell, self._porch, (bell.close,), self._links)
-        return link, ShmChildEnd(mapping, bell, self._porch.bell, self._abandon)
+        link = ShmLink(
+            mapping, producer, consumer, bell, self._listener, (bell.close,), self._links
+        )
+        return link, ShmChildEnd(mapping, bell, self._listener.bell, self._abandon)
 
     def close(self) -> None:
         self._links.close()
-        self._porch.close()
+        self._listener.close()
 
     def _abandon(self) -> None:
         self._links.abandon()
-        self._porch.abandon()
+        self._listener.abandon()

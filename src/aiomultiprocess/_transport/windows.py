@@ -2,17 +2,17 @@
 
 The frames and the links are those of `pipe`. What differs is what is below them:
 
-N1  A socket is shared with the pid of the worker that is being started, and needs no server to ask
+WINDOWS-1  A socket is shared with the pid of the worker that is being started, and needs no server to ask
     for it. The pid is known while the worker's start-up message is pickled: there, and only there,
     multiprocessing writes the message to a process that runs already.
-N2  The ledger's page has a name instead of a descriptor. The name is random, so nobody else has it,
+WINDOWS-2  The ledger's page has a name instead of a descriptor. The name is random, so nobody else has it,
     and the page goes with the last of the two processes that map it.
-N3  The pair of sockets is a TCP connection. Small frames must not wait for an acknowledgement of
+WINDOWS-3  The pair of sockets is a TCP connection. Small frames must not wait for an acknowledgement of
     those before them; and the last bytes of a worker that ended may still be under way when its end
     is noticed, so `drain_dead` waits for EOF, which follows them at once.
 
 Windows drops what a killed process had sent and nobody had received yet. Items whose results are
-lost so had been started, and fail with WorkerLostError; T9 holds no further.
+lost so had been started, and fail with WorkerLostError; LINK-9 holds no further.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from .endpoint import Links
 from .pipe import PipeBackend, PipeLink
-from .shared_page import SIZE, Ledger
+from .shared_page import SIZE, SharedPage
 
 #: Seconds that the last bytes of a dead worker may take; they need no time worth measuring.
 LAST_BYTES: Final = 1.0
@@ -35,8 +35,8 @@ _mmap: Any = mmap
 _socket: Any = socket
 
 
-class NamedLedger(Ledger):
-    """A ledger whose page is found by its name (N2)."""
+class NamedSharedPage(SharedPage):
+    """A ledger whose page is found by its name (WINDOWS-2)."""
 
     def __init__(self, name: str) -> None:
         """Map the page of that name, a new one if there is none."""
@@ -44,7 +44,7 @@ class NamedLedger(Ledger):
         super().__init__(-1)
 
     @classmethod
-    def create(cls) -> NamedLedger:
+    def create(cls) -> NamedSharedPage:
         """A new ledger that counts from 0; OSError if there is no memory for it."""
         return cls(f"aiomultiprocess-{os.urandom(16).hex()}")
 
@@ -54,10 +54,10 @@ class NamedLedger(Ledger):
 
 
 class TcpLink(PipeLink):
-    """One end of a TCP connection, see `transport.Link` (N3)."""
+    """One end of a TCP connection, see `transport.Link` (WINDOWS-3)."""
 
-    def __init__(self, sock: socket.socket, ledger: Ledger, links: Links | None = None) -> None:
-        super().__init__(sock, ledger, links)
+    def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
+        super().__init__(sock, page, links)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _receive(self) -> int:
@@ -75,12 +75,12 @@ class TcpLink(PipeLink):
 
 
 class SharedChildEnd:
-    """The worker's side of a TCP connection, see `transport.ChildEnd` (N1)."""
+    """The worker's side of a TCP connection, see `transport.ChildEnd` (WINDOWS-1)."""
 
-    def __init__(self, sock: socket.socket, ledger: NamedLedger) -> None:
+    def __init__(self, sock: socket.socket, page: NamedSharedPage) -> None:
         self._sock: Any = sock
         self._shared: Any = None  # in the worker: what the socket is made from
-        self._name = ledger.name
+        self._name = page.name
 
     def __getstate__(self) -> dict[str, object]:
         context.assert_spawning(self)
@@ -88,8 +88,8 @@ class SharedChildEnd:
         return {"_shared": self._sock.share(worker.pid), "_name": self._name}
 
     def open(self) -> PipeLink:
-        ledger = NamedLedger(self._name)
-        return TcpLink(self._take(), ledger)
+        page = NamedSharedPage(self._name)
+        return TcpLink(self._take(), page)
 
     def _take(self) -> socket.socket:
         if hasattr(self, "_sock"):  # not in a worker, but in the process that made it: a test's
@@ -106,10 +106,10 @@ class WindowsPipeBackend(PipeBackend):
     """Makes TCP connections, see `transport.Backend`."""
 
     def create(self) -> tuple[PipeLink, SharedChildEnd]:
-        ledger = NamedLedger.create()
+        page = NamedSharedPage.create()
         try:
             ours, theirs = socket.socketpair()
         except OSError:
-            ledger.close()
+            page.close()
             raise
-        return TcpLink(ours, ledger, self._links), SharedChildEnd(theirs, ledger)
+        return TcpLink(ours, page, self._links), SharedChildEnd(theirs, page)

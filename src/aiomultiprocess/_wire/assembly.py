@@ -6,15 +6,15 @@ from collections.abc import Callable
 from struct import unpack
 from typing import Final, Protocol
 
-from .._pure.growing import Growing
-from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Dropped, Handler, Parts, Segment
+from .._pure.buffer_builder import BufferBuilder
+from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Dropped, Handler, PayloadParts, Segment
 
 #: A buffer of up to so many bytes is kept for the next payload that arrives in pieces.
 KEEP: Final = 1 << 21
 
 
-class Growth(Protocol):
-    """Either `Growing`, or `Dropped`."""
+class Builder(Protocol):
+    """Either `BufferBuilder`, or `Dropped`."""
 
     @property
     def missing(self) -> int:
@@ -28,21 +28,21 @@ class Growth(Protocol):
 
 
 class Assembly:
-    """A payload that arrives in pieces: as one view, or in parts (F4).
+    """A payload that arrives in pieces: as one view, or in parts (FRAME-4).
 
     What is handed over as a view is put together in the same buffer, one payload after another: to
     fill fresh memory costs a page fault for each 4 KiB, twenty times the copying itself.
     """
 
-    def __init__(self, grow: Callable[[int, bool], Growth] = Growing) -> None:
+    def __init__(self, grow: Callable[[int, bool], Builder] = BufferBuilder) -> None:
         """Parts are made with `grow`."""
         self._grow = grow
         self._data = bytearray()
         self._sizes: list[int] = []  # of the parts to come, the last first
         self._parts: list[bytes | bytearray | int] = []
-        self._part: Growth | None = None
+        self._part: Builder | None = None
         self._part_size = 0
-        self._dropped = False  # F5: of a payload that is one view
+        self._dropped = False  # FRAME-5: of a payload that is one view
         self._in_parts = False
         self._filled = 0
         self._length = 0
@@ -74,7 +74,7 @@ class Assembly:
             raise CorruptHeaderError(f"parts of {sizes[::-1]} bytes in a payload of {self._length}")
 
     def add(self, piece: memoryview) -> None:
-        """Append a piece. F3: memory grows with it."""
+        """Append a piece. FRAME-3: memory grows with it."""
         end = self._filled + len(piece)
         if end > self._length:
             raise CorruptHeaderError(f"more than the {self._length} bytes that were announced")
@@ -92,7 +92,7 @@ class Assembly:
         try:
             del self._data[self._filled :]
             self._data += piece
-        except MemoryError:  # F5
+        except MemoryError:  # FRAME-5
             self._dropped, self._data = True, bytearray()
 
     def _add_to_parts(self, piece: memoryview) -> None:
@@ -106,29 +106,29 @@ class Assembly:
             if not part.missing:
                 self._end_part(part)
 
-    def _add_to_part(self, part: Growth, piece: memoryview) -> Growth:
+    def _add_to_part(self, part: Builder, piece: memoryview) -> Builder:
         missing = part.missing
         try:
             part.add(piece)
-        except MemoryError:  # F5
+        except MemoryError:  # FRAME-5
             part = Dropped(self._part_size, missing - len(piece))
         self._part = part
         return part
 
-    def _end_part(self, part: Growth) -> None:
+    def _end_part(self, part: Builder) -> None:
         try:
             taken = part.take()
-        except MemoryError:  # F5
+        except MemoryError:  # FRAME-5
             taken = self._part_size
         self._parts.append(taken)
         self._part = None
 
-    def _next_part(self) -> Growth:
+    def _next_part(self) -> Builder:
         size = self._sizes.pop()
         self._part_size = size & ~WRITABLE
         try:
             return self._grow(self._part_size, size >= WRITABLE)
-        except MemoryError:  # F5
+        except MemoryError:  # FRAME-5
             return Dropped(self._part_size, self._part_size)
 
     def deliver(self, handler: Handler) -> None:
@@ -141,7 +141,7 @@ class Assembly:
             self._deliver_parts(handler, length)
             return
         if self._dropped:
-            handler(*self._fields, Parts([length], length))
+            handler(*self._fields, PayloadParts([length], length))
             return
         data = self._data
         if len(data) > KEEP:
@@ -150,9 +150,9 @@ class Assembly:
             handler(*self._fields, payload)
 
     def _deliver_parts(self, handler: Handler, length: int) -> None:
-        payload = Parts(self._parts, length)
+        payload = PayloadParts(self._parts, length)
         self._parts = []
         try:
             handler(*self._fields, payload)
         finally:
-            payload.segments.clear()  # F2
+            payload.segments.clear()  # FRAME-2

@@ -6,21 +6,21 @@ What is raised in the parent is a ProxyException whose text is the traceback fro
 wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
 original exception, rebuilt.
 
-E1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
+EXC-1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
     cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
-E2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments than
+EXC-2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments than
     those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in C.
     Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
-E3  An exception travels as a flat list of nodes that refer to each other by index, so that no
+EXC-3  An exception travels as a flat list of nodes that refer to each other by index, so that no
     chain, however long or circular, is walked by recursion. Members of a group stand before it.
-E4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
+EXC-4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
     never combined: raised in the parent, it would end the parent's loop, or look like a
     cancellation of the caller.
-E5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
+EXC-5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
     its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
     Notes are printed after the text of what is raised: they are its own, and not in its text.
-E6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
+EXC-6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
     code for this package, are left out.
 """
 
@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
-from ..types import ProxyException, TracebackStr, brief
+from ..types import ProxyException, TracebackStr, describe_error
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
@@ -81,14 +81,14 @@ def dump_exception(
     stage: Stage | None = None,
     detail: str = "",
 ) -> bytes:
-    """Make bytes of `exc` and its chain; always possible (E1).
+    """Make bytes of `exc` and its chain; always possible (EXC-1).
 
     With a `stage`, `exc` is what went wrong there, and `detail` what its message needs of it.
     """
     dumper = _Dumper()
     try:
         nodes, root = dumper.dump(exc)
-    except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; E1
+    except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; EXC-1
         nodes, root = [], None
     message = _Message(*_described(exc), nodes, root, dumper.refusal, stage, detail)
     payload: bytes = dumps(tuple(message))
@@ -157,7 +157,7 @@ class _Message(NamedTuple):
 
 
 def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
-    """The traceback as Python prints it (E6), and the notes that it prints after it."""
+    """The traceback as Python prints it (EXC-6), and the notes that it prints after it."""
     try:
         shown = traceback.TracebackException(
             type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
@@ -167,7 +167,7 @@ def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
         if notes:
             shown.__notes__ = None
         return "".join(shown.format()).rstrip("\n"), notes
-    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; E1
+    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; EXC-1
         name = type(exc).__qualname__
         return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
 
@@ -182,7 +182,7 @@ def _notes(exc: BaseException) -> list[Any]:
 
 
 def without_our_frames(exc: BaseException) -> None:
-    """Remove the frames of this package at which the traceback of `exc` begins (E6).
+    """Remove the frames of this package at which the traceback of `exc` begins (EXC-6).
 
     A bare `raise` in the outermost of them then leads on from the frame of the user's that awaits.
     """
@@ -200,7 +200,7 @@ def _steps(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
 
 
 def _leave_out_our_frames(shown: traceback.TracebackException) -> None:
-    """E6, for an exception and all that is printed with it."""
+    """EXC-6, for an exception and all that is printed with it."""
     left = [shown]
     while left:
         one = left.pop()
@@ -234,8 +234,8 @@ def _is_ours(filename: str) -> bool:
 # -- one exception <-> its parts -------------------------------------------------------------------
 
 
-class Parts(NamedTuple):
-    """What an exception consists of, besides its type (E2)."""
+class ExceptionParts(NamedTuple):
+    """What an exception consists of, besides its type (EXC-2)."""
 
     args: tuple[Any, ...] | None  # None: those that the builtin base class makes
     base_args: tuple[Any, ...]  # what the builtin base class is created from
@@ -244,7 +244,7 @@ class Parts(NamedTuple):
     slots: dict[int, Any]
 
 
-def _take_apart(exc: BaseException) -> Parts:
+def _take_apart(exc: BaseException) -> ExceptionParts:
     if isinstance(exc, BaseExceptionGroup):
         fields = map(_group_field, ("message", "exceptions"))
         base_args: tuple[Any, ...] = tuple(field.__get__(exc) for field in fields)
@@ -253,7 +253,7 @@ def _take_apart(exc: BaseException) -> Parts:
         _, base_args, *rest = _static_base(type(exc)).__reduce__(exc)
         state = rest[0] if rest and isinstance(rest[0], dict) else {}
     attributes = {k: v for k, v in vars(exc).items() if k != _REMOTE}
-    return Parts(
+    return ExceptionParts(
         args=_field("args").__get__(exc),
         base_args=base_args,
         base_state={k: v for k, v in state.items() if k not in vars(exc)},
@@ -262,8 +262,8 @@ def _take_apart(exc: BaseException) -> Parts:
     )
 
 
-def _put_together(cls: type[Any], parts: Parts) -> Any:
-    """An exception of type `cls` from the parts of one of the same type, or of a base (E2)."""
+def _put_together(cls: type[Any], parts: ExceptionParts) -> Any:
+    """An exception of type `cls` from the parts of one of the same type, or of a base (EXC-2)."""
     base = _static_base(cls)
     exc = base.__new__(cls, *parts.base_args)
     if not issubclass(cls, BaseExceptionGroup):
@@ -315,7 +315,7 @@ def _group_field(name: str) -> Any:
 
 
 class Node(NamedTuple):
-    """One exception among others (E3); a plain tuple on the way."""
+    """One exception among others (EXC-3); a plain tuple on the way."""
 
     pickled: bytes
     members: list[int] | None  # of a group
@@ -361,8 +361,8 @@ class _Dumper:
     def _add(self, exc: BaseException) -> int | None:
         try:
             node, rebuilt = self._node_of(exc)
-        except BaseException as error:  # noqa: BLE001 - it runs the user's pickling; E1
-            self.refusal = brief(error)
+        except BaseException as error:  # noqa: BLE001 - it runs the user's pickling; EXC-1
+            self.refusal = describe_error(error)
             return None
         index = len(self._nodes)
         self._nodes.append(node)
@@ -373,7 +373,7 @@ class _Dumper:
         return index
 
     def _node_of(self, exc: BaseException) -> tuple[Node, BaseException]:
-        """A node, and the exception that was rebuilt from it to see that it can be (E1)."""
+        """A node, and the exception that was rebuilt from it to see that it can be (EXC-1)."""
         members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
         recipe = _recipe(exc, group=members is not None)
         node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
@@ -390,7 +390,7 @@ class _Dumper:
 
 
 def _recipe(exc: BaseException, *, group: bool) -> object:
-    """What is pickled of an exception: itself, if it has a way of its own (E2), or its parts."""
+    """What is pickled of an exception: itself, if it has a way of its own (EXC-2), or its parts."""
     cls = _original_type(type(exc))
     if _pickles_itself(cls):
         return _remote_of(exc).original if isinstance(exc, _Combined) else exc
@@ -425,7 +425,7 @@ def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
     """The exception of a node; raises whatever the user's classes raise."""
     recipe = pickle.loads(node.pickled)
     if isinstance(recipe, tuple):
-        cls, parts = recipe[0], Parts(*recipe[1])
+        cls, parts = recipe[0], ExceptionParts(*recipe[1])
         if node.members is not None:
             members = [earlier[index] for index in node.members]
             parts = parts._replace(base_args=(*parts.base_args, members))
@@ -451,7 +451,7 @@ def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | No
             built.append(_rebuild(node, built))
         except BaseException as error:  # noqa: BLE001 - as in _Dumper._add
             built.append(None)
-            refusals[index] = brief(error)
+            refusals[index] = describe_error(error)
     for exc, node in zip(built, map(Node._make, nodes), strict=True):
         if exc is not None:
             _field("__context__").__set__(exc, _at(built, node.context))
@@ -532,7 +532,7 @@ def _text_only(message: _Message, refusal: str | None) -> ProxyException:
 
 def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
     proxy = _combine(original, text) or ProxyException(text)
-    if isinstance(proxy, SyntaxError):  # E5
+    if isinstance(proxy, SyntaxError):  # EXC-5
         _end_chain(original, RemoteTraceback(text))
     if _notes(original):
         vars(proxy)["__notes__"] = vars(original).pop("__notes__")
@@ -549,7 +549,7 @@ def _combine(original: BaseException, text: TracebackStr) -> ProxyException | No
     try:
         proxy: ProxyException = _put_together(cls, _take_apart(original))
         vars(proxy)[_REMOTE] = _Remote(text, original)
-    except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; E1
+    except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; EXC-1
         return None
     return proxy
 
@@ -567,7 +567,7 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     name = f"{ProxyException.__name__}({cls.__name__})"
     try:
         return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
-    except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: E1
+    except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: EXC-1
         return None
 
 
@@ -578,7 +578,7 @@ def _derive(self: Any, excs: Sequence[BaseException]) -> Any:
 
 
 def _may_be_raised(cls: type[BaseException]) -> bool:
-    """E4."""
+    """EXC-4."""
     return issubclass(cls, Exception) and not issubclass(cls, (StopIteration, StopAsyncIteration))
 
 

@@ -5,17 +5,17 @@ payload. The header says what the frame is and which tasks it is about; the payl
 business and is never needed to tell whose task it belongs to, so a payload that cannot be decoded
 fails its own tasks and no others.
 
-F1  Every field is unsigned and little endian, `parts` never exceeds `MAX_PARTS`, nor `length`
+FRAME-1  Every field is unsigned and little endian, `parts` never exceeds `MAX_PARTS`, nor `length`
     `MAX_PAYLOAD`. A received header that says otherwise is corrupt.
-F2  A frame is handed over whole, as a call of a `Handler`; its payload is valid during that call.
-F3  A payload that comes in pieces takes as much memory as has arrived, whatever its header claims.
-F4  A payload that is too large to be handed over from where it arrives, and has several segments,
-    arrives as `Parts`: as the same segments, bytes or bytearrays, which are the handler's to keep.
+FRAME-2  A frame is handed over whole, as a call of a `Handler`; its payload is valid during that call.
+FRAME-3  A payload that comes in pieces takes as much memory as has arrived, whatever its header claims.
+FRAME-4  A payload that is too large to be handed over from where it arrives, and has several segments,
+    arrives as `PayloadParts`: as the same segments, bytes or bytearrays, which are the handler's to keep.
     Then `parts` says how many, and between header and payload stand their sizes, eight bytes each
     and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values
     are filled from the channel, and not from a copy of the payload.
-F5  A payload for which there is no memory arrives without it, and its channel goes on: it is
-    `Parts` in which the size of what is missing stands for a segment, and the rest of that segment
+FRAME-5  A payload for which there is no memory arrives without it, and its channel goes on: it is
+    `PayloadParts` in which the size of what is missing stands for a segment, and the rest of that segment
     is received and dropped. So what cannot be held fails its own tasks and no others.
 
 Used by both engines and by the transports. Imports nothing of ours: a fresh worker loads it first.
@@ -38,7 +38,7 @@ MAX_COUNT: Final = (1 << 32) - 1
 #: The largest payload of one frame, in bytes (64 GiB): beyond it, a length is taken for damage.
 MAX_PAYLOAD: Final = 1 << 36
 
-#: F4: the most segments that a payload keeps; one of more arrives as a single view.
+#: FRAME-4: the most segments that a payload keeps; one of more arrives as a single view.
 MAX_PARTS: Final = 1024
 PART_SIZE: Final = 8
 WRITABLE: Final = 1 << 63
@@ -47,10 +47,10 @@ WRITABLE: Final = 1 << 63
 Segment: TypeAlias = bytes | bytearray | memoryview
 
 
-class Parts:
-    """A payload in segments (F4). Like a view of the whole it has a length, and makes bytes.
+class PayloadParts:
+    """A payload in segments (FRAME-4). Like a view of the whole it has a length, and makes bytes.
 
-    An int is the size of a segment for which there was no memory (F5): then MemoryError is raised
+    An int is the size of a segment for which there was no memory (FRAME-5): then MemoryError is raised
     for the bytes of the whole.
     """
 
@@ -74,19 +74,19 @@ def _present(segment: bytes | bytearray | int) -> bytes | bytearray:
 
 
 def size_of(segment: bytes | bytearray | int) -> int:
-    """How many bytes a segment has, or would have (F5)."""
+    """How many bytes a segment has, or would have (FRAME-5)."""
     return segment if isinstance(segment, int) else len(segment)
 
 
 def as_bytes(payload: Payload) -> bytes | memoryview:
-    """A payload to be read as a whole. MemoryError if there was no memory for it (F5)."""
+    """A payload to be read as a whole. MemoryError if there was no memory for it (FRAME-5)."""
     return payload if isinstance(payload, memoryview) else bytes(payload)
 
 
 #: What a handler is given.
-Payload: TypeAlias = memoryview | Parts
+Payload: TypeAlias = memoryview | PayloadParts
 
-#: Called as `handler(kind, flags, count, ident, offset, function, payload)`, see F2.
+#: Called as `handler(kind, flags, count, chunk_id, offset, function, payload)`, see FRAME-2.
 #: The payload is a `Payload`; a frame whose payload is sent as one segment has a view.
 Handler: TypeAlias = Callable[[int, int, int, int, int, int, Any], None]
 
@@ -107,7 +107,7 @@ class Kind(IntEnum):
     BROKEN = 17  # the initializer failed; payload: its exception
     RESULTS = 18  # ident: chunk, offset: first item, count: items; payload: the results
     ERROR = 19  # ident: chunk, offset: item; payload: the exception
-    WANT = 20  # count: free slots; nothing waits here
+    NEED_WORK = 20  # count: free slots; nothing waits here
     LEAVING = 21  # no more items run, the process is about to exit; payload: what may hold it
     REFUSED = 22  # as ERROR, of an item or function for which the worker has no memory
 
@@ -125,7 +125,7 @@ class CorruptHeaderError(ValueError):
 
 
 def check_header(parts: int, length: int) -> None:
-    """Raise `CorruptHeaderError` unless a received header keeps F1."""
+    """Raise `CorruptHeaderError` unless a received header keeps FRAME-1."""
     if parts > MAX_PARTS or length > MAX_PAYLOAD:
         raise CorruptHeaderError(
             f"a frame header with {parts} parts (the limit is {MAX_PARTS}) and a payload of "
@@ -142,7 +142,7 @@ def refuse_payload(size: int) -> None:
 
 
 def part_sizes(segments: Sequence[Segment]) -> bytes:
-    """The sizes of segments, as they stand before a payload that has parts (F4)."""
+    """The sizes of segments, as they stand before a payload that has parts (FRAME-4)."""
     sizes = [len(segment) | (0 if is_readonly(segment) else WRITABLE) for segment in segments]
     return pack(f"<{len(sizes)}Q", *sizes)
 
@@ -158,7 +158,7 @@ def is_constant(segment: Segment) -> bool:
 
 
 class Dropped:
-    """What a `Growing` would be if there were memory for it: its pieces are dropped (F5)."""
+    """What a `BufferBuilder` would be if there were memory for it: its pieces are dropped (FRAME-5)."""
 
     def __init__(self, size: int, missing: int) -> None:
         self.missing = missing

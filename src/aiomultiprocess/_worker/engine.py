@@ -6,29 +6,29 @@
 A worker is a set of callbacks on its own event loop, not a task on it, so that
 `asyncio.all_tasks()` shows a user nothing but the items.
 
-W1  Items are started in the order in which they arrived, over all chunks; the number of the last
+WORKER-1  Items are started in the order in which they arrived, over all chunks; the number of the last
     one started is marked before its function is called. The parent can therefore tell, whatever
     happens, which items may have had effects.
-W2  At most `concurrency` items run at once.
-W3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
+WORKER-2  At most `concurrency` items run at once.
+WORKER-3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
     process takes with it when it dies.
-W4  Items that finish at once are run in bursts, as long as the parent says, and no longer than
-    `BURST` while others are suspended: their timers and sockets are served in between. Results
+WORKER-4  Items that finish at once are run in bursts, as long as the parent says, and no longer than
+    `BURST_NS` while others are suspended: their timers and sockets are served in between. Results
     leave in one batch for each turn of the loop.
-W5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
-W6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
+WORKER-5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
+WORKER-6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
     published, before code of another item is run. An answer that fits neither, for lack of room in
     a congested link, waits in this process; and an exception of an item that was suspended is
     an answer from the callback of its task on.
 
-W9  A worker that runs no item when it is closed or terminated exits as a process of
+WORKER-9  A worker that runs no item when it is closed or terminated exits as a process of
     multiprocessing does: `atexit` hooks run under spawn, under fork and forkserver where CPython
     runs them there, and finalizers of `multiprocessing.util` run everywhere. One that is cut off,
     by a SIGTERM while items run, ends by that signal once their `finally` blocks have run.
     Whatever holds the exit has `GRACE` seconds: LEAVING tells the parent when they begin, and names
     the threads that the exit will wait for.
 
-What becomes of items is kept and sent by answers.py (W7, W8).
+What becomes of items is kept and sent by results.py (RESULTS-1, RESULTS-2).
 This module is the first that a fresh worker imports: it must stay light.
 """
 
@@ -53,13 +53,13 @@ from .._wire.exceptions import Stage
 from .._wire.frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
 from . import leaving, watchdog
 from .functions import Stateful, Unloadable, load_function, raise_error
-from .results import Answers
+from .results import ResultSender
 
-BURST = 500_000  # nanoseconds (W4)
+BURST_NS = 500_000  # nanoseconds (WORKER-4)
 CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
 MAP = int(Mode.MAP)
 MODES = len(Mode)
-GRACE = 3.0  # seconds for the `finally` blocks of cancelled items, and for an exit (W9)
+GRACE = 3.0  # seconds for the `finally` blocks of cancelled items, and for an exit (WORKER-9)
 
 RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
 
@@ -71,7 +71,7 @@ def watch_parent(parent_fd: int | None) -> None:
     watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
 
 
-def die_of(signum: int) -> None:
+def exit_by_signal(signum: int) -> None:
     """End as the signal would have ended us, so that the parent sees why."""
     copies.flush_streams()
     signal.signal(signum, signal.SIG_DFL)
@@ -81,20 +81,20 @@ def die_of(signum: int) -> None:
 Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there
 
 
-class Chunk:
+class ReceivedChunk:
     """Items of one frame, those from `next` on not started yet."""
 
-    __slots__ = ("_failure", "failures", "func", "ident", "items", "mode", "next")
+    __slots__ = ("_failure", "chunk_id", "failures", "func", "items", "mode", "next")
 
     def __init__(
         self,
-        ident: int,
+        chunk_id: int,
         mode: int,
         func: Callable[..., Any],
         items: list[Any],
         failures: dict[int, BaseException],
     ) -> None:
-        self.ident = ident
+        self.chunk_id = chunk_id
         self.mode = mode
         self.func = func
         self.items = items
@@ -123,7 +123,7 @@ class GivenUp(asyncio.CancelledError):
     """The error of an item that is not started, because its caller waits no more."""
 
 
-def did_not_arrive(chunk: Chunk, offset: int, error: BaseException) -> bool:
+def did_not_arrive(chunk: ReceivedChunk, offset: int, error: BaseException) -> bool:
     """Whether an item has failed for want of memory before it could be run."""
     return isinstance(error, MemoryError) and (
         chunk.failures.get(offset) is error
@@ -132,7 +132,7 @@ def did_not_arrive(chunk: Chunk, offset: int, error: BaseException) -> bool:
 
 
 def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
-    """Where an error arose that the function of an item did not raise (received.py)."""
+    """Where an error arose that the function of an item did not raise (_worker/functions.py)."""
     if func is raise_error:
         return None if type(error) is GivenUp else Stage.ARGUMENT
     unloadable = isinstance(func, Unloadable) or (isinstance(func, Stateful) and func.loading)
@@ -140,7 +140,7 @@ def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
 
 
 class WorkerEngine:
-    """Starts the items that arrive, and tells `Answers` what becomes of them."""
+    """Starts the items that arrive, and tells `ResultSender` what becomes of them."""
 
     def __init__(
         self,
@@ -150,23 +150,25 @@ class WorkerEngine:
         exception_handler: Callable[[BaseException], object] | None,
     ) -> None:
         self.terminated = False
-        self.cut_off = False  # terminated while an item ran (W9)
+        self.cut_off = False  # terminated while an item ran (WORKER-9)
         self.broken = False
         self._loop = loop
         self._link = link
-        self._answers = Answers(link, exception_handler)
+        self._results = ResultSender(link, exception_handler)
         self._concurrency = concurrency
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
-        self._chunks: OrderedDict[int, Chunk] = OrderedDict()  # those not all started, by id
+        self._chunks: OrderedDict[int, ReceivedChunk] = (
+            OrderedDict()
+        )  # those not all started, by id
         self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those not answered
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled, as their callers were
-        self._burst = BURST
+        self._burst = BURST_NS
         self._in_burst = False
-        self._ended: list[asyncio.Task[Any]] = []  # during a burst (W7)
+        self._ended: list[asyncio.Task[Any]] = []  # during a burst (RESULTS-1)
         self._turn_scheduled = False
-        self._told_free = 0  # free slots that the parent was told of since the last chunk
+        self._advertised_free = 0  # free slots that the parent was told of since the last chunk
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
 
@@ -224,7 +226,7 @@ class WorkerEngine:
             self._starter.close()
 
     def announce_exit(self) -> str:
-        """Tell the parent that the exit begins (W9); returns the threads that may hold it."""
+        """Tell the parent that the exit begins (WORKER-9); returns the threads that may hold it."""
         threads = leaving.threads_left()
         payload = [threads.encode("utf-8", "replace")] if threads else ()
         self._link.send(Kind.LEAVING, payload=payload)
@@ -234,7 +236,7 @@ class WorkerEngine:
     def abandon(self) -> None:
         """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
         self._copied = True
-        self._answers.close()
+        self._results.close()
         self._link.abandon()
         for task in self._running:
             driver = tasks.driver_of(task)
@@ -243,7 +245,7 @@ class WorkerEngine:
 
     def close_link(self) -> None:
         """Give up the link, and first its memory that is used here."""
-        self._answers.close()
+        self._results.close()
         self._link.close()
 
     def _terminate(self) -> None:
@@ -257,7 +259,7 @@ class WorkerEngine:
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
-        self._loop.call_later(GRACE, die_of, signal.SIGTERM)
+        self._loop.call_later(GRACE, exit_by_signal, signal.SIGTERM)
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
@@ -281,13 +283,13 @@ class WorkerEngine:
         kind: int,
         flags: int,
         count: int,
-        ident: int,
+        chunk_id: int,
         offset: int,
         function: int,
         payload: memoryview,
     ) -> None:
         if kind != CHUNK:
-            self._on_notice(kind, flags, ident, offset, function, payload)
+            self._on_notice(kind, flags, chunk_id, offset, function, payload)
             return
         if self.terminated or self.broken:
             return
@@ -295,15 +297,15 @@ class WorkerEngine:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
         items, failures = _accel.decode_items(payload, count)
         func = self._functions[function]
-        self._chunks[ident] = Chunk(ident, flags, func, items, failures or {})
-        self._told_free = 0
+        self._chunks[chunk_id] = ReceivedChunk(chunk_id, flags, func, items, failures or {})
+        self._advertised_free = 0
         self._burst = 1000 * offset
 
     def _on_notice(
         self,
         kind: int,
         flags: int,
-        ident: int,
+        chunk_id: int,
         offset: int,
         function: int,
         payload: memoryview,
@@ -314,18 +316,18 @@ class WorkerEngine:
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:
-            self._on_cancel(ident, offset)
+            self._on_cancel(chunk_id, offset)
         elif kind == Kind.CLOSE:
             self._closing = True
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
 
-    def _on_cancel(self, ident: int, offset: int) -> None:
-        task = self._places.get((ident, offset))
+    def _on_cancel(self, chunk_id: int, offset: int) -> None:
+        task = self._places.get((chunk_id, offset))
         if task is not None:
             self._given_up.add(task)
             task.cancel()
-        elif (chunk := self._chunks.get(ident)) is not None:
+        elif (chunk := self._chunks.get(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())
 
     # -- running -------------------------------------------------------------------------------
@@ -339,7 +341,7 @@ class WorkerEngine:
         self._turn_scheduled = False
         try:
             self._turn()
-        except Exception as error:  # noqa: BLE001 - as where a link calls (transport.py, T7)
+        except Exception as error:  # noqa: BLE001 - as where a link calls (link.py, LINK-7)
             self._give_up(error)
 
     def _turn(self) -> None:
@@ -349,23 +351,25 @@ class WorkerEngine:
         chunks, link = self._chunks, self._link
         begun = time.monotonic_ns()
         deadline = begun + self._burst
-        while chunks and len(self._running) < self._concurrency and not link.congested:  # W2, W5
+        while (
+            chunks and len(self._running) < self._concurrency and not link.congested
+        ):  # WORKER-2, WORKER-5
             if self._running:
-                deadline = min(deadline, begun + BURST)
+                deadline = min(deadline, begun + BURST_NS)
             chunk = next(iter(chunks.values()))
             if not self._advance(chunk, deadline):
-                self._schedule_turn()  # W4
+                self._schedule_turn()  # WORKER-4
                 break
             # an item that runs the loop from inside may have let us be terminated
             if chunk.next >= len(chunk.items) and chunks:
                 chunks.popitem(last=False)
         if self._running:
             self._ask_for_more()
-        self._answers.publish()
+        self._results.publish()
         if self._closing and not chunks and not self._running and not link.congested:
             self._loop.stop()
 
-    def _advance(self, chunk: Chunk, deadline: int) -> bool:
+    def _advance(self, chunk: ReceivedChunk, deadline: int) -> bool:
         """Start items of a chunk up to the first that suspends or fails; False: out of time."""
         at, mode, func, items = chunk.next, chunk.mode, chunk.func, chunk.items
         stop = len(items)
@@ -376,7 +380,7 @@ class WorkerEngine:
                 mode, func, items[at] = MAP, raise_error, chunk.failures[at]
                 stop = at + 1
         assert self._starter is not None  # there are no chunks before
-        entry = self._answers.begin_burst(chunk.ident, at)
+        entry = self._results.begin_burst(chunk.chunk_id, at)
         self._in_burst = True
         try:
             end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
@@ -384,7 +388,7 @@ class WorkerEngine:
                 copies.end()
         finally:
             self._in_burst = False
-            self._answers.end_entry()
+            self._results.end_entry()
             if self._ended:
                 self._end_those_inside()
         chunk.next = end
@@ -393,17 +397,19 @@ class WorkerEngine:
             refused = did_not_arrive(chunk, end, what)
             stage = None if refused else _stage_of(func, what)
             given_up = type(what) is GivenUp
-            self._answers.fail(chunk.ident, end, what, stage, refused=refused, given_up=given_up)
+            self._results.fail(chunk.chunk_id, end, what, stage, refused=refused, given_up=given_up)
         elif status == SUSPENDED:
             chunk.next = end + 1
-            self._on_suspended(what, (chunk.ident, end))
+            self._on_suspended(what, (chunk.chunk_id, end))
         elif status == FULL:
-            self._answers.publish()
+            self._results.publish()
         del what  # an exception and this frame would keep each other
         return bool(status != _accel.DONE or end > at)
 
     def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
-        if task.done():  # a task factory has started it eagerly: answer before others run (W6)
+        if (
+            task.done()
+        ):  # a task factory has started it eagerly: answer before others run (WORKER-6)
             self._end_task(task, *place)
             return
         self._running[task] = place
@@ -411,7 +417,7 @@ class WorkerEngine:
         task.add_done_callback(self._on_task_done)
 
     def _on_value(self, value: object) -> None:
-        """A suspended item returns: answer now, code of others may run before its callback (W6)."""
+        """A suspended item returns: answer now, code of others may run before its callback (WORKER-6)."""
         if self._copied:
             copies.end()
         task = asyncio.current_task(self._loop)
@@ -419,14 +425,14 @@ class WorkerEngine:
         if task is None or place is None or self._in_burst or getattr(task, "_must_cancel", False):
             return  # it may end otherwise, the callback will know
         try:
-            self._answers.add(*place, value)
+            self._results.add(*place, value)
         except BaseException:  # noqa: BLE001 - it cannot be pickled, which the callback will report
             return
         self._running[task] = None
         del self._places[place]
 
     def _end_those_inside(self) -> None:
-        """Tasks that ended while an item of the burst ran the loop from inside (W7)."""
+        """Tasks that ended while an item of the burst ran the loop from inside (RESULTS-1)."""
         ended, self._ended = self._ended, []
         for task in ended:
             self._on_task_done(task)
@@ -446,23 +452,23 @@ class WorkerEngine:
             self._given_up.discard(task)
         self._schedule_turn()
 
-    def _end_task(self, task: asyncio.Task[Any], ident: int, offset: int) -> None:
+    def _end_task(self, task: asyncio.Task[Any], chunk_id: int, offset: int) -> None:
         value, error = tasks.outcome(task)
         try:
             if error is None:
-                self._answers.add(ident, offset, value)
+                self._results.add(chunk_id, offset, value)
         except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
             error = tasks.unsendable(value, failure)
         # not isinstance(), which would run code of the error's
         cancelled = issubclass(type(error), asyncio.CancelledError)
         if error is not None and not (self.terminated and cancelled):
             given_up = cancelled and task in self._given_up
-            self._answers.fail(ident, offset, error, given_up=given_up)
+            self._results.fail(chunk_id, offset, error, given_up=given_up)
         del error  # as in _advance
 
     def _ask_for_more(self) -> None:
         """Say once that items wait side by side here, and how many more could."""
         free = min(self._concurrency - len(self._running), MAX_COUNT)
-        if not self._chunks and free > self._told_free and not self._closing:
-            self._told_free = free
-            self._link.send(Kind.WANT, count=free)
+        if not self._chunks and free > self._advertised_free and not self._closing:
+            self._advertised_free = free
+            self._link.send(Kind.NEED_WORK, count=free)

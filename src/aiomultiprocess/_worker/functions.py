@@ -1,7 +1,7 @@
 """The functions of a pool as a worker has received them (functions.py is the parent's side).
 
 Each is called with an item, whatever became of it: a function that cannot be had here has a
-stand-in that raises why, and so fails its items and no others. child.py is the only user.
+stand-in that raises why, and so fails its items and no others. _worker/engine.py is the only user.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The exit of a worker whose loop has ended: what may hold it, and what does not cut it short.
 
-A worker exits as a process of multiprocessing does (child.py, W9): it runs hooks, and waits for the
-threads that are no daemons, for ever if they do not end. So the parent limits the time (workers.py,
-V3); what is here lets it say what the worker waited for. Light: workers begin with this module.
+A worker exits as a process of multiprocessing does (_worker/engine.py, WORKER-9): it runs hooks, and waits for the
+threads that are no daemons, for ever if they do not end. So the parent limits the time (worker.py,
+POOLWORKER-3); what is here lets it say what the worker waited for. Light: workers begin with this module.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .._processes.startup import accept_interrupts, collect_garbage
 from .._transport.link import ChildEnd
 from .._wire import exceptions
 from . import leaving, watchdog
-from .engine import GRACE, WorkerEngine, die_of, watch_parent
+from .engine import GRACE, WorkerEngine, exit_by_signal, watch_parent
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
@@ -107,7 +107,7 @@ def main(spec: WorkerSpec) -> None:
         if copies.is_copy():
             copies.end()
     if engine.cut_off:
-        die_of(signal.SIGTERM)
+        exit_by_signal(signal.SIGTERM)
     if engine.broken:
         sys.exit(1)
     if engine.terminated:

@@ -2,13 +2,13 @@
 
     result -> journal, which outlives the process -> frame of the link -> published
 
-An answer is in the journal (journal.py) or published before code of another item runs (child.py,
-W6). Results that leave together are one entry of the journal and one RESULTS frame.
+An answer is in the journal (journal.py) or published before code of another item runs (_worker/engine.py,
+WORKER-6). Results that leave together are one entry of the journal and one RESULTS frame.
 
-W7  An entry of the journal is the burst's that writes it, or `add`'s, which goes on with it to the
+RESULTS-1  An entry of the journal is the burst's that writes it, or `add`'s, which goes on with it to the
     end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
     from the other: what ends while an item runs the loop from inside is answered after the burst.
-W8  A result that cannot be sent fails alone: an error is sent in its place, and those that travel
+RESULTS-2  A result that cannot be sent fails alone: an error is sent in its place, and those that travel
     with it are sent as the journal has kept them.
 """
 
@@ -25,7 +25,7 @@ from .._pure.tasks import UnsendableError
 from .._wire import exceptions, journal
 from .._wire.exceptions import Stage
 from .._wire.frames import Kind
-from ..types import brief, import_hint, shown
+from ..types import describe_error, import_hint, shown
 from . import nested
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Answers:
-    """Keeps and sends what becomes of items; an item is `offset` in the chunk `ident`."""
+class ResultSender:
+    """Keeps and sends what becomes of items; an item is `offset` in the chunk `chunk_id`."""
 
     def __init__(
         self, link: Link, exception_handler: Callable[[BaseException], object] | None
@@ -49,40 +49,42 @@ class Answers:
         """Release the memory of the link that is used here."""
         self._journal.close()
 
-    def begin_burst(self, ident: int, offset: int) -> _accel.Journal:
+    def begin_burst(self, chunk_id: int, offset: int) -> _accel.Journal:
         """Open an entry for the results of a burst, which appends them itself, from `offset` on,
         until `end_entry`.
         """
         if self._next is not None:  # asked here: a call would be felt in an `apply`
             self._send_added()
-        self._journal.begin(ident, offset)
+        self._journal.begin(chunk_id, offset)
         return self._journal
 
     def end_entry(self) -> None:
         """Close the entry of the journal and send what it holds."""
         try:
-            ident, offset, count, payload = self._journal.take()
-        except MemoryError as error:  # W8
-            ident, offset, count = self._journal.place()
+            chunk_id, offset, count, payload = self._journal.take()
+        except MemoryError as error:  # RESULTS-2
+            chunk_id, offset, count = self._journal.place()
             if count:
-                self._send_kept(ident, offset, count, error)
+                self._send_kept(chunk_id, offset, count, error)
             return
         if not count:
             return
         try:
-            self._link.send(Kind.RESULTS, count=count, ident=ident, offset=offset, payload=payload)
-        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: W8
-            self._send_kept(ident, offset, count, error)
+            self._link.send(
+                Kind.RESULTS, count=count, chunk_id=chunk_id, offset=offset, payload=payload
+            )
+        except Exception as error:  # noqa: BLE001 - too large, or too much for memory: RESULTS-2
+            self._send_kept(chunk_id, offset, count, error)
 
-    def add(self, ident: int, offset: int, value: object) -> None:
+    def add(self, chunk_id: int, offset: int, value: object) -> None:
         """Answer one item: with those before it in its chunk, if they are answered in this turn.
 
         Raises what pickling its value raises, and nothing was answered then.
         """
-        if self._next != (ident, offset):
+        if self._next != (chunk_id, offset):
             self._send_added()
-            self._journal.begin(ident, offset)
-        self._next = (ident, offset + 1)
+            self._journal.begin(chunk_id, offset)
+        self._next = (chunk_id, offset + 1)
         try:
             fits = self._journal.append(value)
         except BaseException:
@@ -93,7 +95,7 @@ class Answers:
 
     def fail(
         self,
-        ident: int,
+        chunk_id: int,
         offset: int,
         error: BaseException,
         stage: Stage | None = None,
@@ -117,13 +119,13 @@ class Answers:
         payload = [cancellation() if given_up else _dumped(error, stage)]
         self._send_added()  # the journal takes one entry at a time
         kind = Kind.REFUSED if refused else Kind.ERROR
-        fits = self._journal.put(kind, ident, offset, 1, payload)
-        self._link.send(kind, ident=ident, offset=offset, payload=payload)
+        fits = self._journal.put(kind, chunk_id, offset, 1, payload)
+        self._link.send(kind, chunk_id=chunk_id, offset=offset, payload=payload)
         if not fits:
             self.publish()
 
     def publish(self) -> None:
-        """Let all answers leave; the journal is empty when they have (journal.py, D3)."""
+        """Let all answers leave; the journal is empty when they have (journal.py, JOURNAL-3)."""
         if self._next is not None:  # as in begin_burst
             self._send_added()
         self._link.flush()
@@ -136,16 +138,16 @@ class Answers:
             self._next = None
             self.end_entry()
 
-    def _send_kept(self, ident: int, offset: int, count: int, error: Exception) -> None:
-        """W8: send those results of an entry that the journal has; the others fail."""
+    def _send_kept(self, chunk_id: int, offset: int, count: int, error: Exception) -> None:
+        """RESULTS-2: send those results of an entry that the journal has; the others fail."""
         for kind, *place, kept, payload in journal.read(self._link.journal):
-            if place == [ident, offset]:
+            if place == [chunk_id, offset]:
                 self._link.send(
-                    kind, count=kept, ident=ident, offset=offset, payload=[bytes(payload)]
+                    kind, count=kept, chunk_id=chunk_id, offset=offset, payload=[bytes(payload)]
                 )
                 offset, count = offset + kept, count - kept
         for at in range(offset, offset + count):
-            self.fail(ident, at, error, Stage.SENDING)
+            self.fail(chunk_id, at, error, Stage.SENDING)
 
 
 @functools.cache
@@ -159,5 +161,5 @@ def _dumped(error: BaseException, stage: Stage | None) -> bytes:
         return exceptions.dump_exception(
             error.__cause__ or error, _accel.dumps, Stage.RESULT, str(error)
         )
-    detail = "" if stage is None else f"({brief(error)}){import_hint(error)}"
+    detail = "" if stage is None else f"({describe_error(error)}){import_hint(error)}"
     return exceptions.dump_exception(error, _accel.dumps, stage, detail)

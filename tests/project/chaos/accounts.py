@@ -46,7 +46,7 @@ MEANING = {
 
 @dataclass
 class Verdict:
-    """What the two journals say together (A1)."""
+    """What the two journals say together (CHAOS-1)."""
 
     submitted: int = 0
     executions: int = 0
@@ -103,7 +103,7 @@ class Verdict:
 
 
 class Accounts:
-    """Numbers tasks, judges what became of them, and keeps a journal of it (A4)."""
+    """Numbers tasks, judges what became of them, and keeps a journal of it (CHAOS-4)."""
 
     def __init__(self, folder: Path) -> None:
         self.executed = folder / "executed"

@@ -61,7 +61,7 @@ class Load:
         """Begin operations until that time of the loop; return when all have ended.
 
         Until `crowded`, as many as can be open: memory that an allocator cannot return, because
-        little of it is still in use, has then been as much as it will be (A7).
+        little of it is still in use, has then been as much as it will be (CHAOS-7).
         """
         loop, rng = asyncio.get_running_loop(), self._rng
         rest_at = loop.time() + REST_EVERY

@@ -70,7 +70,7 @@ def warm_up(seconds: float) -> float:
 
 
 class Samples:
-    """A table in a file (A4): it must not be the samples that grow."""
+    """A table in a file (CHAOS-4): it must not be the samples that grow."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=0)
@@ -113,7 +113,7 @@ class Meter:
             await asyncio.sleep(EVERY)
 
     def rest(self) -> None:
-        """Sample once while no operation is under way: the load then is no part of it (A7)."""
+        """Sample once while no operation is under way: the load then is no part of it (CHAOS-7)."""
         gc.collect()
         self._sample(self._at_rest)
 

@@ -48,7 +48,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        if self.verdict.lost_unexecuted > self._died:  # A6
+        if self.verdict.lost_unexecuted > self._died:  # CHAOS-6
             return False
         return self.verdict.sound and not self.left_behind
 

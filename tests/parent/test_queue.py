@@ -1,4 +1,4 @@
-"""What a queue gives to a worker, and in which order (queues.py, Q3; suspects.py, A1).
+"""What a queue gives to a worker, and in which order (queue.py, QUEUE-3; retry.py, RETRY-1).
 
 Without processes.
 """
@@ -15,12 +15,12 @@ import pytest
 import workload
 from aiomultiprocess import _accel
 from aiomultiprocess._parent import queue as queues
-from aiomultiprocess._parent.calls import Calls
-from aiomultiprocess._parent.credit import BURST, MOST_BYTES, PRESSED, Credit
+from aiomultiprocess._parent.calls import CallQueue
+from aiomultiprocess._parent.credit import BURST_US, CONTENTION_PARTS, MOST_BYTES, Credit
 from aiomultiprocess._parent.functions import Function, FunctionTable
 from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.queue import Queue
-from aiomultiprocess._parent.retry import Suspects
+from aiomultiprocess._parent.retry import RetryQueue
 from aiomultiprocess._parent.sources import source_of
 from aiomultiprocess._wire.frames import Kind, Mode
 from aiomultiprocess.types import WorkerLostError
@@ -45,14 +45,14 @@ class Link:
         *,
         flags: int = 0,
         count: int = 0,
-        ident: int = 0,
+        chunk_id: int = 0,
         offset: int = 0,
         function: int = 0,
         payload: Sequence[Any] = (),
     ) -> None:
         self.unflushed += 1
         if kind == Kind.CHUNK:
-            self.chunks.append((ident, function, count))
+            self.chunks.append((chunk_id, function, count))
             self.bursts.append(offset)
 
     def flush(self) -> None:
@@ -72,10 +72,10 @@ class Worker:
 
     def run(self, queue: Queue, chunk: tuple[int, int, int], results: Sequence[Any]) -> None:
         """Run one chunk and report it."""
-        ident, _, count = chunk
-        self.link.started = max(self.link.started, ident + count)
+        chunk_id, _, count = chunk
+        self.link.started = max(self.link.started, chunk_id + count)
         (payload,), _, _ = _accel.encode_items(results, 0, count, 1 << 20)
-        frame = (Kind.RESULTS, 0, count, ident, 0, 0, memoryview(payload))
+        frame = (Kind.RESULTS, 0, count, chunk_id, 0, 0, memoryview(payload))
         queue.on_frame(self, ignore, *frame)  # type: ignore[arg-type]
 
 
@@ -109,11 +109,11 @@ class Setting:
         self.queue.serve(self.worker)  # type: ignore[arg-type]
 
     def call(self, function: Function, count: int) -> list[asyncio.Future[Any]]:
-        calls = self.queue.calls.setdefault(function.id, Calls(function, ignore))
+        calls = self.queue.calls.setdefault(function.id, CallQueue(function, ignore))
         futures = [asyncio.get_running_loop().create_future() for _ in range(count)]
         for future in futures:
             self.queue.call(calls, future, ((1,), {}))
-        self.queue.kick()
+        self.queue.dispatch_all()
         return futures
 
     @property
@@ -138,7 +138,7 @@ async def test_calls_that_pass_do_not_stop_the_map() -> None:
     assert setting.sent[before:] == [(function.id, 1)]  # of which nothing is known yet
     while not all(future.done() for future in futures):
         setting.report_next()
-    order = [ident for ident, _ in setting.sent[before:]]
+    order = [chunk_id for chunk_id, _ in setting.sent[before:]]
     last_call = len(order) - 1 - order[::-1].index(function.id)
     assert setting.mapped.id in order[:last_call]
 
@@ -146,18 +146,18 @@ async def test_calls_that_pass_do_not_stop_the_map() -> None:
 async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_calls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(queues, "PRESSED_FOR", 1000.0)  # however slow this machine is
+    monkeypatch.setattr(queues, "CONTENTION_SECONDS", 1000.0)  # however slow this machine is
     setting = Setting()
     while setting.worker.credit.in_flight < 1000:
         setting.report_next()
     alone = setting.worker.credit.in_flight
-    assert setting.worker.link.bursts[-1] == BURST
+    assert setting.worker.link.bursts[-1] == BURST_US
     [future] = setting.call(setting.table.of(workload.two), 1)
     while not future.done():
         setting.report_next()
     setting.report_next()
     assert setting.sent[-1][0] == setting.mapped.id
-    assert setting.worker.link.bursts[-1] == BURST // PRESSED
+    assert setting.worker.link.bursts[-1] == BURST_US // CONTENTION_PARTS
     assert setting.worker.credit.in_flight < alone // 2
 
 
@@ -173,17 +173,17 @@ async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_thei
     assert setting.worker.credit.room(setting.worker.link.started, setting.mapped.id) > 100
     job.open(source_of(items, ignore))
     setting.queue.offer(job)
-    setting.queue.kick()
+    setting.queue.dispatch_all()
     assert MOST_BYTES <= setting.worker.credit.bytes <= MOST_BYTES + 2 * size
 
 
 async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     setting = Setting()
     setting.worker.chunks.clear()
-    setting.queue._feeds.clear()
+    setting.queue._sources.clear()
     function = setting.table.of(workload.two)
     before = len(setting.sent)
-    calls = Calls(function, ignore)
+    calls = CallQueue(function, ignore)
     future = asyncio.get_running_loop().create_future()
     setting.queue.call(calls, future, ((), {}))
     assert setting.sent[before:] == [(function.id, 1)]
@@ -202,26 +202,26 @@ async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> 
 
 
 async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:
-    settled: list[Calls] = []
-    calls = Calls(FunctionTable(_accel.dumps).of(workload.two), settled.append)
-    suspects, worker = Suspects(), Worker()
+    settled: list[CallQueue] = []
+    calls = CallQueue(FunctionTable(_accel.dumps).of(workload.two), settled.append)
+    retry_queue, worker = RetryQueue(), Worker()
     future = asyncio.get_running_loop().create_future()
     calls.expect(future)
     calls.allow(future, 5)
-    suspects.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
-    suspect = suspects.next_for(worker)  # type: ignore[arg-type]
-    assert suspect is not None
+    retry_queue.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
+    retry_task = retry_queue.next_for(worker)  # type: ignore[arg-type]
+    assert retry_task is not None
     future.cancel()  # and while the worker is told, it dies
-    suspect.put_back([future], [((), {})])
-    assert suspects.next_for(worker) is None  # type: ignore[arg-type]
-    assert not suspects.unsettled
+    retry_task.put_back([future], [((), {})])
+    assert retry_queue.next_for(worker) is None  # type: ignore[arg-type]
+    assert not retry_queue.unsettled
     assert settled == [calls]
 
 
 async def test_calls_that_last_have_ended_when_all_are_settled_and_the_pool_closes() -> None:
     function = FunctionTable(_accel.dumps).of(workload.two)
-    ended: list[Calls] = []
-    idle, busy = (Calls(function, ended.append, lasting=True) for _ in range(2))
+    ended: list[CallQueue] = []
+    idle, busy = (CallQueue(function, ended.append, persistent=True) for _ in range(2))
     futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
     for calls, future in zip((idle, busy), futures, strict=True):
         calls.expect(future)

@@ -1,6 +1,6 @@
-"""amp_ext.growing: large objects are filled from pieces without a detour."""
+"""amp_ext.buffer_builder: large objects are filled from pieces without a detour."""
 
-class Growing:
+class BufferBuilder:
     """A bytes object, or a bytearray, of a known size that is filled piece by piece.
 
     What is large is in large pages where the system has them. For one thread at a time: the GIL is

@@ -1,4 +1,4 @@
-/* What step.pyx does with the C API directly: calls that must not cost what Python calls cost. */
+/* What starter.pyx does with the C API directly: calls that must not cost what Python calls cost. */
 
 #ifndef AMP_STEP_H
 #define AMP_STEP_H

@@ -1,14 +1,14 @@
-"""A bytes object of a known size that is filled piece by piece; `amp_ext.growing` in Python."""
+"""A bytes object of a known size that is filled piece by piece; `amp_ext.buffer_builder` in Python."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
 
-class Growing:
-    """A bytes object, or a bytearray, of a known size that is filled piece by piece (F3).
+class BufferBuilder:
+    """A bytes object, or a bytearray, of a known size that is filled piece by piece (FRAME-3).
 
-    `amp_ext.growing` does the same faster; `backend` has chosen.
+    `amp_ext.buffer_builder` does the same faster; `backend` has chosen.
     """
 
     def __init__(self, size: int, writable: bool) -> None:

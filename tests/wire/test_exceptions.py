@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import remote_errors as errors
+import exception_types as errors
 from aiomultiprocess import ProxyException, WorkerLostError
 from aiomultiprocess._wire.exceptions import (
     MAX_NODES,

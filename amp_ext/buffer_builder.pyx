@@ -1,7 +1,7 @@
 # cython: language_level=3
-"""Large objects filled from pieces without a detour; contract: growing.pyi, why: frames.Assembly.
+"""Large objects filled from pieces without a detour; contract: buffer_builder.pyi, why: frames.Assembly.
 
-aiomultiprocess.frames has a Growing in Python, which does the same.
+aiomultiprocess._wire.frames has a Growing in Python, which does the same.
 """
 
 cimport cython
@@ -24,7 +24,7 @@ cdef enum:
 
 
 @cython.final
-cdef class Growing:
+cdef class BufferBuilder:
     """A bytes object, or a bytearray, of a known size that is filled piece by piece."""
     cdef:
         PyObject *data  # nobody else has seen it; NULL once it was taken

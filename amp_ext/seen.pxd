@@ -9,7 +9,7 @@ cdef struct Entry:
     PyObject *value
     size_t item
 
-cdef struct Met:
+cdef struct Seen:
     Entry *entries
     size_t capacity  # 0, or a power of two
     size_t count
@@ -17,45 +17,45 @@ cdef struct Met:
     int shift  # 64 less the bits of an index
 
 
-cdef inline void next_item(Met *met) noexcept:
-    met.item += 1
-    met.count = 0
+cdef inline void next_item(Seen *seen) noexcept:
+    seen.item += 1
+    seen.count = 0
 
 
-cdef inline bint was_met(Met *met, PyObject *value) except -1:
+cdef inline bint was_seen(Seen *seen, PyObject *value) except -1:
     """Note an object of this item; True if it was noted before."""
-    if met.count * 2 >= met.capacity:
-        grow(met)
-    return note(met, value)
+    if seen.count * 2 >= seen.capacity:
+        grow(seen)
+    return note(seen, value)
 
 
-cdef inline bint note(Met *met, PyObject *value) noexcept:
+cdef inline bint note(Seen *seen, PyObject *value) noexcept:
     # Fibonacci hashing: the upper bits of the product depend on all bits of the address
-    cdef size_t at = <size_t>((<uint64_t>value * <uint64_t>0x9E3779B97F4A7C15) >> met.shift)
-    while met.entries[at].item == met.item:
-        if met.entries[at].value == value:
+    cdef size_t at = <size_t>((<uint64_t>value * <uint64_t>0x9E3779B97F4A7C15) >> seen.shift)
+    while seen.entries[at].item == seen.item:
+        if seen.entries[at].value == value:
             return True
-        at = (at + 1) & (met.capacity - 1)
-    met.entries[at].value = value
-    met.entries[at].item = met.item
-    met.count += 1
+        at = (at + 1) & (seen.capacity - 1)
+    seen.entries[at].value = value
+    seen.entries[at].item = seen.item
+    seen.count += 1
     return False
 
 
-cdef inline int grow(Met *met) except -1:
-    cdef Entry *old = met.entries
-    cdef size_t i, old_capacity = met.capacity
+cdef inline int grow(Seen *seen) except -1:
+    cdef Entry *old = seen.entries
+    cdef size_t i, old_capacity = seen.capacity
     cdef size_t capacity = max(<size_t>32, old_capacity * 4)
     cdef Entry *entries = <Entry *>PyMem_Calloc(capacity, sizeof(Entry))
     if entries == NULL:
         raise MemoryError()
-    met.entries, met.capacity, met.count = entries, capacity, 0
-    met.shift = 64
+    seen.entries, seen.capacity, seen.count = entries, capacity, 0
+    seen.shift = 64
     while capacity > 1:
         capacity >>= 1
-        met.shift -= 1
+        seen.shift -= 1
     for i in range(old_capacity):
-        if old[i].item == met.item:
-            note(met, old[i].value)
+        if old[i].item == seen.item:
+            note(seen, old[i].value)
     PyMem_Free(old)
     return 0

@@ -1,5 +1,5 @@
-"""How a worker answers items: together (answers.py, W7), a failure alone (W8), and so that what has
-finished outlives it (child.py, W6).
+"""How a worker answers items: together (results.py, RESULTS-1), a failure alone (RESULTS-2), and so that what has
+finished outlives it (_worker/engine.py, WORKER-6).
 
 Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
 """
@@ -46,7 +46,7 @@ class Link:
     ) -> None:
         if sum(map(len, payload)) > self.most:
             raise MemoryError
-        if kind != Kind.WANT:
+        if kind != Kind.NEED_WORK:
             self.sent.append((kind, offset, count))
 
     def flush(self) -> None:
@@ -117,12 +117,12 @@ class Worker:
             await asyncio.sleep(0)
 
     def receive(
-        self, items: list[Any], ident: int, function: int, burst: int = HOUR // 1000
+        self, items: list[Any], chunk_id: int, function: int, burst: int = HOUR // 1000
     ) -> None:
         """A chunk arrives; `burst` is in microseconds."""
         (payload,), count, _ = _accel.encode_items(items, 0, len(items), 1 << 20)
         self.engine._on_frame(
-            Kind.CHUNK, Mode.MAP, count, ident, burst, function, memoryview(payload)
+            Kind.CHUNK, Mode.MAP, count, chunk_id, burst, function, memoryview(payload)
         )
 
     def run_at_once(self, item: Callable[[Any], Any], items: list[Any], burst: int) -> list[Sent]:
@@ -147,7 +147,7 @@ class Worker:
 
     def close(self) -> None:
         self.engine.close()
-        self.engine._answers.close()
+        self.engine._results.close()
         self.loop.close()
 
 
@@ -163,7 +163,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     if request.param == "python":
         monkeypatch.setattr(_accel, "Journal", pure_journal.Journal)
-    monkeypatch.setattr(child, "BURST", HOUR)
+    monkeypatch.setattr(child, "BURST_NS", HOUR)
     worker = Worker()
     yield worker
     worker.close()
@@ -214,13 +214,13 @@ def test_a_result_that_cannot_be_sent_fails_alone(worker: Worker, at_once: bool)
 
 
 def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
-    """An item that runs the loop from inside lets others end while it is run (W7)."""
+    """An item that runs the loop from inside lets others end while it is run (RESULTS-1)."""
     refused = []
 
     def item(what: str) -> str:
         if what == "b":
             try:
-                worker.engine._answers.add(6, 0, "of another chunk")
+                worker.engine._results.add(6, 0, "of another chunk")
             except RuntimeError as error:
                 refused.append(str(error))
         return what
@@ -231,7 +231,7 @@ def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
 
 
 def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> None:
-    """An item that runs the loop from inside, as nest_asyncio lets it (W7)."""
+    """An item that runs the loop from inside, as nest_asyncio lets it (RESULTS-1)."""
     engine, loop = worker.engine, worker.loop
 
     def inside(what: str) -> str:
@@ -260,7 +260,7 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
 def test_an_item_that_is_cancelled_inside_another_is_answered_once_and_so_are_those_after_it(
     worker: Worker,
 ) -> None:
-    """A CANCEL that is heard within a burst (W7) comes too late for the items of that burst."""
+    """A CANCEL that is heard within a burst (RESULTS-1) comes too late for the items of that burst."""
 
     def item(n: int) -> int:
         if n == 0:
@@ -278,8 +278,8 @@ def test_an_item_that_is_cancelled_inside_another_is_answered_once_and_so_are_th
 def test_an_item_may_let_its_worker_be_terminated_inside_it(
     worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
-    """By a loop that it runs from inside (W7): its turn ends, and so does the worker."""
-    monkeypatch.setattr(child, "die_of", exits.append)
+    """By a loop that it runs from inside (RESULTS-1): its turn ends, and so does the worker."""
+    monkeypatch.setattr(child, "exit_by_signal", exits.append)
     complaints: list[Any] = []
     worker.loop.set_exception_handler(lambda loop, context: complaints.append(context))
 
@@ -355,7 +355,7 @@ def test_a_worker_that_cannot_answer_a_suspended_item_ends_loudly(
         raise RuntimeError("unforeseen")
 
     worker.run(["a raises", "b"])
-    monkeypatch.setattr(worker.engine._answers, "fail", fail)
+    monkeypatch.setattr(worker.engine._results, "fail", fail)
     [task] = [task for task, place in worker.engine._running.items() if place == (7, 0)]
     if inside:
         # as if an item were running the loop

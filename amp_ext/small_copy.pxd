@@ -4,10 +4,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef enum:
-    SHORT = 64  # what is copied here has fewer bytes
+    SMALL = 64  # what is copied here has fewer bytes
 
 
-cdef inline uint64_t copy_short(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
+cdef inline uint64_t copy_small(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
     """Copy; returns all that was copied, laid over each other, to tell whether it is ASCII.
 
     The last bytes are copied as a whole that may overlap what came before, not one by one. Where

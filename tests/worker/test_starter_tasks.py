@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import stepper_support
+import starter_support
 from aiomultiprocess._pure import tasks as _tasks
-from stepper_items import MINE, Pause, me
-from stepper_support import (
+from starter_items import MINE, Pause, me
+from starter_support import (
     DONE,
     EVER,
     PAUSES,
@@ -24,9 +24,9 @@ from stepper_support import (
     told,
 )
 
-loop = stepper_support.loop
-kind = stepper_support.kind
-worker = stepper_support.worker
+loop = starter_support.loop
+kind = starter_support.kind
+worker = starter_support.worker
 
 
 # -- tasks of items --------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_without_the_extension_everything_is_python_and_the_reason_is_kept() -> 
 @WITH_EXTENSION
 def test_with_the_extension_all_of_it_is_used() -> None:
     assert _accel.EXTENSION_ERROR is None
-    assert _accel.Starter.__module__ == "amp_ext.step"
+    assert _accel.Starter.__module__ == "amp_ext.starter"
     assert _accel.native_watchdog() is not None
     for function in (_accel.encode_items, _accel.decode_items, _accel.dumps, _accel.loads):
         assert function.__module__.startswith("amp_ext.")
@@ -192,7 +192,7 @@ def test_the_extension_imports_nothing_of_the_library() -> None:
         names = [name for _, name, _ in pkgutil.iter_modules(amp_ext.__path__)]
         for name in names:
             import_module(f"amp_ext.{name}")
-        print("step" in names, [name for name in sys.modules if "aiomultiprocess" in name])
+        print("starter" in names, [name for name in sys.modules if "aiomultiprocess" in name])
         """
     )
     assert out.strip() == "True []"

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
-from stepper_items import MINE, Pause, behaviour, me
+from starter_items import MINE, Pause, behaviour, me
 
 # -- cancellation ----------------------------------------------------------------------------------
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import stepper_items
-import stepper_support
+import starter_items
+import starter_support
 from aiomultiprocess import _accel
 from aiomultiprocess._pure import codec
 from aiomultiprocess._pure.tasks import UnsendableError
-from remote_errors import UNSEEN, ShownAsText
-from stepper_items import INHERITED, Pause, me
-from stepper_support import (
+from exception_types import UNSEEN, ShownAsText
+from starter_items import INHERITED, Pause, me
+from starter_support import (
     DONE,
     EVER,
     FULL,
@@ -31,16 +31,16 @@ from stepper_support import (
     told,
 )
 
-loop = stepper_support.loop
-kind = stepper_support.kind
-worker = stepper_support.worker
+loop = starter_support.loop
+kind = starter_support.kind
+worker = starter_support.worker
 
 
 # -- items cannot tell -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "behave", stepper_items.ALL, ids=lambda f: getattr(f, "__name__", type(f).__name__)
+    "behave", starter_items.ALL, ids=lambda f: getattr(f, "__name__", type(f).__name__)
 )
 def test_an_item_sees_what_it_would_see_in_a_plain_task(worker: Worker, behave: Any) -> None:
     token = INHERITED.set("inherited")
@@ -51,7 +51,7 @@ def test_an_item_sees_what_it_would_see_in_a_plain_task(worker: Worker, behave: 
 
 
 def test_items_of_all_kinds_do_not_see_each_other(worker: Worker) -> None:
-    todo = [(behave, pause) for behave in stepper_items.ALL for pause in PAUSES]
+    todo = [(behave, pause) for behave in starter_items.ALL for pause in PAUSES]
     token = INHERITED.set("inherited")
     expected = worker.plainly(todo)
     INHERITED.reset(token)
@@ -260,8 +260,8 @@ def test_a_value_that_cancels_its_item_when_it_is_pickled_is_in_the_journal_once
     out.begin(7, 0)
     found = in_loop(worker, lambda: worker.starter.run(0, func, [1, 2], 0, 2, out, EVER))
     assert found == (2, DONE, None)
-    ident, offset, count, payload = out.take()
-    assert (ident, offset, count) == (7, 0, 2)
+    chunk_id, offset, count, payload = out.take()
+    assert (chunk_id, offset, count) == (7, 0, 2)
     assert codec.decode_items(b"".join(payload), count) == ([0, 0], None)
 
 
@@ -373,7 +373,7 @@ def test_items_leave_no_objects(worker: Worker) -> None:
         kinds = asyncio.Future, types.CoroutineType, contextvars.Context
         return sum(isinstance(one, kinds) for one in gc.get_objects())
 
-    todo = [(behave, pause) for behave in stepper_items.ALL for pause in PAUSES]
+    todo = [(behave, pause) for behave in starter_items.ALL for pause in PAUSES]
     worker.outcomes(_behave, todo)
     before = tasks()
     worker.outcomes(_behave, todo)

@@ -1,4 +1,4 @@
-"""What a job hands out, takes back and gives to those who wait (jobs.py, B4 to B6).
+"""What a job hands out, takes back and gives to those who wait (job.py, JOB-4 to JOB-6).
 
 Without processes: the test does what queues and workers would do.
 """
@@ -42,12 +42,12 @@ def run(job: Job) -> list[Any]:
     """Take all that there is, one frame of ten after the other; what was taken, in order."""
     ran: list[Any] = []
     while True:
-        slots, items = job.take(30)
-        if not slots:
+        handles, items = job.take(30)
+        if not handles:
             return ran
-        if len(slots) > 10:
-            job.put_back(slots[10:], items[10:])
-        job.deliver(slots[:10], items[:10], 100)
+        if len(handles) > 10:
+            job.put_back(handles[10:], items[10:])
+        job.deliver(handles[:10], items[:10], 100)
         ran += items[:10]
 
 
@@ -65,9 +65,9 @@ async def test_what_is_put_back_is_taken_next_and_once(kind: Callable[[Any], Any
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_a_sequence_takes_back_what_a_frame_had_no_room_for(kind: Callable[[Any], Any]) -> None:
     job = job_of(kind(range(100)))
-    slots, items = job.take(100)
+    handles, items = job.take(100)
     assert (job.left, len(job._values)) == (0, 100)
-    job.put_back(slots[10:], items[10:])
+    job.put_back(handles[10:], items[10:])
     assert (job.left, len(job._values)) == (90, 10)
     assert not job._returned  # one by one that would cost more than all else
     assert not job.done
@@ -80,9 +80,9 @@ def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
     job = job_of(kind(range(100_000)))
     job.want_all()
     for _ in range(6):  # an iterator is believed by and by
-        slots, items = job.take(LOOK_AHEAD_ITEMS)
-    assert len(slots) == LOOK_AHEAD_ITEMS
-    job.put_back(slots[100:], items[100:])
+        handles, items = job.take(LOOK_AHEAD_ITEMS)
+    assert len(handles) == LOOK_AHEAD_ITEMS
+    job.put_back(handles[100:], items[100:])
     if job._returned:
         job.take(LOOK_AHEAD_ITEMS)
     assert len(job.take(LOOK_AHEAD_ITEMS)[0]) == 200
@@ -108,19 +108,19 @@ def test_an_iterator_of_large_items_is_pulled_little_ahead_for_ever(room: int) -
     job.want_all()  # else what is unread would bound it
     sent, ahead = 0, []
     for _ in range(1000):
-        slots, items = job.take(LOOK_AHEAD_ITEMS)
-        if len(slots) > room:
-            job.put_back(slots[room:], items[room:])
-        sent += min(room, len(slots))
+        handles, items = job.take(LOOK_AHEAD_ITEMS)
+        if len(handles) > room:
+            job.put_back(handles[room:], items[room:])
+        sent += min(room, len(handles))
         ahead.append(pulled - sent)
     assert max(ahead[20:]) <= max(FIRST_STEP, 2 * room)
 
 
 async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
     job = job_of(list(range(20)))
-    slots, items = job.take(10)
-    job.put_back(list(slots[3:]), items[3:])
-    job.deliver(slots[:3], items[:3], 0)
+    handles, items = job.take(10)
+    job.put_back(list(handles[3:]), items[3:])
+    job.deliver(handles[:3], items[:3], 0)
     assert run(job) == list(range(3, 20))
     assert await job.await_all() == list(range(20))
 
@@ -131,7 +131,7 @@ async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
 async def test_the_last_who_can_ask_gets_the_list_itself() -> None:
     job = job_of([1, 2, 3])
     waiting = job.await_all()
-    job.forget()
+    job.mark_unreferenced()
     run(job)
     assert await waiting is job._values
 
@@ -139,7 +139,7 @@ async def test_the_last_who_can_ask_gets_the_list_itself() -> None:
 async def test_who_is_not_the_last_gets_a_copy_though_the_other_has_not_begun_to_wait() -> None:
     job = job_of([1, 2, 3])
     first, second = job.await_all(), job.await_all()
-    job.forget()
+    job.mark_unreferenced()
     run(job)
     (await first).append("mine")
     assert await second == [1, 2, 3]
@@ -179,9 +179,9 @@ async def test_a_job_that_is_given_up_while_an_item_is_pickled_stays_so(
 ) -> None:
     job = job_of(kind(range(5)))
     job.want_all()
-    slots, items = job.take(5)
+    handles, items = job.take(5)
     job.fail_all(PoolTerminatedError("the pool was terminated"))  # by a __reduce__ of the second
-    job.put_back(slots[1:], items[1:])
+    job.put_back(handles[1:], items[1:])
     assert job.done
     assert (await everything(job))[:5] == [PoolTerminatedError] * 5
     assert job.take(5) == ((), [])
@@ -208,10 +208,10 @@ async def test_an_async_iterable_that_fails_while_its_last_item_runs_is_not_comp
 
     job = job_of(numbers())
     await some_turns()
-    slots, items = job.take(5)
+    handles, items = job.take(5)
     failing.set()
     await some_turns()
     assert job.source.exhausted
-    job.deliver(slots, items, 10)  # and no worker has had room in between
+    job.deliver(handles, items, 10)  # and no worker has had room in between
     with pytest.raises(LookupError, match="no more"):
         await job.await_all()

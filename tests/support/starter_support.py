@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
-import stepper_waits  # noqa: F401 (adds its items to those of stepper_items)
+import starter_waits  # noqa: F401 (adds its items to those of stepper_items)
 from aiomultiprocess._pure import starter, tasks
-from stepper_items import INHERITED
+from starter_items import INHERITED
 
 EVER = 1 << 62
 DONE, RAISED, SUSPENDED, FULL = starter.DONE, starter.RAISED, starter.SUSPENDED, starter.FULL
-COMPILED = find_spec("amp_ext") is not None and find_spec("amp_ext.step") is not None
+COMPILED = find_spec("amp_ext") is not None and find_spec("amp_ext.starter") is not None
 
 
 async def no_pause() -> None:
@@ -193,10 +193,10 @@ def kind(request: pytest.FixtureRequest) -> Any:
     """The class of starters."""
     if request.param == "python":
         return starter.Starter
-    import amp_ext.step
+    import amp_ext.starter
 
-    amp_ext.step.share(tasks)  # as `backend` does
-    return amp_ext.step.Starter
+    amp_ext.starter.share(tasks)  # as `backend` does
+    return amp_ext.starter.Starter
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-import remote_errors as errors
+import exception_types as errors
 from aiomultiprocess._worker import functions
 
 UNKNOWN = b"cno_such_module\nf\n."

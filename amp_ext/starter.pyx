@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The starter of items: `aiomultiprocess.stepper`, compiled. Its theory and rules (S1-S8) are there.
+"""The starter of items: `aiomultiprocess.starter`, compiled. Its theory and rules (S1-S8) are there.
 
 What differs: what may have been attached to the task of an item is read from it after each item; of
 a run of quick items, most see a coarse clock only.
@@ -25,7 +25,7 @@ from cpython.ref cimport Py_REFCNT
 from libc.stdint cimport int64_t, uint64_t
 
 from amp_ext.driver cimport (
-    PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, Driver, PyIter_Send, PySendResult, amp_take_error, take,
+    PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, ItemCoroutine, PyIter_Send, PySendResult, amp_take_error, take,
 )
 from amp_ext.journal cimport Journal
 from amp_ext.ring cimport Mapping
@@ -35,7 +35,7 @@ cdef extern from "Python.h":
     object PyObject_GenericGetDict(object, void *)
     Py_ssize_t PyObject_Size(object) except -1
 
-cdef extern from "step.h":
+cdef extern from "starter.h":
     int64_t amp_monotonic_ns()
     int64_t amp_monotonic_coarse_ns()
     Py_ssize_t amp_weakrefs(object)
@@ -43,7 +43,7 @@ cdef extern from "step.h":
     PyObject *amp_call(int, object, object, object)
 
 cdef enum:
-    _DONE = 0        # as in aiomultiprocess._tasks
+    _DONE = 0        # as in aiomultiprocess._pure.tasks
     _RAISED = 1
     _SUSPENDED = 2
     _FULL = 3
@@ -83,7 +83,7 @@ cdef enum:
 
 
 def share(tasks):
-    """Take what both starters know of tasks: the module `aiomultiprocess._tasks`."""
+    """Take what both starters know of tasks: the module `aiomultiprocess._pure.tasks`."""
     global as_coroutine, drive, eager_factory, guarded, is_made_of, item_type, outcome, parked
     global traceback_of, unsendable
     if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
@@ -101,13 +101,13 @@ def share(tasks):
 
 
 @cython.final
-cdef class Spare:
+cdef class ReusableTask:
     """A parked task, and how it looks when it is untouched."""
 
     cdef object task
     cdef object context
     cdef object coro           # the task's own: a function may keep it, having no other
-    cdef Driver driver
+    cdef ItemCoroutine driver
     cdef object attributes     # the task's __dict__
     cdef object name           # while none is set
     cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
@@ -120,7 +120,7 @@ cdef class Spare:
 
     def __cinit__(self, loop, context):
         self.context = context
-        self.driver = Driver(loop)
+        self.driver = ItemCoroutine(loop)
         self.coro = drive(self.driver)
         self.task = parked(item_type, self.driver, self.coro, loop, context)
         self.attributes = PyObject_GenericGetDict(self.task, NULL)
@@ -146,7 +146,7 @@ cdef class Spare:
         return 0
 
     cdef bint untouched(self, tuple inherited) except -1:
-        """Whether the task still looks so (S1), and the context holds what it inherited (S2)."""
+        """Whether the task still looks so (STARTER-1), and the context holds what it inherited (STARTER-2)."""
         return (
             Py_REFCNT(self.task) == self.task_references
             and Py_REFCNT(self.context) == self.context_references
@@ -183,7 +183,7 @@ cdef class Starter:
     cdef uint64_t started
     cdef object base
     cdef tuple inherited
-    cdef Spare spare
+    cdef ReusableTask spare
     # during a run: where values go, and the same if it is a journal
     cdef object out
     cdef Journal journal
@@ -227,7 +227,7 @@ cdef class Starter:
         self, int mode, func, list items, Py_ssize_t at, Py_ssize_t stop, int64_t deadline_ns
     ):
         """One burst after another, until it is not for a touched spare that one ends."""
-        cdef Spare spare
+        cdef ReusableTask spare
         cdef int status
         while True:
             spare = self.enter()
@@ -265,14 +265,14 @@ cdef class Starter:
         """Give up the spare."""
         spare, self.spare = self.spare, None
         if spare is not None:
-            (<Spare>spare).driver.wakeup = None
+            (<ReusableTask>spare).driver.wakeup = None
 
     cdef int burst(
-        self, Spare spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop,
+        self, ReusableTask spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop,
         int64_t deadline,
     ) except -1:
         """Run items in the context and as the task of one spare, as long as it may be reused."""
-        cdef Driver driver = spare.driver
+        cdef ItemCoroutine driver = spare.driver
         cdef Journal journal = self.journal
         cdef tuple inherited = self.inherited
         cdef bint handed = self.has_factory()
@@ -292,7 +292,7 @@ cdef class Starter:
             elif amp_monotonic_coarse_ns() >= deadline:  # slow ones came after quick ones
                 return _DONE
             unwatched -= 1
-            self.mark()  # S7
+            self.mark()  # STARTER-7
             driver.number = self.started
             sent = call(driver, mode, func, items[at[0]], &result)
             if sent == PYGEN_NEXT and not handed:
@@ -338,7 +338,7 @@ cdef class Starter:
                 self.kept = _DONE if self.journal.add(value) else _FULL
             else:
                 self.kept = _FULL if self.out.append(value) is False else _DONE
-        except BaseException as error:  # S5
+        except BaseException as error:  # STARTER-5
             return unsendable(value, error)
         return None
 
@@ -352,12 +352,12 @@ cdef class Starter:
 
     # -- spares ------------------------------------------------------------------------------------
 
-    cdef Spare enter(self):
-        """Make a spare the current task. It is this call's alone until it is kept (S6)."""
-        cdef Spare spare = self.spare
+    cdef ReusableTask enter(self):
+        """Make a spare the current task. It is this call's alone until it is kept (STARTER-6)."""
+        cdef ReusableTask spare = self.spare
         self.spare = None
         if spare is None:
-            spare = Spare(self.loop, PyContext_Copy(self.base))
+            spare = ReusableTask(self.loop, PyContext_Copy(self.base))
         elif EAGER:
             register_eager(spare.task)
         else:
@@ -366,12 +366,12 @@ cdef class Starter:
         PyContext_Enter(spare.context)
         return spare
 
-    cdef int leave(self, Spare spare) except -1:
+    cdef int leave(self, ReusableTask spare) except -1:
         PyContext_Exit(spare.context)
         leave_task(self.loop, spare.task)
         return 0
 
-    cdef int keep(self, Spare spare) except -1:
+    cdef int keep(self, ReusableTask spare) except -1:
         if not spare.quiet:
             spare.quiet = True
             spare.task._log_destroy_pending = False
@@ -384,9 +384,9 @@ cdef class Starter:
         self.spare = spare
         return 0
 
-    cdef object adopt(self, Spare spare, yielded):
-        """Give a spare to the item that suspended in it (S4)."""
-        cdef Driver driver = spare.driver
+    cdef object adopt(self, ReusableTask spare, yielded):
+        """Give a spare to the item that suspended in it (STARTER-4)."""
+        cdef ItemCoroutine driver = spare.driver
         task = spare.task
         if spare.quiet:
             task._log_destroy_pending = True
@@ -401,8 +401,8 @@ cdef class Starter:
             self.cancel_again(spare)
         return task
 
-    cdef int cancel_again(self, Spare spare) except -1:
-        """Cancel what an item waits for that was cancelled in its first step (S4).
+    cdef int cancel_again(self, ReusableTask spare) except -1:
+        """Cancel what an item waits for that was cancelled in its first step (STARTER-4).
 
         The task took its request back in order to throw. It is made again, now that there is
         something to cancel; `uncancel` keeps the count, which is not 0 before.
@@ -415,8 +415,8 @@ cdef class Starter:
             leave_task(self.loop, spare.task)
         return 0
 
-    cdef tuple retire(self, Spare spare, value, error):
-        """Make a spare done for those who kept it (S3); returns the outcome of its item."""
+    cdef tuple retire(self, ReusableTask spare, value, error):
+        """Make a spare done for those who kept it (STARTER-3); returns the outcome of its item."""
         trace = None if error is None else traceback_of(error)
         spare.list()
         PyContext_Enter(spare.context)
@@ -431,10 +431,10 @@ cdef class Starter:
             BaseException.with_traceback(error, trace)  # without the steps through the driver
         return value, error
 
-    cdef tuple hand_over(self, Spare spare, coro, Py_ssize_t at):
+    cdef tuple hand_over(self, ReusableTask spare, coro, Py_ssize_t at):
         """Let the loop's task factory make the task of an item."""
         cdef bint reusable = self.reusable
-        cdef Driver driver = Driver(self.loop, coro)
+        cdef ItemCoroutine driver = ItemCoroutine(self.loop, coro)
         guard = guarded(driver)
         try:
             task = spare.context.run(self.loop.create_task, guard)
@@ -454,7 +454,7 @@ cdef class Starter:
 
 
 cdef inline PySendResult call(
-    Driver driver, int mode, func, item, PyObject **result
+    ItemCoroutine driver, int mode, func, item, PyObject **result
 ) noexcept:
     """Call a function with an item. PYGEN_NEXT: the driver has a coroutine to be stepped."""
     cdef PyObject *called = amp_call(mode, func, item, as_coroutine)

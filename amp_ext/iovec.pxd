@@ -15,58 +15,58 @@ cdef extern from "Python.h":
 cdef enum:
     FEW = 8
 
-cdef struct Gather:
+cdef struct IoVec:
     Py_buffer few[FEW]
     Py_buffer *views
     Py_ssize_t count
     Py_ssize_t total
 
 
-cdef inline int gather_take(Gather *gather, object parts) except -1:
+cdef inline int iovec_take(IoVec *iovec, object parts) except -1:
     """Holds the buffer of each part. The caller owes a gather_drop, also when this raises."""
     cdef Py_ssize_t i, count
-    gather.views = gather.few
-    gather.count = gather.total = 0
+    iovec.views = iovec.few
+    iovec.count = iovec.total = 0
     parts = PySequence_Fast(parts, b"parts must be a sequence of bytes-like objects")
     count = PySequence_Fast_GET_SIZE(parts)
     if count > FEW:
-        gather.views = <Py_buffer *>PyMem_Malloc(count * sizeof(Py_buffer))
-        if gather.views == NULL:
+        iovec.views = <Py_buffer *>PyMem_Malloc(count * sizeof(Py_buffer))
+        if iovec.views == NULL:
             raise MemoryError
     for i in range(count):
         # Taking a buffer may run Python code, and that code may shorten a list.
         if i >= PySequence_Fast_GET_SIZE(parts):
             break
         part = <object>PySequence_Fast_GET_ITEM(parts, i)
-        PyObject_GetBuffer(part, &gather.views[i], PyBUF_SIMPLE)
-        gather.count += 1
-        if gather.views[i].len > PY_SSIZE_T_MAX - gather.total:
+        PyObject_GetBuffer(part, &iovec.views[i], PyBUF_SIMPLE)
+        iovec.count += 1
+        if iovec.views[i].len > PY_SSIZE_T_MAX - iovec.total:
             raise MemoryError
-        gather.total += gather.views[i].len
+        iovec.total += iovec.views[i].len
     return 0
 
 
-cdef inline void gather_drop(Gather *gather) noexcept:
+cdef inline void iovec_release(IoVec *iovec) noexcept:
     cdef Py_ssize_t i
-    for i in range(gather.count):
-        PyBuffer_Release(&gather.views[i])
-    if gather.views != gather.few:
-        PyMem_Free(gather.views)
+    for i in range(iovec.count):
+        PyBuffer_Release(&iovec.views[i])
+    if iovec.views != iovec.few:
+        PyMem_Free(iovec.views)
 
 
-cdef inline void gather_copy(
-    const Gather *gather, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
+cdef inline void iovec_copy(
+    const IoVec *iovec, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
 ) noexcept nogil:
     """Copies bytes offset .. offset+length of all parts together."""
     cdef Py_ssize_t i, size
-    for i in range(gather.count):
-        size = gather.views[i].len - offset
+    for i in range(iovec.count):
+        size = iovec.views[i].len - offset
         if size <= 0:
-            offset -= gather.views[i].len
+            offset -= iovec.views[i].len
             continue
         if size > length:
             size = length
-        memcpy(to, <const uint8_t *>gather.views[i].buf + offset, size)
+        memcpy(to, <const uint8_t *>iovec.views[i].buf + offset, size)
         to += size
         length -= size
         offset = 0
