@@ -19,7 +19,7 @@ cdef enum:
     STEP = 256  # the ints of a run that room is made for at a time
 
 cdef struct Block:
-    PyObject *data  # a bytes object that nobody else has seen
+    PyObject *data  # a bytes object that no other code has seen
     Py_ssize_t size
     Py_ssize_t capacity
 

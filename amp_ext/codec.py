@@ -1,6 +1,6 @@
 """The codec of aiomultiprocess in Cython: `encoder`, `decoder`, and what they agree upon, `tags`.
 
-What a payload is, and the invariants CODEC-1 to CODEC-10 which the modules cite, are told in
+What a payload is, and the invariants CODEC-1 to CODEC-10 which the modules cite, stand in
 aiomultiprocess/codec.py, whose encoder and decoder make and take the same bytes.
 """
 

@@ -35,7 +35,7 @@ cdef struct Reader:
     const uint8_t *start
     const uint8_t *at
     const uint8_t *end
-    PyObject *segments  # a list that nobody else has; NULL if the payload is in one piece
+    PyObject *segments  # a list that no other code refers to; NULL if the payload is in one piece
     Py_ssize_t next  # in it
     Py_ssize_t missing  # CODEC-10: what is to be read next has so many bytes and did not arrive
     Py_ssize_t behind  # bytes before start, in other segments

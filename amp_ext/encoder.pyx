@@ -478,7 +478,7 @@ cdef object new_payload():
 
 
 cdef Py_ssize_t put_quickly(object payload, object item, uint8_t *copy) noexcept:
-    """Encode one more item and copy the bytes, up to 9; 0 if it is not an int, or cannot be had so."""
+    """Encode one more item and copy the bytes, up to 9; 0 if it is not an int, or is too large."""
     cdef Block *out = &(<Encoder>payload).block
     cdef Py_ssize_t size = out.size
     if not PyLong_CheckExact(<PyObject *>item) or out.capacity - size < 9:

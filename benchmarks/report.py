@@ -188,7 +188,7 @@ def whole_page(found: dict[str, Any], drawn: list[tuple[str, str]]) -> str:
     pictures = [f"![{title}](img/{name})" for name, title in drawn]
     sections = [
         "# Benchmarks",
-        "Made by `make bench`; written by nobody. " + circumstances(found),
+        "Made by `make bench`; not edited by hand. " + circumstances(found),
         "## Goals",
         goal_table(goals(found)),
         "## Everything",

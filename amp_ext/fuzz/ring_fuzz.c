@@ -3,7 +3,7 @@
  *
  * The input is a byte of options, the words of the control page, the bytes of both rings, and then
  * a script of operations for a producer and a consumer (of the same ring, or of one each, as a side
- * has them). What nobody may touch is poisoned, so that a stray access is a report even where it
+ * has them). What no code may touch is poisoned, so that a stray access is a report even where it
  * stays inside the mapping. Checked besides: every payload lies in its ring and before the tail
  * that was loaded, private cursors keep RING-2, a record is where the last one ended or, after padding,
  * at position 0 (so amp_read's loop has two turns at most, RING-6), a poisoned ring does nothing any

@@ -8,7 +8,7 @@
  * carried (the release sequence). A ring has two threads, and what one of them learnt from the
  * other it need not tell it again, so stores carry deeds of their own thread only.
  *
- * This is weaker than a machine with store buffers (x86's TSO): a store that nobody knows of is one
+ * This is weaker than a machine with store buffers (x86's TSO): a store that no other side knows of is one
  * that is still in the buffer, and a buffer that is emptied in order is a row of release stores;
  * but here stores to different words may also pass each other, as on ARM and POWER. It is weaker
  * than C11 too, so what holds here holds there:
@@ -46,7 +46,7 @@ typedef Word {
 
 /* A word that both change, by read-modify-writes. These see the last store only; a plain load may
  * see what the flag was since the own last change of who loads, and that is 0 or 1: `stale` says
- * that it may see the other than `value`. UNTOLD: and whoever changed the flag since has rung no
+ * that it may see the other than `value`. UNTOLD: and the side that changed the flag since has rung no
  * bell since; TOLD: it has, and once that bell is cleared the newest store is known. */
 typedef Flag {
     bit value;

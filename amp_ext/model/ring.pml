@@ -8,7 +8,7 @@
  * bells:
  *
  *   RING-2, RING-4 to RING-7, and that records come whole, each once, in order, without a race: by assertions.
- *   RING-9, RING-10: there is no state in which nobody can go on and a side has not sent or received all.
+ *   RING-9, RING-10: there is no state in which neither side can go on and a side has not sent or received all.
  *   A bell is all that a side waits for, so a lost wake-up or a lost room leads to such a state.
  *   With pan's -DNP: no execution goes on for ever. Then each one ends with all delivered.
  *
@@ -434,7 +434,7 @@ inline drain_a_batch()
 inline drain()
 {
     if
-    :: RECORDS_OF(1 - me) == 0 -> skip /* one ring only: what is nobody's business is left out */
+    :: RECORDS_OF(1 - me) == 0 -> skip /* one ring only: what concerns no side is left out */
     :: else -> drain_a_batch()
     fi
 }

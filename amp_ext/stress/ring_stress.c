@@ -348,7 +348,7 @@ static bool publishes_after(uint64_t n)
     return mix(n) % 4 == 0;
 }
 
-/* Writes until the ring is full, which nobody empties, or until killed. */
+/* Writes until the ring is full, which no reader empties, or until killed. */
 static void write_until_full(struct amp_map *map, uint64_t steps)
 {
     struct amp_producer p;

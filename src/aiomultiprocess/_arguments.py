@@ -51,7 +51,7 @@ def check_callable(func: object) -> None:
 
 
 def is_coroutine_function(target: object) -> bool:
-    """Whether calling `target` makes a coroutine, as far as can be told before."""
+    """Whether calling `target` makes a coroutine, as far as can be seen before the call."""
     if inspect.iscoroutinefunction(target):
         return True
     marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
@@ -61,7 +61,7 @@ def is_coroutine_function(target: object) -> bool:
 
 
 def check_synchronous(name: str, function: object) -> None:
-    """Refuse what cannot be called, or makes a coroutine that nobody would await."""
+    """Refuse what cannot be called, or makes a coroutine, which nothing would await."""
     if function is None:
         return
     if is_coroutine_function(function):

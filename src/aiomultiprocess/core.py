@@ -186,7 +186,7 @@ class Process:
         """Start the process; no event loop needs to run.
 
         Raises:
-            pickle.PicklingError, AttributeError or TypeError: what it is told cannot be pickled.
+            pickle.PicklingError, AttributeError or TypeError: the target or an argument cannot be pickled.
             OSError: the system refuses a process.
             RuntimeError: it was started before, or this is a process whose main module has no
                 `if __name__ == "__main__":` guard.
@@ -315,7 +315,7 @@ class Worker(Process):
             raise
         receiver.release()
         self._receiver = receiver
-        with contextlib.suppress(OSError):  # no descriptor left: whoever waits is told
+        with contextlib.suppress(OSError):  # no descriptor left: the wait raises the error
             self._listen()
 
     async def join(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - 0.9.1 has it

@@ -158,7 +158,7 @@ async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
         raise
 
 
-def _end_quietly(error: PoolTerminatedError) -> None:
+def _end_quietly(error: Exception) -> None:
     """Keep asyncio from reporting the running task if `error` ends it and nothing awaits it.
 
     Who leaves a pool with calls under way expects that they end. 0.9.1 said nothing either.
@@ -281,7 +281,7 @@ class Pool:
 
     Raises:
         ValueError, TypeError: an argument that cannot be; the message names it.
-        RuntimeError: a backend that was asked for and cannot be had, with the reason.
+        RuntimeError: the backend that was asked for is not available, with the reason.
         OSError: workers cannot be started; at the first use that breaks the pool.
     """
 
@@ -408,8 +408,7 @@ class Pool:
                 has been used.
             PoolTerminatedError: the pool was terminated first.
             pickle.PicklingError: the function cannot be sent: it must be importable.
-            TypeError: func is not callable; args is not a sequence or kwds not a mapping; retries
-                is not a whole number.
+            TypeError: func, args, kwds or retries has a wrong type.
             ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
@@ -430,10 +429,8 @@ class Pool:
         except asyncio.CancelledError:
             engine.cancel_call(calls, future)
             raise
-        except PoolTerminatedError as error:
-            _end_quietly(error)
-            raise
         except Exception as error:
+            _end_quietly(error)
             without_our_frames(error)
             raise
 
@@ -556,7 +553,7 @@ class Pool:
 
         Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
         runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. A task of
-        the program that ends by PoolTerminatedError and that nobody awaits is not reported.
+        the program that ends by PoolTerminatedError and is not awaited is not reported.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
         """

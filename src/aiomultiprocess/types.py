@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 Context = BaseContext
 
-# What a scheduler is told of a queue: an object to tell queues apart by, nothing to put into.
+# What a scheduler gets for a queue: an object that identifies it, and that takes no items.
 Queue: TypeAlias = Any
 
 TaskID = NewType("TaskID", int)
@@ -38,7 +38,7 @@ if not TYPE_CHECKING:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
         class Unit(NamedTuple):
-            """What 0.9.1's processes were told; nothing takes it any more."""
+            """The start-up message of 0.9.1's processes; nothing takes it any more."""
 
             target: Callable[..., Any]
             args: Any
@@ -72,7 +72,7 @@ def shown(value: object) -> str:
     name = type(value).__qualname__
     try:
         return f"{name} ({short.repr(value)})"
-    except BaseException:  # noqa: BLE001 - as in brief
+    except BaseException:  # noqa: BLE001 - as in describe_error
         return name
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import StartedCounter
+from collections import Counter
 from types import FrameType
 from typing import Any
 
 import pytest
-from test_answers import Worker
+from test_worker_results import Worker
 
 import workload
 from aiomultiprocess import Pool
@@ -25,7 +25,7 @@ class Lines:
     """Counts the lines of the library that run within the block, each function's."""
 
     def __init__(self) -> None:
-        self.of: StartedCounter[str] = StartedCounter()
+        self.of: Counter[str] = Counter()
 
     @property
     def total(self) -> int:

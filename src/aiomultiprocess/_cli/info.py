@@ -14,7 +14,7 @@ from ..core import get_context
 
 
 def show() -> int:
-    """Print it; the exit status is 1 if no backend can be had."""
+    """Print it; the exit status is 1 if no backend is available."""
     try:
         selection = select.select()
     except (RuntimeError, ValueError) as error:

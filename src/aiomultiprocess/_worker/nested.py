@@ -58,7 +58,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
     for other in (fields["__cause__"].__get__(error), fields["__context__"].__get__(error)):
         if other is not None:
             yield other
-    if isinstance(error, BaseExceptionGroup):
+    if issubclass(type(error), BaseExceptionGroup):  # isinstance would run code of the error's
         yield from vars(BaseExceptionGroup)["exceptions"].__get__(error)
 
 

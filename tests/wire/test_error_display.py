@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_remote import raised, travel
+from test_exceptions import raised, travel
 
 import exception_types as errors
 import tracebacks
