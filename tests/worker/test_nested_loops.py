@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -76,7 +77,7 @@ async def test_an_item_that_runs_a_loop_learns_what_to_do(
         assert await pool.apply(main) == 1
         pool.close()
         await pool.join()
-    text = str(caught.value)
+    text = "".join(traceback.format_exception(caught.value))
     assert "coroutine function (async def)" in text
     assert "running" in text
     assert capfd.readouterr().err == ""
