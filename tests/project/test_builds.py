@@ -1,6 +1,7 @@
 """What is built from the sources: the sdist, the wheels, and the error of a broken compiler."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -124,4 +125,29 @@ def test_a_compiler_that_fails_fails_the_build(checkout: Path, tmp_path: Path) -
     done = pip_wheel(broken, tmp_path / "wheels", CC="false")
     assert done.returncode != 0
     assert "'false'" in done.stdout + done.stderr
+    assert not list(tmp_path.glob("wheels/*.whl"))
+
+
+@needs_compiler
+@pytest.mark.row("G72")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks an x86-64 compiler for an i486")
+def test_a_target_without_lock_free_words_of_64_bits_gets_the_pure_wheel(
+    checkout: Path, tmp_path: Path
+) -> None:
+    done = pip_wheel(checkout, tmp_path, CFLAGS="-m32 -march=i486")
+    check(done)
+    (wheel,) = tmp_path.iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.startswith("amp_ext")]
+
+
+@needs_compiler
+@pytest.mark.row("G72")
+def test_a_compiler_that_is_broken_for_its_target_is_an_error_and_no_pure_wheel(
+    checkout: Path, tmp_path: Path
+) -> None:
+    done = pip_wheel(checkout, tmp_path / "wheels", CFLAGS="-march=no-such-machine")
+    assert done.returncode != 0
+    assert "no-such-machine" in done.stdout + done.stderr
     assert not list(tmp_path.glob("wheels/*.whl"))

@@ -1,9 +1,9 @@
-"""Memory that runs out, for scripts and workers of tests: by a limit of the kernel, or by a count."""
+"""Memory that runs out, in scripts and workers of tests: by the kernel's limit, or by a count."""
 
 from __future__ import annotations
 
 import contextlib
-import resource
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ IN_PEACE = 50
 
 def address_space() -> int:
     """Bytes of address space that this process has mapped."""
+    import resource  # which Windows has not
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()
 
@@ -22,6 +24,8 @@ def address_space() -> int:
 @contextlib.contextmanager
 def limited(room: int) -> Iterator[None]:
     """Let this process map `room` bytes more, and no more than that."""
+    import resource  # which Windows has not
+
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, hard))
     try:
@@ -32,6 +36,8 @@ def limited(room: int) -> Iterator[None]:
 
 def limit_worker(room: int) -> None:
     """An initializer: `limited` for as long as the worker lives."""
+    import resource  # which Windows has not
+
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + room, hard))
 
@@ -87,16 +93,24 @@ class Holder:
         self.value = value
 
 
+class Changeable:
+    """Is pickled with a buffer that can change, as an array is."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Changeable, (pickle.PickleBuffer(self.data),)
+
+
 def make(kind: str, size: int) -> Any:
     """A value of about `size` bytes, for each of the ways by which values travel."""
     if kind == "bytes":  # a segment
         return bytes(size)
     if kind == "text":  # a part of the block
         return "x" * size
-    if kind == "array":  # a buffer that can change
-        import numpy as np
-
-        return np.ones(size, "u1")
+    if kind == "buffer":
+        return Changeable(bytearray(size))
     if kind == "pickle":
         return Holder("x" * size)
     if kind == "numbers":

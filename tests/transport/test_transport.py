@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import errno
 import os
-from typing import Any, NoReturn
+import sys
+from typing import Any
 
 import pytest
 
-import conftest
+import scarcity
 import transport_support
 from aiomultiprocess._transport import pipe, shm
 from aiomultiprocess._transport.link import BATCH_BYTES, BATCH_FRAMES
@@ -119,23 +120,50 @@ async def test_a_payload_over_the_limit_is_refused_with_the_limit(pair: Pair) ->
     assert pair.worker.chunk_ids == [1]
 
 
+@pytest.mark.row("G49")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "behind others"])
 async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Pair, waits: bool
 ) -> None:
-    """The pipe has to copy what may change before it is written."""
+    """What may change is copied if it has to wait; no part of it may be under way by then."""
+    pair.listen()
+    large = bytearray(64 * scarcity.MIB)
+    before = flood(pair.parent.link) if waits else 0
+    with scarcity.limited(32 * scarcity.MIB), pytest.raises(MemoryError):
+        pair.parent.link.send(Kind.CHUNK, payload=[b"head", large])
+    say(pair.parent.link, before)
+    await pair.worker.hears(before + 1)
+    assert pair.worker.chunk_ids == [*range(before + 1)]
+    assert not pair.parent.broken
+    assert not pair.worker.broken
 
-    def too_much(segment: object) -> NoReturn:
-        raise MemoryError
 
-    with contextlib.closing(Pair(pipe.PipeBackend())) as pair:
-        pair.listen()
-        with monkeypatch.context() as small:
-            small.setattr(pipe, "kept_segment", too_much)
-            with pytest.raises(MemoryError):
-                pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
-        say(pair.parent.link, 1)
-        await pair.worker.hears(1)
-        assert pair.worker.chunk_ids == [1]
+@pytest.mark.row("G51")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+@pytest.mark.parametrize("shape", ["one view", "parts", "parts that can change"])
+async def test_a_payload_that_is_too_much_for_memory_arrives_without_it(
+    pair: Pair, shape: str
+) -> None:
+    """FRAME-5: the frames behind it arrive, and so do the parts before it."""
+    pair.listen()
+    heard: list[Any] = []
+    pair.worker.take = lambda *frame: heard.append(list(frame[-1].segments))
+    large: Any = b"x" * (64 * scarcity.MIB)
+    if shape == "parts that can change":
+        large = bytearray(large)
+    payload = [large] if shape == "one view" else [b"head", large, b"tail"]
+    pair.parent.link.send(Kind.CHUNK, payload=payload)
+    pair.parent.link.flush()
+    with scarcity.limited(32 * scarcity.MIB):
+        await pair.worker.until(lambda: heard)
+    missing = len(large)
+    assert heard == [[missing] if shape == "one view" else [b"head", missing, b"tail"]]
+    pair.worker.take = None
+    say(pair.parent.link, 7)
+    await pair.worker.hears(1)
+    assert pair.worker.chunk_ids == [7]
+    assert not pair.worker.broken
 
 
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get)
@@ -165,24 +193,7 @@ async def test_a_frame_that_the_kernel_has_no_memory_for_now_arrives_later(
         assert not pair.parent.broken
 
 
-@pytest.mark.skipif(not conftest.BUILT, reason="the extension is not built")
-async def test_a_frame_that_is_too_much_for_memory_when_half_of_it_is_written_breaks_its_link(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A ring has a part of it by then: the other side must not wait for the rest."""
-
-    def too_much(segment: object, begin: int) -> NoReturn:
-        raise MemoryError
-
-    with contextlib.closing(Pair(shm.ShmBackend())) as pair:
-        pair.listen()
-        monkeypatch.setattr(shm.buffer_builder, "snapshot", too_much)
-        pair.parent.link.send(Kind.CHUNK, payload=[bytearray(FLOOD)])
-        await pair.parent.until(lambda: pair.parent.broken)
-        assert [type(error) for error in pair.parent.broken] == [MemoryError]
-
-
-# -- LINK-2, LINK-5: nothing blocks ------------------------------------------------------------------------
+# -- LINK-2, LINK-5: nothing blocks ------------------------------------------------------------
 
 
 async def test_a_full_channel_is_congested_until_its_outbox_is_empty(pair: Pair) -> None:

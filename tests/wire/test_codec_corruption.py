@@ -57,6 +57,16 @@ def agree(payload: bytes, count: int) -> Any:
     return outcomes[0]
 
 
+@pytest.mark.row("G72")
+@pytest.mark.parametrize("count", [1 << 31, 1 << 32, sys.maxsize, sys.maxsize + 1, 1 << 64, -1])
+def test_a_count_of_any_size_is_corrupt_and_no_overflow(codec: Any, count: int) -> None:
+    """On a platform of 32 bits those from 2^31 on are beyond a size, here those from 2^63 on."""
+    payload = encode(codec, ["a", {"key": [1, 2, 3, 4]}])
+    for one in (payload, arrived([payload])):
+        with pytest.raises(codec.CorruptFrameError, match=f"^{count} members, before byte 0 of "):
+            codec.decode_items(one, count)
+
+
 def test_every_shorter_payload_is_corrupt(codec: Any) -> None:
     items = [*SAMPLE[:60], Plain("a pickle"), pickle.PickleBuffer(b"a buffer"), [1, 2, 3, 4, 5.5]]
     payload = encode(codec, items)

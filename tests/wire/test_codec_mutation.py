@@ -142,7 +142,7 @@ for use in (encode, append):
     for size in (1, 2, 20):
         for every in range(1, 20):
             used = [{} for _ in range(100)]  # all that CPython has kept
-            victim = {"".join(["key ", str(at)]): "".join(["value ", str(at)]) for at in range(size)}
+            victim = {"".join(["key ", str(at)]): [str(1000 + at)] for at in range(size)}
             with Collections(empty, every):
                 gc.collect()
                 waiting.append(True)

@@ -119,8 +119,7 @@ class _Decoder:
         if self._segments:
             segment = self._segments[-1]
             if isinstance(segment, int):
-                self._segments.pop()
-                self._data = _Missing(segment)  # they are still ahead, for ever
+                self._data = _Missing(segment)  # it is ahead for ever
                 return
             if type(segment) is not bytes:
                 raise self.corrupt("a bytearray where no buffer is")
@@ -279,10 +278,9 @@ class _Decoder:
         return kind(self._data[at : self.at])
 
     def _bytes(self) -> bytes | bytearray | memoryview:
-        size = self._number()
-        at = self._skip(size)
-        piece: bytes | bytearray | memoryview = self._data[at : self.at]
-        return piece
+        at = self._skip(self._number())
+        data: bytes | bytearray | memoryview = self._data[at : self.at]
+        return data
 
     def _skip(self, size: int) -> int:
         """Move on by `size` bytes; where they begin."""

@@ -29,7 +29,7 @@ def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]
 
 def raise_error(error: BaseException) -> None:
     """Stands in for the function of an item that cannot be run."""
-    if isinstance(error, MemoryError):  # several items may have it, and each `raise` adds to it
+    if issubclass(type(error), MemoryError):  # several items may have it, each `raise` adds to it
         BaseException.with_traceback(error, None)
     try:
         raise error
