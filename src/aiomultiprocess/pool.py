@@ -403,11 +403,12 @@ class Pool:
 
         Raises:
             ProxyException: what the function raised; also an instance of the original's type where
-                the two can be combined, with the original as its `__cause__`.
+                the two can be combined, with the original as its `__cause__`. A result that cannot
+                be pickled is one that is a pickle.PicklingError.
             WorkerLostError: the worker died while it ran the function, and the last of `retries`
                 has been used.
             PoolTerminatedError: the pool was terminated first.
-            pickle.PicklingError: the function cannot be sent: it must be importable.
+            pickle.PicklingError: the function or an argument cannot be sent; the message says why.
             TypeError: func, args, kwds or retries has a wrong type.
             ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
@@ -475,7 +476,7 @@ class Pool:
         `apply`.
 
         Raises:
-            pickle.PicklingError: the function cannot be sent: it must be importable.
+            pickle.PicklingError: the function or an argument cannot be sent; the message says why.
             TypeError: func is not callable, the input is not iterable, or retries is not a whole
                 number.
             ValueError: retries is negative.

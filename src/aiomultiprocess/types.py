@@ -93,6 +93,7 @@ def import_hint(error: BaseException) -> str:
 class ProxyException(Exception):  # noqa: N818 - the name is 0.9.1's
     """What a task raised in a worker process; `str()` is the traceback from there.
 
+    It holds the frames of the user's code. Printed, the error shows it once, and then its notes.
     The error that is raised is an instance of the original's type too, wherever the two can be
     combined, so that `except ValueError` works as if the task had run here. `__cause__` is the
     original exception, where it could be rebuilt in this process.

@@ -237,10 +237,10 @@ def test_the_same_descriptor_may_be_handed_over_twice() -> None:
         os.close(write)
 
 
-def test_other_start_methods_keep_the_classes_of_their_context() -> None:
-    assert process_class(multiprocessing.get_context("forkserver")) is (
-        multiprocessing.get_context("forkserver").Process
-    )
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_the_class_of_processes_is_derived_from_that_of_the_context(method: str) -> None:
+    ctx = multiprocessing.get_context(method)
+    assert issubclass(process_class(ctx), ctx.Process)  # type: ignore[arg-type,attr-defined]
 
 
 async def test_many_launches_at_once() -> None:
