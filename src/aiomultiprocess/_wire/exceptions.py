@@ -174,8 +174,8 @@ def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
 
 def _notes(exc: BaseException) -> list[Any]:
     """The notes of an exception, where they are what `add_note` makes."""
-    notes = vars(exc).get("__notes__")
-    return notes if isinstance(notes, list) else []
+    notes = _field("__dict__").__get__(exc).get("__notes__")
+    return notes if type(notes) is list else []
 
 
 # -- frames ----------------------------------------------------------------------------------------
@@ -535,7 +535,7 @@ def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
     if isinstance(proxy, SyntaxError):  # EXC-5
         _end_chain(original, RemoteTraceback(text))
     if _notes(original):
-        vars(proxy)["__notes__"] = vars(original).pop("__notes__")
+        vars(proxy)["__notes__"] = _field("__dict__").__get__(original).pop("__notes__")
     _field("__cause__").__set__(proxy, original)
     return proxy
 

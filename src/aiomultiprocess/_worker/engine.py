@@ -134,9 +134,10 @@ def did_not_arrive(chunk: ReceivedChunk, offset: int, error: BaseException) -> b
 def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
     """Where an error arose that the function of an item did not raise (_worker/functions.py)."""
     if func is raise_error:
-        return None if type(error) is GivenUp else Stage.ARGUMENT
-    unloadable = isinstance(func, Unloadable) or (isinstance(func, Stateful) and func.loading)
-    return Stage.FUNCTION if unloadable else None
+        return None if type(error) is asyncio.CancelledError else Stage.ARGUMENT
+    if type(func) is Unloadable or (type(func) is Stateful and func.loading):
+        return Stage.FUNCTION
+    return None
 
 
 class WorkerEngine:

@@ -158,8 +158,7 @@ def cancellation() -> bytes:
 
 def _dumped(error: BaseException, stage: Stage | None) -> bytes:
     if type(error) is UnsendableError:
-        return exceptions.dump_exception(
-            error.__cause__ or error, _accel.dumps, Stage.RESULT, str(error)
-        )
+        cause = error if error.__cause__ is None else error.__cause__
+        return exceptions.dump_exception(cause, _accel.dumps, Stage.RESULT, str(error))
     detail = "" if stage is None else f"({describe_error(error)}){import_hint(error)}"
     return exceptions.dump_exception(error, _accel.dumps, stage, detail)
