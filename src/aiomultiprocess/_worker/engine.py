@@ -134,7 +134,7 @@ def did_not_arrive(chunk: ReceivedChunk, offset: int, error: BaseException) -> b
 def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
     """Where an error arose that the function of an item did not raise (_worker/functions.py)."""
     if func is raise_error:
-        return None if type(error) is asyncio.CancelledError else Stage.ARGUMENT
+        return None if type(error) is GivenUp else Stage.ARGUMENT
     if type(func) is Unloadable or (type(func) is Stateful and func.loading):
         return Stage.FUNCTION
     return None
