@@ -85,7 +85,8 @@ async def test_a_bytearray_is_not_locked_while_it_is_on_its_way() -> None:
 
 
 async def test_a_worker_that_dies_with_a_large_item_fails_no_other() -> None:
-    # one at a time: a large result that is on its way may go with its neighbour (_worker/engine.py, WORKER-6)
+    # one at a time: a large result that is on its way may go with its neighbour (_worker/engine.py,
+    # WORKER-6)
     async with Pool(2, childconcurrency=1) as pool:
         large = bytes(20 * MB)
         doomed = asyncio.gather(

@@ -48,7 +48,7 @@ async def lose_together(meeting: Meeting, count: int) -> list[Arrival]:
     return arrivals
 
 
-# -- RETRY-1: how often ---------------------------------------------------------------------------------
+# -- RETRY-1: how often ----------------------------------------------------------------------------
 
 
 async def test_a_task_succeeds_on_its_second_attempt(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ async def test_retries_that_cannot_be_are_refused_at_the_call(value: Any, error:
             pool.starmap(workload.double, [(1,)], retries=value)
 
 
-# -- RETRY-2, RETRY-3: where ---------------------------------------------------------------------------------
+# -- RETRY-2, RETRY-3: where -----------------------------------------------------------------------
 
 
 async def test_fifteen_neighbours_of_a_poisonous_task_succeed_and_it_fails(tmp_path: Path) -> None:

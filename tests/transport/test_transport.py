@@ -1,7 +1,7 @@
 """The transport contract: frames arrive whole and in order, and nothing blocks or floods a loop.
 
-Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
-aiomultiprocess/transport.py.
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
+rules of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES = sorted(
     {0, 1, 7, 8, 9, 5 * shm.CAPACITY + 3} | {e + d for e in EDGES for d in (-41, -32, -1, 0, 1)}
 )
 
-# -- LINK-1: order, wholeness, sizes -------------------------------------------------------------------
+# -- LINK-1: order, wholeness, sizes ---------------------------------------------------------------
 
 
 async def test_every_header_field_arrives_as_it_was_sent(pair: Pair) -> None:
@@ -254,7 +254,7 @@ async def test_a_saturated_bell_neither_blocks_nor_swallows(pair: Pair) -> None:
     await pair.parent.hears(10)
 
 
-# -- LINK-4: bounded turns -----------------------------------------------------------------------------
+# -- LINK-4: bounded turns -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [10, 5_000, 100_000])

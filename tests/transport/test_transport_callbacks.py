@@ -1,7 +1,7 @@
 """The transport contract: what handlers may do, and links that break, by a handler or by damage.
 
-Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
-aiomultiprocess/transport.py.
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
+rules of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transport_support import (
 made = transport_support.made
 pair = transport_support.pair
 
-# -- LINK-6, LINK-7: callbacks -----------------------------------------------------------------------------
+# -- LINK-6, LINK-7: callbacks ---------------------------------------------------------------------
 
 
 async def test_a_handler_may_send_flush_and_close(pair: Pair) -> None:

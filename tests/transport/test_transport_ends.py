@@ -1,7 +1,7 @@
 """The transport contract: how links are started, where they run, and how they are closed.
 
-Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
-aiomultiprocess/transport.py.
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
+rules of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transport_support import (
 made = transport_support.made
 pair = transport_support.pair
 
-# -- LINK-8: close -------------------------------------------------------------------------------------
+# -- LINK-8: close ---------------------------------------------------------------------------------
 
 
 async def test_close_is_idempotent_and_everything_after_it_does_nothing(pair: Pair) -> None:

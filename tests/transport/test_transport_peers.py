@@ -1,7 +1,7 @@
 """The transport contract between processes, alive and dead.
 
-Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
-aiomultiprocess/transport.py.
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
+rules of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The transport contract: nothing polls, nobody is woken for nothing, and no wake-up is lost.
 
-Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the rules of
-aiomultiprocess/transport.py.
+Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
+rules of aiomultiprocess/transport.py.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def test_a_stream_wakes_its_reader_less_than_once_in_twenty_frames(made: Backend
 
 
 async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pair) -> None:
-    """The bell finds a turn under way and is left to it (shm.py, SHM-5): that turn must also write."""
+    """The bell finds a turn under way and is left to it (shm.py, SHM-5): that turn must also
+    write."""
     pair.listen()
     await asyncio.sleep(0)
     parent, worker = pair.parent.link, pair.worker.link

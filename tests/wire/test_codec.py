@@ -96,7 +96,7 @@ def test_the_numbers_of_both_halves_are_the_same() -> None:
     assert ours == theirs
 
 
-# -- what is native, and what exact types do (CODEC-1, CODEC-3) ----------------------------------------------
+# -- what is native, and what exact types do (CODEC-1, CODEC-3) ------------------------------------
 
 
 @pytest.mark.parametrize("item", NATIVE, ids=lambda item: repr(item)[:30])
@@ -187,7 +187,7 @@ def test_nothing_is_encoded_from_an_empty_range(codec: Any) -> None:
         codec.encode_items([1, 2], -1, 2, ALL)
 
 
-# -- segments and buffers (CODEC-8) ---------------------------------------------------------------------
+# -- segments and buffers (CODEC-8) ----------------------------------------------------------------
 
 
 def test_large_bytes_are_segments_and_are_not_copied(codec: Any) -> None:

@@ -37,7 +37,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# -- payloads that no encoder made (CODEC-7) ------------------------------------------------------------
+# -- payloads that no encoder made (CODEC-7) -------------------------------------------------------
 
 SAMPLE = [*NATIVE, {"a": 1, "b": [1, 2, 3, 4]}, {"a": 2, "b": "x" * 300}, *range(300), b"y" * 300]
 
@@ -178,7 +178,7 @@ def test_random_bytes_are_corrupt_or_values_to_both_alike(payload: bytes, count:
     agree(payload.translate(NOT_PICKLE), count)
 
 
-# -- payloads in parts (CODEC-8) ------------------------------------------------------------------------
+# -- payloads in parts (CODEC-8) -------------------------------------------------------------------
 
 LARGE = [
     b"l" * 70_000,

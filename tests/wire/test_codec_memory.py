@@ -1,4 +1,4 @@
-"""Codecs, journals and what receives large values, while memory is refused: CODEC-4, CODEC-10, RESULTS-2.
+"""Codecs, journals and buffers while memory is refused: CODEC-4, CODEC-10, RESULTS-2.
 
 All of it happens in processes of their own, as what is tested for is that they do not crash.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aiomultiprocess import frames
+from aiomultiprocess._wire import frames
 from codec_support import CODECS, arrived, decode
 from support import run_script
 
@@ -26,7 +26,9 @@ NAMES = [codec.__name__ for codec in CODECS]
 SETUP = """
 import functools, gc, importlib, pickle, sys
 import codec_support, scarcity
-from aiomultiprocess import codec as other, frames, journal
+from aiomultiprocess._pure import codec as other, journal
+from aiomultiprocess._wire import frames
+from aiomultiprocess._wire.journal import read
 codec = importlib.import_module(sys.argv[1] if len(sys.argv) > 1 else NAME)
 MIB = scarcity.MIB
 COMPILED = not NAME.startswith("aio")
@@ -194,7 +196,7 @@ for large in ("x" * (40 * MIB), [0.5] * (8 * MIB), codec_support.Plain("x" * (40
     assert writer.append("after")
 ident, offset, count, payload = writer.take()
 assert other.decode_items(joined(payload), count) == (["before", "after"] * 3, None)
-assert [entry.items for entry in journal.read(memoryview(memory))] == [6]
+assert [entry.items for entry in read(memoryview(memory))] == [6]
 """,
     )
     assert out == "refused\n" * 3
@@ -227,7 +229,7 @@ def entry(at, start, stop):
             accepted.append(value)
     taken = scarcity.attempt(writer.take, start, stop) if at == len(values) else writer.take()
     assert writer.place() == (7, 0, len(accepted))
-    [(_, _, _, count, payload)] = journal.read(memoryview(memory))
+    [(_, _, _, count, payload)] = read(memoryview(memory))
     payload = bytes(payload)
     assert count == len(accepted)
     if not isinstance(taken, MemoryError):
@@ -257,11 +259,12 @@ def test_what_grows_from_pieces_survives_the_refusal_of_any_allocation(
         tmp_path,
         name,
         f"""
-growing = importlib.import_module("amp_ext.buffer_builder" if COMPILED else "aiomultiprocess._wire.frames")
+package = "amp_ext" if COMPILED else "aiomultiprocess._pure"
+builders = importlib.import_module(package + ".buffer_builder")
 pieces = [bytes([at]) * 400_000 for at in range(9)]
 views = list(map(memoryview, pieces))
 def grow():
-    one = growing.Growing(3_600_000, {writable})
+    one = builders.BufferBuilder(3_600_000, {writable})
     for view in views:
         one.add(view)
     return one.take()
@@ -278,7 +281,7 @@ print("sound")
 @pytest.mark.parametrize("codec", CODECS, ids=NAMES)
 @pytest.mark.parametrize("text", [False, True])
 def test_items_before_a_segment_that_did_not_arrive_are_decoded(codec: Any, text: bool) -> None:
-    """C9: also of one whose bytes stand between those of others."""
+    """CODEC-10: also of one whose bytes stand between those of others."""
     large: Any = ["x" * 70_000, b"y" * 70_000] if text else b"y" * 70_000
     items = [1, {"key": "small"}, {"key": large}]
     segments, count, error = codec.encode_items(items, 0, 3, sys.maxsize)
@@ -294,7 +297,7 @@ def test_items_before_a_segment_that_did_not_arrive_are_decoded(codec: Any, text
         assert {place: type(why) for place, why in failures.items()} == dict.fromkeys(
             range(whole, 3), MemoryError
         )
-    values, failures = codec.decode_items(frames.Parts([80_000], 80_000), 3)
+    values, failures = codec.decode_items(frames.PayloadParts([80_000], 80_000), 3)
     assert (values, set(failures)) == ([None] * 3, {0, 1, 2})
     with pytest.raises(MemoryError, match="80000 bytes"):
-        bytes(frames.Parts([80_000], 80_000))
+        bytes(frames.PayloadParts([80_000], 80_000))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.row("G50")
 SETUP = """
 import gc, importlib, sys
 import codec_support
-from aiomultiprocess import codec as other, journal
+from aiomultiprocess._pure import codec as other, journal
 codec = importlib.import_module(NAME)
 def joined(segments): return b"".join(bytes(segment) for segment in segments)
 class Collections:

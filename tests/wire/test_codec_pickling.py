@@ -34,7 +34,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-# -- pickling (CODEC-4) ---------------------------------------------------------------------------------
+# -- pickling (CODEC-4) ----------------------------------------------------------------------------
 
 
 @pytest.mark.row("A1")

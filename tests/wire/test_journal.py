@@ -110,7 +110,8 @@ def test_an_entry_is_the_payload_that_is_sent(kind: Any) -> None:
 
 
 def test_a_writer_killed_at_any_line_leaves_all_that_it_had_added() -> None:
-    """JOURNAL-1, JOURNAL-2: the memory at each line of the Python writer; Cython stores in the same order."""
+    """JOURNAL-1, JOURNAL-2: the memory at each line of the Python writer; Cython stores in the same
+    order."""
     memory = bytearray(SIZE)
     put: list[tuple[int, int, Any]] = []
     seen: set[int] = set()

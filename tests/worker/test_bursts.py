@@ -1,4 +1,5 @@
-"""How long a worker runs items before it answers (_worker/engine.py, WORKER-4). Without a process."""
+"""How long a worker runs items before it answers (_worker/engine.py, WORKER-4). Without a
+process."""
 
 from __future__ import annotations
 

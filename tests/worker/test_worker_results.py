@@ -1,4 +1,5 @@
-"""How a worker answers items: together (results.py, RESULTS-1), a failure alone (RESULTS-2), and so that what has
+"""How a worker answers items: together (results.py, RESULTS-1), a failure alone (RESULTS-2), and so
+that what has
 finished outlives it (_worker/engine.py, WORKER-6).
 
 Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
@@ -260,7 +261,8 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
 def test_an_item_that_is_cancelled_inside_another_is_answered_once_and_so_are_those_after_it(
     worker: Worker,
 ) -> None:
-    """A CANCEL that is heard within a burst (RESULTS-1) comes too late for the items of that burst."""
+    """A CANCEL that is heard within a burst (RESULTS-1) comes too late for the items of that
+    burst."""
 
     def item(n: int) -> int:
         if n == 0:

@@ -6,18 +6,21 @@
             |                                                      |
             +--> accounts.py: a journal of outcomes ---------------+--> report.py: the verdict
 
-CHAOS-1  Each task has a number. It must end in exactly one outcome, and be executed exactly once; at
-    most once if its worker died or nobody waited for it; a retried task as often as is allowed.
-CHAOS-2  What was executed is told by the workers' own journal, not by the pool: 8 bytes, appended by one
-    system call before the task does anything else, so that SIGKILL finds it whole or absent.
+CHAOS-1  Each task has a number. It must end in exactly one outcome, and be executed exactly once;
+    at most once if its worker died or nobody waited for it; a retried task as often as is allowed.
+CHAOS-2  What was executed is told by the workers' own journal, not by the pool: 8 bytes, appended
+    by one system call before the task does anything else, so that SIGKILL finds it whole or absent.
 CHAOS-3  A result names its task, so that one task's result cannot pass for another's.
-CHAOS-4  Both journals are files, read at the end, and so is meter.py's table of samples, so that the
-    parent's memory shows only what the pool keeps.
-CHAOS-5  Every death is explained: by a signal that was sent, or a task that was told to end its worker.
-CHAOS-6  A death costs tasks that were started. A worker may die between the mark and the journal, so
-    that each death may cost one that was not executed, but no more.
-CHAOS-7  How much is under way depends on how fast the machine is, and memory on that. So once a minute
-    nothing is begun until all operations have ended; what is held then is what is kept. Allocators
+CHAOS-4  Both journals are files, read at the end, and so is meter.py's table of samples, so that
+    the parent's memory shows only what the pool keeps.
+CHAOS-5  Every death is explained: by a signal that was sent, or a task that was told to end its
+    worker.
+CHAOS-6  A death costs tasks that were started. A worker may die between the mark and the journal,
+    so that each death may cost one that was not executed, but no more.
+CHAOS-7  How much is under way depends on how fast the machine is, and memory on that. So once a
+    minute nothing is begun until all operations have ended; what is held then is what is kept.
+    Allocators
     keep more, by what there once was at the same time: so the first minute is crowded.
-CHAOS-8  The plan, load and kills, is drawn from the seed; when things happen depends on the machine.
+CHAOS-8  The plan, load and kills, is drawn from the seed; when things happen depends on the
+    machine.
 """
