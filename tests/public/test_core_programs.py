@@ -199,7 +199,7 @@ def test_a_missing_main_guard_is_named(tmp_path: Path) -> None:
     script = run_script(tmp_path, program(guard=""))
     assert script.process.returncode == 1
     assert script.out == ""
-    assert "if __name__ == '__main__':" in script.err
+    assert 'if __name__ == "__main__":' in script.err
     assert "WorkerLostError: worker process" in script.err
     assert "its code that starts a process must be below" in script.err
 
