@@ -80,9 +80,6 @@ class Inlet:
     def stop(self) -> None:
         """Hand over nothing more."""
 
-    def asleep(self) -> bool:
-        """Whether there is nothing to hand over: the consumer's last `sleep` holds, or stopped."""
-
 def answer(bell: Doorbell, inlets: list[Inlet], /) -> None:
     """Clear a bell that was rung, and call `on_call` of each inlet that has something to do.
 

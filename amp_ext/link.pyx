@@ -151,9 +151,6 @@ cdef class Inlet:
         # they lead back to who owns this
         self.handler = self.on_record = self.on_drained = self.on_call = None
 
-    def asleep(self):
-        return self.stopped or amp_asleep(&self.consumer.ring)
-
     def drain(self):
         cdef bint more = self.hand_over()[1]
         if self.heard and not self.stopped:

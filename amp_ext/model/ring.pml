@@ -452,7 +452,7 @@ inline clear_bell()
 #endif
 }
 
-/* Inlet.asleep */
+/* amp_asleep, as answer() of link.pyx calls it */
 inline look_whether_link_sleeps()
 {
     if

@@ -24,6 +24,7 @@ from ._processes.exit import Exit
 from ._processes.spawn import process_class, report_exit
 from ._processes.start_arguments import at_its_caller
 from ._wire import exceptions
+from ._wire.tracebacks import RemoteTraceback, without_our_frames
 from .types import Context, LoopInitializer, WorkerLostError
 
 if TYPE_CHECKING:
@@ -304,10 +305,11 @@ class Worker(Process):
     def start(self) -> None:
         """Start the process, see `Process.start`."""
         from ._processes.result import Receiver
+        from ._pure.encoder import dumps  # by value: a result outlives its process (CODEC-9)
 
         receiver = Receiver()
         if self._unit is not None:
-            self._unit.sender = receiver.sender
+            self._unit.sender, self._unit.dumps = receiver.sender, dumps
         try:
             super().start()
         except BaseException:
@@ -334,7 +336,7 @@ class Worker(Process):
         try:
             return self.result
         except Exception as error:
-            exceptions.without_our_frames(error)
+            without_our_frames(error)
             raise
 
     @property
@@ -376,7 +378,7 @@ class Worker(Process):
         if kind == START_ERROR:
             proxy = exceptions.load_exception(payload)
             what = f"its start, before {self._label} ran: {proxy.__cause__ or proxy}"
-            text = exceptions.RemoteTraceback(str(proxy))
+            text = RemoteTraceback(str(proxy))
             raise WorkerLostError(what, self.pid, self.exitcode) from text
         return load_result(kind, payload, self._label)
 

@@ -35,8 +35,8 @@ from ._parent.worker import PoolWorker, WorkerOptions
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
-from ._wire.exceptions import without_our_frames
 from ._wire.frames import Mode
+from ._wire.tracebacks import without_our_frames
 from .core import Process, get_context
 from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .types import (

@@ -18,7 +18,7 @@ import pytest
 import core_targets as targets
 from aiomultiprocess import Process, Worker
 from aiomultiprocess._processes import exit as exits
-from aiomultiprocess._processes.exit import Exit, watch_exit
+from aiomultiprocess._processes.exit import Exit
 from aiomultiprocess._processes.spawn import process_class
 from aiomultiprocess.core import get_context
 from support import block_until_dead, run_script, wait_for_exit
@@ -91,9 +91,8 @@ async def test_a_signal_is_a_negative_exit_code(
 async def test_the_end_is_told_once_in_the_loop(means: str, launch: Launch) -> None:
     told = asyncio.Event()
     calls = []
-    watch_ = watch_exit(
+    watch_ = Exit(launch(targets.exit_soon, 3)).watch(
         asyncio.get_running_loop(),
-        launch(targets.exit_soon, 3),
         lambda: (calls.append(watch_.exitcode), told.set()),
     )
     await told.wait()
@@ -107,7 +106,7 @@ async def test_a_watch_of_what_has_ended_calls_back(means: str, launch: Launch) 
     process.kill()
     block_until_dead(process.pid)
     told = asyncio.Event()
-    watch_exit(asyncio.get_running_loop(), process, told.set)
+    Exit(process).watch(asyncio.get_running_loop(), told.set)
     assert not told.is_set()  # never from inside the call
     await told.wait()
 

@@ -279,13 +279,13 @@ def process() -> Any:
 async def test_the_end_of_a_process_is_told_once_by_a_thread(process: Any) -> None:
     told = asyncio.Event()
     calls = []
-    watch_exit = exits.watch_exit(
-        asyncio.get_running_loop(), process, lambda: (calls.append(watch_exit.exitcode), told.set())
+    watch = exits.Exit(process).watch(
+        asyncio.get_running_loop(), lambda: (calls.append(watch.exitcode), told.set())
     )
     await told.wait()
     await asyncio.sleep(0)
     assert calls == [7]
-    watch_exit.close()
+    watch.close()
     process.close()
 
 

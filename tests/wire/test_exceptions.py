@@ -16,11 +16,11 @@ import exception_types as errors
 from aiomultiprocess import ProxyException, WorkerLostError
 from aiomultiprocess._wire.exceptions import (
     MAX_NODES,
-    RemoteTraceback,
     dump_exception,
     load_exception,
     load_original,
 )
+from aiomultiprocess._wire.tracebacks import RemoteTraceback
 
 UNICODE = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 

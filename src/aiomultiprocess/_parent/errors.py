@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import _accel
 from .._arguments import is_iterable, refuse_star
 from .._wire import exceptions
-from .._wire.exceptions import Failure, Stage, original_of, without_our_frames
+from .._wire.exceptions import Failure, Stage, original_of
 from .._wire.frames import Kind, Mode, as_bytes
+from .._wire.tracebacks import without_our_frames
 from ..types import ProxyException, WorkerLostError, describe_error, import_hint, shown
 from .chunk import Chunk
 from .feed import Handles, TaskSource

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._arguments import check_callable, label_of
-from .._wire.exceptions import without_our_frames
+from .._wire.tracebacks import without_our_frames
 from ..types import describe_error
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}

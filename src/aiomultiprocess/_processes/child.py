@@ -7,6 +7,7 @@ import contextvars
 import functools
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,13 @@ class Unit:
         self.initializer = initializer
         self.initargs = initargs
         self.loop = loop
-        self.sender: Sender | None = None  # of a Worker
+        # Of a Worker: where its result goes, and what pickles it.
+        self.sender: Sender | None = None
+        self.dumps: Callable[[Any], bytes] = pickle.dumps
 
     def __getstate__(self) -> dict[str, Any]:
         parts = vars(self).copy()
-        state = {name: parts.pop(name) for name in ("label", "sender")}
+        state = {name: parts.pop(name) for name in ("label", "sender", "dumps")}
         parts["loop_initializer"] = parts.pop("loop")
         state["arguments"] = StartArguments(f"the process that runs {self.label}", parts)
         return state
@@ -75,7 +78,7 @@ def run(unit: Unit) -> None:
     ):  # Ctrl-C went to the whole group: one traceback, the parent's, will do
         sys.exit(1)
     except BaseException as error:  # asyncio.CancelledError too
-        from .._wire.exceptions import without_our_frames
+        from .._wire.tracebacks import without_our_frames
 
         without_our_frames(error)
         log.exception("aio process %s failed", os.getpid())
@@ -101,7 +104,7 @@ def _run_in_loop(unit: Unit) -> None:
             unit.initializer(*unit.initargs)
         # a context of now: the initializer may have set variables
         result = runner.run(_call(unit), context=contextvars.copy_context())
-        message = None if unit.sender is None else _dump_result(result, unit.label)
+        message = None if unit.sender is None else _dump_result(unit, result)
     except BaseException as error:
         if unit.sender is not None:
             _send_error(unit.sender, error)
@@ -117,10 +120,10 @@ async def _call(unit: Unit) -> Any:
     return await unit.target(*unit.args, **unit.kwargs)
 
 
-def _dump_result(result: object, label: str) -> Any:
+def _dump_result(unit: Unit, result: object) -> bytes:
     from .result import dump_result
 
-    return dump_result(result, label)
+    return dump_result(result, unit.label, unit.dumps)
 
 
 def _send_result(sender: Sender, message: Any) -> None:

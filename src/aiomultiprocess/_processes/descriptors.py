@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import context, reduction
-from typing import Any
+from typing import Any, Final
 
-from .._transport.link import Callback
+#: How a sandbox, or a kernel that is too old, refuses a system call. Where the call is a matter of
+#: speed or of caution there is a way without; that it is refused says nothing of what it was for.
+REFUSALS: Final = frozenset(
+    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+)
 
 
 class Descriptor:
@@ -46,11 +51,11 @@ class Handover:
     finds the object as it was, as does a test that opens the child end in its own process.
     """
 
-    def __init__(self, fds: Sequence[int], forget: Callback) -> None:
-        """Hand over `fds`; `forget` drops, in a forked worker, what belongs to the parent."""
+    def __init__(self, fds: Sequence[int], drop_parent: Callable[[], None]) -> None:
+        """Hand over `fds`; `drop_parent` closes, in a forked worker, what belongs to the parent."""
         self._handles: Sequence[Any] = ()
         self._fds = tuple(fds)
-        self._forget = forget
+        self._drop_parent = drop_parent
         self._pid = os.getpid()
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -71,5 +76,5 @@ class Handover:
             return fds
         fds = [os.dup(fd) for fd in self._fds]
         if os.getpid() != self._pid:
-            self._forget()
+            self._drop_parent()
         return fds

@@ -95,11 +95,11 @@ class Exit:
             return
         loop = asyncio.get_running_loop()
         ended = loop.create_future()
-        watch_exit = self.watch(loop, lambda: None if ended.done() else ended.set_result(None))
+        watch = self.watch(loop, lambda: None if ended.done() else ended.set_result(None))
         try:
             await ended
         finally:
-            watch_exit.close()
+            watch.close()
 
     def block(self) -> None:
         """Wait without a loop until the process has ended, for as long as that takes."""
@@ -274,13 +274,6 @@ class Watch:
         if not self._closed:
             self.close()
             self._callback()
-
-
-def watch_exit(
-    loop: asyncio.AbstractEventLoop, process: BaseProcess, callback: Callable[[], object]
-) -> Watch:
-    """Have `callback()` called once in `loop` when `process`, just started, has ended."""
-    return Exit(process).watch(loop, callback)
 
 
 def _pidfd_of(pid: int) -> Descriptor | None:

@@ -24,11 +24,11 @@ from multiprocessing import Pipe
 from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
-from .._transport.link import REFUSALS
 from .._wire import exceptions
+from .._wire.tracebacks import without_our_frames
 from ..types import describe_error, import_hint, shown
 from . import loops
-from .descriptors import Descriptor, Handover
+from .descriptors import REFUSALS, Descriptor, Handover
 
 STARTED = b"\x01"  # our code runs in the child: its main module could be imported
 HEADER = struct.Struct("<BQ")  # kind, length of the payload
@@ -36,14 +36,12 @@ RESULT, ERROR, START_ERROR = 0, 1, 2
 PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
 
 
-def dump_result(value: object, label: str) -> bytes:
-    """The pickle of a result; PicklingError tells whose it is and what to do."""
-    from .._pure.encoder import dumps
-
+def dump_result(value: object, label: str, dumps: Callable[[Any], bytes]) -> bytes:
+    """Pickle a result. PicklingError names the target and the way out."""
     try:
-        return dumps(value)  # by value: it outlives this process (codec.py, CODEC-9)
+        return dumps(value)
     except Exception as error:  # whatever a __reduce__ of the user's raises
-        exceptions.without_our_frames(error)
+        without_our_frames(error)
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
             f"({describe_error(error)}); return plain data, not {shown(value)}"
@@ -57,7 +55,7 @@ def load_result(kind: int, payload: bytearray, label: str) -> Any:
     try:
         return pickle.loads(payload)
     except Exception as error:  # whatever a __setstate__ of the user's raises
-        exceptions.without_our_frames(error)
+        without_our_frames(error)
         raise pickle.UnpicklingError(
             f"the result of {label} arrived but cannot be unpickled here ({describe_error(error)})"
             f"{import_hint(error)}"

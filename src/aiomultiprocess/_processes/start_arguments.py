@@ -71,7 +71,7 @@ class StartArgumentsReceived:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:  # importing a user's module may raise anything
-            from .._wire.exceptions import without_our_frames  # not above: only errors need it
+            from .._wire.tracebacks import without_our_frames  # not above: only errors need it
 
             without_our_frames(error)
             raise pickle.UnpicklingError(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from .._wire.frames import Handler
-from .link import Callback
+from .link import Callback, StartedCounter, WorkerMemory
 
 
 def watch_fd(
@@ -29,13 +29,16 @@ class Endpoint:
     and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
     """
 
-    def __init__(self, links: Links | None = None) -> None:
-        """The parent's are in `links` as long as they are open."""
+    def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
+        """`links` holds the parent's endpoints while they are open."""
+        self.counter: StartedCounter = memory
+        self._memory = memory
+        self._final_started: int | None = None  # once closed
         self._links = Links() if links is None else links
         self._links.add(self)
         self.congested = False
         self._closed = False
-        self._disposed = False
+        self._released = False
         self._broken = False
         self._busy = False
         self._continued = False
@@ -45,14 +48,26 @@ class Endpoint:
         self._on_broken: Callable[[BaseException], None] = _unstarted
         self._on_drained: Callback | None = None
 
-    def _bind(
+    @property
+    def started(self) -> int:
+        """What the worker marked as started."""
+        final = self._final_started
+        return self._memory.started if final is None else final
+
+    @property
+    def journal(self) -> memoryview:
+        """A new view of the worker's journal."""
+        return self._memory.journal
+
+    def start(
         self,
         loop: asyncio.AbstractEventLoop,
         handler: Handler,
         on_room: Callback,
         on_broken: Callable[[BaseException], None],
-        on_drained: Callback | None,
+        on_drained: Callback | None = None,
     ) -> None:
+        """Begin to receive in `loop`."""
         if self._loop is not None or self._closed:
             raise RuntimeError("a link is started once, before it is closed")
         self._loop = loop
@@ -60,6 +75,7 @@ class Endpoint:
         self._on_room = on_room
         self._on_broken = on_broken
         self._on_drained = on_drained
+        self._listen(loop)
 
     def _turn(self, work: Callable[[], bool]) -> None:
         """One callback of the loop: `work`, and again soon if it says that there is more (LINK-4)."""
@@ -133,10 +149,14 @@ class Endpoint:
             self._end()
 
     def _end(self) -> None:
-        if not self._disposed:  # in a copy that was forked by a callback of ours
-            self._disposed = True
+        if not self._released:  # in a copy that was forked by a callback of ours
+            self._released = True
             self._links.discard(self)
+            self._final_started = self._memory.started
             self._release()
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        raise NotImplementedError
 
     def _stop_listening(self) -> None:
         raise NotImplementedError

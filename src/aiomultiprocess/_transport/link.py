@@ -43,7 +43,6 @@ LINK-10 A frame is what its segments were at the call of `send`. Segments of byt
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -54,17 +53,11 @@ BATCH_FRAMES: Final = 64
 #: LINK-4: about the most bytes moved one way in one callback of the loop.
 BATCH_BYTES: Final = 1 << 20
 
-#: How a sandbox, or a kernel that is too old, refuses a system call. Where the call is a matter of
-#: speed or of caution there is a way without; that it is refused says nothing of what it was for.
-REFUSALS: Final = frozenset(
-    {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
-)
-
 Callback = Callable[[], None]
 
 
 class StartedCounter(Protocol):
-    """Where a worker marks how many items it has started, as long as the link is open."""
+    """Where a worker marks how many items it has started, as long as its link is open."""
 
     @property
     def started(self) -> int:
@@ -72,6 +65,14 @@ class StartedCounter(Protocol):
 
     def mark_started(self, n: int, /) -> None:
         """Store the total `n`, visible to the parent even if the next instruction is a SIGKILL."""
+
+
+class WorkerMemory(StartedCounter, Protocol):
+    """The memory of one worker that outlives it: the counter, and the journal."""
+
+    @property
+    def journal(self) -> memoryview:
+        """A new view of the journal's bytes."""
 
 
 class Link(Protocol):
@@ -115,9 +116,6 @@ class Link(Protocol):
 
     def flush(self) -> None:
         """Let the other side see what was sent, and wake it if it sleeps."""
-
-    def mark_started(self, n: int) -> None:
-        """For the worker: `counter.mark_started(n)`."""
 
     @property
     def journal(self) -> memoryview:

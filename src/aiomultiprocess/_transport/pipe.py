@@ -27,12 +27,12 @@ import errno
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Final
 
 from .._accel import BufferBuilder
-from .._processes.descriptors import Handover
+from .._processes.descriptors import REFUSALS, Handover
 from .._wire.assembly import Assembly
 from .._wire.frames import (
     HEADER,
@@ -48,7 +48,7 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, REFUSALS, Callback, ChildEnd, StartedCounter
+from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd
 from .shared_page import SharedPage
 
 #: Received at once, and the most that a payload may take to be handed over from the buffer.
@@ -216,37 +216,16 @@ class PipeLink(Endpoint):
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a sandbox refuses it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        super().__init__(links)
+        super().__init__(page, links)
         self._sock = sock
         self._fd = sock.fileno()
         self._page = page
-        self.counter: StartedCounter = page
         self._outbox = Outbox()
         self._inbox = Inbox()
         self._heard = False  # frames, since the end of the last batch
         self._gone = False
 
-    @property
-    def started(self) -> int:
-        return self._page.started
-
-    def mark_started(self, n: int) -> None:
-        if not self._closed:
-            self._page.mark_started(n)
-
-    @property
-    def journal(self) -> memoryview:
-        return self._page.journal
-
-    def start(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        handler: Handler,
-        on_room: Callback,
-        on_broken: Callable[[BaseException], None],
-        on_drained: Callback | None = None,
-    ) -> None:
-        self._bind(loop, handler, on_room, on_broken, on_drained)
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             watch_fd(loop, self._fd, self._turn, self._drain)
         except RuntimeError:

@@ -24,7 +24,7 @@ import mmap
 import os
 import sys
 
-from .link import REFUSALS
+from .._processes.descriptors import REFUSALS
 
 JOURNAL = 64 << 10  # bytes: about what one RESULTS frame carries
 _JOURNAL_AT = 128  # bytes: on a cache line of its own

@@ -32,7 +32,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from .._accel import buffer_builder, ring
@@ -46,7 +46,6 @@ from .._wire.frames import (
     MAX_PAYLOAD,
     PART_SIZE,
     CorruptHeaderError,
-    Handler,
     Segment,
     check_header,
     is_constant,
@@ -54,7 +53,7 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, StartedCounter
+from .link import BATCH_BYTES, BATCH_FRAMES, Callback
 
 #: Bytes of each of a worker's two rings. Large enough that a stream is not stopped by a wake-up of
 #: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
@@ -145,9 +144,8 @@ class ShmLink(Endpoint):
         links: Links | None = None,
     ) -> None:
         """Ring the peer by `bell`, hear it at `listener`; call `closers` at the end."""
-        super().__init__(links)
+        super().__init__(mapping, links)
         self._mapping = mapping
-        self.counter: StartedCounter = mapping
         self._producer = producer
         self._consumer = consumer
         self._bell = bell
@@ -159,7 +157,6 @@ class ShmLink(Endpoint):
         self._quarter = mapping.capacity // 4  # SHM-2
         self._outbox: deque[PendingFrame] = deque()
         self._assembly = Assembly(buffer_builder.BufferBuilder)
-        self._final_started: int | None = None
         self._outlet = framing.Outlet(
             producer, bell, self._outbox, self._send_other, self._break_soon, self._most
         )
@@ -167,34 +164,13 @@ class ShmLink(Endpoint):
         self.flush = self._outlet.flush
         self._inlet: framing.Inlet | None = None  # from start() on
 
-    @property
-    def started(self) -> int:
-        final = self._final_started
-        return self._mapping.started if final is None else final
-
-    def mark_started(self, n: int) -> None:
-        if not self._closed:
-            self._mapping.mark_started(n)
-
-    @property
-    def journal(self) -> memoryview:
-        return self._mapping.journal
-
-    def start(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        handler: Handler,
-        on_room: Callback,
-        on_broken: Callable[[BaseException], None],
-        on_drained: Callback | None = None,
-    ) -> None:
-        self._bind(loop, handler, on_room, on_broken, on_drained)
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         self._inlet = framing.Inlet(
             self._consumer,
             self._outlet,
-            handler,
+            self._handler,
             self._take_record,
-            on_drained,
+            self._on_drained,
             # `_service` and not `drain`, also when nothing waits for room yet: it may by the time
             # that the turn is continued, and a bell that comes in between is left to that (SHM-5)
             functools.partial(self._turn, self._service),
@@ -362,9 +338,8 @@ class ShmLink(Endpoint):
 
     def _release(self) -> None:
         self._outlet.stop()
-        self._final_started = self._mapping.started
         self._outbox.clear()
-        self._assembly = Assembly()
+        self._assembly = Assembly(buffer_builder.BufferBuilder)
         self._mapping.close()
         for close in self._closers:
             close()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from struct import unpack
 from typing import Final, Protocol
 
-from .._pure.buffer_builder import BufferBuilder
 from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Dropped, Handler, PayloadParts, Segment
 
 #: A buffer of up to so many bytes is kept for the next payload that arrives in pieces.
@@ -34,9 +33,9 @@ class Assembly:
     fill fresh memory costs a page fault for each 4 KiB, twenty times the copying itself.
     """
 
-    def __init__(self, grow: Callable[[int, bool], Builder] = BufferBuilder) -> None:
-        """Parts are made with `grow`."""
-        self._grow = grow
+    def __init__(self, builder: Callable[[int, bool], Builder]) -> None:
+        """`builder(size, writable)` makes what a segment is filled into, a `BufferBuilder`."""
+        self._builder = builder
         self._data = bytearray()
         self._sizes: list[int] = []  # of the parts to come, the last first
         self._parts: list[bytes | bytearray | int] = []
@@ -127,7 +126,7 @@ class Assembly:
         size = self._sizes.pop()
         self._part_size = size & ~WRITABLE
         try:
-            return self._grow(self._part_size, size >= WRITABLE)
+            return self._builder(self._part_size, size >= WRITABLE)
         except MemoryError:  # FRAME-5
             return Dropped(self._part_size, self._part_size)
 

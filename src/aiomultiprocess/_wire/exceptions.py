@@ -20,50 +20,38 @@ EXC-5  A printed error shows the remote traceback once. Python prints what is ra
     its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
     Notes are printed after the text of what is raised: they are its own, and not in its text.
-EXC-6  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
-    code for this package, are left out.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copyreg
 import functools
-import os
 import pickle
 import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from ..types import ProxyException, TracebackStr, describe_error
+from .exception_parts import (
+    REMOTE,
+    ExceptionParts,
+    group_field,
+    pickles_itself,
+    put_together,
+    take_apart,
+)
+from .tracebacks import RemoteTraceback, described, field, notes_of
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
 
 MAX_NODES = 1000  # of one exception with its causes, contexts and members; the text has them all
-_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is not statically allocated in C
 
 #: What Python prints between an exception and the one that it caused.
 _CAUSED = """
 The above exception was the direct cause of the following exception:
 """
-
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_COMPILED = f"amp_ext{os.sep}"  # Cython gives its sources a path below the root of the project
-_ASYNCIO = os.path.dirname(asyncio.__file__) + os.sep
-
-
-class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is no error itself
-    """Ends the chain of an exception from a worker; its text is the traceback from there."""
-
-    def __init__(self, text: TracebackStr) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}\n"""'
 
 
 class Stage(IntEnum):
@@ -90,7 +78,7 @@ def dump_exception(
         nodes, root = dumper.dump(exc)
     except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; EXC-1
         nodes, root = [], None
-    message = _Message(*_described(exc), nodes, root, dumper.refusal, stage, detail)
+    message = _Message(*described(exc), nodes, root, dumper.refusal, stage, detail)
     payload: bytes = dumps(tuple(message))
     return payload
 
@@ -102,7 +90,7 @@ def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
 
 def original_of(proxy: BaseException) -> BaseException:
     """What was raised in the worker; `proxy` itself if that could not be rebuilt."""
-    cause: BaseException | None = _field("__cause__").__get__(proxy)
+    cause: BaseException | None = field("__cause__").__get__(proxy)
     return proxy if cause is None else cause
 
 
@@ -156,161 +144,6 @@ class _Message(NamedTuple):
     detail: str = ""
 
 
-def _described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
-    """The traceback as Python prints it (EXC-6), and the notes that it prints after it."""
-    try:
-        shown = traceback.TracebackException(
-            type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
-        )
-        _leave_out_our_frames(shown)
-        notes = list(map(str, _notes(exc)))
-        if notes:
-            shown.__notes__ = None
-        return "".join(shown.format()).rstrip("\n"), notes
-    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; EXC-1
-        name = type(exc).__qualname__
-        return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
-
-
-def _notes(exc: BaseException) -> list[Any]:
-    """The notes of an exception, where they are what `add_note` makes."""
-    notes = _field("__dict__").__get__(exc).get("__notes__")
-    return notes if type(notes) is list else []
-
-
-# -- frames ----------------------------------------------------------------------------------------
-
-
-def without_our_frames(exc: BaseException) -> None:
-    """Remove the frames of this package at which the traceback of `exc` begins (EXC-6).
-
-    A bare `raise` in the outermost of them then leads on from the frame of the user's that awaits.
-    """
-    trace = _field("__traceback__").__get__(exc)
-    files = [step.tb_frame.f_code.co_filename for step in _steps(trace)]
-    for _ in range(_first_of_user(files)):
-        trace = trace.tb_next
-    BaseException.with_traceback(exc, trace)
-
-
-def _steps(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
-    while trace is not None:
-        yield trace
-        trace = trace.tb_next
-
-
-def _leave_out_our_frames(shown: traceback.TracebackException) -> None:
-    """EXC-6, for an exception and all that is printed with it."""
-    left = [shown]
-    while left:
-        one = left.pop()
-        one.stack[:] = _users_frames(one.stack)
-        left += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
-
-
-def _users_frames(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    begin = _first_of_user([frame.filename for frame in frames])
-    return [frame for frame in frames[begin:] if not _is_ours(frame.filename)]
-
-
-def _first_of_user(files: list[str]) -> int:
-    """Where the user's frames begin: after the last of ours, with asyncio's before it.
-
-    asyncio's frames after that one, and those below frames of the user's, are the user's calls.
-    """
-    begin = 0
-    for at, file in enumerate(files):
-        if _is_ours(file):
-            begin = at + 1
-        elif not file.startswith(_ASYNCIO):
-            break
-    return begin
-
-
-def _is_ours(filename: str) -> bool:
-    return filename.startswith((_PACKAGE, _COMPILED))
-
-
-# -- one exception <-> its parts -------------------------------------------------------------------
-
-
-class ExceptionParts(NamedTuple):
-    """What an exception consists of, besides its type (EXC-2)."""
-
-    args: tuple[Any, ...] | None  # None: those that the builtin base class makes
-    base_args: tuple[Any, ...]  # what the builtin base class is created from
-    base_state: dict[str, Any]  # what the builtin base class keeps besides
-    attributes: dict[str, Any]
-    slots: dict[int, Any]
-
-
-def _take_apart(exc: BaseException) -> ExceptionParts:
-    if isinstance(exc, BaseExceptionGroup):
-        fields = map(_group_field, ("message", "exceptions"))
-        base_args: tuple[Any, ...] = tuple(field.__get__(exc) for field in fields)
-        state: dict[str, Any] = {}
-    else:
-        _, base_args, *rest = _static_base(type(exc)).__reduce__(exc)
-        state = rest[0] if rest and isinstance(rest[0], dict) else {}
-    attributes = {k: v for k, v in vars(exc).items() if k != _REMOTE}
-    return ExceptionParts(
-        args=_field("args").__get__(exc),
-        base_args=base_args,
-        base_state={k: v for k, v in state.items() if k not in vars(exc)},
-        attributes=attributes,
-        slots=dict(_filled_slots(exc)),
-    )
-
-
-def _put_together(cls: type[Any], parts: ExceptionParts) -> Any:
-    """An exception of type `cls` from the parts of one of the same type, or of a base (EXC-2)."""
-    base = _static_base(cls)
-    exc = base.__new__(cls, *parts.base_args)
-    if not issubclass(cls, BaseExceptionGroup):
-        base.__init__(exc, *parts.base_args)
-    if parts.args is not None:
-        _field("args").__set__(exc, parts.args)
-    for name, value in parts.base_state.items():
-        getattr(base, name).__set__(exc, value)
-    vars(exc).update(parts.attributes)
-    slots = list(_slots(cls))
-    for index, value in parts.slots.items():
-        slots[index].__set__(exc, value)
-    return exc
-
-
-def _static_base(cls: Any) -> Any:
-    """The class written in C that decides the layout: what it keeps is not in `__dict__`."""
-    while cls.__flags__ & _HEAPTYPE:
-        cls = cls.__base__
-    return cls
-
-
-def _slots(cls: type[Any]) -> Iterator[types.MemberDescriptorType]:
-    for klass in reversed(cls.__mro__):  # from the bottom: a combined class has the same indices
-        if "__slots__" in vars(klass):
-            for value in vars(klass).values():
-                if isinstance(value, types.MemberDescriptorType):
-                    yield value
-
-
-def _filled_slots(exc: BaseException) -> Iterator[tuple[int, Any]]:
-    for index, slot in enumerate(_slots(type(exc))):
-        try:
-            yield index, slot.__get__(exc)
-        except AttributeError:
-            continue
-
-
-def _field(name: str) -> Any:
-    """A field of BaseException, whatever the attribute methods do: frozen dataclasses refuse."""
-    return vars(BaseException)[name]
-
-
-def _group_field(name: str) -> Any:
-    return vars(BaseExceptionGroup)[name]
-
-
 # -- a chain of exceptions <-> nodes ---------------------------------------------------------------
 
 
@@ -343,9 +176,9 @@ class _Dumper:
         while self._unlinked:
             index, source = self._unlinked.pop()
             self._nodes[index] = self._nodes[index]._replace(
-                cause=self._visit(_field("__cause__").__get__(source)),
-                context=self._visit(_field("__context__").__get__(source)),
-                suppress_context=_field("__suppress_context__").__get__(source),
+                cause=self._visit(field("__cause__").__get__(source)),
+                context=self._visit(field("__context__").__get__(source)),
+                suppress_context=field("__suppress_context__").__get__(source),
             )
         return [tuple(node) for node in self._nodes], root
 
@@ -382,7 +215,7 @@ class _Dumper:
         return node, _rebuild(node, self._rebuilt)
 
     def _members(self, group: BaseExceptionGroup[BaseException]) -> list[int]:
-        exceptions = _group_field("exceptions").__get__(group)
+        exceptions = group_field("exceptions").__get__(group)
         members = [index for index in map(self._visit, exceptions) if index is not None]
         if len(members) != len(exceptions):
             raise ValueError("a group without some of its members would tell less than its text")
@@ -392,9 +225,9 @@ class _Dumper:
 def _recipe(exc: BaseException, *, group: bool) -> object:
     """What is pickled of an exception: itself, if it has a way of its own (EXC-2), or its parts."""
     cls = _original_type(type(exc))
-    if _pickles_itself(cls):
+    if pickles_itself(cls):
         return _remote_of(exc).original if isinstance(exc, _Combined) else exc
-    parts = _take_apart(exc)
+    parts = take_apart(exc)
     if group:
         message, members = parts.base_args
         args = None if _are_members(members, parts.args) else parts.args
@@ -411,16 +244,6 @@ def _are_members(members: Sequence[Any], args: Any) -> bool:
     )
 
 
-def _pickles_itself(cls: type[Any]) -> bool:
-    if cls in copyreg.dispatch_table:
-        return True
-    owners = (
-        next(klass for klass in cls.__mro__ if name in vars(klass))
-        for name in ("__reduce__", "__reduce_ex__")
-    )
-    return any(owner.__flags__ & _HEAPTYPE for owner in owners)
-
-
 def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
     """The exception of a node; raises whatever the user's classes raise."""
     recipe = pickle.loads(node.pickled)
@@ -429,7 +252,7 @@ def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
         if node.members is not None:
             members = [earlier[index] for index in node.members]
             parts = parts._replace(base_args=(*parts.base_args, members))
-        recipe = _put_together(cls, parts)
+        recipe = put_together(cls, parts)
     if not isinstance(recipe, BaseException):
         raise TypeError(f"an exception was unpickled as {type(recipe).__name__}")
     return recipe
@@ -454,9 +277,9 @@ def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | No
             refusals[index] = describe_error(error)
     for exc, node in zip(built, map(Node._make, nodes), strict=True):
         if exc is not None:
-            _field("__context__").__set__(exc, _at(built, node.context))
-            _field("__cause__").__set__(exc, _at(built, node.cause))
-            _field("__suppress_context__").__set__(exc, node.suppress_context)
+            field("__context__").__set__(exc, _at(built, node.context))
+            field("__cause__").__set__(exc, _at(built, node.cause))
+            field("__suppress_context__").__set__(exc, node.suppress_context)
     return built
 
 
@@ -465,8 +288,6 @@ def _at(built: list[Any], index: int | None) -> BaseException | None:
 
 
 # -- what is raised --------------------------------------------------------------------------------
-
-_REMOTE = "_aiomultiprocess_remote"  # where a combined exception keeps its _Remote
 
 
 class _Remote(NamedTuple):
@@ -501,7 +322,7 @@ class _Combined(ProxyException):
 
 
 def _remote_of(proxy: ProxyException) -> _Remote:
-    remote: _Remote = vars(proxy)[_REMOTE]
+    remote: _Remote = vars(proxy)[REMOTE]
     return remote
 
 
@@ -534,9 +355,9 @@ def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
     proxy = _combine(original, text) or ProxyException(text)
     if isinstance(proxy, SyntaxError):  # EXC-5
         _end_chain(original, RemoteTraceback(text))
-    if _notes(original):
-        vars(proxy)["__notes__"] = _field("__dict__").__get__(original).pop("__notes__")
-    _field("__cause__").__set__(proxy, original)
+    if notes_of(original):
+        vars(proxy)["__notes__"] = field("__dict__").__get__(original).pop("__notes__")
+    field("__cause__").__set__(proxy, original)
     return proxy
 
 
@@ -547,8 +368,8 @@ def _combine(original: BaseException, text: TracebackStr) -> ProxyException | No
     if cls is None:
         return None
     try:
-        proxy: ProxyException = _put_together(cls, _take_apart(original))
-        vars(proxy)[_REMOTE] = _Remote(text, original)
+        proxy: ProxyException = put_together(cls, take_apart(original))
+        vars(proxy)[REMOTE] = _Remote(text, original)
     except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; EXC-1
         return None
     return proxy
@@ -593,11 +414,11 @@ def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
     while (deeper := _printed_before(exc)) is not None and id(deeper) not in seen:
         exc = deeper
         seen.add(id(exc))
-    _field("__cause__").__set__(exc, end)
+    field("__cause__").__set__(exc, end)
 
 
 def _printed_before(exc: BaseException) -> BaseException | None:
-    cause: BaseException | None = _field("__cause__").__get__(exc)
-    if cause is None and not _field("__suppress_context__").__get__(exc):
-        cause = _field("__context__").__get__(exc)
+    cause: BaseException | None = field("__cause__").__get__(exc)
+    if cause is None and not field("__suppress_context__").__get__(exc):
+        cause = field("__context__").__get__(exc)
     return cause

@@ -23,10 +23,10 @@ Used by both engines and by the transports. Imports nothing of ours: a fresh wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct, pack
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 #: kind u8, flags u8, parts u16, count u32, ident u64, offset u32, function u32, length u64
 HEADER: Final = Struct("<BBHIQIIQ")
@@ -86,9 +86,22 @@ def as_bytes(payload: Payload) -> bytes | memoryview:
 #: What a handler is given.
 Payload: TypeAlias = memoryview | PayloadParts
 
-#: Called as `handler(kind, flags, count, chunk_id, offset, function, payload)`, see FRAME-2.
-#: The payload is a `Payload`; a frame whose payload is sent as one segment has a view.
-Handler: TypeAlias = Callable[[int, int, int, int, int, int, Any], None]
+
+class Handler(Protocol):
+    """What takes the frames that a link receives, one a call (FRAME-2)."""
+
+    def __call__(
+        self,
+        kind: int,
+        flags: int,
+        count: int,
+        chunk_id: int,
+        offset: int,
+        function: int,
+        payload: Any,
+        /,
+    ) -> None:
+        """Take one frame. `payload` is a `Payload`: a view, if it was sent as one segment."""
 
 
 class Kind(IntEnum):

@@ -25,6 +25,7 @@ from .._pure.tasks import UnsendableError
 from .._wire import exceptions, journal
 from .._wire.exceptions import Stage
 from .._wire.frames import Kind
+from .._wire.tracebacks import without_our_frames
 from ..types import describe_error, import_hint, shown
 from . import nested
 
@@ -114,7 +115,7 @@ class ResultSender:
             try:
                 self._exception_handler(error)
             except BaseException as failure:  # the item's own error is what counts
-                exceptions.without_our_frames(failure)
+                without_our_frames(failure)
                 log.exception("exception_handler failed, called with %s", shown(error))
         payload = [cancellation() if given_up else _dumped(error, stage)]
         self._send_added()  # the journal takes one entry at a time
