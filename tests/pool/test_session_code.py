@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import TESTS
+from support import TEST_PATH
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -100,7 +100,7 @@ def run(folder: Path, *command: str, source: str = "") -> tuple[str, str]:
         [sys.executable, "-Wignore", *command],
         input=source,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTHON_BASIC_REPL": "1"},
+        env={**os.environ, "PYTHONPATH": TEST_PATH, "PYTHON_BASIC_REPL": "1"},
         capture_output=True,
         text=True,
         timeout=100,
