@@ -60,12 +60,22 @@ _SUBMODULES = frozenset({"core", "pool", "scheduler", "types"})
 
 
 def __getattr__(name: str) -> object:
+    if name not in _SUBMODULES and name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return _import(name)
+    except AttributeError as error:
+        # left as it is, it would be taken to say that there is no such name, and not be shown
+        raise ImportError(
+            f"{__name__}.{name} cannot be imported, because of an AttributeError: {error}",
+            name=__name__,
+        ) from error
+
+
+def _import(name: str) -> object:
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f".{home}", __name__), name)
+    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

@@ -45,12 +45,12 @@ def for_worker(spec: LoopSpec) -> LoopSpec:
     """
     if spec is not None:
         return spec
-    if sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):
         return _exact_loop
     return asyncio.SelectorEventLoop if sys.platform == "win32" else None
 
 
-if sys.platform == "linux":
+if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):  # gevent takes it away
 
     class ExactSelector(selectors.EpollSelector):
         """Wakes its loop when a timer is due, and not at the next whole millisecond after that.
@@ -81,7 +81,7 @@ if sys.platform == "linux":
         """A loop by the policy, which may be the main module's; exact if it is asyncio's own."""
         loop = asyncio.new_event_loop()
         selector = getattr(loop, "_selector", None)
-        if type(loop) is asyncio.SelectorEventLoop and type(selector) is selectors.EpollSelector:
+        if type(loop) is asyncio.SelectorEventLoop and type(selector) is ExactSelector.__base__:
             selector.__class__ = ExactSelector
         return loop
 
