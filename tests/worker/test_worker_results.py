@@ -279,7 +279,7 @@ def test_an_item_may_let_its_worker_be_terminated_inside_it(
     worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     """By a loop that it runs from inside (RESULTS-1): its turn ends, and so does the worker."""
-    monkeypatch.setattr(child, "exit_by_signal", exits.append)
+    monkeypatch.setattr(child.leaving, "exit_by_signal", exits.append)
     complaints: list[Any] = []
     worker.loop.set_exception_handler(lambda loop, context: complaints.append(context))
 
