@@ -366,7 +366,7 @@ def test_a_worker_that_cannot_answer_a_suspended_item_ends_loudly(
     if inside:
         assert exits == []
         worker.engine._in_burst = False
-        worker.engine._end_those_inside()
+        worker.engine._finish_ended()
     assert exits == [70]
     worker.gates["b"].set()
     worker.loop.run_until_complete(worker.turns(lambda: not worker.engine._running))
