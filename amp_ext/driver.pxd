@@ -1,4 +1,4 @@
-"""What the coroutine of a spare task awaits, for starter.pyx."""
+"""What the coroutine of an item's task awaits, for starter.pyx."""
 
 cimport cython
 from cpython.object cimport PyObject
@@ -18,14 +18,14 @@ cdef extern from "starter.h":
 
 
 cdef inline object take(PyObject *reference):
-    """An object of a reference that was ours and is so no more."""
+    """The object of an owned reference; the ownership passes to the variable that receives it."""
     value = <object>reference
     Py_XDECREF(reference)
     return value
 
 
 cdef enum Stage:
-    PARKED
+    WAITING
     ADOPTING
     RUNNING
     FINISHED
@@ -37,15 +37,15 @@ cdef class ItemCoroutine:
     cdef public bint _asyncio_future_blocking
     cdef object __weakref__
     cdef Stage stage
-    cdef bint cancelled        # the task was cancelled, and the gate could not be
-    cdef tuple cancel_message  # arguments of the cancellation that an adopted item has to get
+    cdef bint cancelled        # the task was cancelled while it waited at the gate
+    cdef tuple cancel_message  # of a cancellation in the first step, to be requested again
     cdef object loop
     cdef object wakeup
-    cdef object value          # what the task is told next: a yielded object, or the outcome,
-    cdef object error          # which is this, if it is not None
-    cdef object on_value       # called with what the item returns, before anything else can run
-    cdef public object coro    # writable: a copy of the worker halts it (copies.py)
-    cdef readonly uint64_t number  # of the item among all that the worker has started
+    cdef object value          # what the next step yields, or the value to end with
+    cdef object error          # to end with instead, if it is not None
+    cdef object on_value       # gets what the item returns, before anything else can run
+    cdef public object inner   # the item's coroutine; a copy of the worker halts it (copies.py)
+    cdef readonly uint64_t number  # of the item, counted over all that this worker started
 
     cdef int adopt(self, yielded) except -1
     cdef int finish(self, value, error) except -1
@@ -53,7 +53,7 @@ cdef class ItemCoroutine:
     cdef object step(self)
     cdef object step_with(self, step, what)
     cdef object end_later(self, error)
-    cdef int tell(self, value) except -1
+    cdef int report(self, value) except -1
     cdef object gate(self)
     cdef object adopted(self)
     cdef int end(self) except -1

@@ -1,3 +1,3 @@
-"""Made by `amp_ext.starter` alone."""
+"""ItemCoroutine, which only `amp_ext.starter` makes."""
 
 class ItemCoroutine: ...

@@ -1,5 +1,9 @@
 # cython: language_level=3
-"""What the coroutine of a spare task awaits: `aiomultiprocess._pure.driver`, compiled."""
+"""What the coroutine of an item's task awaits, compiled; see aiomultiprocess/_pure/driver.py.
+
+Only starter.pyx uses this module. Rules: STARTER-1 to STARTER-8 in
+aiomultiprocess/_pure/starter.py.
+"""
 
 cimport cython
 from cpython.object cimport PyObject
@@ -7,12 +11,12 @@ from cpython.object cimport PyObject
 
 @cython.final
 cdef class ItemCoroutine:
-    """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
+    """Runs the coroutine of an item; the gate of a reusable task while that has no item."""
 
-    def __cinit__(self, loop, coro=None):
+    def __cinit__(self, loop, inner=None):
         self.loop = loop
-        self.coro = coro
-        self.stage = PARKED if coro is None else RUNNING
+        self.inner = inner
+        self.stage = WAITING if inner is None else RUNNING
 
     # -- for the starter ---------------------------------------------------------------------------
 
@@ -36,7 +40,7 @@ cdef class ItemCoroutine:
         try:
             wakeup(self)
         except (KeyboardInterrupt, SystemExit):
-            pass  # the task has it, and raises it to stop the loop (STARTER-5)
+            pass  # the task keeps the error, and also raises it (STARTER-5)
 
     # -- the gate, as a task sees it ---------------------------------------------------------------
 
@@ -50,10 +54,10 @@ cdef class ItemCoroutine:
 
     def cancel(self, msg=None):
         self.cancelled = True
-        return False  # so the task notes the request, as one does that runs
+        return False  # then the task notes the request, as a running task does
 
     def result(self):
-        """What the gate was waited for: nothing."""
+        """The gate has no result."""
 
     # -- what the coroutine awaits -----------------------------------------------------------------
 
@@ -64,24 +68,24 @@ cdef class ItemCoroutine:
         return self
 
     def __next__(self):
-        """Step, as the task asks: this is send(None)."""
+        """Step the item: `send(None)`."""
         if self.stage == RUNNING:
             return self.step()
         if self.stage == ADOPTING:
             return self.adopted()
-        if self.stage == PARKED:
+        if self.stage == WAITING:
             return self.gate()
         self.end()
 
     def send(self, value, /):
         if self.stage == RUNNING and value is not None:
-            return self.step_with(self.coro.send, value)
+            return self.step_with(self.inner.send, value)
         return self.__next__()
 
     def throw(self, error, /, *more):
-        """Step with an exception, which is a CancelledError until the item runs here."""
+        """Step with an exception; before the item runs here, that is always a CancelledError."""
         if self.stage == RUNNING:
-            return self.step_with(self.coro.throw, error)
+            return self.step_with(self.inner.throw, error)
         if self.stage == ADOPTING:
             self.cancel_message = error.args
             return self.adopted()
@@ -90,21 +94,21 @@ cdef class ItemCoroutine:
         self.end()
 
     def close(self):
-        if self.coro is not None:
-            self.coro.close()
+        if self.inner is not None:
+            self.inner.close()
 
     def __getattr__(self, name):
-        """`cr_frame`, `__qualname__` and the like are those of the item's coroutine."""
-        return getattr(self.coro, name)
+        """Attributes such as `cr_frame` and `__qualname__` are those of the item's coroutine."""
+        return getattr(self.inner, name)
 
     cdef object step(self):
         cdef PyObject *result = NULL
-        cdef PySendResult sent = PyIter_Send(<PyObject *>self.coro, <PyObject *>None, &result)
+        cdef PySendResult sent = PyIter_Send(<PyObject *>self.inner, <PyObject *>None, &result)
         if sent == PYGEN_NEXT:
             return take(result)
         if sent == PYGEN_RETURN:
             value = take(result)
-            self.tell(value)
+            self.report(value)
             raise StopIteration(value)
         error = take(amp_take_error())
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -115,18 +119,18 @@ cdef class ItemCoroutine:
         try:
             return step(what)
         except StopIteration as stop:
-            self.tell(stop.value)
+            self.report(stop.value)
             raise
         except (KeyboardInterrupt, SystemExit) as stopper:
             return self.end_later(stopper)
 
-    cdef int tell(self, value) except -1:
+    cdef int report(self, value) except -1:
         if self.on_value is not None:
             self.on_value(value)
         return 0
 
     cdef object end_later(self, error):
-        """End the task in a step that is ours, a turn later (STARTER-5)."""
+        """End the task from `wake`, one turn later (STARTER-5)."""
         self.stage = ENDING
         self.error = error
         return self.gate()

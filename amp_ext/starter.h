@@ -1,7 +1,7 @@
-/* What starter.pyx does with the C API directly: calls that must not cost what Python calls cost. */
+/* What starter.pyx and driver.pyx call in C: Python calls would cost too much for each item. */
 
-#ifndef AMP_STEP_H
-#define AMP_STEP_H
+#ifndef AMP_STARTER_H
+#define AMP_STARTER_H
 
 #include <Python.h>
 #include <stdint.h>
@@ -22,8 +22,8 @@ static inline int64_t amp_monotonic_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* The same at a quarter of the price, but behind by up to a tick of the kernel, 10 ms at most; where
-   there is no such clock, the time itself. */
+/* The same in a quarter of the time, but up to one tick of the kernel behind (10 ms at most). The
+   exact time where there is no coarse clock. */
 static inline int64_t amp_monotonic_coarse_ns(void)
 {
 #ifdef CLOCK_MONOTONIC_COARSE
@@ -35,7 +35,7 @@ static inline int64_t amp_monotonic_coarse_ns(void)
 #endif
 }
 
-/* The exception that is set, which is then set no more: a new reference. */
+/* Clear the exception that is set, and return it: a new reference. */
 static inline PyObject *amp_take_error(void)
 {
 #if PY_VERSION_HEX >= 0x030C0000
@@ -53,7 +53,7 @@ static inline PyObject *amp_take_error(void)
 #endif
 }
 
-/* weakref.getweakrefcount(); the object's type must have weak references. */
+/* weakref.getweakrefcount(); the object's type must support weak references. */
 static inline Py_ssize_t amp_weakrefs(PyObject *object)
 {
     char *list = (char *)object + Py_TYPE(object)->tp_weaklistoffset;
@@ -64,8 +64,8 @@ static inline Py_ssize_t amp_weakrefs(PyObject *object)
     return count;
 }
 
-/* The attribute of an object, or what its method returns without arguments, through the descriptor
-   that its type has for it: no lookup. A new reference. */
+/* Read an attribute of an object, or call its method without arguments, by the descriptor of its
+   type: no lookup. A new reference. */
 static inline PyObject *amp_peek(PyObject *descriptor, PyObject *object)
 {
     if (Py_IS_TYPE(descriptor, &PyGetSetDescr_Type)) {
@@ -96,7 +96,7 @@ static inline PyObject *amp_call_unpacked(PyObject *func, PyObject *args, PyObje
     return result;
 }
 
-/* Whether an object that is no coroutine may be awaitable nevertheless. */
+/* Whether an object that is no coroutine may be awaitable. */
 static inline int amp_maybe_awaitable(PyObject *object)
 {
     PyAsyncMethods *methods = Py_TYPE(object)->tp_as_async;
@@ -119,9 +119,9 @@ static inline PyObject *amp_call_plain(int mode, PyObject *func, PyObject *item)
     return amp_call_unpacked(func, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1));
 }
 
-/* Call a function with an item: the value, or the coroutine that is to be driven. A new reference,
-   or NULL with an exception set. as_coroutine(object) gives the coroutine of other awaitables, and
-   any other object back. */
+/* Call a function with an item: its value, or the coroutine to step. A new reference, or NULL with
+   an exception set. as_coroutine(object) returns a coroutine for other awaitables, and any other
+   object as it is. */
 static inline PyObject *amp_call(int mode, PyObject *func, PyObject *item, PyObject *as_coroutine)
 {
     PyObject *called = amp_call_plain(mode, func, item);

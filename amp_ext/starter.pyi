@@ -1,4 +1,4 @@
-"""The starter of items, compiled; `aiomultiprocess.starter` is the same in Python."""
+"""The starter of items, compiled; `aiomultiprocess._pure.starter` is the same in Python."""
 
 import asyncio
 from collections.abc import Callable

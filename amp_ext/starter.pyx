@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The starter of items: `aiomultiprocess.starter`, compiled. Its theory and rules (S1-S8) are there.
+"""The starter, compiled: aiomultiprocess/_pure/starter.py has theory and rules (STARTER-1 to -8).
 
-What differs: what may have been attached to the task of an item is read from it after each item; of
-a run of quick items, most see a coarse clock only.
+Two things differ. What an item attached to its task is read from the task after each item, where
+the twin's task marks itself. And of items that finish quickly, most check a coarse clock only.
 
-What both starters share is handed over by `share`, once and before the first of them is made:
-nothing in here imports aiomultiprocess.
+`aiomultiprocess._accel` calls `share` once, before a Starter is made, with what both starters use:
+no module of amp_ext imports aiomultiprocess.
 """
 
 import sys
@@ -25,7 +25,8 @@ from cpython.ref cimport Py_REFCNT
 from libc.stdint cimport int64_t, uint64_t
 
 from amp_ext.driver cimport (
-    PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, ItemCoroutine, PyIter_Send, PySendResult, amp_take_error, take,
+    PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, ItemCoroutine, PyIter_Send, PySendResult,
+    amp_take_error, take,
 )
 from amp_ext.journal cimport Journal
 from amp_ext.ring cimport Mapping
@@ -47,8 +48,8 @@ cdef enum:
     _RAISED = 1
     _SUSPENDED = 2
     _FULL = 3
-    _TOUCHED = 4     # ended a burst: the item finished, but its spare is not as it was
-    _FACTORY = 5     # ended a burst: a coroutine that the loop's task factory is to have
+    _TOUCHED = 4     # ended a burst: the item finished, and left traces on its task (STARTER-3)
+    _FACTORY = 5     # ended a burst: the loop's task factory makes the task of a coroutine
 
 DONE = _DONE
 FULL = _FULL
@@ -62,14 +63,14 @@ cdef object guarded = None
 cdef object is_made_of = None
 cdef object item_type = None
 cdef object outcome = None
-cdef object parked = None
+cdef object waiting_task = None
 cdef object traceback_of = None
 cdef object unsendable = None
 cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
 cdef object READ_NAME = getattr_static(Task, "get_name")
 
-# Tasks that were started eagerly are listed in a set, which is a quarter of the work that the
-# WeakSet of the others is: good for a spare, which is listed for as long as a burst.
+# asyncio lists eagerly started tasks in a set, and others in a WeakSet, which takes four times as
+# long. A reusable task is listed during each burst: so as an eager one, where Python has them.
 cdef bint EAGER = (3, 12) <= sys.version_info < (3, 14)
 cdef object register_eager = None
 cdef object unregister_eager = None
@@ -78,16 +79,18 @@ if EAGER:
     from asyncio.tasks import _unregister_eager_task as unregister_eager
 
 cdef enum:
-    STRIDE = 8             # quick items between two looks at the exact clock
-    STRIDE_NS = 16_000     # that many items are quick if they took less
+    STRIDE = 8             # items between two readings of the exact clock, while they are quick
+    STRIDE_NS = 16_000     # they are quick if STRIDE of them took less
 
 
 def share(tasks):
-    """Take what both starters know of tasks: the module `aiomultiprocess._pure.tasks`."""
-    global as_coroutine, drive, eager_factory, guarded, is_made_of, item_type, outcome, parked
+    """Keep what both starters use: functions of the module `aiomultiprocess._pure.tasks`."""
+    global as_coroutine, drive, eager_factory, guarded, is_made_of, item_type, outcome, waiting_task
     global traceback_of, unsendable
     if (tasks.DONE, tasks.RAISED, tasks.SUSPENDED, tasks.FULL) != (DONE, RAISED, SUSPENDED, FULL):
-        raise ImportError("amp_ext and aiomultiprocess are of different versions")
+        raise ImportError(
+            "amp_ext and aiomultiprocess are of different versions; install both from one release"
+        )
     as_coroutine = tasks.as_coroutine
     drive = tasks.drive
     eager_factory = tasks.EAGER_FACTORY
@@ -95,23 +98,23 @@ def share(tasks):
     is_made_of = tasks.is_made_of
     item_type = tasks.Item
     outcome = tasks.outcome
-    parked = tasks.parked
+    waiting_task = tasks.waiting_task
     traceback_of = tasks.traceback_of
     unsendable = tasks.unsendable
 
 
 @cython.final
 cdef class ReusableTask:
-    """A parked task, and how it looks when it is untouched."""
+    """A task that waits at its gate, and the state that it has while it is untouched."""
 
     cdef object task
     cdef object context
-    cdef object coro           # the task's own: a function may keep it, having no other
-    cdef ItemCoroutine driver
+    cdef object coro           # the task's; `get_coro()` returns it in a plain function
+    cdef ItemCoroutine item_coro
     cdef object attributes     # the task's __dict__
-    cdef object name           # while none is set
+    cdef object name           # that the task has until an item sets one
     cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
-    cdef bint quiet            # asyncio does not complain if the task is dropped
+    cdef bint quiet            # asyncio logs nothing if the task is dropped
     cdef Py_ssize_t attribute_count
     cdef Py_ssize_t task_references
     cdef Py_ssize_t context_references
@@ -120,16 +123,16 @@ cdef class ReusableTask:
 
     def __cinit__(self, loop, context):
         self.context = context
-        self.driver = ItemCoroutine(loop)
-        self.coro = drive(self.driver)
-        self.task = parked(item_type, self.driver, self.coro, loop, context)
+        self.item_coro = ItemCoroutine(loop)
+        self.coro = drive(self.item_coro)
+        self.task = waiting_task(item_type, self.item_coro, self.coro, loop, context)
         self.attributes = PyObject_GenericGetDict(self.task, NULL)
         self.attribute_count = PyDict_Size(self.attributes)
         self.name = amp_peek(READ_NAME, self.task)
         self.listed = True
 
     cdef int list(self) except -1:
-        """List the task as one that is not (only) eager, as asyncio lists it once it waits."""
+        """List the task in the WeakSet, as asyncio does once an eagerly started task waits."""
         if not self.listed:
             register(self.task)
             self.listed = True
@@ -137,8 +140,8 @@ cdef class ReusableTask:
                 unregister_eager(self.task)
         return 0
 
-    cdef int look(self) except -1:
-        """Remember how the task looks now, within a burst and before an item."""
+    cdef int remember(self) except -1:
+        """Remember the state of the task, at the start of a burst."""
         self.task_references = Py_REFCNT(self.task)
         self.context_references = Py_REFCNT(self.context)
         self.coro_references = Py_REFCNT(self.coro)
@@ -146,12 +149,12 @@ cdef class ReusableTask:
         return 0
 
     cdef bint untouched(self, tuple inherited) except -1:
-        """Whether the task still looks so (STARTER-1), and the context holds what it inherited (STARTER-2)."""
+        """Whether task (STARTER-1) and context (STARTER-2) still have the state remembered."""
         return (
             Py_REFCNT(self.task) == self.task_references
             and Py_REFCNT(self.context) == self.context_references
             and Py_REFCNT(self.coro) == self.coro_references
-            and not self.driver.cancelled
+            and not self.item_coro.cancelled
             and amp_weakrefs(self.task) == self.weak_references
             and PyDict_Size(self.attributes) == self.attribute_count
             and not amp_peek(READ_CALLBACKS, self.task)
@@ -170,28 +173,28 @@ cdef bint inherits(context, tuple inherited) except -1:
 
 @cython.final
 cdef class Starter:
-    """Runs the first step of items, and makes tasks of those that need more.
+    """Runs the first step of items, and gives a task to each that suspends.
 
-    Made where the items' context variables are as items shall see them: after the initializer.
-    `on_value` is called with what an item returns that was suspended, before anything else can run.
+    Make it in the context that items shall see a copy of: after the initializer. When an item that
+    was suspended returns, `on_value` gets the value before anything else can run.
     """
 
     cdef object loop
     cdef object mark_started
     cdef object on_value
-    cdef Mapping mapping       # takes the mark directly, if that is what counts
+    cdef Mapping mapping       # the counter, if it is one: called without Python's overhead
     cdef uint64_t started
     cdef object base
     cdef tuple inherited
-    cdef ReusableTask spare
-    # during a run: where values go, and the same if it is a journal
+    cdef ReusableTask idle     # kept between two calls of `run`
+    # during `run`: what takes the values, and the same if it is a journal
     cdef object out
     cdef Journal journal
     # how a burst ended
     cdef object value
     cdef object error
-    cdef int kept              # _DONE: the value was given away; _FULL; _TOUCHED: it was not
-    cdef bint reusable
+    cdef int given             # _DONE or _FULL: `out` has the value; _TOUCHED: not yet
+    cdef bint is_untouched     # the task, when the burst ended with _FACTORY
 
     def __init__(self, loop, counter, on_value=None):
         self.loop = loop
@@ -207,12 +210,12 @@ cdef class Starter:
     ):
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`; if that raises, its item raises `_tasks.unsendable`. Returns
-        `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
-        that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
-        `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `_tasks.outcome` tells what it ended with. Call it from a callback of the running loop, not
-        from a task.
+        Values go to `out`; if that raises, the item's error is that of `tasks.unsendable`. Returns
+        `(n, RAISED, exception)` or `(n, SUSPENDED, task)`, where n is that item; or, where n is the
+        first item not started, `(n, FULL, None)` if `out` returned False, and `(n, DONE, None)` if
+        n is `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
+        `tasks.outcome` returns its outcome. Call it in a callback of the running loop, not in a
+        task.
         """
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
@@ -226,77 +229,77 @@ cdef class Starter:
     cdef tuple bursts(
         self, int mode, func, list items, Py_ssize_t at, Py_ssize_t stop, int64_t deadline_ns
     ):
-        """One burst after another, until it is not for a touched spare that one ends."""
-        cdef ReusableTask spare
+        """Run one burst after another, as long as each ends by a reusable task with traces."""
+        cdef ReusableTask reusable
         cdef int status
         while True:
-            spare = self.enter()
+            reusable = self.enter()
             try:
-                status = self.burst(spare, mode, func, items, &at, stop, deadline_ns)
-            except BaseException:  # not an item's: the mark could not be set
-                self.keep(spare)
+                status = self.burst(reusable, mode, func, items, &at, stop, deadline_ns)
+            except BaseException:  # no item raised it: the mark could not be set
+                self.keep(reusable)
                 self.close()
                 raise
             finally:
-                self.leave(spare)
+                self.leave(reusable)
             value, self.value = self.value, None
             error, self.error = self.error, None
             if status == _DONE or status == _FULL:
-                self.keep(spare)
+                self.keep(reusable)
                 return at, status, None
             if status == _RAISED:
-                self.keep(spare)
+                self.keep(reusable)
                 return at, RAISED, error
             if status == _SUSPENDED:
-                return at, SUSPENDED, self.adopt(spare, value)
+                return at, SUSPENDED, self.adopt(reusable, value)
             if status == _FACTORY:
-                return self.hand_over(spare, value, at)
-            value, error = self.retire(spare, value, error)
-            if self.kept == _TOUCHED:  # else its value was given, and stays its answer
+                return self.hand_over(reusable, value, at)
+            value, error = self.retire(reusable, value, error)
+            if self.given == _TOUCHED:  # else `out` has its value already, which stays its result
                 if error is None:
                     error = self.give(value)
                 if error is not None:
                     return at, RAISED, error
             at += 1
-            if self.kept == _FULL:
+            if self.given == _FULL:
                 return at, FULL, None
 
     def close(self):
-        """Give up the spare."""
-        spare, self.spare = self.spare, None
-        if spare is not None:
-            (<ReusableTask>spare).driver.wakeup = None
+        """Drop the reusable task."""
+        reusable, self.idle = self.idle, None
+        if reusable is not None:
+            (<ReusableTask>reusable).item_coro.wakeup = None
 
     cdef int burst(
-        self, ReusableTask spare, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop,
+        self, ReusableTask reusable, int mode, func, list items, Py_ssize_t *at, Py_ssize_t stop,
         int64_t deadline,
     ) except -1:
-        """Run items in the context and as the task of one spare, as long as it may be reused."""
-        cdef ItemCoroutine driver = spare.driver
+        """Run items in one reusable task, as long as they leave it untouched."""
+        cdef ItemCoroutine item_coro = reusable.item_coro
         cdef Journal journal = self.journal
         cdef tuple inherited = self.inherited
-        cdef bint handed = self.has_factory()
+        cdef bint has_factory = self.has_factory()
         cdef int64_t now, before = 0
-        cdef int unwatched = 0
+        cdef int unclocked = 0
         cdef PyObject *result = NULL
         cdef PySendResult sent
         value = error = None
-        spare.look()
+        reusable.remember()
         while at[0] < stop:
-            if unwatched == 0:
+            if unclocked == 0:
                 now = amp_monotonic_ns()
                 if now >= deadline:
                     return _DONE
-                unwatched = STRIDE if now - before < STRIDE_NS else 1
+                unclocked = STRIDE if now - before < STRIDE_NS else 1
                 before = now
-            elif amp_monotonic_coarse_ns() >= deadline:  # slow ones came after quick ones
+            elif amp_monotonic_coarse_ns() >= deadline:  # slow items follow quick ones
                 return _DONE
-            unwatched -= 1
+            unclocked -= 1
             self.mark()  # STARTER-7
-            driver.number = self.started
-            sent = call(driver, mode, func, items[at[0]], &result)
-            if sent == PYGEN_NEXT and not handed:
-                sent = PyIter_Send(<PyObject *>driver.coro, <PyObject *>None, &result)
+            item_coro.number = self.started
+            sent = call(item_coro, mode, func, items[at[0]], &result)
+            if sent == PYGEN_NEXT and not has_factory:
+                sent = PyIter_Send(<PyObject *>item_coro.inner, <PyObject *>None, &result)
                 if sent == PYGEN_NEXT:
                     self.value = take(result)
                     return _SUSPENDED
@@ -305,16 +308,16 @@ cdef class Starter:
             elif sent == PYGEN_ERROR:
                 error = take(amp_take_error())
             else:
-                self.value, driver.coro = driver.coro, None
-                self.reusable = spare.untouched(inherited)
+                self.value, item_coro.inner = item_coro.inner, None
+                self.is_untouched = reusable.untouched(inherited)
                 return _FACTORY
-            self.kept = _TOUCHED  # a value that may become a cancellation (retire) has to wait
-            if error is None and not driver.cancelled:
+            self.given = _TOUCHED  # not yet, if the outcome may become a cancellation (`retire`)
+            if error is None and not item_coro.cancelled:
                 if journal is not None and journal.add_quickly(value):
-                    self.kept = _DONE
+                    self.given = _DONE
                 else:
                     error = self.give(value)
-            if not spare.untouched(inherited):
+            if not reusable.untouched(inherited):
                 self.value = value
                 self.error = error
                 return _TOUCHED
@@ -322,22 +325,22 @@ cdef class Starter:
                 self.error = error
                 return _RAISED
             at[0] += 1
-            if self.kept == _FULL:
+            if self.given == _FULL:
                 return _FULL
         return _DONE
 
     cdef bint has_factory(self) except -1:
-        """Whether the loop's task factory is to make the tasks of coroutines."""
+        """Whether the loop has a task factory that must make the tasks of coroutines."""
         factory = self.loop.get_task_factory()
         return factory is not None and factory is not eager_factory
 
     cdef object give(self, value):
-        """Give a value away; returns why it cannot be had (it may have to be pickled)."""
+        """Append a value to `out`; returns None or the error, such as one of pickling it."""
         try:
             if self.journal is not None:
-                self.kept = _DONE if self.journal.add(value) else _FULL
+                self.given = _DONE if self.journal.add(value) else _FULL
             else:
-                self.kept = _FULL if self.out.append(value) is False else _DONE
+                self.given = _FULL if self.out.append(value) is False else _DONE
         except BaseException as error:  # STARTER-5
             return unsendable(value, error)
         return None
@@ -350,118 +353,122 @@ cdef class Starter:
             self.mark_started(self.started)
         return 0
 
-    # -- spares ------------------------------------------------------------------------------------
+    # -- reusable tasks ----------------------------------------------------------------------------
 
     cdef ReusableTask enter(self):
-        """Make a spare the current task. It is this call's alone until it is kept (STARTER-6)."""
-        cdef ReusableTask spare = self.spare
-        self.spare = None
-        if spare is None:
-            spare = ReusableTask(self.loop, PyContext_Copy(self.base))
+        """Make a reusable task current: the idle one, or a new one.
+
+        Until `keep`, it belongs to this call of `run` alone (STARTER-6): an item may run the loop,
+        and so start another call.
+        """
+        cdef ReusableTask reusable = self.idle
+        self.idle = None
+        if reusable is None:
+            reusable = ReusableTask(self.loop, PyContext_Copy(self.base))
         elif EAGER:
-            register_eager(spare.task)
+            register_eager(reusable.task)
         else:
-            spare.list()
-        enter_task(self.loop, spare.task)
-        PyContext_Enter(spare.context)
-        return spare
+            reusable.list()
+        enter_task(self.loop, reusable.task)
+        PyContext_Enter(reusable.context)
+        return reusable
 
-    cdef int leave(self, ReusableTask spare) except -1:
-        PyContext_Exit(spare.context)
-        leave_task(self.loop, spare.task)
+    cdef int leave(self, ReusableTask reusable) except -1:
+        PyContext_Exit(reusable.context)
+        leave_task(self.loop, reusable.task)
         return 0
 
-    cdef int keep(self, ReusableTask spare) except -1:
-        if not spare.quiet:
-            spare.quiet = True
-            spare.task._log_destroy_pending = False
-        if spare.listed:
-            spare.listed = False
-            unregister(spare.task)
+    cdef int keep(self, ReusableTask reusable) except -1:
+        if not reusable.quiet:
+            reusable.quiet = True
+            reusable.task._log_destroy_pending = False
+        if reusable.listed:
+            reusable.listed = False
+            unregister(reusable.task)
         else:
-            unregister_eager(spare.task)
-        spare.driver.coro = None  # it was left for those who may have kept the task
-        self.spare = spare
+            unregister_eager(reusable.task)
+        reusable.item_coro.inner = None  # until now, for code that may have kept the task
+        self.idle = reusable
         return 0
 
-    cdef object adopt(self, ReusableTask spare, yielded):
-        """Give a spare to the item that suspended in it (STARTER-4)."""
-        cdef ItemCoroutine driver = spare.driver
-        task = spare.task
-        if spare.quiet:
+    cdef object adopt(self, ReusableTask reusable, yielded):
+        """Give a reusable task to the item that suspended in it (STARTER-4)."""
+        cdef ItemCoroutine item_coro = reusable.item_coro
+        task = reusable.task
+        if reusable.quiet:
             task._log_destroy_pending = True
-        driver.on_value = self.on_value
-        spare.list()
-        PyContext_Enter(spare.context)
+        item_coro.on_value = self.on_value
+        reusable.list()
+        PyContext_Enter(reusable.context)
         try:
-            driver.adopt(yielded)
+            item_coro.adopt(yielded)
         finally:
-            PyContext_Exit(spare.context)
-        if driver.cancel_message is not None:
-            self.cancel_again(spare)
+            PyContext_Exit(reusable.context)
+        if item_coro.cancel_message is not None:
+            self.cancel_again(reusable)
         return task
 
-    cdef int cancel_again(self, ReusableTask spare) except -1:
+    cdef int cancel_again(self, ReusableTask reusable) except -1:
         """Cancel what an item waits for that was cancelled in its first step (STARTER-4).
 
-        The task took its request back in order to throw. It is made again, now that there is
-        something to cancel; `uncancel` keeps the count, which is not 0 before.
+        The task has cleared its request in order to throw. Request it again, now that there is
+        something to cancel; `uncancel` restores the count, which is not 0 before.
         """
-        enter_task(self.loop, spare.task)
+        enter_task(self.loop, reusable.task)
         try:
-            spare.context.run(spare.task.cancel, *spare.driver.cancel_message)
-            spare.task.uncancel()
+            reusable.context.run(reusable.task.cancel, *reusable.item_coro.cancel_message)
+            reusable.task.uncancel()
         finally:
-            leave_task(self.loop, spare.task)
+            leave_task(self.loop, reusable.task)
         return 0
 
-    cdef tuple retire(self, ReusableTask spare, value, error):
-        """Make a spare done for those who kept it (STARTER-3); returns the outcome of its item."""
+    cdef tuple retire(self, ReusableTask reusable, value, error):
+        """Finish a reusable task for the code that kept it (STARTER-3); returns the outcome."""
         trace = None if error is None else traceback_of(error)
-        spare.list()
-        PyContext_Enter(spare.context)
+        reusable.list()
+        PyContext_Enter(reusable.context)
         try:
-            spare.driver.finish(value, error)
+            reusable.item_coro.finish(value, error)
         finally:
-            PyContext_Exit(spare.context)
-        ended = outcome(spare.task)
-        if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
+            PyContext_Exit(reusable.context)
+        ended = outcome(reusable.task)
+        if reusable.item_coro.cancelled:  # a task that ends with a request pending is cancelled
             return ended
         if error is not None:
-            BaseException.with_traceback(error, trace)  # without the steps through the driver
+            BaseException.with_traceback(error, trace)  # without the frames of `finish`
         return value, error
 
-    cdef tuple hand_over(self, ReusableTask spare, coro, Py_ssize_t at):
+    cdef tuple hand_over(self, ReusableTask reusable, coro, Py_ssize_t at):
         """Let the loop's task factory make the task of an item."""
-        cdef bint reusable = self.reusable
-        cdef ItemCoroutine driver = ItemCoroutine(self.loop, coro)
-        guard = guarded(driver)
+        cdef bint is_untouched = self.is_untouched
+        cdef ItemCoroutine item_coro = ItemCoroutine(self.loop, coro)
+        guard = guarded(item_coro)
         try:
-            task = spare.context.run(self.loop.create_task, guard)
+            task = reusable.context.run(self.loop.create_task, guard)
             if is_made_of(task, guard):
-                driver.on_value = self.on_value
-        except BaseException as error:  # the factory's failure is the item's
+                item_coro.on_value = self.on_value
+        except BaseException as error:  # an error of the factory is the item's
             guard.close()
             coro.close()
             result = at, RAISED, error
         else:
             result = at, SUSPENDED, task
-        if reusable:
-            self.keep(spare)
+        if is_untouched:
+            self.keep(reusable)
         else:
-            self.retire(spare, None, None)
+            self.retire(reusable, None, None)
         return result
 
 
 cdef inline PySendResult call(
-    ItemCoroutine driver, int mode, func, item, PyObject **result
+    ItemCoroutine item_coro, int mode, func, item, PyObject **result
 ) noexcept:
-    """Call a function with an item. PYGEN_NEXT: the driver has a coroutine to be stepped."""
+    """Call a function with an item. PYGEN_NEXT: `item_coro.inner` is the coroutine to step."""
     cdef PyObject *called = amp_call(mode, func, item, as_coroutine)
     if called is NULL:
         return PYGEN_ERROR
     if PyCoro_CheckExact(called):
-        driver.coro = take(called)
+        item_coro.inner = take(called)
         return PYGEN_NEXT
     result[0] = called
     return PYGEN_RETURN

@@ -1,10 +1,10 @@
 /* Ends this process after its parent died, even while other code holds the GIL for ever.
  *
- * One detached thread, which never touches Python, blocks in poll on a descriptor that becomes
- * readable when the parent is gone: a pidfd, or a pipe whose other end only the parent has. It then
- * sends this process SIGTERM, so that whoever handles that can finish, and after a grace period
- * ends it. It costs no wake-up. PR_SET_PDEATHSIG would not do: it follows the thread that spawned,
- * not the process.
+ * One detached thread, which never calls Python, blocks in poll on a descriptor that becomes
+ * readable when the parent dies: a pidfd, or a pipe whose other end only the parent has. It then
+ * sends this process SIGTERM, so that running items can finish, and ends it after a grace period.
+ * It wakes at no other time. PR_SET_PDEATHSIG cannot replace it: that signal comes when the thread
+ * ends that started this process, while the parent process may live on.
  */
 #ifndef AMP_WATCHDOG_H
 #define AMP_WATCHDOG_H
@@ -25,7 +25,7 @@ struct amp_watch {
     struct timespec grace;
 };
 
-/* Blocks until the parent is gone; false if that cannot be told. */
+/* Block until the parent is dead; 0 if that cannot be known. */
 static inline int amp_watch_wait(const struct amp_watch *watch)
 {
     struct pollfd event = {.fd = watch->fd, .events = POLLIN};
@@ -35,7 +35,7 @@ static inline int amp_watch_wait(const struct amp_watch *watch)
     while (done < 0 && errno == EINTR);
     if (done < 0)
         return 0;
-    /* Somebody closed our descriptor: believe nothing but that we were given to another parent. */
+    /* Other code closed our descriptor: then only a new parent of this process proves the death. */
     return (event.revents & POLLNVAL) == 0 || getppid() != watch->parent;
 }
 
@@ -66,7 +66,7 @@ static inline int amp_watch_thread(struct amp_watch *watch)
     return error;
 }
 
-/* Starts the watch; 0 or an errno. `fd` must stay open. */
+/* Start the thread; 0 or an errno. `fd` must stay open. */
 static inline int amp_watch_start(int fd, pid_t parent, double grace)
 {
     sigset_t all, before;
@@ -77,8 +77,8 @@ static inline int amp_watch_start(int fd, pid_t parent, double grace)
     watch->parent = parent;
     watch->grace.tv_sec = (time_t)grace;
     watch->grace.tv_nsec = (long)((grace - (double)watch->grace.tv_sec) * 1e9);
-    /* A thread inherits the mask: no signal of the process is to be delivered to this one, where it
-     * would interrupt nothing that Python waits in. */
+    /* The thread inherits a mask of all signals. A signal that the kernel delivers to this thread
+     * would not interrupt a call in which Python waits. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = amp_watch_thread(watch);

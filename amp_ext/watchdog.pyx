@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The thread of watchdog.h for Python: ends a worker whose parent is gone."""
+"""The thread of watchdog.h for Python: ends a worker after its parent died."""
 
 from cpython.exc cimport PyErr_SetFromErrno
 from libc cimport errno

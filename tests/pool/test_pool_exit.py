@@ -355,7 +355,7 @@ def test_a_process_ends_by_its_signal_whatever_became_of_its_streams(
 ) -> None:
     source = f"""
 import os, signal, sys
-from aiomultiprocess._worker.engine import exit_by_signal
+from aiomultiprocess._worker.leaving import exit_by_signal
 
 if __name__ == "__main__":
 {STREAMS[streams]}

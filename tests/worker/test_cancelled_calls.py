@@ -60,7 +60,7 @@ async def lines_to_cancel(count: int) -> int:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
             assert await pool.apply(workload.two) == 2
-        return lines.total
+        return lines.of["cancel_call"] + lines.of["offset_of"] + lines.of["drop"]
 
 
 async def test_the_parent_looks_for_each_call_once(backend: str) -> None:

@@ -281,7 +281,7 @@ def test_an_item_may_let_its_worker_be_terminated_inside_it(
     worker: Worker, exits: list[int], monkeypatch: pytest.MonkeyPatch, last: str
 ) -> None:
     """By a loop that it runs from inside (RESULTS-1): its turn ends, and so does the worker."""
-    monkeypatch.setattr(child, "exit_by_signal", exits.append)
+    monkeypatch.setattr(child.leaving, "exit_by_signal", exits.append)
     complaints: list[Any] = []
     worker.loop.set_exception_handler(lambda loop, context: complaints.append(context))
 
@@ -368,7 +368,7 @@ def test_a_worker_that_cannot_answer_a_suspended_item_ends_loudly(
     if inside:
         assert exits == []
         worker.engine._in_burst = False
-        worker.engine._end_those_inside()
+        worker.engine._finish_ended()
     assert exits == [70]
     worker.gates["b"].set()
     worker.loop.run_until_complete(worker.turns(lambda: not worker.engine._running))

@@ -1,7 +1,9 @@
-"""What the coroutine of a spare task awaits, and the task itself, in Python (see `starter`).
+"""What the coroutine of an item's task awaits, and the task itself (`amp_ext.driver` is compiled).
 
-What a coroutine calls on what it awaits (`send`, `throw`) and a task on what it waits for
-(`add_done_callback`, `cancel`, `result`) is all that passes; `asyncio.Task` does the rest.
+Only the starter uses this module; its theory and rules (STARTER-1 to STARTER-8) are in starter.py.
+`asyncio.Task` does what is not here. An `ItemCoroutine` has two sides: the one that a coroutine
+uses of what it awaits (`send`, `throw`), and the one that a task uses of the future it waits for
+(`add_done_callback`, `cancel`, `result`).
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from . import tasks
 
 __all__ = ["ItemCoroutine", "MarkedItem"]
 
-_PARKED, _ADOPTING, _RUNNING, _FINISHED, _ENDING = range(5)
+_WAITING, _ADOPTING, _RUNNING, _FINISHED, _ENDING = range(5)
 
 _LOOP_STOPPERS: Final = (KeyboardInterrupt, SystemExit)
 
 
 class MarkedItem(tasks.Item):
-    """The task of an item. It tells whether something was attached to it (STARTER-1)."""
+    """The task of an item. `marked` is True once anything was attached to it (STARTER-1)."""
 
     __slots__ = ("marked",)
 
@@ -40,7 +42,7 @@ class MarkedItem(tasks.Item):
 
 
 class ItemCoroutine:
-    """Runs an item for the coroutine of a task; the gate of a spare while it has no item."""
+    """Runs the coroutine of an item; the gate of a reusable task while that has no item."""
 
     __slots__ = (
         "__weakref__",
@@ -51,24 +53,25 @@ class ItemCoroutine:
         "_wakeup",
         "cancel_message",
         "cancelled",
-        "coro",
+        "inner",
         "number",
         "on_value",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any] | None = None
+        self, loop: asyncio.AbstractEventLoop, inner: Coroutine[Any, Any, Any] | None = None
     ) -> None:
         self._asyncio_future_blocking = False
         self._loop = loop
-        self._stage = _PARKED if coro is None else _RUNNING
+        self._stage = _WAITING if inner is None else _RUNNING
         self._wakeup: Callable[[ItemCoroutine], object] | None = None
-        self._result: Any = None  # what the task is told next: a yielded object, or an outcome
-        self.cancelled = False  # the task was cancelled, and the gate could not be
+        self._result: Any = None  # what the next step yields, or (value, error) to end with
+        self.cancelled = False  # the task was cancelled while it waited at the gate
+        #: Arguments of a cancellation in the first step, to be requested again after the adoption.
         self.cancel_message: list[Any] | None = None
-        self.coro: Coroutine[Any, Any, Any] | None = coro
-        self.number = 0  # of the item among all that the worker has started
-        #: Called with what the item returns, before anything else can run.
+        self.inner = inner  # the item's coroutine; a copy of the worker halts it (copies.py)
+        self.number = 0  # of the item, counted over all that this worker started
+        #: Gets what the item returns, before anything else can run.
         self.on_value: Callable[[Any], object] | None = None
 
     # -- for the starter -----------------------------------------------------------------------
@@ -84,15 +87,13 @@ class ItemCoroutine:
         self._wake()
 
     def drop(self) -> None:
-        """Let go of the task, which holds this driver."""
+        """Drop the task, which refers to this object: a reference cycle."""
         self._wakeup = None
 
     def _wake(self) -> None:
         wakeup, self._wakeup = self._wakeup, None
         assert wakeup is not None
-        with suppress(
-            *_LOOP_STOPPERS
-        ):  # the task has it, and raises it to stop the loop (STARTER-5)
+        with suppress(*_LOOP_STOPPERS):  # the task keeps the error, and also raises it (STARTER-5)
             wakeup(self)
 
     # -- the gate, as a task sees it -----------------------------------------------------------
@@ -107,10 +108,10 @@ class ItemCoroutine:
 
     def cancel(self, msg: object = None) -> bool:
         self.cancelled = True
-        return False  # so the task notes the request, as one does that runs
+        return False  # then the task notes the request, as a running task does
 
     def result(self) -> None:
-        """What the gate was waited for: nothing."""
+        """The gate has no result."""
 
     # -- what the coroutine awaits -------------------------------------------------------------
 
@@ -121,22 +122,22 @@ class ItemCoroutine:
         return self
 
     def __next__(self) -> Any:
-        """Step, as the task asks: this is send(None)."""
+        """Step the item: `send(None)`."""
         return self.send(None)
 
     def send(self, value: Any, /) -> Any:
         if self._stage == _RUNNING:
-            return self._step(self.coro.send, value)  # type: ignore[union-attr]
+            return self._step(self.inner.send, value)  # type: ignore[union-attr]
         if self._stage == _ADOPTING:
             return self._adopted()
-        if self._stage == _PARKED:
+        if self._stage == _WAITING:
             return self._gate()
         raise self._end()
 
     def throw(self, error: BaseException, /, *more: Any) -> Any:
-        """Step with an exception, which is a CancelledError until the item runs here."""
+        """Step with an exception; before the item runs here, that is always a CancelledError."""
         if self._stage == _RUNNING:
-            return self._step(self.coro.throw, error)  # type: ignore[union-attr]
+            return self._step(self.inner.throw, error)  # type: ignore[union-attr]
         if self._stage == _ADOPTING:
             self.cancel_message = list(error.args)
             return self._adopted()
@@ -144,12 +145,12 @@ class ItemCoroutine:
         raise error if isinstance(end, StopIteration) else end
 
     def close(self) -> None:
-        if self.coro is not None:
-            self.coro.close()
+        if self.inner is not None:
+            self.inner.close()
 
     def __getattr__(self, name: str) -> Any:
-        """`cr_frame`, `__qualname__` and the like are those of the item's coroutine."""
-        return getattr(self.coro, name)
+        """Attributes such as `cr_frame` and `__qualname__` are those of the item's coroutine."""
+        return getattr(self.inner, name)
 
     def _step(self, step: Callable[[Any], Any], what: Any) -> Any:
         try:
@@ -158,7 +159,7 @@ class ItemCoroutine:
             if self.on_value is not None:
                 self.on_value(stop.value)
             raise
-        except _LOOP_STOPPERS as error:  # raised in a step that is ours, a turn later (STARTER-5)
+        except _LOOP_STOPPERS as error:  # end the task from `_wake`, one turn later (STARTER-5)
             self._stage, self._result = _ENDING, (None, error)
             return self._gate()
 

@@ -1,38 +1,42 @@
-"""The pure-Python starter of items: what `amp_ext.starter` does, without a compiler.
+"""The starter: runs the first step of items, and gives a task of its own to each that suspends.
 
-To make a Task for each item costs several times what a short item costs. So the first step of an
-item is run here, by hand, while `asyncio.current_task()` is a *spare*: a real Task, in a context of
-its own, that waits for a gate. If the item finishes in this step, nobody kept anything of the
-spare and nothing of it has changed, the next item gets the same one. If the item suspends, the
-spare adopts it: its driver is given the item's coroutine to drive from there on.
+The worker engine (_worker/engine.py) calls `Starter.run` with the items of a chunk.
+`amp_ext.starter` is the same, compiled; this module is used where the extension is not built.
 
-    parked --item suspends--> ADOPTING --> RUNNING --SystemExit--> ENDING --> task done
-       \\-----item finished, spare is not as it was--> FINISHED ------------> task done
+To make a task for each item costs several times what a short item costs. So the starter runs the
+first step of an item itself, while `asyncio.current_task()` is a *reusable task*: a real task, in a
+context of its own, that waits at its *gate* (a future-like object which only the starter opens). If
+the item finishes in this step and left the reusable task as it was, that task serves the next item.
+If the item suspends, the reusable task adopts it, and runs it from there on as a usual task.
 
-The coroutine of a spare awaits a `ItemCoroutine`, which is the gate as well: a future-like object that the
-spare waits for. A task that waits has handed over its wake-up: to call it is to step the task now,
+    WAITING --item suspends--> ADOPTING --> RUNNING --SystemExit--> ENDING --> task done
+       \\-----item finished, and left traces on the task--> FINISHED --------> task done
+
+The coroutine of a reusable task awaits an `ItemCoroutine` (driver.py), which is both the gate and,
+after the adoption, what runs the item's coroutine. A task that waits for a future has given it a
+callback that wakes the task. The starter calls this callback itself, and so steps the task at once,
 without a turn of the loop.
 
-A loop that has a task factory of its own gets the coroutines of items, and makes their tasks. (Not
-asyncio's eager one: to start a task eagerly is what a starter does.)
+If the loop has a task factory, that makes the tasks of all items that are coroutines. (Except
+asyncio's eager factory: to start tasks eagerly is what a starter does anyway.)
 
-STARTER-1  An item runs in a real Task that is the task of no other item at that time, and which it finds
-    as a new task is: no callbacks, no attributes, no cancellation requests, no references, no
-    weak references. `_untouched` decides, after each item.
-STARTER-2  An item runs in a copy of the context in which the starter was made. What it sets is seen by no
-    other item.
-STARTER-3  A spare that is not untouched becomes a task that is done, with the outcome of its item, for
-    those who kept it.
-STARTER-4  A suspended item is in the state in which a Task that ran the coroutine itself would be: it
-    waits for the same future, and a cancellation requested in the first step is delivered to it.
-STARTER-5  SystemExit and KeyboardInterrupt of an item are its outcome; they do not leave a callback of the
-    loop, which they would stop.
-STARTER-6  Between two calls of `run` a spare is not in `asyncio.all_tasks()`, not current, and known to
-    nobody else.
-STARTER-7  An item is marked as started before its function is called (WORKER-1), and the value of the item
-    before it was given away by then (WORKER-6).
-STARTER-8  The task of an item shows the item's own coroutine and a name that no other item of the worker
-    has. A task factory gets a real coroutine, which has the names of the item's and awaits it.
+STARTER-1  An item runs in a real task that is no other item's at that time. The item finds it as a
+    new task is: no callbacks, attributes, cancellation requests, references or weak references.
+    `untouched` checks this after each item.
+STARTER-2  An item runs in a copy of the context in which the starter was made. No other item sees
+    the variables that it sets.
+STARTER-3  A reusable task that is not untouched becomes a task that is done, with the outcome of
+    its item, for the code that kept it.
+STARTER-4  A suspended item is in the state that a task would be in which had run its coroutine from
+    the start: it waits for the same future, and gets a cancellation requested in the first step.
+STARTER-5  SystemExit and KeyboardInterrupt of an item are its outcome. They do not pass through a
+    callback of the loop, because that would stop the loop.
+STARTER-6  Between two calls of `run`, `asyncio.all_tasks()` does not list a reusable task, it is
+    not current, and only the starter refers to it.
+STARTER-7  An item is marked as started before its function is called (WORKER-1). By then the value
+    of the item before it is in `out` (WORKER-6).
+STARTER-8  The task of an item shows the item's own coroutine, and a name that no other item of the
+    worker has. A task factory gets a real coroutine, which awaits the item's and has its names.
 """
 
 from __future__ import annotations
@@ -53,51 +57,51 @@ from .tasks import DONE, FULL, RAISED, SUSPENDED
 
 __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
 
-_TOUCHED: Final = 4  # ended a burst: the item finished, but its spare is not as it was
-_FACTORY: Final = 5  # ended a burst: a coroutine that the loop's task factory is to have
+_TOUCHED: Final = 4  # ended a burst: the item finished, and left traces on its task (STARTER-3)
+_FACTORY: Final = 5  # ended a burst: the loop's task factory makes the task of a coroutine
 
-#: Types of values that are seen to be no awaitables at once.
+#: Types whose values are no awaitables, so that nothing more needs to be checked.
 _VALUES: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
 
 
 class StartedCounter(Protocol):
-    """Where the parent can read how many items have been started."""
+    """The number of items started, where the parent can read it."""
 
     def mark_started(self, n: int) -> object:
         """Store the total `n`."""
 
 
 class Sink(Protocol):
-    """Where values go: a list, or a journal."""
+    """Takes the values of items: a list, or a journal."""
 
     def append(self, value: Any, /) -> bool | None:
-        """Take a value; False if it should travel on before anything else runs."""
+        """Take a value; False if it must be sent before another item runs."""
 
 
 class ReusableTask:
-    """A parked task, and how it looks when it is untouched."""
+    """A task that waits at its gate, and the state that it has while it is untouched."""
 
-    __slots__ = ("_coro", "_references", "_weakrefs", "context", "driver", "task")
+    __slots__ = ("_coro", "_references", "_weakrefs", "context", "item_coro", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, context: Context) -> None:
         self.context = context
-        self.driver = ItemCoroutine(loop)
-        self._coro = tasks.drive(self.driver)  # a function may keep it, having no other
-        self.task = tasks.parked(MarkedItem, self.driver, self._coro, loop, context)
+        self.item_coro = ItemCoroutine(loop)
+        self._coro = tasks.drive(self.item_coro)  # `get_coro()` returns it in a plain function
+        self.task = tasks.waiting_task(MarkedItem, self.item_coro, self._coro, loop, context)
         self.task._log_destroy_pending = False
 
-    def look(self) -> None:
-        """Remember how the task looks now, within a burst and before an item."""
+    def remember(self) -> None:
+        """Remember the state of the task, at the start of a burst."""
         object.__setattr__(self.task, "marked", False)
         self._references = self._count()
         self._weakrefs = getweakrefcount(self.task)
 
     def untouched(self, inherited: tuple[tuple[ContextVar[Any], Any], ...]) -> bool:
-        """Whether the task still looks so (STARTER-1), and the context holds what it inherited (STARTER-2)."""
+        """Whether task (STARTER-1) and context (STARTER-2) still have the state remembered."""
         return (
             self._count() == self._references
             and getweakrefcount(self.task) == self._weakrefs
-            and not self.driver.cancelled
+            and not self.item_coro.cancelled
             and not self.task.marked
             and len(self.context) == len(inherited)
             and (not inherited or all(self.context.get(var) is value for var, value in inherited))
@@ -108,10 +112,10 @@ class ReusableTask:
 
 
 class Starter:
-    """Runs the first step of items, and makes tasks of those that need more.
+    """Runs the first step of items, and gives a task to each that suspends.
 
-    Made where the items' context variables are as items shall see them: after the initializer.
-    `on_value` is called with what an item returns that was suspended, before anything else can run.
+    Make it in the context that items shall see a copy of: after the initializer. When an item that
+    was suspended returns, `on_value` gets the value before anything else can run.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class Starter:
         self._started = 0
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
-        self._spare: ReusableTask | None = None
+        self._idle: ReusableTask | None = None
 
     def run(
         self,
@@ -140,52 +144,52 @@ class Starter:
     ) -> tuple[int, int, Any]:
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
-        Values go to `out`; if that raises, its item raises `_tasks.unsendable`. Returns
-        `(n, RAISED, exception)` or `(n, SUSPENDED, task)` for item n; or, item n being the first
-        that was not started, `(n, FULL, None)` if `out` says so, and `(n, DONE, None)` if n is
-        `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `_tasks.outcome` tells what it ended with. Call it from a callback of the running loop, not
-        from a task.
+        Values go to `out`; if that raises, the item's error is that of `tasks.unsendable`. Returns
+        `(n, RAISED, exception)` or `(n, SUSPENDED, task)`, where n is that item; or, where n is the
+        first item not started, `(n, FULL, None)` if `out` returned False, and `(n, DONE, None)` if
+        n is `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
+        `tasks.outcome` returns its outcome. Call it in a callback of the running loop, not in a
+        task.
         """
         at, what = start, None
         try:
             while True:
-                spare = self._enter()
+                reusable = self._enter()
                 try:
-                    at, status, what = spare.context.run(
-                        self._burst, spare, mode, func, items, at, stop, out, deadline_ns
+                    at, status, what = reusable.context.run(
+                        self._burst, reusable, mode, func, items, at, stop, out, deadline_ns
                     )
-                except BaseException:  # not an item's: the mark could not be set
-                    self._keep(spare)
+                except BaseException:  # no item raised it: the mark could not be set
+                    self._keep(reusable)
                     self.close()
                     raise
                 finally:
-                    tasks.leave(self._loop, spare.task)
+                    tasks.leave(self._loop, reusable.task)
                 if status != _TOUCHED:
-                    return at, *self._ended(spare, status, what)
-                what, error, kept = what
-                what, error = self._retire(spare, what, error)
-                if kept is not None:
-                    error = None  # its value was given, and stays its answer
+                    return at, *self._ended(reusable, status, what)
+                what, error, given = what
+                what, error = self._retire(reusable, what, error)
+                if given is not None:
+                    error = None  # `out` has its value already, which stays its result
                 elif error is None:
-                    kept, error = _kept(out, what)
+                    given, error = _give(out, what)
                 if error is not None:
                     return at, RAISED, error
                 at += 1
-                if kept == FULL:
+                if given == FULL:
                     return at, FULL, None
         finally:
-            what = error = None  # this frame lives on in the tracebacks of items (see _burst)
+            what = error = None  # tracebacks of items keep this frame (see `_burst`)
 
     def close(self) -> None:
-        """Give up the spare."""
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.driver.drop()
+        """Drop the reusable task."""
+        reusable, self._idle = self._idle, None
+        if reusable is not None:
+            reusable.item_coro.drop()
 
     def _burst(
         self,
-        spare: ReusableTask,
+        reusable: ReusableTask,
         mode: int,
         func: Callable[..., Any],
         items: list[Any],
@@ -194,126 +198,130 @@ class Starter:
         out: Sink,
         deadline_ns: int,
     ) -> tuple[int, int, Any]:
-        """Run items in the context and as the task of one spare, as long as it may be reused."""
-        driver, inherited = spare.driver, self._inherited
+        """Run items in one reusable task, as long as they leave it untouched."""
+        item_coro, inherited = reusable.item_coro, self._inherited
         factory = self._loop.get_task_factory()
         if factory is tasks.EAGER_FACTORY:
             factory = None
-        spare.look()
+        reusable.remember()
         try:
             while at < stop and monotonic_ns() < deadline_ns:
-                self._started = driver.number = number = self._started + 1
+                self._started = item_coro.number = number = self._started + 1
                 self._mark_started(number)  # STARTER-7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:
-                        return at, _FACTORY, (coro, spare.untouched(inherited))
-                    driver.coro = coro
+                        return at, _FACTORY, (coro, reusable.untouched(inherited))
+                    item_coro.inner = coro
                     value, error, suspended = _first_step(coro)
                     if suspended:
                         return at, SUSPENDED, value
                     coro = None
-                kept = None  # a value that may become a cancellation (`_retire`) has to wait
-                if error is None and not driver.cancelled:
-                    kept, error = _kept(out, value)
-                if not spare.untouched(inherited):
-                    return at, _TOUCHED, (value, error, kept)
+                given = None  # not yet, if the outcome may become a cancellation (`_retire`)
+                if error is None and not item_coro.cancelled:
+                    given, error = _give(out, value)
+                if not reusable.untouched(inherited):
+                    return at, _TOUCHED, (value, error, given)
                 if error is not None:
                     return at, RAISED, error
                 at += 1
-                if kept == FULL:
+                if given == FULL:
                     return at, FULL, None
             return at, DONE, None
         finally:
-            # An exception holds its traceback, that the item's frame, and that its callers' frames
-            # with all they know. What they know must not be the exception: that is a cycle.
+            # An exception refers to its traceback, that to the item's frame, and that to the frames
+            # of its callers. A variable there that refers to the exception would close a cycle.
             value = error = coro = None
 
-    def _ended(self, spare: ReusableTask, status: int, what: Any) -> tuple[int, Any]:
-        """What `run` returns after a burst that ended so."""
+    def _ended(self, reusable: ReusableTask, status: int, what: Any) -> tuple[int, Any]:
+        """What `run` returns for the item that ended a burst: its status, and task or error."""
         if status == SUSPENDED:
-            return SUSPENDED, self._adopt(spare, what)
+            return SUSPENDED, self._adopt(reusable, what)
         if status == _FACTORY:
-            return self._hand_over(spare, *what)
-        self._keep(spare)
+            return self._hand_over(reusable, *what)
+        self._keep(reusable)
         try:
             return status, what
         finally:
             what = None
 
-    # -- spares --------------------------------------------------------------------------------
+    # -- reusable tasks ------------------------------------------------------------------------
 
     def _enter(self) -> ReusableTask:
-        """Make a spare the current task. It is this call's alone until it is kept (STARTER-6)."""
-        spare, self._spare = self._spare, None
-        if spare is None:
-            spare = ReusableTask(self._loop, self._base.copy())
+        """Make a reusable task current: the idle one, or a new one.
+
+        Until `_keep`, it belongs to this call of `run` alone (STARTER-6): an item may run the loop,
+        and so start another call.
+        """
+        reusable, self._idle = self._idle, None
+        if reusable is None:
+            reusable = ReusableTask(self._loop, self._base.copy())
         else:
-            tasks.register(spare.task)
-        tasks.enter(self._loop, spare.task)
-        return spare
+            tasks.register(reusable.task)
+        tasks.enter(self._loop, reusable.task)
+        return reusable
 
-    def _keep(self, spare: ReusableTask) -> None:
-        tasks.unregister(spare.task)
-        spare.driver.coro = None  # it was left for those who may have kept the task
-        self._spare = spare
+    def _keep(self, reusable: ReusableTask) -> None:
+        tasks.unregister(reusable.task)
+        reusable.item_coro.inner = None  # until now, for code that may have kept the task
+        self._idle = reusable
 
-    def _adopt(self, spare: ReusableTask, yielded: object) -> asyncio.Task[Any]:
-        """Give a spare to the item that suspended in it (STARTER-4)."""
-        task, driver, context = spare.task, spare.driver, spare.context
+    def _adopt(self, reusable: ReusableTask, yielded: object) -> asyncio.Task[Any]:
+        """Give a reusable task to the item that suspended in it (STARTER-4)."""
+        task, item_coro, context = reusable.task, reusable.item_coro, reusable.context
         task._log_destroy_pending = True
-        driver.on_value = self._on_value
-        context.run(driver.adopt, yielded)
-        if driver.cancel_message is not None:
-            # The task took its request back in order to throw. It is made again, now that there is
-            # something to cancel; `uncancel` keeps the count, which is not 0 before.
+        item_coro.on_value = self._on_value
+        context.run(item_coro.adopt, yielded)
+        if item_coro.cancel_message is not None:
+            # The task has cleared its request in order to throw. Request it again, now that there
+            # is something to cancel; `uncancel` restores the count, which is not 0 before.
             tasks.enter(self._loop, task)
             try:
-                context.run(task.cancel, *driver.cancel_message)
+                context.run(task.cancel, *item_coro.cancel_message)
                 task.uncancel()
             finally:
                 tasks.leave(self._loop, task)
         return task
 
     def _retire(
-        self, spare: ReusableTask, value: object, error: BaseException | None
+        self, reusable: ReusableTask, value: object, error: BaseException | None
     ) -> tuple[Any, BaseException | None]:
-        """Make a spare done for those who kept it (STARTER-3); returns the outcome of its item."""
+        """Finish a reusable task for the code that kept it (STARTER-3); returns the outcome."""
         trace = None if error is None else tasks.traceback_of(error)
-        spare.context.run(spare.driver.finish, value, error)
-        ended = tasks.outcome(spare.task)
-        if spare.driver.cancelled:  # a request that was not served makes a value a cancellation
+        reusable.context.run(reusable.item_coro.finish, value, error)
+        ended = tasks.outcome(reusable.task)
+        if reusable.item_coro.cancelled:  # a task that ends with a request pending is cancelled
             return ended
         if error is not None:
-            BaseException.with_traceback(error, trace)  # without the steps through the driver
+            BaseException.with_traceback(error, trace)  # without the frames of `finish`
         return value, error
 
     def _hand_over(
-        self, spare: ReusableTask, coro: Coroutine[Any, Any, Any], reusable: bool
+        self, reusable: ReusableTask, coro: Coroutine[Any, Any, Any], untouched: bool
     ) -> tuple[int, Any]:
         """Let the loop's task factory make the task of an item."""
-        driver = ItemCoroutine(self._loop, coro)
-        guard = tasks.guarded(driver)
+        item_coro = ItemCoroutine(self._loop, coro)
+        guard = tasks.guarded(item_coro)
         try:
-            task = spare.context.run(self._loop.create_task, guard)
+            task = reusable.context.run(self._loop.create_task, guard)
             if tasks.is_made_of(task, guard):
-                driver.on_value = self._on_value
-        except BaseException as error:  # noqa: BLE001 - the factory's failure is the item's
+                item_coro.on_value = self._on_value
+        except BaseException as error:  # noqa: BLE001 - an error of the factory is the item's
             guard.close()
             coro.close()
             return RAISED, error
         finally:
-            if reusable:
-                self._keep(spare)
+            if untouched:
+                self._keep(reusable)
             else:
-                self._retire(spare, None, None)
+                self._retire(reusable, None, None)
         return SUSPENDED, task
 
 
 def _called(
     mode: int, func: Callable[..., Any], item: Any
 ) -> tuple[Any, BaseException | None, Coroutine[Any, Any, Any] | None]:
-    """Call a function with an item: its value, its exception, or the coroutine to be stepped."""
+    """Call a function with an item; returns its value, its exception, or its coroutine."""
     try:
         if mode == Mode.MAP:
             value = func(item)
@@ -327,14 +335,14 @@ def _called(
         if type(value) is not CoroutineType:
             value = tasks.as_coroutine(value)
     except BaseException as error:  # noqa: BLE001 - STARTER-5
-        return None, _theirs(error), None
+        return None, _without_our_frame(error), None
     if type(value) is CoroutineType:
         return None, None, value
     return value, None, None
 
 
-def _kept(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
-    """Give a value away: DONE or FULL, or why it cannot be had (it may have to be pickled)."""
+def _give(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
+    """Append a value to `out`: DONE or FULL; or the error, such as one of pickling it."""
     try:
         return FULL if out.append(value) is False else DONE, None
     except BaseException as error:  # noqa: BLE001 - STARTER-5
@@ -342,18 +350,18 @@ def _kept(out: Sink, value: Any) -> tuple[int | None, BaseException | None]:
 
 
 def _first_step(coro: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None, bool]:
-    """Step a coroutine: its value, its exception, or what it has yielded and True."""
+    """Step a coroutine; returns its value, its exception, or what it yielded and True."""
     try:
         return coro.send(None), None, True
     except StopIteration as stop:
         return stop.value, None, False
     except BaseException as error:  # noqa: BLE001 - STARTER-5
-        return None, _theirs(error), False
+        return None, _without_our_frame(error), False
 
 
-def _theirs(error: BaseException) -> BaseException:
-    """The exception without our frame, as from a task; and without a reference cycle through it."""
+def _without_our_frame(error: BaseException) -> BaseException:
+    """The exception as from a task: its traceback without our frame, which would form a cycle."""
     trace = tasks.traceback_of(error)
     if trace is not None:
-        BaseException.with_traceback(error, trace.tb_next)  # it may be frozen
+        BaseException.with_traceback(error, trace.tb_next)  # its attribute may be read-only
     return error

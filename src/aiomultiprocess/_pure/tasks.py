@@ -1,6 +1,8 @@
-"""What both starters of items (`starter`, `amp_ext.starter`) know of `asyncio.Task`.
+"""What both starters (`starter`, `amp_ext.starter`) and the worker engine know of `asyncio.Task`.
 
-Called on the loop's thread, from a callback of the running loop.
+Here are the task of an item (`Item`), the makers of its coroutine and of a task that waits at its
+gate (see starter.py), and the outcome of a task. All is called on the loop's thread, in a callback
+of the running loop.
 """
 
 from __future__ import annotations
@@ -32,32 +34,32 @@ __all__ = [
     "enter",
     "guarded",
     "is_made_of",
+    "item_coroutine_of",
     "leave",
     "outcome",
-    "parked",
     "register",
     "traceback_of",
     "unregister",
     "unsendable",
+    "waiting_task",
 ]
 
-#: How `Starter.run` ended: nothing is left, an item raised, an item has become a task, and: the
-#: last value is where all are, but would not outlive the process.
-DONE: Final = 0
-RAISED: Final = 1
-SUSPENDED: Final = 2
-FULL: Final = 3
+#: How `Starter.run` ended.
+DONE: Final = 0  # all items have run, or the time is over
+RAISED: Final = 1  # an item raised
+SUSPENDED: Final = 2  # an item suspended, and has a task
+FULL: Final = 3  # the journal had no room for the last value, which must be sent first (WORKER-6)
 
-#: As the attribute is got, whatever the exception's own attribute methods do.
+#: Reads the attribute without code of the exception's class.
 _TRACEBACK: Final = vars(BaseException)["__traceback__"]
 
-#: A task factory that does what a starter does anyway: None where Python has none.
+#: asyncio's eager task factory, which starters replace; None where Python has none.
 EAGER_FACTORY: Final[Any] = getattr(asyncio, "eager_task_factory", None)
 
 #: The name that asyncio keeps for the task of an item, until the item sets one.
 _UNNAMED: Final = "aiomultiprocess-item"
 
-#: Modules whose frames stand between a task and the item's code.
+#: Modules whose frames are between a task and the item's code in a traceback.
 _OURS: Final = frozenset(
     {__name__, "aiomultiprocess._pure.driver", "amp_ext.driver", "amp_ext.starter"}
 )
@@ -65,76 +67,78 @@ _OURS: Final = frozenset(
 _Item = TypeVar("_Item", bound="Item")
 
 
-class _Driver(Awaitable[Any], Protocol):
-    """What a task knows of its driver (driver.py)."""
+class _ItemCoroutine(Awaitable[Any], Protocol):
+    """What a task reads of its ItemCoroutine (driver.py, amp_ext/driver.pyx)."""
 
-    coro: Coroutine[Any, Any, Any] | None  # the item's, None: the item is a plain function
-    number: int  # of the item among all that the worker has started
+    inner: Coroutine[Any, Any, Any] | None  # the item's coroutine; None: a plain function
+    number: int  # of the item, counted over all that this worker started
 
 
 class Item(asyncio.Task[Any]):
     """The task of an item. It shows the item's own coroutine, and a name of the item's own.
 
-    What it runs is another coroutine, that of `drive`: one task serves many items, as long as they
-    finish at once. Both the coroutine and the name are looked up when somebody asks.
+    The task itself runs another coroutine, that of `drive`, because one task serves many items that
+    finish at once. Coroutine and name of the item are looked up on demand.
     """
 
-    __slots__ = ("_driver",)
+    __slots__ = ("_item_coro",)
 
-    _driver: _Driver
+    _item_coro: _ItemCoroutine
 
     def get_coro(self) -> Any:
-        """The coroutine of the item; that which the task runs, if the item is a function."""
-        coro = self._driver.coro
+        """The coroutine of the item; that of the task, if the item is a plain function."""
+        coro = self._item_coro.inner
         return asyncio.Task.get_coro(self) if coro is None else coro
 
     @property
-    def _coro(self) -> Any:  # asyncio's `repr`, `get_stack` and `print_stack` read this one
+    def _coro(self) -> Any:  # what asyncio's `repr`, `get_stack` and `print_stack` read
         return self.get_coro()
 
     @property
     def _fut_waiter(self) -> Any:
-        """What the item waits for: while it is in its first step, nothing."""
+        """The future that the item waits for; None in its first step."""
         waiter = _WAITER.__get__(self)
-        return None if waiter is self._driver else waiter
+        return None if waiter is self._item_coro else waiter
 
     def get_name(self) -> str:
         """The name that the item has set, or one with the item's number in this worker."""
         name = super().get_name()
-        return f"{_UNNAMED}-{self._driver.number}" if name is _UNNAMED else name
+        return f"{_UNNAMED}-{self._item_coro.number}" if name is _UNNAMED else name
 
 
 _WAITER: Final[Any] = inspect.getattr_static(asyncio.Task, "_fut_waiter")
 
 
-async def drive(driver: _Driver) -> Any:
-    """A real coroutine for a task to run: some task factories and debuggers accept no other."""
-    return await driver
+async def drive(item_coro: _ItemCoroutine) -> Any:
+    """A real coroutine for a task to run: some task factories and debuggers need one."""
+    return await item_coro
 
 
-def guarded(driver: _Driver) -> Coroutine[Any, Any, Any]:
-    """A coroutine that runs the driver's item, and passes for the item's to a task factory."""
-    guard: Any = drive(driver)
-    coro: Any = driver.coro
+def guarded(item_coro: _ItemCoroutine) -> Coroutine[Any, Any, Any]:
+    """A coroutine for a task factory: it runs the item, and has the names of its coroutine."""
+    guard: Any = drive(item_coro)
+    coro: Any = item_coro.inner
     guard.__name__, guard.__qualname__ = coro.__name__, coro.__qualname__
     return guard  # type: ignore[no-any-return]
 
 
-def driver_of(task: object) -> Any:
-    """The driver that runs the item of a task; None if no starter made the task's coroutine."""
+def item_coroutine_of(task: object) -> Any:
+    """The ItemCoroutine that a task runs; None if no starter made the task's coroutine."""
     coro: Any = asyncio.Task.get_coro(task) if isinstance(task, asyncio.Task) else None
     is_ours = getattr(coro, "cr_code", None) is drive.__code__
     return coro.cr_await if is_ours else None
 
 
 def is_made_of(task: object, coro: Coroutine[Any, Any, Any]) -> bool:
-    """Whether what a task factory returned is a task that will go on with `coro`.
+    """Whether what a task factory returned is a task that is not done and runs `coro`.
 
-    TypeError if it is not even a future. The coroutine of a task that is done is never asked for:
-    CPython 3.12.0 to 3.12.3 crash if that task was started eagerly.
+    TypeError if it is no future. The coroutine of a task that is done is not read: CPython 3.12.0
+    to 3.12.3 crash there if that task was started eagerly.
     """
     if not asyncio.isfuture(task):
-        raise TypeError(f"the task factory of the worker's event loop returned {task!r}: no task")
+        raise TypeError(
+            f"the task factory of the worker's event loop returned {task!r}; it must return a task"
+        )
     return isinstance(task, asyncio.Task) and not task.done() and task.get_coro() is coro
 
 
@@ -143,18 +147,18 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
 
 
 def as_coroutine(called: Any) -> Any:
-    """The coroutine of an awaitable that is none: a future, a `types.coroutine`, an `__await__`.
+    """A coroutine that awaits an awaitable of another type; what is not awaitable, as it is.
 
-    What is not awaitable comes back as it is: it is a value.
+    Such awaitables are futures, generators of `types.coroutine`, and objects with `__await__`.
     """
     return _await(called) if inspect.isawaitable(called) else called
 
 
 def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
-    """Return what a task that is done ended with: `(value, None)` or `(None, exception)`.
+    """The outcome of a task that is done: `(value, None)` or `(None, exception)`.
 
-    The exception is returned and not raised, also CancelledError, KeyboardInterrupt and SystemExit.
-    Its traceback shows the item's code, as that of a plain task would.
+    Raises nothing, also for CancelledError, KeyboardInterrupt and SystemExit. The traceback of the
+    exception begins with the item's code, as that of a plain task does.
     """
     try:
         error = task.exception()
@@ -165,17 +169,17 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
     trace = traceback_of(error)
     while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OURS:
         trace = trace.tb_next
-    BaseException.with_traceback(error, trace)  # an attribute may be frozen
+    BaseException.with_traceback(error, trace)  # its attribute may be read-only
     return None, error
 
 
 class UnsendableError(pickle.PicklingError):
-    """An item has returned what cannot be pickled; its cause says why."""
+    """The value that an item returned cannot be pickled; `__cause__` says why."""
 
 
 def unsendable(value: object, error: BaseException) -> BaseException:
-    """The error of an item whose value could not be given away because of `error`."""
-    if issubclass(type(error), MemoryError):  # which is not the fault of the value's type
+    """The error of an item whose value could not be pickled because of `error`."""
+    if issubclass(type(error), MemoryError):  # the type of the value is not to blame
         return error
     refusal = UnsendableError(
         f"the result cannot be pickled and sent to the parent process ({describe_error(error)}); "
@@ -186,43 +190,43 @@ def unsendable(value: object, error: BaseException) -> BaseException:
 
 
 def traceback_of(error: BaseException) -> types.TracebackType | None:
-    """Its traceback, also of one whose attributes nobody may look at."""
+    """The traceback of an exception, read without code of its class."""
     trace: types.TracebackType | None = _TRACEBACK.__get__(error)
     return trace
 
 
-def parked(
+def waiting_task(
     kind: type[_Item],
-    driver: _Driver,
+    item_coro: _ItemCoroutine,
     coro: Coroutine[Any, Any, Any],
     loop: asyncio.AbstractEventLoop,
     context: Context,
 ) -> _Item:
-    """Make a task whose first step is behind it: it waits for the gate that `driver` is.
+    """Make a task that has run its first step: it waits at its gate, which is `item_coro`.
 
-    `coro` is `drive(driver)`. asyncio complains of a task that is dropped before its end: set
-    `_log_destroy_pending` to False on one that is kept for a later item.
+    `coro` is `drive(item_coro)`. asyncio logs an error if a task is dropped before its end: set
+    `_log_destroy_pending` to False on a task that is kept for a later item.
     """
     if sys.version_info >= (3, 12):
         task = kind(coro, loop=loop, name=_UNNAMED, context=context, eager_start=True)
     else:
-        task, step = _captured(kind, coro, loop, context)
+        task, step = _with_first_step(kind, coro, loop, context)
         context.run(step)
-    task._driver = driver
+    task._item_coro = item_coro
     return task
 
 
-def _captured(
+def _with_first_step(
     kind: type[_Item],
     coro: Coroutine[Any, Any, Any],
     loop: asyncio.AbstractEventLoop,
     context: Context,
 ) -> tuple[_Item, Callable[[], object]]:
-    """Make a task, and keep its first step from the loop.
+    """Make a task; returns it and its first step, which the loop does not get.
 
-    Python 3.11 has no eager start: a new task hands its step to `loop.call_soon`, for the next
-    turn. For that moment an attribute of the loop shadows the method. Nothing else runs within it,
-    save other threads, and those may not use `call_soon`.
+    Python 3.11 has no eager start: a new task passes its first step to `loop.call_soon`, for the
+    next turn. While the task is made, an attribute of the loop shadows that method. Only other
+    threads can run meanwhile, and those must not use `call_soon`.
     """
     steps: list[Callable[[], object]] = []
     own = vars(loop)

@@ -1,35 +1,39 @@
-"""The worker engine: what runs in each process of a pool.
+"""The worker engine: receives items, starts each, and sends its result.
 
-    chunk arrives -> items wait -> item is started -> finished at once ---------> result
-                                                  \\-> suspended: a Task -> done -/
+    chunk arrives -> items wait -> item is started -> finishes at once -----------> result
+                                                  \\-> suspends: a task -> done -/
 
-A worker is a set of callbacks on its own event loop, not a task on it, so that
-`asyncio.all_tasks()` shows a user nothing but the items.
+`main` makes one engine in each process of a pool and runs it. The engine is a set of callbacks on
+the worker's event loop, not a task on it, so that `asyncio.all_tasks()` shows a user nothing but
+items.
 
-WORKER-1  Items are started in the order in which they arrived, over all chunks; the number of the last
-    one started is marked before its function is called. The parent can therefore tell, whatever
-    happens, which items may have had effects.
+A *turn* is one callback of the loop that starts waiting items and then sends the results that are
+there. Within a turn, a *burst* is one call of `Starter.run`: it runs items that finish at once one
+after another, until one suspends or raises, or the time of the burst is over. ResultSender
+(results.py) journals and sends the results; ReceivedChunk (received_chunk.py) holds waiting items.
+
+WORKER-1  Items start in the order in which they arrived, over all chunks. The number of items
+    started is stored where the parent can read it before the function of the next one is called. So
+    the parent knows which items may have had effects, whatever happens to the worker.
 WORKER-2  At most `concurrency` items run at once.
-WORKER-3  Every item that arrived is answered by one RESULTS or ERROR frame, except those that the
-    process takes with it when it dies.
-WORKER-4  Items that finish at once are run in bursts, as long as the parent says, and no longer than
-    `BURST_NS` while others are suspended: their timers and sockets are served in between. Results
-    leave in one batch for each turn of the loop.
-WORKER-5  Nothing is started while results cannot leave (a congested link): memory stays bounded.
-WORKER-6  What has finished outlives the process: an answer is in the journal (journal.py), or it was
-    published, before code of another item is run. An answer that fits neither, for lack of room in
-    a congested link, waits in this process; and an exception of an item that was suspended is
-    an answer from the callback of its task on.
-
+WORKER-3  Each item that arrives gets exactly one answer, in a RESULTS, ERROR or REFUSED frame,
+    except those that the process takes with it when it dies.
+WORKER-4  A turn runs bursts for as long as the parent allows, and for `BURST_NS` at most while
+    other items are suspended: the loop serves their timers and sockets between two turns. Results
+    leave in one batch for each turn.
+WORKER-5  No item starts while the link is congested, so results that cannot leave stay bounded.
+WORKER-6  Results outlive the process: each is in the journal (journal.py) or published before code
+    of another item runs. There are two exceptions. A result that fits neither, for lack of room in
+    a congested link, waits in this process. And the error of an item that was suspended is
+    journaled by its task's callback, before which others may run.
 WORKER-9  A worker that runs no item when it is closed or terminated exits as a process of
     multiprocessing does: `atexit` hooks run under spawn, under fork and forkserver where CPython
-    runs them there, and finalizers of `multiprocessing.util` run everywhere. One that is cut off,
-    by a SIGTERM while items run, ends by that signal once their `finally` blocks have run.
-    Whatever holds the exit has `GRACE` seconds: LEAVING tells the parent when they begin, and names
-    the threads that the exit will wait for.
+    runs them there, and finalizers of `multiprocessing.util` run everywhere. A worker that gets
+    SIGTERM while items run ends by that signal once their `finally` blocks have run. Either may
+    take `GRACE` seconds. A LEAVING frame tells the parent when the exit begins, and names the
+    threads that the exit will wait for.
 
-What becomes of items is kept and sent by results.py (RESULTS-1, RESULTS-2).
-This module is the first that a fresh worker imports: it must stay light.
+`main` imports this module at the start of each worker: what it imports adds to that start.
 """
 
 from __future__ import annotations
@@ -49,99 +53,26 @@ from .._processes import copies
 from .._pure import tasks
 from .._transport.link import Link
 from .._wire import exceptions
-from .._wire.exceptions import Stage
 from .._wire.frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
-from . import leaving, watchdog
-from .functions import Stateful, Unloadable, load_function, raise_error
+from . import leaving
+from .functions import load_function
+from .leaving import GRACE
+from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
-CHUNK = int(Kind.CHUNK)  # to compare with an enum's member takes long
-MAP = int(Mode.MAP)
+CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes longer
 MODES = len(Mode)
-GRACE = 3.0  # seconds for the `finally` blocks of cancelled items, and for an exit (WORKER-9)
 
 RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
 
 log = logging.getLogger(__name__)
 
-
-def watch_parent(parent_fd: int | None) -> None:
-    """In a copy of this worker: end with the parent, as the worker does (copies.py, FK3)."""
-    watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
-
-
-def exit_by_signal(signum: int) -> None:
-    """End as the signal would have ended us, so that the parent sees why."""
-    copies.flush_streams()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-
-
 Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there
 
 
-class ReceivedChunk:
-    """Items of one frame, those from `next` on not started yet."""
-
-    __slots__ = ("_failure", "chunk_id", "failures", "func", "items", "mode", "next")
-
-    def __init__(
-        self,
-        chunk_id: int,
-        mode: int,
-        func: Callable[..., Any],
-        items: list[Any],
-        failures: dict[int, BaseException],
-    ) -> None:
-        self.chunk_id = chunk_id
-        self.mode = mode
-        self.func = func
-        self.items = items
-        self.failures = failures  # items that cannot be run, by offset
-        self.next = 0
-        self._failure = -1  # of `failures` the first from `next` on, unless that has passed it
-
-    def refuse(self, offset: int, error: BaseException) -> None:
-        """One that is not started yet fails instead."""
-        self.failures[offset] = error
-        if self.next <= offset < self._failure:
-            self._failure = offset
-
-    def first_failure(self) -> int:
-        """The offset of the next item that cannot be run; the number of items if there is none.
-
-        Looks at each offset once in all, however many items suspend in between.
-        """
-        if self._failure < self.next:
-            rest = range(self.next, len(self.items))
-            self._failure = next(filter(self.failures.__contains__, rest), len(self.items))
-        return self._failure
-
-
-class GivenUp(asyncio.CancelledError):
-    """The error of an item that is not started, because its caller waits no more."""
-
-
-def did_not_arrive(chunk: ReceivedChunk, offset: int, error: BaseException) -> bool:
-    """Whether an item has failed for want of memory before it could be run."""
-    return issubclass(type(error), MemoryError) and (  # isinstance() would run code of its own
-        chunk.failures.get(offset) is error
-        or (isinstance(chunk.func, Unloadable) and chunk.func.error is error)
-    )
-
-
-def _stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
-    """Where an error arose that the function of an item did not raise (_worker/functions.py)."""
-    if func is raise_error:
-        return None if type(error) is GivenUp else Stage.ARGUMENT
-    if type(func) is Unloadable or (type(func) is Stateful and func.loading):
-        return Stage.FUNCTION
-    return None
-
-
 class WorkerEngine:
-    """Starts the items that arrive, and tells `ResultSender` what becomes of them."""
+    """Starts the items that arrive, and gives their results to a `ResultSender`."""
 
     def __init__(
         self,
@@ -152,24 +83,24 @@ class WorkerEngine:
     ) -> None:
         self.terminated = False
         self.cut_off = False  # terminated while an item ran (WORKER-9)
-        self.broken = False
+        self.broken = False  # it could not start, and serves no items
         self._loop = loop
         self._link = link
         self._results = ResultSender(link, exception_handler)
         self._concurrency = concurrency
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
-        self._chunks: OrderedDict[int, ReceivedChunk] = (
-            OrderedDict()
-        )  # those not all started, by id
-        self._running: dict[asyncio.Task[Any], Place | None] = {}  # None: it is answered
-        self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those not answered
-        self._given_up: set[asyncio.Task[Any]] = set()  # cancelled, as their callers were
-        self._burst = BURST_NS
+        #: Chunks with items that are not started, by id, in the order in which they arrived.
+        self._chunks: OrderedDict[int, ReceivedChunk] = OrderedDict()
+        #: Tasks of suspended items. None: the result is journaled, the task is not done yet.
+        self._running: dict[asyncio.Task[Any], Place | None] = {}
+        self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
+        self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
+        self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
-        self._ended: list[asyncio.Task[Any]] = []  # during a burst (RESULTS-1)
+        self._ended: list[asyncio.Task[Any]] = []  # tasks that ended during a burst (RESULTS-1)
         self._turn_scheduled = False
-        self._advertised_free = 0  # free slots that the parent was told of since the last chunk
+        self._advertised_free = 0  # free slots, as the last NEED_WORK since the last chunk says
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
 
@@ -181,10 +112,14 @@ class WorkerEngine:
         initargs: Sequence[Any],
         failure: bytes | None,
     ) -> None:
-        """Initialize, unless there is a `failure` already; then serve till closed or terminated."""
+        """Run the initializer, then serve items until the parent closes or terminates this worker.
+
+        `failure` is the error, as the parent gets it, of a start that has failed already: it is
+        sent, and no item is served.
+        """
         if failure is None:
             failure = self._initialize(initializer, initargs)
-        # only now: an initializer may run the loop, and no item may start before it has ended
+        # after the initializer, which may run the loop: no item may start before it has ended
         self._link.start(
             self._loop,
             self._on_frame,
@@ -206,33 +141,25 @@ class WorkerEngine:
     def _initialize(
         self, initializer: Callable[..., object] | None, initargs: Sequence[Any]
     ) -> bytes | None:
-        """Run the initializer; returns what the parent is told if it fails."""
+        """Run the initializer; returns its error, as the parent gets it, or None."""
         try:
             if initializer is not None:
                 initializer(*initargs)
-            # now: items see the context variables that the initializer set
             if self._copied:
                 copies.end()
+            # after the initializer, so that items see the context variables that it set
             self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
-        except BaseException as error:  # noqa: BLE001 - even sys.exit: the parent must hear why
+        except BaseException as error:  # noqa: BLE001 - also SystemExit: the parent reports it
             if self._copied:
                 copies.end()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
 
     def close(self) -> None:
-        """Give up what only running items need; what still runs is cancelled with the loop."""
+        """Release what only running items need. Closing the loop cancels those that still run."""
         self._given_up.update(self._running)
         if self._starter is not None:
             self._starter.close()
-
-    def announce_exit(self) -> str:
-        """Tell the parent that the exit begins (WORKER-9); returns the threads that may hold it."""
-        threads = leaving.threads_left()
-        payload = [threads.encode("utf-8", "replace")] if threads else ()
-        self._link.send(Kind.LEAVING, payload=payload)
-        self._link.flush()
-        return threads
 
     def abandon(self) -> None:
         """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
@@ -240,17 +167,17 @@ class WorkerEngine:
         self._results.close()
         self._link.abandon()
         for task in self._running:
-            driver = tasks.driver_of(task)
-            if driver is not None:
-                driver.coro = copies.Halted(driver.coro)
+            item_coro = tasks.item_coroutine_of(task)
+            if item_coro is not None:
+                item_coro.inner = copies.Halted(item_coro.inner)
 
     def close_link(self) -> None:
-        """Give up the link, and first its memory that is used here."""
+        """Close the link, and before it the journal, which uses its memory."""
         self._results.close()
         self._link.close()
 
     def _terminate(self) -> None:
-        """SIGTERM: cancel what runs, let `finally` blocks run for a while, then go."""
+        """SIGTERM: cancel what runs, and exit when it has ended, or after `GRACE` seconds."""
         if self.terminated:
             return
         self.terminated = self._closing = True
@@ -260,21 +187,21 @@ class WorkerEngine:
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
-        self._loop.call_later(GRACE, exit_by_signal, signal.SIGTERM)
+        self._loop.call_later(GRACE, leaving.exit_by_signal, signal.SIGTERM)
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
-        """The ring is not to be trusted any more: end loudly, the parent fails what we hold."""
-        if self._copied:
-            copies.end()
-        log.critical("the link to the parent process is broken", exc_info=error)
-        os._exit(70)
+        """The link cannot be used again: exit, so that the parent retries or fails our items."""
+        self._exit_after("the link to the parent process is broken", error)
 
     def _give_up(self, error: BaseException) -> None:
-        """An item may have lost its answer: end loudly, or its caller would wait for ever."""
+        """An item may have lost its answer: exit, or its caller would wait for ever (WORKER-3)."""
+        self._exit_after("this worker cannot go on", error)
+
+    def _exit_after(self, what: str, error: BaseException) -> None:
         if self._copied:
             copies.end()
-        log.critical("this worker cannot go on", exc_info=error)
+        log.critical(what, exc_info=error)
         os._exit(70)
 
     # -- frames --------------------------------------------------------------------------------
@@ -300,7 +227,7 @@ class WorkerEngine:
         func = self._functions[function]
         self._chunks[chunk_id] = ReceivedChunk(chunk_id, flags, func, items, failures or {})
         self._advertised_free = 0
-        self._burst = 1000 * offset
+        self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
     def _on_notice(
         self,
@@ -342,26 +269,25 @@ class WorkerEngine:
         self._turn_scheduled = False
         try:
             self._turn()
-        except Exception as error:  # noqa: BLE001 - as where a link calls (link.py, LINK-7)
+        except Exception as error:  # noqa: BLE001 - as in a callback of the link (LINK-7)
             self._give_up(error)
 
     def _turn(self) -> None:
-        """Start what may be started, then send what there is to send."""
-        if self._in_burst:  # an item runs the loop from inside: the turn it is in goes on after it
+        """Start items, as many as may run, then send the results that are there."""
+        if self._in_burst:  # an item runs the loop inside its call; its own turn goes on after it
             return
         chunks, link = self._chunks, self._link
         begun = time.monotonic_ns()
-        deadline = begun + self._burst
-        while (
-            chunks and len(self._running) < self._concurrency and not link.congested
-        ):  # WORKER-2, WORKER-5
+        deadline = begun + self._burst_ns
+        # WORKER-2, WORKER-5
+        while chunks and len(self._running) < self._concurrency and not link.congested:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
             chunk = next(iter(chunks.values()))
             if not self._advance(chunk, deadline):
                 self._schedule_turn()  # WORKER-4
                 break
-            # an item that runs the loop from inside may have let us be terminated
+            # `chunks` is empty if an item ran the loop inside its call, and SIGTERM arrived there
             if chunk.next >= len(chunk.items) and chunks:
                 chunks.popitem(last=False)
         if self._running:
@@ -371,46 +297,46 @@ class WorkerEngine:
             self._loop.stop()
 
     def _advance(self, chunk: ReceivedChunk, deadline: int) -> bool:
-        """Start items of a chunk up to the first that suspends or fails; False: out of time."""
+        """Run one burst: start items up to the first that suspends or fails; False: out of time."""
         at, mode, func, items = chunk.next, chunk.mode, chunk.func, chunk.items
         stop = len(items)
         if chunk.failures:
-            stop = chunk.first_failure()
-            if stop == at:
-                # it stays a failure: there may be no time left to start it in this turn
-                mode, func, items[at] = MAP, raise_error, chunk.failures[at]
-                stop = at + 1
-        assert self._starter is not None  # there are no chunks before
+            mode, func, stop = chunk.next_run()
+        assert self._starter is not None  # chunks arrive after the start
         entry = self._results.begin_burst(chunk.chunk_id, at)
         self._in_burst = True
         try:
-            end, status, what = self._starter.run(mode, func, items, at, stop, entry, deadline)
+            end, status, outcome = self._starter.run(mode, func, items, at, stop, entry, deadline)
             if self._copied:
                 copies.end()
         finally:
             self._in_burst = False
             self._results.end_entry()
             if self._ended:
-                self._end_those_inside()
+                self._finish_ended()
         chunk.next = end
         if status == RAISED:
             chunk.next = end + 1
-            refused = did_not_arrive(chunk, end, what)
-            stage = None if refused else _stage_of(func, what)
-            given_up = type(what) is GivenUp
-            self._results.fail(chunk.chunk_id, end, what, stage, refused=refused, given_up=given_up)
+            self._fail(chunk, end, func, outcome)
         elif status == SUSPENDED:
             chunk.next = end + 1
-            self._on_suspended(what, (chunk.chunk_id, end))
+            self._on_suspended(outcome, (chunk.chunk_id, end))
         elif status == FULL:
             self._results.publish()
-        del what  # an exception and this frame would keep each other
+        del outcome  # an exception and this frame would keep each other alive
         return bool(status != _accel.DONE or end > at)
 
+    def _fail(
+        self, chunk: ReceivedChunk, offset: int, func: Callable[..., Any], error: BaseException
+    ) -> None:
+        """Answer an item by the error that `func` raised, the user's function or a stand-in."""
+        refused = chunk.lacked_memory(offset, error)
+        stage = None if refused else stage_of(func, error)
+        given_up = type(error) is GivenUp
+        self._results.fail(chunk.chunk_id, offset, error, stage, refused=refused, given_up=given_up)
+
     def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
-        if (
-            task.done()
-        ):  # a task factory has started it eagerly: answer before others run (WORKER-6)
+        if task.done():  # a task factory started it eagerly; others may run next (WORKER-6)
             self._end_task(task, *place)
             return
         self._running[task] = place
@@ -418,22 +344,26 @@ class WorkerEngine:
         task.add_done_callback(self._on_task_done)
 
     def _on_value(self, value: object) -> None:
-        """A suspended item returns: answer now, code of others may run before its callback (WORKER-6)."""
+        """Journal what a suspended item returns, before code of others can run (WORKER-6).
+
+        The starter calls this in the item's last step. `_on_task_done` takes what cannot be
+        journaled yet: the task may still end otherwise, by a cancellation.
+        """
         if self._copied:
             copies.end()
         task = asyncio.current_task(self._loop)
         place = None if task is None else self._running.get(task)
         if task is None or place is None or self._in_burst or getattr(task, "_must_cancel", False):
-            return  # it may end otherwise, the callback will know
+            return
         try:
             self._results.add(*place, value)
-        except BaseException:  # noqa: BLE001 - it cannot be pickled, which the callback will report
+        except BaseException:  # noqa: BLE001 - not picklable: `_on_task_done` reports that
             return
         self._running[task] = None
         del self._places[place]
 
-    def _end_those_inside(self) -> None:
-        """Tasks that ended while an item of the burst ran the loop from inside (RESULTS-1)."""
+    def _finish_ended(self) -> None:
+        """Finish tasks that ended because an item of the burst ran the loop (RESULTS-1)."""
         ended, self._ended = self._ended, []
         for task in ended:
             self._on_task_done(task)
@@ -447,7 +377,7 @@ class WorkerEngine:
             del self._places[place]
             try:
                 self._end_task(task, *place)
-            except Exception as error:  # noqa: BLE001 - as in _scheduled_turn
+            except Exception as error:  # noqa: BLE001 - as in `_scheduled_turn`
                 self._give_up(error)
         if self._given_up:
             self._given_up.discard(task)
@@ -458,17 +388,20 @@ class WorkerEngine:
         try:
             if error is None:
                 self._results.add(chunk_id, offset, value)
-        except BaseException as failure:  # noqa: BLE001 - user code was run to pickle it
+        except BaseException as failure:  # noqa: BLE001 - pickling runs the user's code
             error = tasks.unsendable(value, failure)
-        # not isinstance(), which would run code of the error's
+        # issubclass(): isinstance() would run code of the error's class
         cancelled = issubclass(type(error), asyncio.CancelledError)
         if error is not None and not (self.terminated and cancelled):
             given_up = cancelled and task in self._given_up
             self._results.fail(chunk_id, offset, error, given_up=given_up)
-        del error  # as in _advance
+        del error  # as in `_advance`
 
     def _ask_for_more(self) -> None:
-        """Say once that items wait side by side here, and how many more could."""
+        """Send NEED_WORK if items are suspended and none waits: more could run beside them.
+
+        Once for each number of free slots that is higher than the one sent since the last chunk.
+        """
         free = min(self._concurrency - len(self._running), MAX_COUNT)
         if not self._chunks and free > self._advertised_free and not self._closing:
             self._advertised_free = free

@@ -1,7 +1,7 @@
-"""The functions of a pool as a worker has received them (functions.py is the parent's side).
+"""The users' functions as a worker receives them; the parent's side is _parent/functions.py.
 
-Each is called with an item, whatever became of it: a function that cannot be had here has a
-stand-in that raises why, and so fails its items and no others. _worker/engine.py is the only user.
+The engine calls `load_function` for each FUNCTION frame. Where the function cannot be unpickled, a
+stand-in takes its place that raises the reason, so that its items fail, and no others.
 """
 
 from __future__ import annotations
@@ -15,34 +15,32 @@ from .._wire.frames import Payload, as_bytes
 
 
 def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]:
-    """The function of a FUNCTION frame, or a stand-in that raises why it cannot be had."""
+    """The function of a FUNCTION frame, or an `Unloadable` if it cannot be unpickled."""
     try:
         if stateful:
             return Stateful(payload)
         function: Callable[..., Any] = _accel.loads(as_bytes(payload))
-    except MemoryError as error:
-        return Unloadable(error)
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
         return Unloadable(error)
     return function
 
 
 def raise_error(error: BaseException) -> None:
-    """Stands in for the function of an item that cannot be run."""
+    """The stand-in for the function of an item that cannot be run: it gets the item's error."""
     if issubclass(type(error), MemoryError):  # several items may have it, each `raise` adds to it
         BaseException.with_traceback(error, None)
     try:
         raise error
     finally:
-        del error  # the traceback and this frame would keep each other
+        del error  # the traceback and this frame would keep each other alive
 
 
 class Stateful:
-    """A function with state that items might change: each gets a fresh copy (functions.py)."""
+    """A function with state that items might change: each item gets a fresh copy."""
 
     def __init__(self, payload: Payload) -> None:
         self.payload = bytes(payload)
-        self.loading = False  # stays True if a copy cannot be made
+        self.loading = False  # stays True if unpickling a copy fails (received_chunk.stage_of)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.loading = True
@@ -52,7 +50,7 @@ class Stateful:
 
 
 class Unloadable:
-    """Stands in for a function that could not be unpickled here: each of its items fails so."""
+    """The stand-in for a function that could not be unpickled: each of its items fails."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -60,5 +58,5 @@ class Unloadable:
 
     def __call__(self, *args: object, **kwargs: object) -> None:
         del args, kwargs  # the traceback keeps this frame
-        # from where it was raised first: each `raise` appends to what there is
+        # the first traceback again, because each `raise` extends the one that the error has
         raise BaseException.with_traceback(self.error, self._traceback)

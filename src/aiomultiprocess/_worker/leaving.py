@@ -1,31 +1,60 @@
-"""The exit of a worker whose loop has ended: what may hold it, and what does not cut it short.
+"""The exit of a worker: by a signal, or after its loop has ended, in a limited time.
 
-A worker exits as a process of multiprocessing does (_worker/engine.py, WORKER-9): it runs hooks, and waits for the
-threads that are no daemons, for ever if they do not end. So the parent limits the time (worker.py,
-POOLWORKER-3); what is here lets it say what the worker waited for. Light: workers begin with this module.
+`main` and the engine call this module. A worker exits as a process of multiprocessing does
+(engine.py, WORKER-9): it runs exit hooks, and waits for all threads that are no daemons, however
+long they run. So the parent limits the time (worker.py, POOLWORKER-3). The LEAVING frame says when
+that time begins, and which threads the worker waits for.
+
+Each worker imports this module at its start, so it imports little itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
-#: Modules whose frames are at the start of any thread, and say nothing of what it does.
+from .._processes import copies
+from .._wire.frames import Kind
+
+if TYPE_CHECKING:
+    from .._transport.link import Link
+
+#: Seconds for the `finally` blocks of cancelled items, and for an exit (WORKER-9).
+GRACE = 3.0
+
+#: Modules whose frames begin the stack of every thread, and do not say what it does.
 _STARTING = frozenset({"threading", "concurrent.futures.thread"})
-#: Where a thread of an executor waits for its next call.
+#: The function in which a thread of an executor waits for its next call.
 _IDLE = "concurrent.futures.thread._worker"
 
 
-def ignore_sigterm(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on a SIGTERM changes nothing: this process exits anyway, in a limited time.
+def exit_by_signal(signum: int) -> None:
+    """End as the default action of the signal does, so that the exit code says why."""
+    copies.flush_streams()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
 
-    The parent may terminate a worker that is on its way out already; hooks would not be run. The
-    handler is a function, since programs that a hook starts would inherit SIG_IGN.
+
+def announce_exit(link: Link) -> str:
+    """Tell the parent that the exit begins (WORKER-9); returns the threads that may delay it."""
+    threads = threads_left()
+    link.send(Kind.LEAVING, payload=[threads.encode("utf-8", "replace")] if threads else ())
+    link.flush()
+    return threads
+
+
+def ignore_sigterm(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on SIGTERM does nothing: this process exits already, in a limited time.
+
+    The parent may terminate a worker during its exit, and the exit hooks would not run. The
+    handler is a function, because programs that a hook starts would inherit SIG_IGN.
     """
-    if sys.platform == "win32":  # SIGTERM is no signal there
+    if sys.platform == "win32":  # SIGTERM ends a process there, and is no signal
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -42,22 +71,22 @@ def _do_nothing(signum: int, frame: FrameType | None) -> None:
 def threads_left() -> str:
     """The threads that this process waits for before it ends, and what they run; "" if none.
 
-    Idle threads of an executor are left out: they end when they are asked to.
+    Idle threads of an executor are left out: they end as soon as the interpreter exits.
     """
-    left = [thread for thread in threading.enumerate() if _holds_exit(thread)]
+    left = [thread for thread in threading.enumerate() if _delays_exit(thread)]
     frames = sys._current_frames() if left else {}
     described = ((thread.name, _running_in(frames.get(thread.ident or 0))) for thread in left)
     return ", ".join(f"{name!r} (in {where})" for name, where in described if where)
 
 
-def _holds_exit(thread: threading.Thread) -> bool:
+def _delays_exit(thread: threading.Thread) -> bool:
     return not thread.daemon and thread is not threading.main_thread()
 
 
 def _running_in(frame: FrameType | None) -> str:
-    """The outermost function that says what a thread does, "" if nothing.
+    """The outermost function that says what a thread does; "" if it does nothing.
 
-    `frame` is its innermost.
+    `frame` is the thread's innermost frame.
     """
     found = "" if frame is None else _name_of(frame)
     if found == _IDLE:

@@ -1,8 +1,14 @@
-"""A worker's start: its start-up message, and the function that its process runs."""
+"""The entry point of a worker: its start-up message, and what happens around the engine.
+
+The parent makes a `WorkerSpec`, and starts a process that calls `main` with it (_parent/worker.py).
+`main` prepares the process, runs the engine (engine.py) until the parent closes or terminates it,
+and then exits as multiprocessing expects.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,15 +24,18 @@ from .._processes.startup import accept_interrupts, collect_garbage
 from .._transport.link import ChildEnd
 from .._wire import exceptions
 from . import leaving, watchdog
-from .engine import GRACE, WorkerEngine, exit_by_signal, watch_parent
+from .engine import WorkerEngine
+from .leaving import GRACE
+
+__all__ = ["GRACE", "WorkerSpec", "main"]
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
 
 class WorkerSpec:
-    """The start-up message: all that a worker is told by its parent.
+    """The start-up message: all that the parent passes to a worker.
 
-    What is the user's in it is pickled as `StartArguments`, and there after `load`.
+    The user's objects in it travel as `StartArguments`; `load` unpickles them in the worker.
     """
 
     def __init__(
@@ -59,14 +68,14 @@ class WorkerSpec:
         return state
 
     def load(self) -> bytes | None:
-        """Take what is the user's; or say what the parent is told of why that cannot be."""
+        """Unpickle the user's objects; returns the error, as the parent gets it, or None."""
         received = vars(self).pop("arguments", None)
         if received is None:  # this process was forked
             return None
         try:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
-        except Exception as error:  # noqa: BLE001 - of importing what is the user's: told
+        except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
             self.loop = self.initializer = self.exception_handler = None
             self.initargs = ()
             return exceptions.dump_exception(error, _accel.dumps)
@@ -74,12 +83,12 @@ class WorkerSpec:
 
 
 def main(spec: WorkerSpec) -> None:
-    """Run one worker until its parent closes it, terminates it, or is gone."""
-    # Ctrl-C reaches the whole process group; it is the parent's to handle
+    """Run one worker until its parent closes it, terminates it, or dies."""
+    # Ctrl-C reaches the whole process group: the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     failure = spec.load()
-    accept_interrupts()  # or they would stay blocked in programs that a task starts
-    collect_garbage()  # what is here by now stays, and is not to be looked at again
+    accept_interrupts()  # else they would stay blocked in programs that an item starts
+    collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     native = _accel.native_watchdog()
@@ -99,25 +108,30 @@ def main(spec: WorkerSpec) -> None:
     finally:
         engine.close()
         leaving.ignore_sigterm(loop)
-        threads = engine.announce_exit()
-        loops.close_loop(loop)  # may end items, which are still answered
-        if threads:  # the loop's executor has ended meanwhile
-            engine.announce_exit()
+        threads = leaving.announce_exit(link)
+        loops.close_loop(loop)  # may end items, whose results are still sent
+        if threads:  # some were of the loop's executor, which has ended
+            leaving.announce_exit(link)
         engine.close_link()
         if copies.is_copy():
             copies.end()
     if engine.cut_off:
-        exit_by_signal(signal.SIGTERM)
+        leaving.exit_by_signal(signal.SIGTERM)
     if engine.broken:
         sys.exit(1)
     if engine.terminated:
-        # as a forked process does: hooks run, and the interpreter is left as it is. To take it
-        # apart costs milliseconds, and tens of them with large libraries
+        # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
+        # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
 
 
+def watch_parent(parent_fd: int | None) -> None:
+    """In a copy of this worker: end with the parent, as the worker does (copies.py, FK3)."""
+    watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
+
+
 def make_loop(spec: loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | None]:
-    """The worker's event loop; or another, and what the parent is told of why it cannot be had."""
+    """The worker's event loop, and None; or, if it fails, a default loop and the error to send."""
     try:
         return loops.new_loop(loops.for_worker(spec)), None
     except BaseException as error:  # noqa: BLE001 - a loop_initializer of the user's raised it
@@ -126,10 +140,10 @@ def make_loop(spec: loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | 
 
 
 def keep_freed_memory() -> None:
-    """Let memory of a large item serve the next one.
+    """Make glibc reuse the memory of a large item for the next one.
 
-    glibc gives large blocks back to the kernel at once, and a fresh one costs a page fault for each
-    4 KiB, until it has seen that a program frees such blocks: then it keeps up to twice their size.
-    This shows it one, which takes no memory, as nothing touches it.
+    glibc returns large blocks to the kernel, and a fresh block costs a page fault for each 4 KiB.
+    Once a program has freed such a block, glibc keeps up to twice its size. So this frees one: it
+    costs no memory, because nothing writes to it.
     """
     bytes(KEPT_MEMORY // 2)

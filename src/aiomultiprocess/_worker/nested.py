@@ -1,8 +1,8 @@
-"""Items that run an event loop inside the one of their worker, which asyncio refuses.
+"""Explains why an item cannot run an event loop: it runs in that of its worker.
 
-An item runs on the event loop of its worker, so `asyncio.run()` and the like raise in it. Their
-error gets a note that says what to do. The coroutine that they were given is closed, or Python
-would write to stderr that it was never awaited.
+`asyncio.run()` and the like raise RuntimeError in an item. `ResultSender.fail` calls `explain` with
+the error of each item, which adds a note that names the way out. It also closes the coroutine that
+`asyncio.run()` got, or Python would warn on stderr that it was never awaited.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ NOTE: Final = (
     "it a coroutine function (async def), and await there what asyncio.run() or the like gets now."
 )
 
-#: What asyncio, uvloop and anyio say.
+#: Messages of asyncio, uvloop and anyio.
 _REFUSALS: Final = (
     "cannot be called from a running event loop",
     "event loop is already running",
     "while another loop is running",
     "Already running asyncio in this thread",
 )
-_RUNNERS: Final = frozenset({"asyncio", "uvloop"})  # packages that are given coroutines to run
-_MOST: Final = 20  # errors that are looked at, behind one
+_RUNNERS: Final = frozenset({"asyncio", "uvloop"})  # packages with functions that run a coroutine
+_MOST: Final = 20  # errors that `explain` checks for one item
 
 
 def explain(error: BaseException) -> None:
-    """Add `NOTE` to what refused to run a loop: an item's error, or one behind or in it."""
+    """Add `NOTE` to each refusal to run a loop among `error`, its causes, contexts and members."""
     errors: list[BaseException] = [error]
-    for link in errors:  # which grows
-        if _is_refusal(link) and not _is_noted(link):
-            link.add_note(NOTE)
-            for coro in _refused(link.__traceback__):
+    for found in errors:  # the list grows meanwhile
+        if _is_refusal(found) and not _is_noted(found):
+            found.add_note(NOTE)
+            for coro in _refused(found.__traceback__):
                 coro.close()
         known = set(map(id, errors))
-        new = [other for other in _behind(link) if id(other) not in known]
+        new = [other for other in _related(found) if id(other) not in known]
         errors += new[: max(0, _MOST - len(errors))]
 
 
@@ -52,18 +52,18 @@ def _is_noted(error: BaseException) -> bool:
     return type(notes) is not list or any(note is NOTE for note in notes)
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    """Cause, context and members, whatever the attributes of the error's class do."""
+def _related(error: BaseException) -> Iterator[BaseException]:
+    """Cause, context and members, read without code of the error's class."""
     fields = vars(BaseException)
     for other in (fields["__cause__"].__get__(error), fields["__context__"].__get__(error)):
         if other is not None:
             yield other
-    if issubclass(type(error), BaseExceptionGroup):  # isinstance would run code of the error's
+    if issubclass(type(error), BaseExceptionGroup):  # isinstance() runs code of the error's class
         yield from vars(BaseExceptionGroup)["exceptions"].__get__(error)
 
 
 def _refused(trace: TracebackType | None) -> Iterator[Coroutine[Any, Any, Any]]:
-    """The coroutines that a runner has got and has not started."""
+    """The coroutines that a runner received and did not start."""
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__")
         if type(module) is str and module.partition(".")[0] in _RUNNERS:

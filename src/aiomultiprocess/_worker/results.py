@@ -1,15 +1,17 @@
-"""The answers of a worker: what becomes of its items, on the way to the parent.
+"""The results of a worker's items, on their way to the parent.
 
     result -> journal, which outlives the process -> frame of the link -> published
 
-An answer is in the journal (journal.py) or published before code of another item runs (_worker/engine.py,
-WORKER-6). Results that leave together are one entry of the journal and one RESULTS frame.
+The engine gives each result to a `ResultSender`, which journals it and sends it. A result is in the
+journal (journal.py) or published before code of another item runs (engine.py, WORKER-6). Results
+that leave together are one entry of the journal and one RESULTS frame.
 
-RESULTS-1  An entry of the journal is the burst's that writes it, or `add`'s, which goes on with it to the
-    end of the turn: items of a chunk that end in one turn have one frame. Nobody takes an entry
-    from the other: what ends while an item runs the loop from inside is answered after the burst.
-RESULTS-2  A result that cannot be sent fails alone: an error is sent in its place, and those that travel
-    with it are sent as the journal has kept them.
+RESULTS-1  One entry of the journal is open at a time. Either a burst opens it, writes it and ends
+    it; or `add` does, and extends it until the turn ends, so that items of one chunk that end in
+    one turn share a frame. A task that ends during a burst, because an item runs the loop inside
+    its call, is answered after the burst.
+RESULTS-2  A result that cannot be sent fails alone: its item gets an error instead. Other results
+    of the same entry are sent as the journal has them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class ResultSender:
-    """Keeps and sends what becomes of items; an item is `offset` in the chunk `chunk_id`."""
+    """Journals and sends the results of items; `chunk_id` and `offset` say which item."""
 
     def __init__(
         self, link: Link, exception_handler: Callable[[BaseException], object] | None
@@ -44,17 +46,15 @@ class ResultSender:
         self._link = link
         self._exception_handler = exception_handler
         self._journal = _accel.Journal(link.journal)
-        self._next: tuple[int, int] | None = None  # item that the entry of `add` may take next
+        self._next: tuple[int, int] | None = None  # the item that extends the entry of `add`
 
     def close(self) -> None:
-        """Release the memory of the link that is used here."""
+        """Release the journal, which is memory of the link."""
         self._journal.close()
 
     def begin_burst(self, chunk_id: int, offset: int) -> _accel.Journal:
-        """Open an entry for the results of a burst, which appends them itself, from `offset` on,
-        until `end_entry`.
-        """
-        if self._next is not None:  # asked here: a call would be felt in an `apply`
+        """Open an entry for results from `offset` on; the burst appends them until `end_entry`."""
+        if self._next is not None:  # checked here: a call would slow each `apply`
             self._send_added()
         self._journal.begin(chunk_id, offset)
         return self._journal
@@ -78,9 +78,9 @@ class ResultSender:
             self._send_kept(chunk_id, offset, count, error)
 
     def add(self, chunk_id: int, offset: int, value: object) -> None:
-        """Answer one item: with those before it in its chunk, if they are answered in this turn.
+        """Journal the value of one item, in the entry of the items before it if they are in it.
 
-        Raises what pickling its value raises, and nothing was answered then.
+        Raises what pickling the value raises; the item has no answer then.
         """
         if self._next != (chunk_id, offset):
             self._send_added()
@@ -89,7 +89,7 @@ class ResultSender:
         try:
             fits = self._journal.append(value)
         except BaseException:
-            self._send_added()  # without it: the next value would be taken for this item's
+            self._send_added()  # end the entry: the next value would count as this item's
             raise
         if not fits:
             self.publish()
@@ -104,21 +104,20 @@ class ResultSender:
         refused: bool = False,
         given_up: bool = False,
     ) -> None:
-        """Answer one item by an error: its own, or one that was met on its way at `stage`.
+        """Answer one item by an error: one that it raised, or one that arose at `stage`.
 
-        `refused`: there was no memory for it on its way here, so it was not run. An item that is
-        `given_up` was cancelled because its caller was: that is no failure of its own, and the
-        user's exception_handler does not get it.
+        `refused`: there was no memory to receive the item, so it did not run. `given_up`: it was
+        cancelled because its caller was, so the user's exception_handler does not get the error.
         """
         nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
                 self._exception_handler(error)
-            except BaseException as failure:  # the item's own error is what counts
+            except BaseException as failure:  # answer the item by its own error
                 without_our_frames(failure)
                 log.exception("exception_handler failed, called with %s", shown(error))
         payload = [cancellation() if given_up else _dumped(error, stage)]
-        self._send_added()  # the journal takes one entry at a time
+        self._send_added()  # RESULTS-1
         kind = Kind.REFUSED if refused else Kind.ERROR
         fits = self._journal.put(kind, chunk_id, offset, 1, payload)
         self._link.send(kind, chunk_id=chunk_id, offset=offset, payload=payload)
@@ -126,7 +125,7 @@ class ResultSender:
             self.publish()
 
     def publish(self) -> None:
-        """Let all answers leave; the journal is empty when they have (journal.py, JOURNAL-3)."""
+        """Send all results; once they are published, empty the journal (journal.py, JOURNAL-3)."""
         if self._next is not None:  # as in begin_burst
             self._send_added()
         self._link.flush()
@@ -134,13 +133,13 @@ class ResultSender:
             self._journal.reset()
 
     def _send_added(self) -> None:
-        """Send what `add` has gathered."""
+        """End the entry of `add`, if one is open."""
         if self._next is not None:
             self._next = None
             self.end_entry()
 
     def _send_kept(self, chunk_id: int, offset: int, count: int, error: Exception) -> None:
-        """RESULTS-2: send those results of an entry that the journal has; the others fail."""
+        """Send the results of an entry that the journal has; the other items fail (RESULTS-2)."""
         for kind, *place, kept, payload in journal.read(self._link.journal):
             if place == [chunk_id, offset]:
                 self._link.send(
@@ -153,7 +152,7 @@ class ResultSender:
 
 @functools.cache
 def cancellation() -> bytes:
-    """The answer of an item whose caller is gone: no traceback, which no one would read."""
+    """The error of an item whose caller is gone; without a traceback, which has no reader."""
     return exceptions.dump_exception(asyncio.CancelledError(), _accel.dumps)
 
 

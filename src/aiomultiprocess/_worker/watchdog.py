@@ -1,15 +1,15 @@
-"""Ends a worker whose parent is gone; the worker engine starts it before any user code runs.
+"""Ends a worker after its parent died; `main` starts it before any code of the user's runs.
 
-The parent's death shows at a descriptor: the parent's own pidfd where there are pidfds, else the
-pipe that multiprocessing keeps open between parent and child (which another forked child may keep
-open too, for as long as it lives). A thread blocks on it, without any time limit. When the parent
-is gone it sends this process SIGTERM, so that running items get their `finally` blocks, and ends it
-when the grace period is over.
+A descriptor becomes readable when the parent dies: the parent's own pidfd where there are pidfds,
+else the pipe that multiprocessing keeps open between parent and child (which any other forked child
+may keep open too, for as long as it lives). A thread blocks on that descriptor without a time
+limit. After the death it sends this process SIGTERM, so that running items can run their `finally`
+blocks, and ends the process after the grace period.
 
 The native thread of `amp_ext.watchdog` does so even while a C function holds the GIL for ever. The
-thread in here, for where the extension is not, has to wait for the GIL. Where the system refuses a
-thread, the event loop of the worker watches, which has to wait until no item holds the loop. On
-Windows there is no grace: SIGTERM is no signal there, but the end of a process.
+Python thread in this module, for where the extension is not built, needs the GIL. Where the system
+refuses a thread, the worker's event loop watches the descriptor, which has to wait until no item
+blocks the loop. On Windows there is no grace period: SIGTERM ends a process there at once.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from collections.abc import Callable
 from multiprocessing import parent_process
 from typing import TypeAlias
 
-#: Arguments: the descriptor, the parent's pid, the grace period in seconds.
+#: `amp_ext.watchdog.start`: the descriptor, the parent's pid, the grace period in seconds.
 Native: TypeAlias = Callable[[int, int, float], None]
 
 
 def start(
     parent_pidfd: int | None, parent_pid: int, grace: float = 3.0, *, native: Native | None = None
 ) -> Callable[[asyncio.AbstractEventLoop], None] | None:
-    """Watch the parent from now on; `parent_pidfd` is taken over.
+    """Watch the parent from now on; `parent_pidfd` belongs to the watchdog then.
 
-    Returns None, or, where no thread can be had, what has to be called with the worker's loop for
-    that to watch. Raises RuntimeError if there is nothing to watch the parent by: no pidfd, and no
-    parent process that multiprocessing knows.
+    Returns None; or, where the system refuses a thread, a function that the caller must call with
+    the worker's loop, which then watches. Raises RuntimeError if there is no descriptor to watch:
+    no pidfd, and no parent process that multiprocessing knows.
     """
     fd = _sentinel() if parent_pidfd is None else parent_pidfd
     try:
@@ -63,10 +63,12 @@ def _end(fd: int, grace: float, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _sentinel() -> int:
-    """What multiprocessing gave this child to see its parent's end by."""
+    """The descriptor of multiprocessing that becomes readable when the parent dies."""
     parent = parent_process()
     if parent is None:
-        raise RuntimeError(f"process {os.getpid()} was not started by multiprocessing: no parent")
+        raise RuntimeError(
+            f"process {os.getpid()} has no parent to watch; start workers by multiprocessing"
+        )
     return parent.sentinel
 
 
@@ -78,7 +80,7 @@ def _watch(fd: int, grace: float) -> None:
 
 
 def _wait(fd: int) -> None:
-    """Block until the parent is gone."""
+    """Block until the parent is dead."""
     if sys.platform != "win32":
         poll = select.poll()
         poll.register(fd, select.POLLIN)
