@@ -1,4 +1,5 @@
-"""amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess._transport.shm alone."""
+"""amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess._transport.shm
+alone."""
 
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, final

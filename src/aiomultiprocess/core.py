@@ -26,6 +26,7 @@ from ._processes.start_arguments import at_its_caller
 from ._wire import exceptions
 from ._wire.tracebacks import RemoteTraceback, without_our_frames
 from .types import Context, LoopInitializer, WorkerLostError
+from .types import R as R  # programs of 0.9.1 import it from here
 
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
@@ -187,8 +188,8 @@ class Process:
         """Start the process; no event loop needs to run.
 
         Raises:
-            pickle.PicklingError, AttributeError or TypeError: the target or an argument cannot be pickled.
-            OSError: the system refuses a process.
+            pickle.PicklingError, AttributeError or TypeError: the target or an argument cannot be
+            pickled. OSError: the system refuses a process.
             RuntimeError: it was started before, or this is a process whose main module has no
                 `if __name__ == "__main__":` guard.
         """

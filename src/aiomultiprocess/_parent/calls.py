@@ -23,7 +23,8 @@ class CallQueue:
     def __init__(
         self, function: Function, on_done: Callable[[CallQueue], None], *, persistent: bool = False
     ) -> None:
-        """If `persistent`, there may be more when all are settled: it is done once the pool closes."""
+        """If `persistent`, there may be more when all are settled: it is done once the pool
+        closes."""
         self.function = function
         self.queued = False
         self.in_call_backlog = False

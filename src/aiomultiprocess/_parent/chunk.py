@@ -1,7 +1,7 @@
 """A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
 
-The queues (queue.py, QUEUE-1 to QUEUE-5) make them and hear what becomes of them; this is the account of
-one, and how an error that is met on the way is told to the caller.
+The queues (queue.py, QUEUE-1 to QUEUE-5) make them and hear what becomes of them; this is the
+account of one, and how an error that is met on the way is told to the caller.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Chunk:
         self._offsets: dict[Any, int] | None = None  # of the slots, once one is asked for
 
     def report(self, offset: int, count: int) -> None:
-        """Mark tasks as reported; a worker that reports one twice is not to be trusted (QUEUE-1)."""
+        """Mark tasks as reported; a worker that reports one twice is not to be trusted
+        (QUEUE-1)."""
         end, size = offset + count, len(self.handles)
         if self.done is None:
             self.done = bytearray(size)
@@ -50,7 +51,8 @@ class Chunk:
         self.left -= count
 
     def offset_of(self, handle: Any) -> int:
-        """The offset of a task by its slot, at the cost of one look at a table (feed.py, FEED-4)."""
+        """The offset of a task by its slot, at the cost of one look at a table (feed.py,
+        FEED-4)."""
         if self._offsets is None:
             self._offsets = {handle: at for at, handle in enumerate(self.handles)}
         return self._offsets[handle]

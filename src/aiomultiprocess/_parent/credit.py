@@ -5,25 +5,30 @@ behind them: as many as the worker starts in `HORIZON` seconds, by the rate meas
 function in question. So trivial tasks travel by the thousand; behind a task that takes longer than
 that, or of which nothing is known yet, nothing waits while another worker may be idle; and the tail
 of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running side by
-side: `concurrency_seen` follows how many did, and a worker that has free slots and nothing to start says so
-(frame WANT).
+side: `concurrency_seen` follows how many did, and a worker that has free slots and nothing to start
+says so (frame WANT).
 
-CREDIT-1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be free.
+CREDIT-1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be
+    free.
 CREDIT-2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
-CREDIT-3  of a function that is known, as many more may wait as were seen to run side by side, if the
-    caller says that there is plenty left for everybody: when all slots become free in one turn, the
+CREDIT-3  of a function that is known, as many more may wait as were seen to run side by side, if
+    the caller says that there is plenty left for everybody: when all slots become free in one turn,
+    the
     next are there. At the tail of a map there is not plenty, and nothing waits behind tasks that
     take longer than `HORIZON`: it could begin elsewhere.
-CREDIT-4  beyond CREDIT-1, calls may pass: at a worker whose waiting tasks are a backlog, and so will soon have
-    begun, as many calls as begin within `HORIZON` (at least one, at most `concurrency`) may wait
+CREDIT-4  beyond CREDIT-1, calls may pass: at a worker whose waiting tasks are a backlog, and so
+    will soon have begun, as many calls as begin within `HORIZON` (at least one, at most
+    `concurrency`) may wait
     behind them; the next when all of these have begun.
-CREDIT-5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no backlog:
-    what waits there is in memory twice, here and there.
-CREDIT-6  while calls have to wait for workers, one part in `CONTENTION_PARTS` of a map's backlog waits there,
-    and they answer `CONTENTION_PARTS` times as often: both are what calls wait behind. A map alone pays for
-    fewer wake-ups.
-CREDIT-7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have all
-    slots, nothing waits that could begin elsewhere: no backlog of another function, and no call.
+CREDIT-5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no
+    backlog: what waits there is in memory twice, here and there.
+CREDIT-6  while calls have to wait for workers, one part in `CONTENTION_PARTS` of a map's backlog
+    waits there, and they answer `CONTENTION_PARTS` times as often: both are what calls wait behind.
+    A map alone
+    pays for fewer wake-ups.
+CREDIT-7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have
+    all slots, nothing waits that could begin elsewhere: no backlog of another function, and no
+    call.
 """
 
 from __future__ import annotations
@@ -103,7 +108,8 @@ class Credit:
         work_is_ample: bool | None = None,
         contended: bool = False,
     ) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (not CREDIT-4).
+        """How many tasks of `function` may be sent now, `started` of all being begun (not
+        CREDIT-4).
 
         `work_is_ample`: whether many are left (CREDIT-3), None if nobody knows.
         """
@@ -127,7 +133,8 @@ class Credit:
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def overtake(self, started: int, function: int) -> int:
-        """How many calls of `function` may be sent beyond that (CREDIT-4, CREDIT-2, CREDIT-5, CREDIT-7)."""
+        """How many calls of `function` may be sent beyond that (CREDIT-4, CREDIT-2, CREDIT-5,
+        CREDIT-7)."""
         recent = self._paces.get(self._recent)
         if started < self._overtaken or recent is None or not recent.backlog:
             return 0

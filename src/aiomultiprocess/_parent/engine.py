@@ -9,17 +9,19 @@ It starts workers, decides what their death means, and gives calls to the queues
 it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`, the
 exit of a worker, and the next attempt at what the system has refused.
 
-ENGINE-1  A feed is in `_open` from its first task until its last is settled: closing waits for all. The
-    calls of a plain function stay there while there may be more of them, until the pool closes.
-ENGINE-2  A worker that dies is replaced while there may be work. Respawning is limited: if one exits
-    while it starts and none was ever ready, the pool is broken and says why. If `START_ATTEMPTS` in
+ENGINE-1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
+    The calls of a plain function stay there while there may be more of them, until the pool closes.
+ENGINE-2  A worker that dies is replaced while there may be work. Respawning is limited: if one
+    exits while it starts and none was ever ready, the pool is broken and says why. If
+    `START_ATTEMPTS` in
     a row die while they start, or the system refuses one, no other is started at once: it is tried
     again later while the queue has other workers, and where it has none the pool is broken. If more
     in a row die soon after it, before they began a task, the next ones are started later too, even
     where there are no others.
     A worker that has done its work and takes more than a moment to exit is replaced before it has
     (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
-ENGINE-3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned up.
+ENGINE-3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned
+    up.
 """
 
 from __future__ import annotations
@@ -204,7 +206,8 @@ class Engine:
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
-        """ENGINE-2: replace a worker; not for ever at once if none of them lives to begin a task."""
+        """ENGINE-2: replace a worker; not for ever at once if none of them lives to begin a
+        task."""
         age = self.loop.time() - worker.ready_since
         self._early_deaths = (
             0 if worker.link.started or age > FIRST_PAUSE else self._early_deaths + 1
@@ -234,7 +237,8 @@ class Engine:
             self._do_without(qid, error)
 
     def _do_without(self, qid: QueueID, error: BaseException) -> None:
-        """A worker cannot be had now: try again later, or give up if there are no others (ENGINE-2)."""
+        """A worker cannot be had now: try again later, or give up if there are no others
+        (ENGINE-2)."""
         if self.queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
             self._pending_restarts.append(qid)

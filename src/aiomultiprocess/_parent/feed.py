@@ -9,15 +9,15 @@ A task whose worker died after that has failed, or is sent again as a suspect (r
 is done or has failed.
 
 `Job` (job.py) is the feed of one `map` or `starmap`. Here are the contract and the others:
-`CallQueue`, all waiting `apply` of one function, and `RoutedTasks`, what a user's scheduler gave of a job to
-one queue.
+`CallQueue`, all waiting `apply` of one function, and `RoutedTasks`, what a user's scheduler gave of
+a job to one queue.
 
 FEED-1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both,
     never twice. (chunk.py keeps the other half of this: a chunk marks what was reported.)
 FEED-2  A feed hands out tasks in the order of the input; those put back come first.
 FEED-3  Nothing is kept per task of a map but its result: slots are numbers of a range, not objects.
-FEED-4  A call knows its chunk, so that cancelling n calls takes time in proportion to n, and not to n
-    times the number of calls under way.
+FEED-4  A call knows its chunk, so that cancelling n calls takes time in proportion to n, and not to
+    n times the number of calls under way.
 """
 
 from __future__ import annotations

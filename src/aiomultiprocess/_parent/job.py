@@ -10,8 +10,8 @@ JOB-3  Nothing is kept per task but its result.
 JOB-4  Nobody knows how large the next items are: if a frame had no room for all that were taken, no
     more than twice as many as it had are taken next; of an iterator, which cannot take them back,
     a few at first.
-JOB-5  Each await gives a list of its own. A copy of a million results makes the loop stand still: who
-    is the last that can ask gets the list itself.
+JOB-5  Each await gives a list of its own. A copy of a million results makes the loop stand still:
+    who is the last that can ask gets the list itself.
 JOB-6  A job may be given up while code of the user's runs: an input is asked for items, an item is
     pickled. What was under way then has failed with all the rest, and is not taken up again.
 """
@@ -189,7 +189,8 @@ class Job:
         self._finish()
 
     def mark_unreferenced(self) -> bool:
-        """Nobody else can begin to read, see `drop_unread`; True if that is to be called in the loop."""
+        """Nobody else can begin to read, see `drop_unread`; True if that is to be called in the
+        loop."""
         self._unreferenced = True
         return not self.done and not self.wanted_all
 

@@ -12,15 +12,18 @@ number.
 QUEUE-1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk
     (chunk.py) marks each offset that was reported; the death of its worker settles or returns the
     others.
-QUEUE-2  A task is returned to its feed only if its worker had not marked it started (_worker/engine.py, WORKER-1). One
-    that was started has failed, unless its caller said that it may run again (retry.py). The
+QUEUE-2  A task is returned to its feed only if its worker had not marked it started
+    (_worker/engine.py, WORKER-1). One that was started has failed, unless its caller said that it
+    may run again (retry.py). The
     mark is in memory that a worker can damage: of one that broke its link, all count as started.
-QUEUE-3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`; and
-    while a worker has no room for the feed whose turn it is, calls may pass (credit.py, CREDIT-4, CREDIT-6).
-QUEUE-4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk that
-    they had not begun, receiving it is what kills them, and its tasks are lost as if started.
-QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots say
-    nothing of how fast a worker will be done. A worker is therefore filled no higher than all
+QUEUE-3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`;
+    and while a worker has no room for the feed whose turn it is, calls may pass (credit.py,
+    CREDIT-4,
+    CREDIT-6).
+QUEUE-4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk
+    that they had not begun, receiving it is what kills them, and its tasks are lost as if started.
+QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
+    say nothing of how fast a worker will be done. A worker is therefore filled no higher than all
     workers together can be filled with the tasks that are left, counting what each holds: of n
     tasks over k idle workers each gets at most ceil(n / k), and a worker that holds nothing is
     never refused one. Where more than enough is left this limits nothing. Of an input of unknown
@@ -96,7 +99,8 @@ class Queue:
     def call(self, calls: CallQueue, future: asyncio.Future[Any], item: Any) -> None:
         """Give one `apply` to the workers, directly if nothing waits and one of them is idle.
 
-        An idle worker has room for one task of any function (credit.py, CREDIT-1), unless it leaves.
+        An idle worker has room for one task of any function (credit.py, CREDIT-1), unless it
+        leaves.
         """
         calls.expect(future)
         if not self._sources and not self.retry_queue.unsettled:
@@ -442,7 +446,8 @@ class Queue:
             worker.link.flush()
 
     def on_death(self, worker: PoolWorker) -> None:
-        """QUEUE-1, QUEUE-2: what the dead worker had started is lost, the rest returns to the feeds."""
+        """QUEUE-1, QUEUE-2: what the dead worker had started is lost, the rest returns to the
+        feeds."""
         self.workers.remove(worker)
         if worker.link_intact:
             self._hear_journal(worker)

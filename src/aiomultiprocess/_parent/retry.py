@@ -9,14 +9,15 @@ together again, the one that kills workers would use up the attempts of the othe
 alone. A task that loses its worker there was the cause, or at least its worker's only task. A queue
 (queue.py) has one line of them. It tells of losses, and asks what a worker may have.
 
-RETRY-1  A task that lost its worker runs again only if its caller allowed it and still waits for it, and
-    `retries` times at most. Otherwise the error of that loss ends it.
+RETRY-1  A task that lost its worker runs again only if its caller allowed it and still waits for
+    it, and `retries` times at most. Otherwise the error of that loss ends it.
 RETRY-2  A worker that holds a suspect holds nothing else.
-RETRY-3  Suspects go first. A worker without work gets the next in line before anything else; as long as
-    no worker runs one, the worker with the least to do gets no more. So suspects wait for what that
+RETRY-3  Suspects go first. A worker without work gets the next in line before anything else; as
+    long as no worker runs one, the worker with the least to do gets no more. So suspects wait for
+    what that
     worker holds to end, and for nothing else, and the others go on with other work.
-RETRY-4  A suspect is known from its first loss until it is settled. Nothing is kept for other tasks, and
-    a queue without suspects asks no more than whether `unsettled` is empty.
+RETRY-4  A suspect is known from its first loss until it is settled. Nothing is kept for other
+    tasks, and a queue without suspects asks no more than whether `unsettled` is empty.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class RetryQueue:
         return self.line.popitem(last=False)[0]
 
     def claim(self, worker: PoolWorker, workers: Sequence[PoolWorker]) -> bool:
-        """RETRY-2, RETRY-3: whether `worker`, one of the queue's `workers`, may have no other work now."""
+        """RETRY-2, RETRY-3: whether `worker`, one of the queue's `workers`, may have no other work
+        now."""
         if runs_retry(worker):
             return True
         if not self.line or worker.leaving or any(map(runs_retry, workers)):

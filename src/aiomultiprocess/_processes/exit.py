@@ -2,8 +2,8 @@
 
     process.start() -> Exit(process) -> check() at any time, watch() or wait() in an event loop
 
-EXIT-1  The process's pidfd tells of its end where there is one. multiprocessing's sentinel is second
-    best: it is a pipe, which stays open as long as a process that the child forked lives on.
+EXIT-1  The process's pidfd tells of its end where there is one. multiprocessing's sentinel is
+    second best: it is a pipe, which stays open as long as a process that the child forked lives on.
 EXIT-2  The exit code is right or None, "not known": another part of the program may have reaped our
     child (`waitpid(-1)`). It is therefore read before it is reaped, by the pidfd, which cannot come
     to mean another process as a pid can.
@@ -11,8 +11,9 @@ EXIT-3  Once the end is known, multiprocessing's object knows it too, and lets i
     closed; it is told 255 for an exit code that is not known, as asyncio does.
 EXIT-4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
     thread may ask.
-EXIT-5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open, and
-    a sandbox refuses either, or waitid altogether, or a loop's interest in a pidfd. Then waitpid
+EXIT-5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open,
+    and a sandbox refuses either, or waitid altogether, or a loop's interest in a pidfd. Then
+    waitpid
     collects the end. Where a thread is refused as well, a timer of the loop looks for it.
 """
 
@@ -65,7 +66,8 @@ class Exit:
         return self.ended
 
     def duplicates(self) -> list[Descriptor]:
-        """EXIT-4: what becomes readable at the end, in the order to be heard; none once it is known.
+        """EXIT-4: what becomes readable at the end, in the order to be heard; none once it is
+        known.
 
         None at all if there is no descriptor left: a thread can wait without.
         """

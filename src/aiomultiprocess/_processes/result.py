@@ -2,11 +2,12 @@
 
     child: STARTED, then one header and its payload -> pipe -> Receiver, in the parent's loop
 
-PROCRESULT-1  The parent reads whenever it can: as soon as its loop runs, at each question about the process,
-    and when the process has ended. A child that writes more than a pipe holds is never stuck with
+PROCRESULT-1  The parent reads whenever it can: as soon as its loop runs, at each question about the
+    process, and when the process has ended. A child that writes more than a pipe holds is never
+    stuck with
     a parent that waits for its exit.
-PROCRESULT-2  The end of a result is told by its length, not by the end of the pipe, which a process that the
-    child forked may keep open.
+PROCRESULT-2  The end of a result is told by its length, not by the end of the pipe, which a process
+    that the child forked may keep open.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ class PipeReceiver:
         self._theirs.close()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read in this loop too from now on (PROCRESULT-1), by a descriptor of its own: others may end."""
+        """Read in this loop too from now on (PROCRESULT-1), by a descriptor of its own: others may
+        end."""
         with self._lock:
             for ended in [other for other in self._readers if other.is_closed()]:
                 self._readers.pop(ended).close()

@@ -11,9 +11,10 @@ SPAWN-1  A launch that fails leaves no process and no descriptor.
 SPAWN-2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
 SPAWN-3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
     until the child is up (startup.py).
-SPAWN-4  No signal is handled in a forked child before it has put the handlers of the parent's loop away.
-SPAWN-5  A child that starts a process while it imports its main module, which so has no guard, ends at
-    once. It prints nothing if its parent reports how it ended, and else one line.
+SPAWN-4  No signal is handled in a forked child before it has put the handlers of the parent's loop
+    away.
+SPAWN-5  A child that starts a process while it imports its main module, which so has no guard, ends
+    at once. It prints nothing if its parent reports how it ended, and else one line.
 SPAWN-6  A child imports its main module only if that is a file: one that is read from stdin is not.
 SPAWN-7  A fork server that dies while it imports the main module (from 3.14 on, it does) is started
     again without it. Its children then import the module themselves, and end by SPAWN-5.
@@ -268,7 +269,8 @@ def _check_guard() -> None:
 
 @contextlib.contextmanager
 def _importable_main() -> Iterator[None]:
-    """SPAWN-6: for as long as a child is told what to import, the main module has no path but a file's.
+    """SPAWN-6: for as long as a child is told what to import, the main module has no path but a
+    file's.
 
     The path of a program from stdin is `<stdin>`.
     """

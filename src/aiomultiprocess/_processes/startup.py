@@ -2,10 +2,10 @@
 
 `_spawn` launches children so; what they run says when they are up. Light: children import it.
 
-STARTUP-1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start-up does not print a
-    traceback of half-imported modules.
-STARTUP-2  In a spawned child no garbage is collected until `collect_garbage`: what is made by then are
-    modules, which stay, and the collector would go over them again and again. Held back is the
+STARTUP-1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start-up does not
+    print a traceback of half-imported modules.
+STARTUP-2  In a spawned child no garbage is collected until `collect_garbage`: what is made by then
+    are modules, which stay, and the collector would go over them again and again. Held back is the
     threshold, and not the collector, so that `gc.disable()` in a user's module is still a choice.
 """
 

@@ -1,4 +1,5 @@
-"""A bytes object of a known size that is filled piece by piece; `amp_ext.buffer_builder` in Python."""
+"""A bytes object of a known size that is filled piece by piece; `amp_ext.buffer_builder` in
+Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Payloads to items; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in `codec`.
+"""Payloads to items; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in
+`codec`.
 
 `amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
 """
@@ -93,7 +94,8 @@ def _no_memory(size: int) -> MemoryError:
 
 
 class _Decoder:
-    """Where we are in one payload: in `data`, or in one of the segments that are not taken (CODEC-8)."""
+    """Where we are in one payload: in `data`, or in one of the segments that are not taken
+    (CODEC-8)."""
 
     def __init__(
         self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()

@@ -1,4 +1,5 @@
-"""Items to payloads; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in `codec`.
+"""Items to payloads; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in
+`codec`.
 
 `amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
 
@@ -109,7 +110,8 @@ _lasting: dict[type, Any] = {}
 
 
 def _reducers() -> dict[type, Any]:
-    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so cheap
+    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so
+    cheap
     to import.
     """
     global _lasting, _registered
@@ -123,7 +125,8 @@ def _reducers() -> dict[type, Any]:
 
 
 def _shares(kind: Any, reduce: object) -> bool:
-    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by
+    itself."""
     return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
         kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
@@ -298,7 +301,8 @@ class _Encoder:
     # -- numbers, text and bytes ---------------------------------------------------------------
 
     def put_run(self, values: Sequence[Any], start: int, stop: int) -> int:
-        """CODEC-5: put the run that begins at `start`; how many values it has, 0 if there is none."""
+        """CODEC-5: put the run that begins at `start`; how many values it has, 0 if there is
+        none."""
         stop = min(stop, len(values))
         if stop - start < RUN_MIN:
             return 0

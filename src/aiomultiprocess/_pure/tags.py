@@ -33,7 +33,8 @@ FLOATS: Final = 22
 
 #: The first byte of a size or number that does not fit into one.
 LONG_SIZE: Final = 255
-#: CODEC-3: containers nested deeper go by pickle, and so do str and bytes as long as this if met twice.
+#: CODEC-3: containers nested deeper go by pickle, and so do str and bytes as long as this if met
+#: twice.
 MAX_DEPTH: Final = 32
 SHARED_MIN: Final = 4096
 #: CODEC-5: the shortest run.

@@ -25,8 +25,8 @@ def watch_fd(
 class Endpoint:
     """What the links of both transports do alike: LINK-4, LINK-6, LINK-7 and LINK-8.
 
-    A transport defines `_stop_listening` (stop listening), `_release` (give everything back; called once,
-    and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
+    A transport defines `_stop_listening` (stop listening), `_release` (give everything back; called
+    once, and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
     """
 
     def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
@@ -78,7 +78,8 @@ class Endpoint:
         self._listen(loop)
 
     def _turn(self, work: Callable[[], bool]) -> None:
-        """One callback of the loop: `work`, and again soon if it says that there is more (LINK-4)."""
+        """One callback of the loop: `work`, and again soon if it says that there is more
+        (LINK-4)."""
         if self._closed or self._broken or self._continued:
             return
         again = True  # also when KeyboardInterrupt cuts `work` short (LINK-7)

@@ -15,29 +15,30 @@ handed over as a call of the handler, a batch at a time, with `on_drained` at th
 there an engine acts on all it has heard, and flushes once.
 
 LINK-1  Order. Frames arrive in the order of their `send`, whole, once; whatever their size.
-LINK-2  Nothing blocks. `send` and `flush` return at once, also when the channel is full, the peer is
-    stopped or dead, or its wake-up descriptor is saturated.
-LINK-3  Nothing polls. There is no timer, no thread, and no callback while nothing arrives and nothing
-    waits for room.
+LINK-2  Nothing blocks. `send` and `flush` return at once, also when the channel is full, the peer
+    is stopped or dead, or its wake-up descriptor is saturated.
+LINK-3  Nothing polls. There is no timer, no thread, and no callback while nothing arrives and
+    nothing waits for room.
 LINK-4  Bounded turns. One callback of the loop hands over at most `BATCH_FRAMES` frames and moves
     about `BATCH_BYTES` bytes each way; what remains is continued in the next turn of the loop.
 LINK-5  Receiving never waits for sending: with both directions full, both sides still drain, so
     they cannot wait for each other in a circle.
-LINK-6  `on_room`, `on_drained`, `on_broken` and the handler are called from callbacks of the loop (the
-    handler from `drain_dead` too), never from inside `send` or `flush`. All of them may call
+LINK-6  `on_room`, `on_drained`, `on_broken` and the handler are called from callbacks of the loop
+    (the handler from `drain_dead` too), never from inside `send` or `flush`. All of them may call
     `send`, `flush` and `close`.
 LINK-7  A link breaks once: when the channel holds what no peer of ours can have written, or when a
     callback raises, since then a frame was lost and a task would hang. It hands over nothing more,
     drops what it is given, and tells `on_broken` why. Not so for KeyboardInterrupt and SystemExit:
     they pass through the loop, and the link goes on if the loop does. Nor for a payload that is too
-    large for memory: where it arrives, its frame says so (frames.py, FRAME-5), and where it is sent,
-    `send` raises MemoryError and has sent nothing of it.
-LINK-8  After `close`, which may be called at any moment and any number of times, no callback comes and
-    all other calls do nothing.
-LINK-9  Death is told by the process's exit, not by the channel. A peer that has gone only means that
-    nothing more arrives; what it had published is still there for `drain_dead`.
-LINK-10 A frame is what its segments were at the call of `send`. Segments of bytes are kept by reference
-    until they are under way; of others, whatever was not written when `send` returns is copied.
+    large for memory: where it arrives, its frame says so (frames.py, FRAME-5), and where it is
+    sent, `send` raises MemoryError and has sent nothing of it.
+LINK-8  After `close`, which may be called at any moment and any number of times, no callback comes
+    and all other calls do nothing.
+LINK-9  Death is told by the process's exit, not by the channel. A peer that has gone only means
+    that nothing more arrives; what it had published is still there for `drain_dead`.
+LINK-10 A frame is what its segments were at the call of `send`. Segments of bytes are kept by
+    reference until they are under way; of others, whatever was not written when `send` returns is
+    copied.
 """
 
 from __future__ import annotations

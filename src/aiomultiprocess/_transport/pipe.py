@@ -10,7 +10,8 @@ in place; a payload that is larger than the buffer is put together piece by piec
 
 PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
      never moves: payloads are views of it.
-PP2  EOF and every error of the connection mean that the peer has gone (LINK-9): stop listening, drop
+PP2  EOF and every error of the connection mean that the peer has gone (LINK-9): stop listening,
+drop
      what is sent.
 
 On Windows sockets have no `sendmsg` (`_send_joined`); all else that differs there is in `_windows`.
@@ -279,7 +280,8 @@ class PipeLink(Endpoint):
             self._loop.add_writer(self._fd, self._turn, self._pump)
 
     def _write(self) -> None:
-        """Write until all is written, the socket is full, or a turn's worth has gone (LINK-2, LINK-4)."""
+        """Write until all is written, the socket is full, or a turn's worth has gone (LINK-2,
+        LINK-4)."""
         room = BATCH_BYTES
         try:
             while self._outbox and room > 0:

@@ -8,12 +8,13 @@ reads it when, is told in `journal`; here it is bytes.
 PAGE-1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
     fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
     not do: it writes byte by byte, and a reader could see half of it.
-PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError here and not
-    a SIGBUS at the first store.
-PAGE-3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM there
-    and not a SIGBUS in the parent.
-PAGE-4  Of the system calls that make it, only mmap cannot be done without: this transport serves where
-    a sandbox leaves nothing else. An unnamed temporary file serves in place of a memfd, in /dev/shm
+PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError here and
+    not a SIGBUS at the first store.
+PAGE-3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM
+    there and not a SIGBUS in the parent.
+PAGE-4  Of the system calls that make it, only mmap cannot be done without: this transport serves
+    where a sandbox leaves nothing else. An unnamed temporary file serves in place of a memfd, in
+    /dev/shm
     where that can be written; and zeros that are written reserve memory as fallocate does.
 """
 

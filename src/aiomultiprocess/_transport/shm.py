@@ -7,10 +7,10 @@ A small frame is one record (WHOLE) and is handed over in place, as a view of th
 is a stream of records: header and first fragment (BEGIN), further fragments, the last (END). Each
 is published at once, so that both sides copy at the same time; the receiver puts them together.
 
-SHM-1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the other
-    side begins before all is written, and nothing waits for half the ring to be free.
-SHM-2  A payload view of the ring is released before the head moves past it, and the head moves when a
-    quarter of the ring has been read, or at the end of the batch.
+SHM-1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the
+    other side begins before all is written, and nothing waits for half the ring to be free.
+SHM-2  A payload view of the ring is released before the head moves past it, and the head moves when
+    a quarter of the ring has been read, or at the end of the batch.
 SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
     `sleeping` by that, and without setting it again the next frame would ring nobody. A link that
     is still asleep was not meant by a bell, and has no turn.
@@ -18,8 +18,9 @@ SHM-4  The bell is cleared before the rings are read, and before a link is asked
     asleep, else it could swallow a ring in between.
 SHM-5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
     scheduled: somebody will come back for the rest.
-SHM-6  Memory for what of a frame may have to wait is there before its first byte is written: the other
-    side would wait for the rest of a frame that is begun. Without it, nothing of the frame is sent.
+SHM-6  Memory for what of a frame may have to wait is there before its first byte is written: the
+    other side would wait for the rest of a frame that is begun. Without it, nothing of the frame is
+    sent.
 
 Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
 and one of each worker. Both carry both messages, "there is data" and "there is room".

@@ -2,13 +2,15 @@
 
 The frames and the links are those of `pipe`. What differs is what is below them:
 
-WINDOWS-1  A socket is shared with the pid of the worker that is being started, and needs no server to ask
-    for it. The pid is known while the worker's start-up message is pickled: there, and only there,
+WINDOWS-1  A socket is shared with the pid of the worker that is being started, and needs no server
+    to ask for it. The pid is known while the worker's start-up message is pickled: there, and only
+    there,
     multiprocessing writes the message to a process that runs already.
-WINDOWS-2  The ledger's page has a name instead of a descriptor. The name is random, so nobody else has it,
-    and the page goes with the last of the two processes that map it.
-WINDOWS-3  The pair of sockets is a TCP connection. Small frames must not wait for an acknowledgement of
-    those before them; and the last bytes of a worker that ended may still be under way when its end
+WINDOWS-2  The ledger's page has a name instead of a descriptor. The name is random, so nobody else
+    has it, and the page goes with the last of the two processes that map it.
+WINDOWS-3  The pair of sockets is a TCP connection. Small frames must not wait for an
+    acknowledgement of those before them; and the last bytes of a worker that ended may still be
+    under way when its end
     is noticed, so `drain_dead` waits for EOF, which follows them at once.
 
 Windows drops what a killed process had sent and nobody had received yet. Items whose results are

@@ -6,18 +6,20 @@ What is raised in the parent is a ProxyException whose text is the traceback fro
 wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
 original exception, rebuilt.
 
-EXC-1  The text arrives whatever the exception is made of. All the rest may be lost: an exception that
-    cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
-EXC-2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments than
-    those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in C.
+EXC-1  The text arrives whatever the exception is made of. All the rest may be lost: an exception
+    that cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
+EXC-2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments
+    than those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in
+    C.
     Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
 EXC-3  An exception travels as a flat list of nodes that refer to each other by index, so that no
     chain, however long or circular, is walked by recursion. Members of a group stand before it.
-EXC-4  A type that is not derived from Exception, or that coroutines and generators treat specially, is
-    never combined: raised in the parent, it would end the parent's loop, or look like a
+EXC-4  A type that is not derived from Exception, or that coroutines and generators treat specially,
+    is never combined: raised in the parent, it would end the parent's loop, or look like a
     cancellation of the caller.
-EXC-5  A printed error shows the remote traceback once. Python prints what is raised with its text, so
-    its original has no traceback. Where Python prints no text (SyntaxError), and where the caller
+EXC-5  A printed error shows the remote traceback once. Python prints what is raised with its text,
+    so its original has no traceback. Where Python prints no text (SyntaxError), and where the
+    caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
     Notes are printed after the text of what is raised: they are its own, and not in its text.
 """

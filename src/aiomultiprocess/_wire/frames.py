@@ -7,16 +7,20 @@ fails its own tasks and no others.
 
 FRAME-1  Every field is unsigned and little endian, `parts` never exceeds `MAX_PARTS`, nor `length`
     `MAX_PAYLOAD`. A received header that says otherwise is corrupt.
-FRAME-2  A frame is handed over whole, as a call of a `Handler`; its payload is valid during that call.
-FRAME-3  A payload that comes in pieces takes as much memory as has arrived, whatever its header claims.
-FRAME-4  A payload that is too large to be handed over from where it arrives, and has several segments,
-    arrives as `PayloadParts`: as the same segments, bytes or bytearrays, which are the handler's to keep.
-    Then `parts` says how many, and between header and payload stand their sizes, eight bytes each
+FRAME-2  A frame is handed over whole, as a call of a `Handler`; its payload is valid during that
+    call.
+FRAME-3  A payload that comes in pieces takes as much memory as has arrived, whatever its header
+    claims.
+FRAME-4  A payload that is too large to be handed over from where it arrives, and has several
+    segments, arrives as `PayloadParts`: as the same segments, bytes or bytearrays, which are the
+    handler's to
+    keep. Then `parts` says how many, and between header and payload stand their sizes, eight bytes
+    each
     and none of them zero, with the bit `WRITABLE` for what is to be a bytearray. So large values
     are filled from the channel, and not from a copy of the payload.
 FRAME-5  A payload for which there is no memory arrives without it, and its channel goes on: it is
-    `PayloadParts` in which the size of what is missing stands for a segment, and the rest of that segment
-    is received and dropped. So what cannot be held fails its own tasks and no others.
+    `PayloadParts` in which the size of what is missing stands for a segment, and the rest of that
+    segment is received and dropped. So what cannot be held fails its own tasks and no others.
 
 Used by both engines and by the transports. Imports nothing of ours: a fresh worker loads it first.
 """
@@ -50,8 +54,8 @@ Segment: TypeAlias = bytes | bytearray | memoryview
 class PayloadParts:
     """A payload in segments (FRAME-4). Like a view of the whole it has a length, and makes bytes.
 
-    An int is the size of a segment for which there was no memory (FRAME-5): then MemoryError is raised
-    for the bytes of the whole.
+    An int is the size of a segment for which there was no memory (FRAME-5): then MemoryError is
+    raised for the bytes of the whole.
     """
 
     __slots__ = ("_length", "segments")
@@ -171,7 +175,8 @@ def is_constant(segment: Segment) -> bool:
 
 
 class Dropped:
-    """What a `BufferBuilder` would be if there were memory for it: its pieces are dropped (FRAME-5)."""
+    """What a `BufferBuilder` would be if there were memory for it: its pieces are dropped
+    (FRAME-5)."""
 
     def __init__(self, size: int, missing: int) -> None:
         self.missing = missing

@@ -13,14 +13,17 @@ payload. Results that will be sent together are one entry, which is open while t
 payload is that of the frame. The journal's first word says how far all this is to be
 believed, and in its upper half how many items are in the entry that is open.
 
-JOURNAL-1  What is written counts by one aligned store of the first word, after the bytes it tells of. A
-    process that is killed loses no store that it has made; so only their order matters (see PAGE-1).
-JOURNAL-2  An open entry has LENGTH 0: it goes on to the end, and its count is in the first word. It is
-    closed by storing COUNT, then LENGTH, and says the same at every moment.
-JOURNAL-3  The journal is emptied only when all that is in it was published (_worker/engine.py, WORKER-6). A result may be
-    here and in the channel, but is never in neither; who reads it ignores what was reported (QUEUE-1).
-JOURNAL-4  What does not fit is not here. `append` and `put` say so, and the worker publishes it before it
-    lets anything else run.
+JOURNAL-1  What is written counts by one aligned store of the first word, after the bytes it tells
+    of. A process that is killed loses no store that it has made; so only their order matters (see
+    PAGE-1).
+JOURNAL-2  An open entry has LENGTH 0: it goes on to the end, and its count is in the first word. It
+    is closed by storing COUNT, then LENGTH, and says the same at every moment.
+JOURNAL-3  The journal is emptied only when all that is in it was published (_worker/engine.py,
+    WORKER-6). A result may be here and in the channel, but is never in neither; who reads it
+    ignores what was reported
+    (QUEUE-1).
+JOURNAL-4  What does not fit is not here. `append` and `put` say so, and the worker publishes it
+    before it lets anything else run.
 JOURNAL-5  The reader trusts nothing: it takes a copy, and looks at no byte beyond it.
 
 `Journal` is the worker's side, `amp_ext.journal` is the same in Cython; `read` is the parent's.
@@ -53,7 +56,8 @@ class Entry(NamedTuple):
 
 
 def read(memory: memoryview) -> Iterator[Entry]:
-    """The entries that a dead worker has left; CorruptHeaderError where they make no sense (JOURNAL-5)."""
+    """The entries that a dead worker has left; CorruptHeaderError where they make no sense
+    (JOURNAL-5)."""
     word = int.from_bytes(memory[:_FIRST], _ORDER)
     end, count = word & 0xFFFFFFFF, word >> _COUNT_SHIFT
     if end > len(memory):

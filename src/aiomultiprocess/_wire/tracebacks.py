@@ -3,8 +3,8 @@
 Both processes use this module: a worker before it sends an exception (exceptions.py), and the
 parent, `Process` and `Worker` before they raise one of their own calls.
 
-TRACEBACK-1  The text shows the user's frames: those of this package, and of asyncio where it runs the user's
-    code for this package, are left out.
+TRACEBACK-1  The text shows the user's frames: those of this package, and of asyncio where it runs
+    the user's code for this package, are left out.
 """
 
 from __future__ import annotations
