@@ -74,8 +74,9 @@ class StartArgumentsReceived:
             from .._wire.tracebacks import without_our_frames  # not above: only errors need it
 
             without_our_frames(error)
+            why = f"({describe_error(error)}){import_hint(error)}"
             raise pickle.UnpicklingError(
-                f"{name} cannot be unpickled in {self._where} ({describe_error(error)}){import_hint(error)}"
+                f"{name} cannot be unpickled in {self._where} {why}"
             ) from error
 
 
