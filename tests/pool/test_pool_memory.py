@@ -91,7 +91,7 @@ async with pool:
     large = scarcity.make({kind!r}, 128 * scarcity.MIB)
     pids = [process.pid for process in pool.processes]
     await pool.apply(scarcity.kind_of, (1,))
-    with scarcity.limited(64 * scarcity.MIB):
+    with scarcity.limited(48 * scarcity.MIB):
         found = await outcomes(pool.map(scarcity.kind_of, [1, "two", large, 3, large, "four"]))
     print([value if isinstance(value, str) else type(value).__name__ for value in found])
     print(found[2])
@@ -119,7 +119,7 @@ pool = Pool(1)
 async with pool:
     pids = [process.pid for process in pool.processes]
     await pool.apply(scarcity.kind_of, (1,))
-    with scarcity.limited(64 * scarcity.MIB):
+    with scarcity.limited(48 * scarcity.MIB):
         kinds = ["small", {kind!r}, "small", {kind!r}] + ["small"] * 20
         found = await outcomes(pool.map(scarcity.large_or_small, kinds))
     print([at for at, value in enumerate(found) if type(value) is MemoryError])
@@ -150,7 +150,7 @@ async def test_an_exception_too_large_for_the_parent_fails_its_item_alone(tmp_pa
     body = """
 async with Pool(1) as pool:
     await pool.apply(scarcity.kind_of, (1,))
-    with scarcity.limited(64 * scarcity.MIB):
+    with scarcity.limited(48 * scarcity.MIB):
         found = await outcomes(pool.map(scarcity.raise_large, [0, 128 * scarcity.MIB, 0]))
     print([value if isinstance(value, int) else type(value).__name__ for value in found])
 """

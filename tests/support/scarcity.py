@@ -23,7 +23,10 @@ def address_space() -> int:
 
 @contextlib.contextmanager
 def limited(room: int) -> Iterator[None]:
-    """Let this process map `room` bytes more, and no more than that."""
+    """Let this process map `room` bytes more, and no more than that.
+
+    What it has freed before may serve it too: glibc keeps up to 64 MiB of that.
+    """
     import resource  # which Windows has not
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -128,7 +128,7 @@ async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
 ) -> None:
     """What may change is copied if it has to wait; no part of it may be under way by then."""
     pair.listen()
-    large = bytearray(64 * scarcity.MIB)
+    large = bytearray(160 * scarcity.MIB)
     before = flood(pair.parent.link) if waits else 0
     with scarcity.limited(32 * scarcity.MIB), pytest.raises(MemoryError):
         pair.parent.link.send(Kind.CHUNK, payload=[b"head", large])
@@ -149,7 +149,7 @@ async def test_a_payload_that_is_too_much_for_memory_arrives_without_it(
     pair.listen()
     heard: list[Any] = []
     pair.worker.take = lambda *frame: heard.append(list(frame[-1].segments))
-    large: Any = b"x" * (64 * scarcity.MIB)
+    large: Any = b"x" * (160 * scarcity.MIB)
     if shape == "parts that can change":
         large = bytearray(large)
     payload = [large] if shape == "one view" else [b"head", large, b"tail"]
