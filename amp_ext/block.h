@@ -45,8 +45,8 @@ static inline int amp_bytes_resize(PyObject **bytes, Py_ssize_t size)
     return 0;
 }
 
-/* A bytearray of `size` bytes. `PyByteArray_FromStringAndSize` drops one that it has not made whole,
- * without a memory for its bytes, and that prints a SystemError about what it happens to hold. */
+/* A bytearray of `size` bytes. Where `PyByteArray_FromStringAndSize` has no memory for the bytes, it
+ * drops an object that is not initialized, which prints a SystemError. */
 static inline PyObject *amp_bytearray(Py_ssize_t size)
 {
     PyObject *array = PyByteArray_FromStringAndSize(NULL, 0);
@@ -55,9 +55,10 @@ static inline PyObject *amp_bytearray(Py_ssize_t size)
     return array;
 }
 
-/* Make room for `more` bytes behind the first `used`: twice the size if that can be had, or else
- * what is needed. The new size; -1 and MemoryError: it is as it was. */
-static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(PyObject **bytes, Py_ssize_t used, Py_ssize_t more)
+/* Make room for `more` bytes behind the first `used`: twice the size if memory allows, or else what
+ * is needed. The new size; -1 and MemoryError: it is as it was. */
+static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(
+    PyObject **bytes, Py_ssize_t used, Py_ssize_t more)
 {
     Py_ssize_t least, size = Py_SIZE(*bytes);
     if (more < 0 || more > AMP_BYTES_MOST - 64 - used) {

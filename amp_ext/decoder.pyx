@@ -6,9 +6,9 @@ aiomultiprocess/decoder.py does the same in Python; a rule changed here is chang
 A payload lies in memory that another process can write, so each byte of it is read once: what was
 checked is a copy (CODEC-7).
 
-A list or tuple has no members at first, and no code that could look at it may see that: no garbage
-is collected meanwhile (collector.pxd), and where a pickle runs code of the user's, the only such
-list is hidden from `gc.get_objects()`.
+A list or tuple has no members at first, and no code of the user's can see it like that: no garbage is
+collected meanwhile (collector.pxd), and while a pickle runs such code, the list of all items is not
+among `gc.get_objects()`.
 """
 
 import pickle

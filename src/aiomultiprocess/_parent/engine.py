@@ -36,17 +36,16 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from multiprocessing import util
-from typing import Any
+from typing import Any, cast
 
 from .. import _accel
 from .._processes import loops
 from .._transport.link import Backend
-from .._wire import exceptions
 from .._wire.frames import CorruptHeaderError, Kind, Mode, as_bytes
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .calls import CallQueue
-from .errors import explain_start
+from .errors import explain_start, load_error
 from .functions import FunctionTable
 from .job import Job
 from .queue import Queue
@@ -164,7 +163,7 @@ class Engine:
         elif kind == Kind.READY:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
-            self._break(exceptions.load_exception(as_bytes(payload), _accel.loads))
+            self._break(cast("BaseException", load_error(payload)))  # a start has no stages
         elif kind == Kind.LEAVING:
             threads = str(as_bytes(payload), "utf-8", "replace")
             worker.begin_exit(threads, lambda: self._on_lingering(worker))

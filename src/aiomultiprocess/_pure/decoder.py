@@ -152,6 +152,7 @@ class _Decoder:
             while len(values) < count:
                 self._add_item(values, failures, count)
         except MemoryError as error:  # what is behind the item cannot be found (CODEC-10)
+            error = error.with_traceback(None)  # which would keep views of the payload (CODEC-8)
             failures.update(dict.fromkeys(range(len(values), count), error))
             values.extend([None] * (count - len(values)))
         else:
