@@ -37,7 +37,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from .. import _accel, _legacy
 from .._wire import exceptions, journal
@@ -46,7 +46,7 @@ from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explain_star, load_error
-from .feed import Handles, TaskSource
+from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .retry import RetryQueue, RetryTask
 
@@ -286,7 +286,7 @@ class Queue:
         return min(room, level_of(held, left) - worker.credit.in_flight)
 
     def _send_chunk(
-        self, worker: PoolWorker, source: TaskSource | RetryTask, handles: Handles, items: list[Any]
+        self, worker: PoolWorker, source: TaskOwner, handles: Handles, items: list[Any]
     ) -> int:
         """Send as many of these as one frame carries and put back the rest; returns how many went.
 
@@ -338,7 +338,7 @@ class Queue:
     def _send_alone(
         self,
         worker: PoolWorker,
-        source: TaskSource | RetryTask,
+        source: TaskOwner,
         handles: Handles,
         items: list[Any],
         refusal: MemoryError,
@@ -361,7 +361,7 @@ class Queue:
 
     def _keep(
         self,
-        source: TaskSource | RetryTask,
+        source: TaskOwner,
         handles: Handles,
         items: list[Any],
         error: BaseException | None,
@@ -373,11 +373,13 @@ class Queue:
         if handles:
             source.put_back(handles, items)
 
-    def _return(self, source: TaskSource | RetryTask, handles: Handles, items: list[Any]) -> None:
+    def _return(self, source: TaskOwner, handles: Handles, items: list[Any]) -> None:
         source.put_back(handles, items)
-        if not isinstance(source, RetryTask) and not source.queued:
-            source.queued = True
-            self._sources.appendleft(source)
+        if not isinstance(source, RetryTask):
+            source = cast("TaskSource", source)
+            if not source.queued:
+                source.queued = True
+                self._sources.appendleft(source)
 
     # -- from workers to feeds -----------------------------------------------------------------
 
@@ -462,7 +464,7 @@ class Queue:
                 self._return(chunk.owner, handles, [chunk.items[at] for at in rest])
         for chunk, at in lost:
             handle = chunk.handles[at]
-            error = explain_loss(worker, chunk.owner, handle)
+            error = explain_loss(chunk.owner, handle, worker.pid, worker.exitcode)
             self.retry_queue.lose(chunk.owner, handle, chunk.items[at], error)
 
     def _hear_journal(self, worker: PoolWorker) -> None:

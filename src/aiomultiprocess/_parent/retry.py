@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._wire.frames import Mode
 from .calls import CallQueue
-from .feed import Handles, TaskSource
+from .feed import Handles, TaskOwner
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -40,7 +40,7 @@ class RetryTask:
 
     __slots__ = ("_losses", "_owner", "_retry_queue", "function", "handle", "item", "mode")
 
-    def __init__(self, retry_queue: RetryQueue, source: TaskSource, handle: Any, item: Any) -> None:
+    def __init__(self, retry_queue: RetryQueue, source: TaskOwner, handle: Any, item: Any) -> None:
         self.function = source.function
         self.mode = source.mode
         self.handle = handle
@@ -88,9 +88,7 @@ class RetryQueue:
         self.line: OrderedDict[RetryTask, None] = OrderedDict()  # those that wait for a worker
         self._calls: dict[Any, RetryTask] = {}  # those of `unsettled` that are calls, by slot
 
-    def lose(
-        self, origin: TaskSource | RetryTask, handle: Any, item: Any, error: BaseException
-    ) -> None:
+    def lose(self, origin: TaskOwner, handle: Any, item: Any, error: BaseException) -> None:
         """A task lost its worker: it waits for another, or `error` is its end (RETRY-1)."""
         if origin.retries_of(handle) <= 0:
             origin.fail(handle, error)

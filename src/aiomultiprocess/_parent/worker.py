@@ -33,14 +33,14 @@ from .._processes.spawn import process_class, report_exit
 from .._processes.start_arguments import at_its_caller
 from .._transport.link import ChildEnd, Link
 from .._wire.frames import Kind
-from .._worker import engine, main
+from .._worker import main
 from ..core import Process
 from .credit import Credit
 
 if TYPE_CHECKING:
     from .chunk import Chunk
 
-KILL_AFTER = engine.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
+KILL_AFTER = main.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
 MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
 
 log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class PoolWorker(Process):
             return
         self.leaving = True
         self._linger_timer = self._loop.call_later(MOMENT, on_linger)
-        kill_at = self._loop.time() + engine.GRACE
+        kill_at = self._loop.time() + main.GRACE
         if self._kill_timer is not None:
             kill_at = min(kill_at, self._kill_timer.when())
             self._kill_timer.cancel()
@@ -186,7 +186,7 @@ class PoolWorker(Process):
             "worker %s has finished its work, and was killed because it did not exit within "
             "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
             self.pid,
-            engine.GRACE,
+            main.GRACE,
             held_by,
         )
         self.kill()
