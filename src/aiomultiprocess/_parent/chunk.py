@@ -1,6 +1,6 @@
 """A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
 
-The queues (queue.py, QUEUE-1 to QUEUE-5) make them and hear what becomes of them; this is the account of
+The queues (queue.py, QUEUE-1) make them and hear what becomes of them; this is the account of
 one, and how an error that is met on the way is told to the caller.
 """
 
