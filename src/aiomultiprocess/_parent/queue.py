@@ -17,10 +17,10 @@ QUEUE-3  Sources are served in turn, a chunk each, so that an `apply` does not w
     While a worker has no room for the source whose turn it is, calls may *overtake*: go to that
     worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6).
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
-    do not tell how soon a worker will be done. The tasks that are left are therefore thought of as
-    poured over all workers, those that hold least first; no worker is filled above the level that
-    this reaches. Of n tasks over k idle workers each gets at most ceil(n / k); a worker that holds
-    nothing always gets one. If more tasks are left than all workers have room for, this limits
+    do not tell how soon a worker will be done. No worker is therefore filled above the level that
+    is reached when the tasks that are left fill the workers in turn, those that hold the fewest
+    first. Of n tasks over k idle workers each gets at most ceil(n / k); a worker that holds nothing
+    is never refused one. If more tasks are left than all workers have room for, this limits
     nothing. An input of unknown length is looked at only as far as this takes: at most `LOOK_AHEAD`
     items, and only those that arrive within a few milliseconds (sources.py).
 """

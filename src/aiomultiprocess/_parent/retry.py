@@ -9,10 +9,10 @@
                ^------- lost again ----------'
 
 When a worker dies, any of the tasks that it had started may be the cause. A task that its caller
-allows to run again (`retries=`) becomes a *retry task*. If retry tasks shared a worker, the one that
-kills workers would use up the attempts of the others; so each runs alone. If its worker dies again,
-no other task can be the cause. Each queue (queue.py) has one `RetryQueue`: the queue reports dead
-workers and lost tasks to it, and asks it what a worker may run.
+allows to run again (`retries=`) becomes a *retry task*. If retry tasks shared a worker, the one
+that kills workers would use up the attempts of the others; so each runs alone. If its worker dies
+again, no other task can be the cause. Each queue (queue.py) has one `RetryQueue`: the queue reports
+dead workers and lost tasks to it, and asks it what a worker may run.
 
 RETRY-1  A task that lost its worker runs again only if its caller allowed it and still waits for
     it, and at most `retries` times. Otherwise the error of that loss ends it.
