@@ -1,6 +1,6 @@
 """Tasks that may run again when their worker dies (`retries=`): how often, where, and how it ends.
 
-The rules are those of retry.py (RETRY-1 to RETRY-4).
+The rules are those of retry.py (RETRY-1 to RETRY-7).
 """
 
 from __future__ import annotations

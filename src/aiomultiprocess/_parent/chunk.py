@@ -1,19 +1,16 @@
 """A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
 
-The queues (queue.py, QUEUE-1 to QUEUE-5) make them and hear what becomes of them; this is the
-account of one, and how an error that is met on the way is told to the caller.
+The queues (queue.py, QUEUE-1) make them and hear what becomes of them; this is the account of
+one, and how an error that is met on the way is told to the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._wire.frames import CorruptHeaderError
-from .feed import Handles, TaskSource
-
-if TYPE_CHECKING:
-    from .retry import RetryTask
+from .feed import Handles, TaskOwner
 
 
 class Chunk:
@@ -23,7 +20,7 @@ class Chunk:
 
     def __init__(
         self,
-        source: TaskSource | RetryTask,
+        source: TaskOwner,
         handles: Handles,
         items: list[Any],
         first: int,
@@ -63,7 +60,7 @@ class Chunk:
 
 
 def settle_each(
-    source: TaskSource | RetryTask,
+    source: TaskOwner,
     handles: Handles,
     values: list[Any],
     errors: Mapping[int, BaseException],

@@ -1,74 +1,77 @@
-"""How many tasks one worker may hold: enough never to run dry, too few to hoard.
+"""Credit: how many tasks one worker may hold. Enough never to run dry, too few to hoard.
 
-The worker itself runs at most `childconcurrency` tasks at once. Credit decides how many more wait
-behind them: as many as the worker starts in `HORIZON` seconds, by the rate measured so far for the
-function in question. So trivial tasks travel by the thousand; behind a task that takes longer than
-that, or of which nothing is known yet, nothing waits while another worker may be idle; and the tail
-of a map is shared evenly. Tasks that wait (for a socket, say) show themselves by running side by
-side: `concurrency_seen` follows how many did, and a worker that has free slots and nothing to start
-says so (frame WANT).
+A worker runs at most `childconcurrency` tasks at once, one in each *slot*. Credit decides how many
+more wait at the worker behind them. That *backlog* is what the worker can start in `HORIZON`
+seconds, by the rate measured so far for the function in question (`Pace`). So trivial tasks travel
+by the thousand. Behind a task that takes longer than `HORIZON`, or whose function was not measured
+yet, nothing waits while another worker may be idle.
 
-CREDIT-1  unstarted tasks at a worker <= backlog of the function + slots that are believed to be
-    free.
-CREDIT-2  a worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
-CREDIT-3  of a function that is known, as many more may wait as were seen to run side by side, if
-    the caller says that there is plenty left for everybody: when all slots become free in one turn,
-    the
-    next are there. At the tail of a map there is not plenty, and nothing waits behind tasks that
-    take longer than `HORIZON`: it could begin elsewhere.
-CREDIT-4  beyond CREDIT-1, calls may pass: at a worker whose waiting tasks are a backlog, and so
-    will soon have begun, as many calls as begin within `HORIZON` (at least one, at most
-    `concurrency`) may wait
-    behind them; the next when all of these have begun.
-CREDIT-5  while a worker holds `MOST_BYTES` or more, it gets what it has free slots for and no
-    backlog: what waits there is in memory twice, here and there.
-CREDIT-6  while calls have to wait for workers, one part in `CONTENTION_PARTS` of a map's backlog
-    waits there, and they answer `CONTENTION_PARTS` times as often: both are what calls wait behind.
-    A map alone
-    pays for fewer wake-ups.
-CREDIT-7  behind tasks that take longer than `HORIZON`, or of which nothing is known, and that have
-    all slots, nothing waits that could begin elsewhere: no backlog of another function, and no
-    call.
+Nothing tells in advance whether tasks wait (for a socket, say) and can therefore run side by side.
+`concurrency_seen` follows how many did; it is the number of slots that credit counts on. A worker
+that has more free slots and nothing to start says so, in a NEED_WORK frame.
+
+The queue (queue.py) is the only user: it asks `room` and `overtake` before it sends, and reports
+each chunk that it sends and each result that comes back. Nothing here does I/O or reads a clock.
+
+CREDIT-1  The unstarted tasks at a worker are at most the backlog of the function, plus the slots
+    that are believed to be free.
+CREDIT-2  A worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
+CREDIT-3  If work is ample (many more tasks are left than all workers hold), as many more tasks of a
+    measured function may wait as were seen to run side by side: when all slots become free in one
+    turn of the loop, the next tasks are there. At the end of a map work is not ample, and nothing
+    waits behind tasks that take longer than `HORIZON`: it could start in another worker.
+CREDIT-4  Beyond CREDIT-1, calls may overtake at a worker whose waiting tasks are a backlog, and so
+    will start soon: as many calls as start within `HORIZON` (at least one, at most `concurrency`)
+    may wait behind that backlog, and the next calls when all of these have started.
+CREDIT-5  A worker that holds `MOST_BYTES` or more gets tasks for its free slots and no backlog:
+    what waits there takes memory in both processes.
+CREDIT-6  While calls have to wait for workers, a worker gets `1 / CONTENTION_PARTS` of a map's
+    backlog, and sends results `CONTENTION_PARTS` times as often: calls wait behind both. A map
+    that runs alone has fewer wake-ups.
+CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
+    have all slots, nothing waits that could start in another worker: no backlog of another
+    function, and no call.
 """
 
 from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker
-BURST_US = 2000  # microseconds that it may run before it answers; two to HORIZON, or it runs dry
-CONTENTION_PARTS = 6  # into how many parts both are cut while calls compete (CREDIT-6)
-MOST_BYTES = 16 << 20  # sent to a worker and not answered
-GROWTH = 16  # a first, short measurement may enlarge a backlog by no more than this factor
+BURST_US = 2000  # microseconds that a worker may run before it sends results: HORIZON / 2, or it
+# would run dry while they travel
+CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
+MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
+GROWTH = 16  # one measurement enlarges a backlog at most so many times: the first is short
 
 
 class Pace:
     """How fast one function runs at one worker.
 
-    What was measured counts for less the longer ago it was, `HORIZON` being the measure of that.
-    (A mean of rates would be wrong: of tasks that end together but are reported one by one, all but
-    the first seem to take no time.)
+    Tasks and seconds are summed, and older sums decay by `HORIZON / (HORIZON + elapsed)`. A mean of
+    rates would be wrong: of tasks that end together but are reported one by one, all but the first
+    seem to take no time.
     """
 
     __slots__ = ("backlog", "count", "seconds")
 
     def __init__(self) -> None:
         self.count = 0.0  # tasks that ended
-        self.seconds = 0.0  # and the time that it took, while there was work
-        self.backlog = 0
+        self.seconds = 0.0  # the time that they took, while the worker had work
+        self.backlog = 0  # tasks that start within `HORIZON`; 0: slower than that
 
 
 class Credit:
-    """The account of one worker. Numbers are tasks since the worker was created."""
+    """The account of one worker: tasks are counted from the start of the worker."""
 
     __slots__ = (
         "_busy_since",
         "_concurrency",
         "_ended",
-        "_heard",
         "_held",
         "_lifetime",
         "_overtaken",
         "_paces",
         "_recent",
+        "_reported",
         "_wanted",
         "bytes",
         "concurrency_seen",
@@ -81,19 +84,19 @@ class Credit:
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
         self._paces: dict[int, Pace] = {}  # by function
-        self._heard: set[int] = set()  # functions that were reported since the last settle()
-        self._ended = 0  # tasks that were
+        self._reported: set[int] = set()  # functions of tasks reported since the last settle()
+        self._ended = 0  # how many tasks these are
         self._held: dict[int, int] = {}  # tasks that were sent and not reported, by function
         self._busy_since = 0.0
         self.concurrency_seen = 1  # how many tasks were seen to run side by side
-        self._wanted = 0
-        self._recent = 0  # the function of those that were sent last
-        self._overtaken = 0  # number of the last call that passed, and of all before it
-        self.bytes = 0  # of the chunks that were sent and are not answered whole
+        self._wanted = 0  # free slots by the last NEED_WORK frame, less the tasks sent since
+        self._recent = 0  # the function of the tasks that were sent last
+        self._overtaken = 0  # how many tasks had been sent with the last call that overtook
+        self.bytes = 0  # of the chunks that are not reported whole
         self.sent = 0
         self.finished = 0
         self.spent = False
-        """CREDIT-2: this worker gets no more tasks."""
+        """Whether this worker gets no more tasks (CREDIT-2)."""
 
     @property
     def in_flight(self) -> int:
@@ -108,15 +111,15 @@ class Credit:
         work_is_ample: bool | None = None,
         contended: bool = False,
     ) -> int:
-        """How many tasks of `function` may be sent now, `started` of all being begun (not
-        CREDIT-4).
+        """How many tasks of `function` may be sent now (all rules but CREDIT-4).
 
-        `work_is_ample`: whether many are left (CREDIT-3), None if nobody knows.
+        `started`: how many tasks the worker has started in all. `work_is_ample`: whether many are
+        left (CREDIT-3), None if that is unknown. `contended`: whether calls wait (CREDIT-6).
         """
         pace = self._paces.get(function)
         running = started - self.finished
         free = self.concurrency_seen - running
-        if free < self._wanted:  # which was said when less was running
+        if free < self._wanted:  # but more tasks may run now than when the worker said so
             free = min(self._wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
         if (
@@ -124,17 +127,15 @@ class Credit:
             and self.bytes < MOST_BYTES
             and not (pace.backlog and self._is_occupied())
         ):
-            if (
-                work_is_ample or work_is_ample is None or pace.backlog >= self.concurrency_seen
-            ):  # CREDIT-3
+            # CREDIT-3
+            if work_is_ample or work_is_ample is None or pace.backlog >= self.concurrency_seen:
                 room += pace.backlog // CONTENTION_PARTS if contended else pace.backlog
             if work_is_ample:
                 room += self.concurrency_seen - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def overtake(self, started: int, function: int) -> int:
-        """How many calls of `function` may be sent beyond that (CREDIT-4, CREDIT-2, CREDIT-5,
-        CREDIT-7)."""
+        """How many calls of `function` may overtake (CREDIT-4, within CREDIT-2, -5 and -7)."""
         recent = self._paces.get(self._recent)
         if started < self._overtaken or recent is None or not recent.backlog:
             return 0
@@ -145,7 +146,7 @@ class Credit:
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def _is_occupied(self) -> bool:
-        """CREDIT-7: whether tasks that are slow or unknown have all slots."""
+        """CREDIT-7: whether tasks that are slow or not measured yet have all slots."""
         slow = 0
         for function, count in self._held.items():
             pace = self._paces.get(function)
@@ -154,7 +155,7 @@ class Credit:
         return slow >= self._concurrency
 
     def send(self, count: int, function: int, now: float, size: int = 0) -> None:
-        """`count` tasks of `function` are on their way, a chunk of `size` bytes."""
+        """Count a chunk of `count` tasks of `function`, in `size` bytes, as sent."""
         if self.sent == self.finished:
             self._busy_since = now
         self.sent += count
@@ -167,23 +168,23 @@ class Credit:
             self.spent = True
 
     def take_back(self, count: int, function: int, size: int) -> None:
-        """The last that were sent were not: memory was refused."""
+        """Undo the last `send`: the link had no memory for the chunk."""
         self.sent -= count
         self._held[function] -= count
         self.bytes -= size
         self.spent = 0 < self._lifetime <= self.sent
 
     def have_overtaken(self) -> None:
-        """The last that were sent were calls that passed."""
+        """Record that the tasks sent last were calls that overtook (CREDIT-4)."""
         self._overtaken = self.sent
 
     def need_work(self, free: int) -> None:
-        """The worker has `free` slots and nothing to put into them."""
+        """Record that the worker has `free` slots and nothing to start."""
         self._wanted = free
 
     def report(self, count: int, function: int, size: int = 0) -> None:
-        """`count` tasks have ended, and with them the last of a chunk of `size` bytes, if given."""
-        self._heard.add(function)
+        """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
+        self._reported.add(function)
         self._held[function] -= count
         if not self._held[function]:
             del self._held[function]
@@ -191,11 +192,11 @@ class Credit:
         self.bytes -= size
 
     def settle(self, started: int, now: float) -> None:
-        """A batch of reports is over: adapt slots and backlogs to it."""
+        """Adapt the concurrency seen and the backlogs to a batch of reports."""
         count = self._ended
         if not count:
             return
-        # `if` and not `min` and `max`: this is a part of every `apply`
+        # `if`, not `min` and `max`, which are slower: every `apply` comes through here
         together = started - self.finished
         if together > self._concurrency:
             together = self._concurrency
@@ -207,7 +208,7 @@ class Credit:
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
             kept = HORIZON / (HORIZON + elapsed)
-            for function in self._heard:
+            for function in self._reported:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
@@ -216,9 +217,9 @@ class Credit:
                 most = pace.backlog * GROWTH or GROWTH
                 backlog = int(pace.count / pace.seconds * HORIZON)
                 pace.backlog = backlog if backlog < most else most
-        self._heard.clear()
+        self._reported.clear()
 
     def forget(self, function: int) -> None:
-        """No task of `function` will come any more; those that have ended still count."""
+        """Drop the pace of a function that no later task has; tasks that have ended still count."""
         self._paces.pop(function, None)
-        self._heard.discard(function)
+        self._reported.discard(function)

@@ -222,11 +222,11 @@ class Engine:
         self._failed_starts += 1
         exited = worker.exitcode is None or worker.exitcode >= 0
         if exited and not self._ever_ready:
-            self._break(explain_start(worker))
+            self._break(explain_start(worker.pid, worker.exitcode))
         elif self._failed_starts < START_ATTEMPTS:
             self._replace(qid)
         else:
-            self._do_without(qid, explain_start(worker))
+            self._do_without(qid, explain_start(worker.pid, worker.exitcode))
 
     def _replace(self, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later (ENGINE-2)."""

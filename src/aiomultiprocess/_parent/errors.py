@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import _accel
 from .._arguments import is_iterable, refuse_star
@@ -14,12 +14,7 @@ from .._wire.frames import Kind, Mode, as_bytes
 from .._wire.tracebacks import without_our_frames
 from ..types import ProxyException, WorkerLostError, describe_error, import_hint, shown
 from .chunk import Chunk
-from .feed import Handles, TaskSource
-from .worker import PoolWorker
-
-if TYPE_CHECKING:
-    from .retry import RetryTask
-
+from .feed import Handles, TaskOwner
 
 # -- errors that a function did not raise ----------------------------------------------------------
 
@@ -38,9 +33,7 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
             errors[at] = refuse_star(chunk.owner.function.label, handle, item)
 
 
-def explain_item(
-    error: BaseException, source: TaskSource | RetryTask, handle: Any, item: Any
-) -> Exception:
+def explain_item(error: BaseException, source: TaskOwner, handle: Any, item: Any) -> Exception:
     """Say which item it was that could not be sent, and why."""
     which = _item(source, handle)
     if issubclass(type(error), MemoryError):
@@ -57,7 +50,7 @@ def explain_item(
 def explain_each(
     kind: int,
     errors: Mapping[int, BaseException | Failure],
-    source: TaskSource | RetryTask,
+    source: TaskOwner,
     handles: Handles,
 ) -> dict[int, BaseException]:
     """Errors as the callers of their tasks get them."""
@@ -65,7 +58,7 @@ def explain_each(
     return {at: explain(error, source, handles[at]) for at, error in errors.items()}
 
 
-def explain_refusal(error: BaseException, source: TaskSource | RetryTask, handle: Any) -> Exception:
+def explain_refusal(error: BaseException, source: TaskOwner, handle: Any) -> Exception:
     """The error of an item, or of its function, that its worker has no memory for."""
     return out_of_memory(f"{_item(source, handle)} could not be received by its worker", error)
 
@@ -81,9 +74,7 @@ def out_of_memory(what: str, error: BaseException) -> MemoryError:
     return refusal
 
 
-def _explained(
-    error: BaseException | Failure, source: TaskSource | RetryTask, handle: Any
-) -> Exception:
+def _explained(error: BaseException | Failure, source: TaskOwner, handle: Any) -> Exception:
     """The error of a task that an answer brought, or of an answer that could not be unpickled."""
     kind = type(error)  # isinstance would ask the error, which may do anything
     if kind is Failure:
@@ -93,7 +84,7 @@ def _explained(
     return _explain_result(cast("BaseException", error), source, handle)
 
 
-def _explain_result(error: BaseException, source: TaskSource | RetryTask, handle: Any) -> Exception:
+def _explain_result(error: BaseException, source: TaskOwner, handle: Any) -> Exception:
     if issubclass(type(error), MemoryError):
         return out_of_memory(f"the result of {_task(source, handle)} could not be received", error)
     proxy = ProxyException(
@@ -105,9 +96,7 @@ def _explain_result(error: BaseException, source: TaskSource | RetryTask, handle
     return proxy
 
 
-def _explain_failure(
-    failure: Failure, source: TaskSource | RetryTask, handle: Any
-) -> ProxyException:
+def _explain_failure(failure: Failure, source: TaskOwner, handle: Any) -> ProxyException:
     if failure.stage == Stage.FUNCTION:
         label = source.function.label
         return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
@@ -122,13 +111,13 @@ def _explain_failure(
 
 
 def explain_loss(
-    worker: PoolWorker, source: TaskSource | RetryTask, handle: Any
+    source: TaskOwner, handle: Any, pid: int | None, exitcode: int | None
 ) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(_task(source, handle), worker.pid, worker.exitcode)
+    return WorkerLostError(_task(source, handle), pid, exitcode)
 
 
-def _shown(source: TaskSource | RetryTask, item: Any) -> str:
+def _shown(source: TaskOwner, item: Any) -> str:
     if source.mode is not Mode.APPLY:
         return shown(item)
     args, kwargs = item
@@ -136,24 +125,24 @@ def _shown(source: TaskSource | RetryTask, item: Any) -> str:
     return shown(values[0] if len(values) == 1 else values)
 
 
-def _item(source: TaskSource | RetryTask, handle: Any) -> str:
+def _item(source: TaskOwner, handle: Any) -> str:
     """How messages name what a task is called with."""
     what = f"item {handle}" if isinstance(handle, int) else "an argument"
     return f"{what} of a call of {source.function.label}"
 
 
-def _task(source: TaskSource | RetryTask, handle: Any) -> str:
+def _task(source: TaskOwner, handle: Any) -> str:
     """How messages name a task: one of a map by its item, an `apply` by its function."""
     return _item(source, handle) if isinstance(handle, int) else source.function.label
 
 
-def explain_start(worker: PoolWorker) -> WorkerLostError:
+def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
     """The error of a worker that died before it was ready."""
     what = (
         "its start: importing the main module (its code that makes a pool must be below "
         '`if __name__ == "__main__":`), making its loop, then the initializer'
     )
-    return WorkerLostError(what, worker.pid, worker.exitcode)
+    return WorkerLostError(what, pid, exitcode)
 
 
 def load_error(payload: Any) -> BaseException | exceptions.Failure:

@@ -31,23 +31,11 @@ from .functions import Function
 Handles = Sequence[Any]
 
 
-class TaskSource(Protocol):
-    """Tasks of one function, for the workers of one queue."""
+class TaskOwner(Protocol):
+    """Who a chunk reports to: a task source, or one task that runs again (retry.py)."""
 
     function: Function
     mode: Mode
-    queued: bool
-    """Whether the feed stands in its queue's line; owned by the engine."""
-
-    @property
-    def left(self) -> int | None:
-        """How many tasks wait, None when nobody can know."""
-
-    def at_hand(self, n: int) -> int:
-        """How many tasks wait, or are there to be taken; looks for no more than `n` (QUEUE-6)."""
-
-    def take(self, n: int) -> tuple[Handles, list[Any]]:
-        """Up to `n` tasks: their slots and what their function is called with."""
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         """These were taken and never started."""
@@ -60,6 +48,23 @@ class TaskSource(Protocol):
 
     def fail(self, handle: Any, error: BaseException) -> None:
         """The error that ends one task."""
+
+
+class TaskSource(TaskOwner, Protocol):
+    """Tasks of one function, for the workers of one queue."""
+
+    queued: bool
+    """Whether the source is in its queue's line; the queue sets it."""
+
+    @property
+    def left(self) -> int | None:
+        """How many tasks wait; None if that is unknown."""
+
+    def at_hand(self, n: int) -> int:
+        """How many tasks wait, or can be taken at once; looks for no more than `n` (QUEUE-6)."""
+
+    def take(self, n: int) -> tuple[Handles, list[Any]]:
+        """Up to `n` tasks: their handles, and what their function is called with."""
 
     def fail_all(self, error: BaseException) -> None:
         """The pool gave up: settle all that are not settled."""

@@ -23,16 +23,13 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .._wire.frames import Mode
 from .errors import INTERRUPTS
 from .feed import Handles
 from .functions import Function
 from .sources import SequenceSource, Source
-
-if TYPE_CHECKING:
-    from .routing import Router
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and how many bytes of them
@@ -48,6 +45,16 @@ ANOTHER_LOOP = (
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
 FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
+
+
+class Routing(Protocol):
+    """How the tasks of a job reach the queues that a user's scheduler chooses (routing.py)."""
+
+    def route(self, n: int) -> None:
+        """Take up to `n` more tasks from the job, and give each to its queue."""
+
+    def complete_all(self) -> None:
+        """Report to the scheduler that all tasks have ended."""
 
 
 class Job:
@@ -71,7 +78,7 @@ class Job:
         self.func = func
         self.function = function
         self.mode = mode
-        self.router: Router | None = None  # asks a user's scheduler; None: any worker will do
+        self.router: Routing | None = None  # None: every task goes to the pool's only queue
         self.queued = False
         self.done = False
         self.wanted_all = False

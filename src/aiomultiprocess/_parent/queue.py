@@ -1,106 +1,91 @@
-"""A queue of a pool: a line of feeds, the workers that serve it, and the chunks between them.
+"""A queue of a pool: task sources in line, the workers that serve it, and the chunks they hold.
 
-    feed --take()--> chunk --send--> worker --results, errors--> feed
-      ^                |
-      +---put_back()---+--lose()--> suspects --alone--> worker
-        (the worker died before it started a task, or after)
+    task source --take()--> chunk --send--> worker --results, errors--> task source
+         ^                    |
+         +-----put_back()-----+--lose()--> retry task --alone--> worker
+           (its worker died before it started the task, or after)
 
-Work waits here, in the parent, and becomes a *chunk* (one frame, tasks of one feed) only when a
-worker has credit for it (credit.py). The engine owns the queues; a user's scheduler knows them by
-number.
+Tasks wait here, in the parent. They become a *chunk* (one frame, tasks of one source) only when a
+worker has *credit* for them (credit.py): room for more tasks than it holds. The engine owns the
+queues: it offers them task sources, and calls them for each frame, batch and death of a worker. A
+user's scheduler knows a queue by its number.
 
-QUEUE-1  Exactly once. A task is in its feed, or in one chunk of one worker, or settled. A chunk
-    (chunk.py) marks each offset that was reported; the death of its worker settles or returns the
-    others.
-QUEUE-2  A task is returned to its feed only if its worker had not marked it started
-    (_worker/engine.py, WORKER-1). One that was started has failed, unless its caller said that it
-    may run again (retry.py). The
-    mark is in memory that a worker can damage: of one that broke its link, all count as started.
-QUEUE-3  Feeds are served in turn, a chunk each, so that an `apply` does not wait behind a `map`;
-    and while a worker has no room for the feed whose turn it is, calls may pass (credit.py,
-    CREDIT-4,
-    CREDIT-6).
-QUEUE-4  Tasks are not returned for ever. If `DEATHS_BEFORE_START` workers in a row die with a chunk
-    that they had not begun, receiving it is what kills them, and its tasks are lost as if started.
+QUEUE-1  Exactly once. A task is in its source, or in one chunk of one worker, or settled. A chunk
+    (chunk.py) marks each offset that was reported; when its worker dies, the queue settles the
+    others or puts them back (retry.py, RETRY-5).
+QUEUE-3  Sources are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
+    While a worker has no room for the source whose turn it is, calls may *overtake*: go to that
+    worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6).
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
-    say nothing of how fast a worker will be done. A worker is therefore filled no higher than all
-    workers together can be filled with the tasks that are left, counting what each holds: of n
-    tasks over k idle workers each gets at most ceil(n / k), and a worker that holds nothing is
-    never refused one. Where more than enough is left this limits nothing. Of an input of unknown
-    length as many items are looked for as that takes, at most `LOOK_AHEAD`, and no more than
-    arrive within a few milliseconds (sources.py); beyond them it counts as more than enough.
-QUEUE-5  What a dead worker had finished is not lost: its journal is heard after its link. What was
-    reported before is skipped, and a journal that makes no sense is heard no further.
+    do not tell how soon a worker will be done. No worker is therefore filled above the level that
+    is reached when the tasks that are left fill the workers in turn, those that hold the fewest
+    first. Of n tasks over k idle workers each gets at most ceil(n / k); a worker that holds nothing
+    is never refused one. If more tasks are left than all workers have room for, this limits
+    nothing. An input of unknown length is looked at only as far as this takes: at most `LOOK_AHEAD`
+    items, and only those that arrive within a few milliseconds (sources.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from .. import _accel, _legacy
-from .._wire import exceptions, journal
+from .._wire import exceptions
 from .._wire.frames import CorruptHeaderError, Kind, Mode
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explain_star, load_error
-from .feed import Handles, TaskSource
+from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
-from .retry import RetryQueue, RetryTask
+from .retry import RetryQueue, RetryTask, recover_results
 
 if TYPE_CHECKING:
     from .worker import PoolWorker
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items
 
-CHUNK_BYTES = (
-    64 << 10
-)  # about how much one CHUNK frame carries: one record of a ring (shm.py, SHM-1)
-DEATHS_BEFORE_START = 3
-LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at the most (QUEUE-6)
-CONTENTION_SECONDS = 0.05  # seconds for which one call that had to wait tells of more (CREDIT-6)
-# as plain numbers: to compare with an enum's member takes long
+CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
+LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at most (QUEUE-6)
+CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
+# as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
 LEAVING = int(Kind.LEAVING)
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
-log = logging.getLogger(__name__)
-
 
 class Queue:
-    """The feeds that wait for one group of workers."""
+    """The task sources that wait for one group of workers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
-        self.calls: dict[int, CallQueue] = {}  # the `apply` of each function, by its id
+        self.calls: dict[int, CallQueue] = {}  # by the id of their function
         self.retry_queue = RetryQueue()
         self._sources: deque[TaskSource] = deque()
         self._loop = loop
-        self._call_backlog: deque[CallQueue] = deque()  # calls that may pass, if they still wait
+        self._call_backlog: deque[CallQueue] = deque()  # calls that may overtake
         self._contended_until = 0.0
         self._dispatch_scheduled = False
-        self._over = False
-        self._deaths = 0  # of workers that had work and had begun none of it, in a row
+        self._over = False  # all is settled: what workers still send is ignored
 
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+    if not TYPE_CHECKING:  # type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.QUEUE)
 
-    # -- from feeds to workers -----------------------------------------------------------------
+    # -- from task sources to workers ----------------------------------------------------------
 
     def call(self, calls: CallQueue, future: asyncio.Future[Any], item: Any) -> None:
-        """Give one `apply` to the workers, directly if nothing waits and one of them is idle.
+        """Take one `apply`; send it at once if nothing waits and a worker is idle.
 
-        An idle worker has room for one task of any function (credit.py, CREDIT-1), unless it
-        leaves.
+        An idle worker that stays has room for one task of any function (CREDIT-1).
         """
         calls.expect(future)
         if not self._sources and not self.retry_queue.unsettled:
@@ -108,7 +93,7 @@ class Queue:
                 if not worker.chunks and not worker.leaving and not worker.link.congested:
                     try:
                         self._send_chunk(worker, calls, (future,), [item])
-                    except KeyboardInterrupt:  # nobody will wait for it: see _send_chunk
+                    except KeyboardInterrupt:  # raised to the caller, who then awaits nothing
                         future.cancel()
                         self._line_up(calls)
                         raise
@@ -117,16 +102,15 @@ class Queue:
                     worker.link.flush()
                     return
         calls.wait((future, item))
-        if not (
-            self._dispatch_scheduled and calls.queued and calls.in_call_backlog
-        ):  # else it has been offered
+        offered = self._dispatch_scheduled and calls.queued and calls.in_call_backlog
+        if not offered:
             self.offer(calls)
 
     def offer(self, source: TaskSource) -> None:
-        """Put a feed into the line and let workers have it.
+        """Put a source into the line, and serve an idle worker at once.
 
-        At once if one of them is idle. Otherwise in the next turn of the loop, so that calls made
-        together travel together.
+        Without one, workers are served in the next turn of the loop: calls that are made together
+        then travel together.
         """
         if not source.queued:
             source.queued = True
@@ -144,7 +128,7 @@ class Queue:
             self._call_backlog.append(source)
 
     def _line_up(self, source: TaskSource) -> None:
-        """Put a feed in front of the line, where it may stand already; it is served soon."""
+        """Put a source that is not in line to the front; workers are served soon."""
         if source not in self._sources:
             source.queued = True
             self._sources.appendleft(source)
@@ -156,7 +140,7 @@ class Queue:
             self._loop.call_soon(self.dispatch_all)
 
     def dispatch_all(self) -> None:
-        """Offer what waits to every worker, those with least to do first."""
+        """Serve all workers, those that hold the fewest tasks first."""
         self._dispatch_scheduled = False
         for worker in sorted(self.workers, key=lambda worker: worker.credit.in_flight):
             if not self._sources and not self.retry_queue.line:
@@ -164,11 +148,11 @@ class Queue:
             self.serve(worker)
 
     def serve(self, worker: PoolWorker) -> None:
-        """Send one worker as much as it has credit for."""
+        """Send a worker as much as it has credit for."""
         if self.retry_queue.unsettled and self._serve_retry(worker):
             return
         if self._sources and not worker.leaving:
-            for _ in range(len(self._sources)):  # each once: others have a share in it too
+            for _ in range(len(self._sources)):  # each once: other workers get a share too
                 if not self._sources or not self._serve_next(worker):
                     break
             if self._call_backlog:
@@ -178,25 +162,25 @@ class Queue:
         worker.link.flush()
 
     def _let_calls_overtake(self, worker: PoolWorker) -> None:
-        """QUEUE-3: send calls to a worker that has no room for those whose turn it is."""
-        in_call_backlog = self._call_backlog
-        while in_call_backlog and not in_call_backlog[0].left:
-            in_call_backlog.popleft().in_call_backlog = False
-        if not in_call_backlog or worker.link.congested:
+        """QUEUE-3: send calls to a worker that has no room for the source whose turn it is."""
+        backlog = self._call_backlog
+        while backlog and not backlog[0].left:
+            backlog.popleft().in_call_backlog = False
+        if not backlog or worker.link.congested:
             return
         self._contended_until = monotonic() + CONTENTION_SECONDS
-        calls = in_call_backlog[0]
+        calls = backlog[0]
         room = worker.credit.overtake(worker.link.started, calls.function.id)
         handles, items = calls.take(room)
         if handles:
             self._send_chunk(worker, calls, handles, items)
             worker.credit.have_overtaken()
-            in_call_backlog.rotate(-1)
+            backlog.rotate(-1)
 
     def clear(self) -> None:
-        """The pool is over: nothing waits any more, and no answer is expected.
+        """Drop all tasks and chunks: the pool is over, and the engine settles every task.
 
-        Nor does anything lead back to the engine, which goes with the last that refers to it.
+        No reference to the engine remains here, so that it can be collected.
         """
         self._over = True
         self._sources.clear()
@@ -207,7 +191,10 @@ class Queue:
             worker.chunks.clear()
 
     def forget(self, source: object, function: Function) -> None:
-        """A feed of this function has ended; a function with state ends with its feed."""
+        """Drop a source whose tasks are all settled, and its function if that has state.
+
+        A function with state is pickled for one source; so no later source uses this one.
+        """
         if self.calls.get(function.id) is source:
             del self.calls[function.id]
         if function.permanent:
@@ -217,22 +204,22 @@ class Queue:
             if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
-                worker.link.flush()  # it may get nothing else for long, and that state may be large
+                worker.link.flush()  # at once: the state may be large, and other work far off
 
     def _serve_retry(self, worker: PoolWorker) -> bool:
-        """Send the next suspect, if it is this worker's; True if the worker gets nothing else."""
+        """Send retry tasks that this worker can run; True if it gets no other work (RETRY-3)."""
         while (retry_task := self.retry_queue.next_for(worker)) is not None:
             self._send_chunk(worker, retry_task, [retry_task.handle], [retry_task.item])
-            self._dispatch_soon()  # no other worker has to fall idle for it now (RETRY-3)
+            self._dispatch_soon()  # the worker that was kept free for it may get other work
         if worker.credit.spent:
             worker.leave()
         worker.link.flush()
         return self.retry_queue.claim(worker, self.workers)
 
     def _serve_next(self, worker: PoolWorker) -> bool:
-        """QUEUE-3: send what the first feed in line may have, and let it go to the end of the line.
+        """QUEUE-3: send tasks of the first source, and move it to the end of the line.
 
-        False if it may have nothing now: it keeps its place, and those behind it wait.
+        False if the worker has no room for them: the source keeps its place.
         """
         source, link, credit = self._sources[0], worker.link, worker.credit
         left = source.left
@@ -245,7 +232,7 @@ class Queue:
         )
         if room <= 0 or link.congested:
             return False
-        self._sources.popleft()  # before an input is asked, whose code may lead back here
+        self._sources.popleft()  # first: a source may run the user's code, which may call us
         handles: Handles = ()
         refused = False
         try:
@@ -256,7 +243,7 @@ class Queue:
                 if not handles:
                     break
                 room -= self._send_chunk(worker, source, handles, items)
-                if credit.bytes >= MOST_BYTES:  # CREDIT-5: no backlog, so nothing is pressed
+                if credit.bytes >= MOST_BYTES:  # CREDIT-5
                     room = min(
                         room,
                         credit.room(link.started, source.function.id, work_is_ample=work_is_ample),
@@ -268,34 +255,34 @@ class Queue:
             self._sources.appendleft(source)
             return False
         source.queued = source.left != 0 and bool(handles)
-        if source.queued:  # else it comes back when it has more
+        if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)
         return True
 
     def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
-        """QUEUE-6: how many of the next `room` tasks of a feed this worker may have now."""
+        """QUEUE-6: how many of the next `room` tasks of a source this worker gets now."""
         top, left = worker.credit.in_flight + room, source.left
         if left is not None and left >= top * len(self.workers):
             return room
         if len(self.workers) == 1:
             return room
-        held = [fellow.credit.in_flight for fellow in self.workers if not fellow.leaving]
+        held = [other.credit.in_flight for other in self.workers if not other.leaving]
         lacking = sum(top - count for count in held if count < top)
         if left is None:
             left = source.at_hand(min(lacking, LOOK_AHEAD))
             if left >= LOOK_AHEAD:
                 return room
-        if left >= lacking or not left:  # none at hand: the feed says whether more will come
+        if left >= lacking or not left:  # with none at hand, take() finds out whether more come
             return room
         return min(room, level_of(held, left) - worker.credit.in_flight)
 
     def _send_chunk(
-        self, worker: PoolWorker, source: TaskSource | RetryTask, handles: Handles, items: list[Any]
+        self, worker: PoolWorker, source: TaskOwner, handles: Handles, items: list[Any]
     ) -> int:
-        """Send as many of these as one frame carries and put back the rest; returns how many went.
+        """Send as many of these as one frame carries, and put back the rest; returns how many.
 
-        One that cannot be sent fails and does not count: its answer will not bring the next turn.
-        A KeyboardInterrupt of the program's, while an item was pickled, is raised: all are back.
+        An item that cannot be pickled fails and does not count: no worker will report it. If a
+        KeyboardInterrupt strikes while an item is pickled, all are put back and it is raised.
         """
         function, credit = source.function, worker.credit
         try:
@@ -312,12 +299,13 @@ class Queue:
             rest = handles[count:], items[count:]
             handles, items = handles[:count], items[:count]
         if count:
-            chunk_id = credit.sent  # unique for this worker, and it counts in order
+            chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
             worker.chunks[chunk_id] = chunk = Chunk(source, handles, items, chunk_id, size)
             if isinstance(source, (CallQueue, RetryTask)):
                 source.note_chunk(handles, chunk)
             now = monotonic()
+            burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
             credit.send(count, function.id, now, size)
             try:
                 worker.link.send(
@@ -325,31 +313,29 @@ class Queue:
                     flags=source.mode,
                     count=count,
                     chunk_id=chunk_id,
-                    offset=BURST_US // CONTENTION_PARTS
-                    if self._contended_until > now
-                    else BURST_US,
+                    offset=burst,
                     function=function.id,
                     payload=payload,
                 )
-            except MemoryError as refusal:  # nothing of it is under way
+            except MemoryError as refusal:  # the link has sent nothing of it
                 del worker.chunks[chunk_id]
                 credit.take_back(count, function.id, size)
                 return self._send_alone(worker, source, *whole, refusal)
         if rest is not None:
-            self._keep(source, *rest, error)
+            self._put_back_rest(source, *rest, error)
         return count
 
     def _send_alone(
         self,
         worker: PoolWorker,
-        source: TaskSource | RetryTask,
+        source: TaskOwner,
         handles: Handles,
         items: list[Any],
         refusal: MemoryError,
     ) -> int:
-        """Go on with the first of what was together too much for memory; alone it fails."""
+        """Send only the first item, after memory was refused for all; one alone fails."""
         if len(items) == 1:
-            self._keep(source, handles, items, refusal)
+            self._put_back_rest(source, handles, items, refusal)
             return 0
         source.put_back(handles[1:], items[1:])
         return self._send_chunk(worker, source, handles[:1], items[:1])
@@ -363,27 +349,21 @@ class Queue:
         )
         worker.functions.add(function.id)
 
-    def _keep(
+    def _put_back_rest(
         self,
-        source: TaskSource | RetryTask,
+        source: TaskOwner,
         handles: Handles,
         items: list[Any],
         error: BaseException | None,
     ) -> None:
-        """Put back what a frame had no room for; the first of it failed, if there is an error."""
+        """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
             source.fail(handles[0], explain_item(error, source, handles[0], items[0]))
             handles, items = handles[1:], items[1:]
         if handles:
             source.put_back(handles, items)
 
-    def _return(self, source: TaskSource | RetryTask, handles: Handles, items: list[Any]) -> None:
-        source.put_back(handles, items)
-        if not isinstance(source, RetryTask) and not source.queued:
-            source.queued = True
-            self._sources.appendleft(source)
-
-    # -- from workers to feeds -----------------------------------------------------------------
+    # -- from workers to task sources ----------------------------------------------------------
 
     def on_frame(
         self,
@@ -397,12 +377,12 @@ class Queue:
         function: int,
         payload: Any,
     ) -> None:
-        """A frame from a worker: results, an error, or something for `on_notice`.
+        """Deliver the results or the error of a frame; pass any other frame to `on_notice`.
 
-        One function, and not one for each step: every `apply` comes through here.
+        One function, not one for each step: every `apply` comes through here.
         """
         if self._over and kind != LEAVING:
-            return  # everything is settled already
+            return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
         if kind == RESULTS:
             values, errors = decode_items(payload, count)
@@ -414,13 +394,13 @@ class Queue:
             return
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
-            if self._over:  # ended by user code, while a value was unpickled
+            if self._over:  # user code ended the pool, while a value was unpickled
                 return
             raise CorruptHeaderError(
-                f"an answer to chunk {chunk_id}, which this worker does not hold"
+                f"a report on chunk {chunk_id}, which this worker does not hold"
             )
         source, handles, size = chunk.owner, chunk.handles, chunk.size
-        if count != len(handles) or offset or chunk.left != count:  # not all of it at once
+        if count != len(handles) or offset or chunk.left != count:  # a part of it
             chunk.report(offset, count)
             handles = handles[offset : offset + count]
             if chunk.left:
@@ -433,12 +413,12 @@ class Queue:
         if errors is None:
             source.deliver(handles, values, len(payload))
         else:
-            name_unpicklable = explain_each(kind, errors, source, handles)
-            explain_star(chunk, offset, name_unpicklable)
-            settle_each(source, handles, values, name_unpicklable, len(payload) // count)
+            explained = explain_each(kind, errors, source, handles)
+            explain_star(chunk, offset, explained)
+            settle_each(source, handles, values, explained, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
-        """A batch of answers was heard: adapt the worker's credit and send what it allows."""
+        """Adapt a worker's credit after a batch of its frames, and send what it allows."""
         worker.credit.settle(worker.link.counter.started, monotonic())
         if self._sources or self.retry_queue.unsettled:
             self.serve(worker)
@@ -446,75 +426,38 @@ class Queue:
             worker.link.flush()
 
     def on_death(self, worker: PoolWorker) -> None:
-        """QUEUE-1, QUEUE-2: what the dead worker had started is lost, the rest returns to the
-        feeds."""
+        """Settle or put back what a dead worker held (retry.py, RETRY-5 to RETRY-7)."""
         self.workers.remove(worker)
         if worker.link_intact:
-            self._hear_journal(worker)
+            recover_results(worker, partial(self.on_frame, worker, refuse_notice))
         chunks, worker.chunks = list(worker.chunks.values()), {}
-        if self._over:  # ended by user code, to which a result in the journal has led
+        if self._over:  # user code ended the pool, while a result in the journal was unpickled
             return
-        doomed = self._is_poisonous(worker, chunks)
-        lost: list[tuple[Chunk, int]] = []
-        for chunk in reversed(chunks):  # reversed: what is returned goes to the front
-            begun = min(max(worker.link.started - chunk.first, 0), len(chunk.handles))
-            if not worker.link_intact or (doomed and chunk is chunks[0]):
-                begun = len(chunk.handles)
-            lost[:0] = [(chunk, at) for at in chunk.unreported(0, begun)]
-            rest = chunk.unreported(begun, len(chunk.handles))
-            if rest:
-                handles = [chunk.handles[at] for at in rest]
-                self._return(chunk.owner, handles, [chunk.items[at] for at in rest])
-        for chunk, at in lost:
-            handle = chunk.handles[at]
-            error = explain_loss(worker, chunk.owner, handle)
-            self.retry_queue.lose(chunk.owner, handle, chunk.items[at], error)
+        counted = list(zip(chunks, self.retry_queue.count_started(worker, chunks), strict=True))
+        for chunk, started in reversed(counted):  # each goes to the front, the oldest last
+            self._put_back_unstarted(chunk, started)
+        for chunk, started in counted:
+            for at in chunk.unreported(0, started):
+                handle = chunk.handles[at]
+                error = explain_loss(chunk.owner, handle, worker.pid, worker.exitcode)
+                self.retry_queue.lose(chunk.owner, handle, chunk.items[at], error)
 
-    def _hear_journal(self, worker: PoolWorker) -> None:
-        """QUEUE-5."""
-        try:
-            with worker.link.journal as memory:
-                left = bytes(memory)  # its last entry may end the pool, which closes the link
-            for entry in journal.read(memoryview(left)):
-                self._hear_entry(worker, *entry)
-        except Exception as error:  # whatever it is, no more of it can be believed
-            log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
-
-    def _hear_entry(
-        self,
-        worker: PoolWorker,
-        kind: int,
-        chunk_id: int,
-        offset: int,
-        count: int,
-        payload: memoryview,
-    ) -> None:
-        chunk = worker.chunks.get(chunk_id)
-        if chunk is None:  # all of it was reported
+    def _put_back_unstarted(self, chunk: Chunk, started: int) -> None:
+        """Return what a dead worker had not started; its source is served next."""
+        rest = chunk.unreported(started, len(chunk.handles))
+        if not rest:
             return
-        end = offset + count
-        if not count or end > len(chunk.handles) or chunk.first + end > worker.link.started:
-            raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {chunk_id}")
-        if not chunk.unreported(offset, end):
-            return
-        if kind in (ERROR, REFUSED) and count != 1:
-            raise CorruptHeaderError(f"one error of {count} tasks")
-        self.on_frame(worker, refuse_entry, kind, 0, count, chunk_id, offset, 0, payload)
-
-    def _is_poisonous(self, worker: PoolWorker, chunks: list[Chunk]) -> bool:
-        """QUEUE-4: whether it must be the first of these chunks that kills workers."""
-        if not chunks or not worker.ready:  # one that was not ready had received nothing
-            return False
-        begun = worker.link.started > chunks[0].first
-        self._deaths = 0 if begun else self._deaths + 1
-        if self._deaths < DEATHS_BEFORE_START:
-            return False
-        self._deaths = 0
-        return True
+        owner = chunk.owner
+        owner.put_back([chunk.handles[at] for at in rest], [chunk.items[at] for at in rest])
+        if not isinstance(owner, RetryTask):  # which has put itself into a line of its own
+            source = cast("TaskSource", owner)
+            if not source.queued:
+                source.queued = True
+                self._sources.appendleft(source)
 
 
 def level_of(held: list[int], tasks: int) -> int:
-    """How high workers that hold so many tasks each are filled, lowest first, by `tasks` more."""
+    """How high `tasks` more fill workers that hold `held`, the emptiest first (QUEUE-6)."""
     held.sort()
     total, level = tasks, 0
     for count, own in enumerate(held, 1):
@@ -525,6 +468,6 @@ def level_of(held: list[int], tasks: int) -> int:
     return level
 
 
-def refuse_entry(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
-    """A journal holds answers and nothing else."""
+def refuse_notice(worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
+    """A journal holds results and errors, and nothing else."""
     raise CorruptHeaderError(f"an entry of kind {kind}")

@@ -1,75 +1,96 @@
-"""Tasks that lost their worker and may run again: one at a time in a worker, with no neighbours.
+"""What the death of a worker costs: which tasks go back, which have failed, and which run again.
 
-    sent --its worker died--> in line --next_for()--> alone at a worker --> settled
-                                ^------- died again ----------'
+    sent to a worker that died
+      |-- reported, or in its journal ---------------------------> settled
+      |-- not started ------> back to its source
+      `-- started ----------> failed, or a retry task:
 
-A worker that dies takes all the tasks with it that it had under way, and nobody can tell which of
-them was the cause. Those that may run more than once (`retries=`) are *suspects*. Were they sent
-together again, the one that kills workers would use up the attempts of the others; so each runs
-alone. A task that loses its worker there was the cause, or at least its worker's only task. A queue
-(queue.py) has one line of them. It tells of losses, and asks what a worker may have.
+    lost --> in line --next_for()--> alone at a worker --> settled
+               ^------- lost again ----------'
+
+When a worker dies, any of the tasks that it had started may be the cause. A task that its caller
+allows to run again (`retries=`) becomes a *retry task*. If retry tasks shared a worker, the one
+that kills workers would use up the attempts of the others; so each runs alone. If its worker dies
+again, no other task can be the cause. Each queue (queue.py) has one `RetryQueue`: the queue reports
+dead workers and lost tasks to it, and asks it what a worker may run.
 
 RETRY-1  A task that lost its worker runs again only if its caller allowed it and still waits for
-    it, and `retries` times at most. Otherwise the error of that loss ends it.
-RETRY-2  A worker that holds a suspect holds nothing else.
-RETRY-3  Suspects go first. A worker without work gets the next in line before anything else; as
-    long as no worker runs one, the worker with the least to do gets no more. So suspects wait for
-    what that
-    worker holds to end, and for nothing else, and the others go on with other work.
-RETRY-4  A suspect is known from its first loss until it is settled. Nothing is kept for other
-    tasks, and a queue without suspects asks no more than whether `unsettled` is empty.
+    it, and at most `retries` times. Otherwise the error of that loss ends it.
+RETRY-2  A worker that holds a retry task holds nothing else.
+RETRY-3  Retry tasks go first. A worker without work gets the next in line before anything else.
+    While no worker runs one, the worker that holds the fewest tasks gets no others. So a retry task
+    waits at most for what that worker holds, and the other workers go on with other work.
+RETRY-4  A `RetryTask` exists from the first loss of its task until the task is settled. Nothing is
+    kept for other tasks; a queue without retry tasks checks only whether `unsettled` is empty.
+RETRY-5  A task goes back to its source only if its worker had not marked it as started
+    (_worker/engine.py, WORKER-1); one that was started is lost. A worker can damage that mark,
+    which is in shared memory: if it broke its link, all its tasks count as started.
+RETRY-6  Tasks do not go back without end. If `DEATHS_BEFORE_START` workers in a row die before they
+    start the first task of a chunk, receiving that chunk is what kills them: its tasks count as
+    started.
+RETRY-7  What a dead worker had finished is not lost: after draining its link, the queue reads its
+    journal, skips what was already reported, and stops at the first invalid entry.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._wire.frames import Mode
+from .._wire import journal
+from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
 from .calls import CallQueue
-from .feed import Handles, TaskSource
+from .feed import Handles, TaskOwner
 
 if TYPE_CHECKING:
     from .chunk import Chunk
     from .worker import PoolWorker
 
+DEATHS_BEFORE_START = 3  # RETRY-6
+
+log = logging.getLogger(__name__)
+
 
 class RetryTask:
-    """One task that lost its worker. Its chunk reports to it as to a feed, and it to its feed."""
+    """One task that lost its worker, as the owner of the chunks in which it travels again.
+
+    It passes its result or error on to the owner that it had first.
+    """
 
     __slots__ = ("_losses", "_owner", "_retry_queue", "function", "handle", "item", "mode")
 
-    def __init__(self, retry_queue: RetryQueue, source: TaskSource, handle: Any, item: Any) -> None:
-        self.function = source.function
-        self.mode = source.mode
+    def __init__(self, retry_queue: RetryQueue, owner: TaskOwner, handle: Any, item: Any) -> None:
+        self.function = owner.function
+        self.mode = owner.mode
         self.handle = handle
         self.item = item
-        self._owner = source
+        self._owner = owner
         self._losses = 0
         self._retry_queue = retry_queue
 
     def retries_of(self, handle: Any) -> int:
-        """How many more workers it may lose (RETRY-1)."""
+        """How many more times it may lose its worker and run again (RETRY-1)."""
         return self._owner.retries_of(handle) - self._losses
 
     def lose(self) -> None:
-        """Its worker died after it was started: it goes to the end of the line."""
+        """Go to the end of the line: the worker died after it had started this task."""
         self._losses += 1
         self._retry_queue.line[self] = None
 
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
-        """It travels in that chunk: a call is cancelled there (feed.py, FEED-4)."""
+        """Record the chunk in which a call travels, so that it can be cancelled (FEED-4)."""
         if isinstance(self._owner, CallQueue):
             self._owner.note_chunk(handles, chunk)
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
-        """Its worker died before it was started: that is no loss."""
+        """Go to the front of the line: a death before the start of the task is no loss."""
         if self._owner.retries_of(self.handle) > 0:
             self._retry_queue.line[self] = None
             self._retry_queue.line.move_to_end(self, last=False)
-        else:  # its caller gave up while it was on its way (RETRY-1)
+        else:  # its caller gave up while it travelled (RETRY-1)
             self.fail(self.handle, asyncio.CancelledError())
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
@@ -82,37 +103,68 @@ class RetryTask:
 
 
 class RetryQueue:
-    """The suspects of one queue, and which worker is theirs."""
+    """The retry tasks of one queue, and the rules for which worker runs them."""
 
     def __init__(self) -> None:
         self.unsettled: set[RetryTask] = set()
         self.line: OrderedDict[RetryTask, None] = OrderedDict()  # those that wait for a worker
-        self._calls: dict[Any, RetryTask] = {}  # those of `unsettled` that are calls, by slot
+        self._calls: dict[Any, RetryTask] = {}  # those of `unsettled` that are calls, by handle
+        self._deaths_before_start = 0  # in a row (RETRY-6)
 
-    def lose(
-        self, origin: TaskSource | RetryTask, handle: Any, item: Any, error: BaseException
-    ) -> None:
-        """A task lost its worker: it waits for another, or `error` is its end (RETRY-1)."""
-        if origin.retries_of(handle) <= 0:
-            origin.fail(handle, error)
+    # -- what a dead worker held ---------------------------------------------------------------
+
+    def count_started(self, worker: PoolWorker, chunks: Sequence[Chunk]) -> list[int]:
+        """How many tasks of each chunk of a dead worker count as started (RETRY-5, RETRY-6)."""
+        sizes = [len(chunk.handles) for chunk in chunks]
+        first_kills = self._first_chunk_kills(worker, chunks)
+        if not worker.link_intact:
+            return sizes
+        started = worker.link.started
+        counts = [
+            min(max(started - chunk.first, 0), size)
+            for chunk, size in zip(chunks, sizes, strict=True)
+        ]
+        if first_kills:
+            counts[0] = sizes[0]
+        return counts
+
+    def _first_chunk_kills(self, worker: PoolWorker, chunks: Sequence[Chunk]) -> bool:
+        """RETRY-6: whether receiving the first of these chunks must be what kills workers."""
+        if not chunks or not worker.ready:  # a worker that was never ready has received nothing
+            return False
+        if worker.link.started > chunks[0].first:
+            self._deaths_before_start = 0
+            return False
+        self._deaths_before_start += 1
+        if self._deaths_before_start < DEATHS_BEFORE_START:
+            return False
+        self._deaths_before_start = 0
+        return True
+
+    def lose(self, owner: TaskOwner, handle: Any, item: Any, error: BaseException) -> None:
+        """Let a lost task run again in another worker, or end it with `error` (RETRY-1)."""
+        if owner.retries_of(handle) <= 0:
+            owner.fail(handle, error)
             return
-        retry_task = (
-            origin if isinstance(origin, RetryTask) else RetryTask(self, origin, handle, item)
-        )
+        retry_task = owner if isinstance(owner, RetryTask) else RetryTask(self, owner, handle, item)
         self.unsettled.add(retry_task)
         if retry_task.mode is Mode.APPLY:
             self._calls[handle] = retry_task
         retry_task.lose()
 
+    # -- which worker runs a retry task --------------------------------------------------------
+
     def next_for(self, worker: PoolWorker) -> RetryTask | None:
-        """The suspect that a worker runs now, if it can run one alone (RETRY-2)."""
+        """The retry task that a worker runs now, if it can run one alone (RETRY-2)."""
         if not self.line or worker.chunks or worker.leaving or worker.link.congested:
             return None
         return self.line.popitem(last=False)[0]
 
     def claim(self, worker: PoolWorker, workers: Sequence[PoolWorker]) -> bool:
-        """RETRY-2, RETRY-3: whether `worker`, one of the queue's `workers`, may have no other work
-        now."""
+        """Whether `worker`, one of the queue's `workers`, is kept free of other work.
+
+        It either runs a retry task (RETRY-2) or is the one that will run the next (RETRY-3).
+        """
         if runs_retry(worker):
             return True
         if not self.line or worker.leaving or any(map(runs_retry, workers)):
@@ -120,8 +172,10 @@ class RetryQueue:
         staying = [other for other in workers if not other.leaving]
         return worker is min(staying, key=lambda other: other.credit.in_flight)
 
+    # -- the end of a retry task ---------------------------------------------------------------
+
     def drop(self, handle: Any) -> bool:
-        """Whether the call of `handle` was in line; its caller has given up, so it is no longer."""
+        """Remove a call from the line, as its caller gave up; False if it is not in line."""
         retry_task = self._calls.get(handle)
         if retry_task is None or retry_task not in self.line:
             return False
@@ -130,17 +184,47 @@ class RetryQueue:
         return True
 
     def settle(self, retry_task: RetryTask) -> None:
-        """Nothing is known of a task any more once it is settled (RETRY-4)."""
+        """Forget a task that has its result or error (RETRY-4)."""
         self.unsettled.discard(retry_task)
         self._calls.pop(retry_task.handle, None)
 
     def clear(self) -> None:
-        """The pool gave up: their feeds settle them."""
+        """Forget all: the pool is over, and the task sources settle what they handed out."""
         self.unsettled.clear()
         self._calls.clear()
         self.line.clear()
 
 
 def runs_retry(worker: PoolWorker) -> bool:
-    """Whether a worker holds a suspect, and so nothing else (RETRY-2)."""
+    """Whether a worker holds a retry task, and so nothing else (RETRY-2)."""
     return any(isinstance(chunk.owner, RetryTask) for chunk in worker.chunks.values())
+
+
+# -- the journal -----------------------------------------------------------------------------------
+
+
+def recover_results(worker: PoolWorker, on_frame: Handler) -> None:
+    """RETRY-7: pass to `on_frame` what the journal of a dead worker has beyond its link."""
+    try:
+        with worker.link.journal as memory:
+            copied = bytes(memory)  # unpickling a result may end the pool, which closes the link
+        for kind, chunk_id, offset, count, payload in journal.read(memoryview(copied)):
+            if _is_unreported(worker, kind, chunk_id, offset, count):
+                on_frame(kind, 0, count, chunk_id, offset, 0, payload)
+    except Exception as error:
+        log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+
+
+def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, count: int) -> bool:
+    """Whether an entry was not reported; CorruptHeaderError if it contradicts what was sent."""
+    chunk = worker.chunks.get(chunk_id)
+    if chunk is None:  # all of it was reported
+        return False
+    end = offset + count
+    if not count or end > len(chunk.handles) or chunk.first + end > worker.link.started:
+        raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {chunk_id}")
+    if not chunk.unreported(offset, end):
+        return False
+    if kind in (Kind.ERROR, Kind.REFUSED) and count != 1:
+        raise CorruptHeaderError(f"one error of {count} tasks")
+    return True

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._arguments import is_iterable, refuse_star
 from .._wire.frames import Mode
 from .errors import INTERRUPTS, as_exception
 from .feed import Handles
-
-if TYPE_CHECKING:
-    from .job import Job
+from .job import Job
 
 
 class RoutedTasks:

@@ -4,7 +4,7 @@ A worker runs quick items in bursts and sends their results together. If one of 
 process, those that had finished before must not be lost with it. So each result is encoded and
 copied into shared memory when its item has finished, before any other item's code runs, and that
 copy outlives the process. The parent reads it only after the worker has died, when it has heard all
-that the worker had published (queue.py, QUEUE-5).
+that the worker had published (retry.py, RETRY-7).
 
     word | entry | entry | … | entry that is open
 
