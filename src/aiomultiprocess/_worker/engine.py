@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 
 
 def watch_parent(parent_fd: int | None) -> None:
-    """In a copy of this worker: end with the parent, as the worker does (copies.py, FK3)."""
+    """In a copy of this worker: end with the parent, as the worker does (copies.py, COPY-3)."""
     watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
 
 
@@ -234,7 +234,7 @@ class WorkerEngine:
         return threads
 
     def abandon(self) -> None:
-        """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
+        """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
         self._copied = True
         self._results.close()
         self._link.abandon()
