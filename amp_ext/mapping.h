@@ -7,8 +7,8 @@
  *
  * Linux has memfd and eventfd. Other POSIX systems use shm_open, unlinked at once, and a pipe. A
  * sandbox may refuse calls that the kernel has: then a pipe replaces the eventfd, and writing to
- * the memory reserves it as fallocate would. On Linux unsealed memory is not used, since the peer
- * is not trusted (ring.h); without memfd or seals there is no ring, and the pipe transport is used.
+ * the memory reserves it as fallocate would. Linux gets no unsealed memory, because a peer could
+ * shrink it (ring.h); without memfd or seals there is no ring, and the pipe transport is used.
  */
 #ifndef AMP_MAPPING_H
 #define AMP_MAPPING_H

@@ -41,7 +41,7 @@
  * cleared afterwards, it could swallow a ring for a record that came in between. That also holds
  * for amp_asleep.
  *
- * The peer is not trusted. Whatever the mapping holds, these functions read and write only inside
+ * No function trusts the peer. Whatever the mapping holds, they read and write only inside
  * the ring, and return in bounded time. They load a peer's cursor once and check it against the
  * private cursors; they load a header once, into a local, and check it before use. A violation
  * sets `fault`; from then on nothing is read or written (the ring is poisoned). The next layer
@@ -219,7 +219,7 @@ static inline uint64_t amp_map_size(uint64_t capacity)
 }
 
 /* Makes a mapping of amp_map_size(capacity) zeroed bytes. No barrier: starting the worker, or
- * passing the descriptor to it, orders these stores before its loads. */
+ * sending it the descriptor, orders these stores before its loads. */
 static inline void amp_map_format(void *base, uint64_t capacity, uint64_t generation)
 {
     struct amp_control *control = base;

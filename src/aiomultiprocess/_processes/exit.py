@@ -135,6 +135,7 @@ class Exit:
             pidfd.close()
 
     def _descriptors(self) -> Iterator[int]:
+        """The descriptors that become readable at the exit, the best first (EXIT-1)."""
         if self._pidfd is not None:
             yield self._pidfd.fileno()
         if sys.platform != "win32" and (self._pidfd is None or self._by_server):

@@ -270,7 +270,7 @@ class ThreadReceiver:
     def close(self) -> None:
         """Wait until the thread has read to the end of the pipe."""
         self._theirs.close()
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join()
         self._ours.close()
 

@@ -335,6 +335,7 @@ def _running_tracker() -> int | None:
 
 
 def _send(fd: int, message: memoryview) -> None:
+    """Write the start-up message, in a thread if it does not fit into the pipe (SPAWN-2)."""
     if len(message) <= PIPE_CAPACITY:
         _write(fd, message)
     else:

@@ -8,12 +8,13 @@ worker does not choose: it opens the child end that it was started with.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from .. import _accel
-from .._accel import _probe_sockets, ring
+from .._accel import ring
 from .link import Backend
 
 #: The environment variable that names the backend for a whole program.
@@ -104,6 +105,16 @@ def _probe_pipe() -> str | None:
     except OSError as error:
         return f"one page of shared memory was refused ({error})"
     return _probe_sockets()
+
+
+def _probe_sockets() -> str | None:
+    """Why there is no socket pair, or None. Each event loop needs one too."""
+    try:
+        for end in socket.socketpair():
+            end.close()
+    except OSError as error:
+        return f"a socket pair was refused ({error})"
+    return None
 
 
 def _make_shm() -> Backend:
