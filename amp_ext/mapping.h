@@ -51,7 +51,7 @@ static inline int amp_close_failed(int fd)
 
 /* ---- memory -------------------------------------------------------------------------------- */
 
-/* Growing a file past RLIMIT_FSIZE also sends SIGXFSZ, which a program may not ignore. */
+/* A file that grows past RLIMIT_FSIZE also raises SIGXFSZ, which a program may not ignore. */
 static inline int amp_size_allowed(uint64_t size)
 {
     struct rlimit limit;

@@ -402,8 +402,8 @@ static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t 
  *
  * Then "tail before our read of sleeping"; pairs with "sleeping before the read of tail" in
  * amp_sleep. Each side does a store followed by a load of the other side's word. Release and
- * acquire do not order these two, not even on x86, where the store waits in a buffer. Both reads
- * of `sleeping` are therefore read-modify-writes of one word, as are all its changes (RING-3), and
+ * acquire do not order these two, not even on x86, where the store waits in a buffer. Both sides
+ * therefore access `sleeping` here by a read-modify-write, as every change of it is (RING-3), and
  * these have one order. If ours comes after the consumer's, we see its 1 and ring. If ours comes
  * first, the consumer's reads from ours, or from one that did: it synchronizes with us, and so
  * sees the tail that we stored before (RING-9). */
