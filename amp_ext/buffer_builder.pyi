@@ -1,34 +1,31 @@
-"""amp_ext.buffer_builder: large objects are filled from pieces without a detour."""
+"""amp_ext.buffer_builder: large objects that are filled piece by piece."""
 
 class BufferBuilder:
     """A bytes object, or a bytearray, of a known size that is filled piece by piece.
 
-    What is large is in large pages where the system has them. For one thread at a time: the GIL is
-    given up while a large piece is copied.
+    A large object is in huge pages where the system has them. Use it in one thread at a time: `add`
+    releases the GIL while it copies a large piece.
     """
 
     #: How many bytes are still to come.
     missing: int
 
     def __init__(self, size: int, writable: bool) -> None:
-        """Expect `size` bytes; memory for them is taken as they come."""
+        """Expect `size` bytes; memory grows as they come."""
 
     def add(self, piece: memoryview) -> None:
-        """Append a piece. ValueError if it is more than is missing."""
+        """Append a piece. ValueError if it is larger than what is missing."""
 
     def take(self) -> bytes | bytearray:
-        """The object, if nothing is missing; a bytearray if it was to be `writable`."""
+        """The object, a bytearray if it is `writable`. ValueError if bytes are missing."""
 
 def reserve(size: int) -> bytes:
-    """Memory for a snapshot of so many bytes; what is in there may be anything until it is taken.
-
-    MemoryError if it cannot be had.
-    """
+    """Memory for a snapshot of `size` bytes, with arbitrary content. It may raise MemoryError."""
 
 def snapshot(
     source: bytes | bytearray | memoryview, start: int = 0, reserved: bytes | None = None
 ) -> bytes:
-    """A copy of as many bytes, of which those before `start` are not copied and may be anything.
+    """A copy of `source`, in which the bytes before `start` are not copied and are arbitrary.
 
-    It is made in `reserved`, which nobody else may have seen, and then takes no memory.
+    With `reserved`, an object of `reserve` that no other code has seen, it allocates no memory.
     """

@@ -1,7 +1,8 @@
 # cython: language_level=3
-"""Large objects filled from pieces without a detour; contract: buffer_builder.pyi, why: frames.Assembly.
+"""Large objects that are filled piece by piece, without a copy of the whole.
 
-aiomultiprocess._wire.frames has a Growing in Python, which does the same.
+The transports fill the parts of a payload with it (_wire/assembly.py). buffer_builder.pyi is the
+contract; aiomultiprocess._pure.buffer_builder is the twin in Python.
 """
 
 cimport cython
@@ -18,16 +19,16 @@ cdef extern from "pages.h":
     void amp_prefer_huge_pages(const void *data, size_t size)
 
 cdef enum:
-    FIRST = 1 << 20  # room that is made at once: what is not touched takes no memory yet
-    GROWTH = 4  # few steps, as each may have to move what is there
-    LARGE_COPY = 256 * 1024  # below it a copy is over before another thread could use the GIL
+    FIRST = 1 << 20  # bytes allocated at once; pages take memory only when they are written
+    GROWTH = 4  # the factor of each step; large, as each step may have to move the content
+    LARGE_COPY = 256 * 1024  # a smaller copy ends before another thread could use the GIL
 
 
 @cython.final
 cdef class BufferBuilder:
     """A bytes object, or a bytearray, of a known size that is filled piece by piece."""
     cdef:
-        PyObject *data  # nobody else has seen it; NULL once it was taken
+        PyObject *data  # no other code has a reference to it; NULL once it was taken
         readonly Py_ssize_t missing
         Py_ssize_t size, capacity
         bint writable

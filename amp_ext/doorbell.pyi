@@ -13,21 +13,21 @@ class Doorbell:
 
     @staticmethod
     def attach(fds: Sequence[int]) -> Doorbell:
-        """The doorbell behind `fds` of another process's doorbell, which are taken over."""
+        """Take over `fds`, the descriptors of a doorbell that another process made."""
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """One descriptor, or two: those to hand to the other process."""
+        """The descriptors to pass to the other process: one, or two of a pipe."""
 
     @property
     def closed(self) -> bool: ...
     def fileno(self) -> int:
-        """Readable from ring() to clear()."""
+        """The descriptor that is readable from ring() to clear()."""
 
     def ring(self) -> None:
-        """Make it readable. Never blocks."""
+        """Make it readable. It never blocks."""
 
     def clear(self) -> None:
-        """Make it unreadable. Clear it before reading the ring, not after."""
+        """Make it unreadable. Call this before reading the ring, not after."""
 
     def close(self) -> None: ...

@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The doorbells of mapping.h for Python; doorbell.pyi is their contract."""
+"""The doorbells of mapping.h for Python; doorbell.pyi is the contract."""
 
 cimport cython
 from cpython.exc cimport PyErr_SetFromErrno
@@ -13,7 +13,7 @@ cdef extern from "mapping.h" nogil:
 
 @cython.final
 cdef class Doorbell:
-    """Wakes an event loop in another process: readable from ring() to clear()."""
+    """Wakes an event loop in another process; readable from ring() to clear()."""
 
     def __cinit__(self):
         self.bell.reader = self.bell.writer = -1

@@ -1,4 +1,4 @@
-"""Several buffers written as one record: held, measured and copied without joining them first."""
+"""Several buffers that are written as one record, without joining them first."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -23,7 +23,7 @@ cdef struct IoVec:
 
 
 cdef inline int iovec_take(IoVec *iovec, object parts) except -1:
-    """Holds the buffer of each part. The caller owes a gather_drop, also when this raises."""
+    """Acquires the buffer of each part. The caller must call iovec_release, also if this raises."""
     cdef Py_ssize_t i, count
     iovec.views = iovec.few
     iovec.count = iovec.total = 0
@@ -34,7 +34,7 @@ cdef inline int iovec_take(IoVec *iovec, object parts) except -1:
         if iovec.views == NULL:
             raise MemoryError
     for i in range(count):
-        # Taking a buffer may run Python code, and that code may shorten a list.
+        # Acquiring a buffer may run Python code, which may shorten a list.
         if i >= PySequence_Fast_GET_SIZE(parts):
             break
         part = <object>PySequence_Fast_GET_ITEM(parts, i)
@@ -57,7 +57,7 @@ cdef inline void iovec_release(IoVec *iovec) noexcept:
 cdef inline void iovec_copy(
     const IoVec *iovec, uint8_t *to, Py_ssize_t offset, Py_ssize_t length
 ) noexcept nogil:
-    """Copies bytes offset .. offset+length of all parts together."""
+    """Copies the bytes [offset, offset + length) of the joined parts."""
     cdef Py_ssize_t i, size
     for i in range(iovec.count):
         size = iovec.views[i].len - offset

@@ -1,5 +1,4 @@
-"""amp_ext.link: whole small frames in and out of a ring. Used by aiomultiprocess._transport.shm
-alone."""
+"""amp_ext.link: whole small frames in and out of a ring, for `_transport.shm` alone."""
 
 from collections.abc import Callable, Sequence, Sized
 from typing import Any, final
@@ -22,9 +21,10 @@ class Outlet:
     ) -> None:
         """Write to `producer`, and ring `bell` if its consumer sleeps.
 
-        `on_other(kind, flags, count, chunk_id, offset, function, payload)` is called for each frame
-        that would take more than `most` bytes, for which there is no room now, or that must not
-        overtake what is in `outbox` (and for all on a big-endian machine, as the wire is not).
+        `send` calls `on_other(kind, flags, count, chunk_id, offset, function, payload)` for a frame
+        that would take more than `most` bytes, for which there is no room now, or that must stay
+        behind the frames in `outbox`; on a big-endian machine for every frame, since the wire is
+        little endian. It calls `on_corrupt(error)` when the ring is corrupt.
         """
 
     def send(
@@ -41,10 +41,10 @@ class Outlet:
         """Write a header and the joined payload as one record, or call `on_other`."""
 
     def flush(self) -> None:
-        """Publish what was written, and ring the bell if that is asked for."""
+        """Publish what was written, and ring the bell if the consumer sleeps."""
 
     def stop(self) -> None:
-        """Do nothing more."""
+        """Make every later call do nothing."""
 
 @final
 class Inlet:
@@ -62,27 +62,27 @@ class Inlet:
     ) -> None:
         """Hand over what `consumer` reads; `outlet` is the other direction, with the same peer.
 
-        `handler(kind, flags, count, chunk_id, offset, function, payload)` is called for each frame
+        It calls `handler(kind, flags, count, chunk_id, offset, function, payload)` for each frame
         that is one record with a plain header, `on_record(flags, record)` for every other record,
-        and `on_drained()` at the end of a batch. Views are released when the call returns. Room is
-        given back whenever `quarter` bytes were read. `on_call()` is for `answer`.
+        and `on_drained()` at the end of a batch. It releases each view when the call returns, and
+        gives room back whenever `quarter` bytes were read. `answer` calls `on_call()`.
         """
 
     def hand_over(self) -> tuple[int, bool]:
-        """Hand over what there is; the consumer is awake as soon as there is anything.
+        """Hand over what has arrived; the first record marks the consumer as awake.
 
-        Returns how many records it was, and whether a limit, `most_frames` or about `most_bytes`,
-        ended it, so that there may be more. What a handler raises ends it too.
+        Returns the number of records, and whether a limit (`most_frames`, or about `most_bytes`)
+        ended the batch, so that there may be more. An error of a handler passes through.
         """
 
     def drain(self) -> bool:
-        """Hand over a batch and let the consumer sleep; whether there is more."""
+        """Hand over a batch, then let the consumer sleep; True if there is more to read."""
 
     def stop(self) -> None:
-        """Hand over nothing more."""
+        """Hand over nothing any more."""
 
 def answer(bell: Doorbell, inlets: list[Inlet], /) -> None:
-    """Clear a bell that was rung, and call `on_call` of each inlet that has something to do.
+    """Clear a bell that has rung, and call `on_call` of each inlet that has something to do.
 
-    That is one that is not asleep, or whose outlet has something in its outbox.
+    That is an inlet whose consumer is not asleep, or whose outlet has frames in its outbox.
     """

@@ -1,10 +1,11 @@
 # cython: language_level=3
-"""Whole frames in and out of a ring: what aiomultiprocess._transport.shm does for each small frame, in C.
+"""Whole small frames in and out of a ring: the common case of aiomultiprocess._transport.shm, in C.
 
-A frame is a header of 32 bytes (aiomultiprocess/frames.py, FRAME-1) and its payload. What is not one
-record with a plain header (fragments, parts, damage) or has to wait is the owner's: `Outlet` calls
-`on_other`, and `Inlet` hands the record over as it is. link.pyi is the contract; the S invariants
-are those of aiomultiprocess/shm.py.
+A frame is a header of 32 bytes (_wire/frames.py, FRAME-1) and its payload. This module writes and
+reads a frame that is one record with a plain header. The owner, a `ShmLink`, does the rest:
+`Outlet` calls `on_other` for a frame that is larger or has to wait, and `Inlet` passes every other
+record (fragments, parts, damage) to `on_record`. link.pyi is the contract; the SHM rules are those
+of _transport/shm.py, the LINK rules those of _transport/link.py.
 """
 
 import sys
@@ -34,13 +35,13 @@ cdef packed struct Header:
 
 assert sizeof(Header) == 32
 
-# The header is little endian (FRAME-1): where a machine is not, every frame is left to the caller.
+# The header is little endian (FRAME-1). On a big-endian machine the owner handles every frame.
 cdef bint NATIVE = sys.byteorder == "little"
 
 
 @cython.final
 cdef class Outlet:
-    """Writes frames as long as nothing stands in their way; everything else is its owner's."""
+    """Writes each frame that fits now as one record, and passes all others to its owner."""
 
     cdef Producer producer
     cdef Doorbell bell
@@ -61,7 +62,7 @@ cdef class Outlet:
 
     def stop(self):
         self.stopped = True
-        self.on_other = self.on_corrupt = None  # they lead back to who owns this
+        self.on_other = self.on_corrupt = None  # they refer to the owner: a cycle
 
     def send(
         self, uint8_t kind, *, uint8_t flags=0, uint32_t count=0, uint64_t chunk_id=0,
@@ -96,7 +97,7 @@ cdef class Outlet:
             self.on_corrupt(error)
 
     cdef bint write(self, Header *header, payload) except -1:
-        """Write a frame as one record; False, and nothing is written, if that cannot be now."""
+        """Write a frame as one record. False, and nothing is written, if that is not possible."""
         cdef Producer producer = self.producer
         cdef IoVec iovec
         cdef uint8_t *to
@@ -122,13 +123,13 @@ cdef class Outlet:
 
 @cython.final
 cdef class Inlet:
-    """Hands over what a consumer reads, a batch at a time."""
+    """Hands over what a consumer reads, one batch in each call."""
 
     cdef Consumer consumer
     cdef Doorbell bell
     cdef object outbox, handler, on_record, on_drained, on_call
     cdef Py_ssize_t most_frames, most_bytes, quarter
-    cdef bint heard  # records, since the end of the last batch
+    cdef bint in_batch  # records were handed over since the last on_drained
     cdef bint stopped
 
     def __init__(
@@ -148,16 +149,16 @@ cdef class Inlet:
 
     def stop(self):
         self.stopped = True
-        # they lead back to who owns this
+        # they refer to the owner: a cycle
         self.handler = self.on_record = self.on_drained = self.on_call = None
 
     def drain(self):
         cdef bint more = self.hand_over()[1]
-        if self.heard and not self.stopped:
+        if self.in_batch and not self.stopped:
             self.release()
             if self.on_drained is not None:
                 self.on_drained()
-            self.heard = False  # only now: what a KeyboardInterrupt cuts short is done again (LINK-7)
+            self.in_batch = False  # last, so that the next turn repeats what KeyboardInterrupt ends
         return not self.stopped and (more or not self.consumer.sleep())  # SHM-3
 
     cpdef tuple hand_over(self):
@@ -175,7 +176,7 @@ cdef class Inlet:
                 return frames, False
             if frames == 0:
                 amp_awake(&consumer.ring)
-                self.heard = True
+                self.in_batch = True
             length = consumer.record.length
             self.take(consumer)
             frames += 1
@@ -189,12 +190,13 @@ cdef class Inlet:
         return 0
 
     cdef int take(self, Consumer consumer) except -1:
-        """One record: a plain frame for the handler, anything else as it is."""
+        """Hand over one record: a plain frame to the handler, anything else to on_record."""
         cdef Header header
         cdef uint32_t flags = consumer.record.flags, length = consumer.record.length
         cdef bint plain = False
         if NATIVE and flags == AMP_FLAGS and length >= sizeof(Header):
-            memcpy(&header, consumer.record.payload, sizeof(Header))  # once: the peer may change it
+            # one copy, which is checked and used: the peer may change the original
+            memcpy(&header, consumer.record.payload, sizeof(Header))
             plain = header.reserved == 0 and header.length == length - sizeof(Header)
         if plain:
             consumer.record.payload += sizeof(Header)
@@ -214,14 +216,14 @@ cdef class Inlet:
 
 
 def answer(Doorbell bell not None, list inlets):
-    """A bell was rung: call those who listen and have something to do."""
+    """A bell has rung: call on_call of each inlet that has something to do."""
     cdef Inlet inlet
     bell.clear()  # SHM-4
     try:
-        for inlet in tuple(inlets):  # they may go when one is called
+        for inlet in tuple(inlets):  # a call may remove inlets
             if not inlet.stopped and (inlet.outbox or not amp_asleep(&inlet.consumer.ring)):
                 inlet.on_call()
     except BaseException:
         if not bell.closed:
-            bell.ring()  # for those that were not asked yet
+            bell.ring()  # for the inlets that were not looked at
         raise

@@ -1,14 +1,14 @@
 /* What ring.h asks of the operating system: shared memory without a name, and doorbells.
  *
- * Memory is reserved when it is made. A page of shared memory that cannot be had when it is first
- * touched is SIGBUS, and that kills the process; here it is an errno. Every function returns -1 or
- * NULL with errno set, and leaves nothing open when it fails; those of the memory also set `*call`
+ * Memory is reserved when it is made. If the system has no memory for a page of shared memory when
+ * it is first touched, the process dies by SIGBUS; here that is an errno. A function that fails
+ * returns -1 or NULL with errno set and leaves nothing open; those of the memory also set `*call`
  * to the name of the system call that was refused.
  *
- * Linux has memfd and eventfd. Elsewhere in POSIX: shm_open, unlinked at once, and a pipe. A sandbox
- * may refuse calls that the kernel has: a pipe serves in place of an eventfd, and writing to memory
- * reserves it as fallocate does. Memory without a seal is not used on Linux (ring.h: the peer is not
- * trusted with our life), so without memfd or seals there is no ring, and the pipe transport serves.
+ * Linux has memfd and eventfd. Other POSIX systems use shm_open, unlinked at once, and a pipe. A
+ * sandbox may refuse calls that the kernel has: then a pipe replaces the eventfd, and writing to
+ * the memory reserves it as fallocate would. Linux gets no unsealed memory, because a peer could
+ * shrink it (ring.h); without memfd or seals there is no ring, and the pipe transport is used.
  */
 #ifndef AMP_MAPPING_H
 #define AMP_MAPPING_H
@@ -34,7 +34,7 @@
 #define MFD_NOEXEC_SEAL 0x0008U /* Linux 6.3; what a kernel with vm.memfd_noexec=2 insists on */
 #endif
 
-/* Whether a call was refused by a sandbox or an old kernel, and not for lack of what it asks for. */
+/* Whether a sandbox or an old kernel refused a call, and not a lack of memory or descriptors. */
 static inline int amp_refused(int error)
 {
     return error == EPERM || error == EACCES || error == ENOSYS || error == EINVAL
@@ -51,7 +51,7 @@ static inline int amp_close_failed(int fd)
 
 /* ---- memory -------------------------------------------------------------------------------- */
 
-/* Growing a file past RLIMIT_FSIZE sends SIGXFSZ too, and whoever embeds us may not ignore it. */
+/* A file that grows past RLIMIT_FSIZE also raises SIGXFSZ, which a program may not ignore. */
 static inline int amp_size_allowed(uint64_t size)
 {
     struct rlimit limit;
@@ -106,7 +106,7 @@ static inline int amp_memfd(const char *name)
     return fd < 0 && errno == EINVAL ? memfd_create(name, flags) : fd;
 }
 
-/* A descriptor of `size` zeroed, reserved bytes that nobody can shrink under a reader. */
+/* A descriptor of `size` zeroed, reserved bytes that no process can shrink under a reader. */
 static inline int amp_memory_create(uint64_t size, const char **call)
 {
     *call = "getrlimit(RLIMIT_FSIZE)";
@@ -135,7 +135,7 @@ static inline int amp_memory_sealed(int fd)
 
 #else
 
-/* The name lives for two system calls; O_EXCL and the next number deal with who had it before. */
+/* The name exists for two system calls. If it is taken, the next number is tried. */
 static inline int amp_memory_create(uint64_t size, const char **call)
 {
     char name[32];
@@ -155,7 +155,7 @@ static inline int amp_memory_create(uint64_t size, const char **call)
     return fd;
 }
 
-/* No seals here: the size is checked when a side attaches, and a peer that shrinks it is malice. */
+/* No seals here: a side checks the size when it attaches; a peer that shrinks it is malicious. */
 static inline int amp_memory_sealed(int fd)
 {
     (void)fd;
@@ -164,7 +164,7 @@ static inline int amp_memory_sealed(int fd)
 
 #endif
 
-/* Maps all of `fd` and tells its size, or NULL. Unsealed memory is refused (EPERM). */
+/* Maps all of `fd` and stores its size; NULL on failure. Refuses unsealed memory (EPERM). */
 static inline void *amp_memory_map(int fd, uint64_t *size, const char **call)
 {
     struct stat status;
@@ -182,10 +182,10 @@ static inline void *amp_memory_map(int fd, uint64_t *size, const char **call)
 
 /* ---- doorbells ----------------------------------------------------------------------------- */
 
-/* A doorbell is readable once it was rung, until it is cleared. Ringing never blocks: one that is
- * saturated is readable already, so nothing is lost by not adding to it. */
+/* A doorbell is readable from a ring until it is cleared. Ringing never blocks: a saturated
+ * doorbell is readable already, so adding nothing to it loses nothing. */
 struct amp_bell {
-    int reader, writer; /* the same descriptor where that exists */
+    int reader, writer; /* one descriptor if it is an eventfd */
 };
 
 static inline int amp_bell_prepare(int fd)
@@ -224,7 +224,7 @@ static inline int amp_bell_ring(const struct amp_bell *bell)
     do
         done = write(bell->writer, &one, sizeof one);
     while (done < 0 && errno == EINTR);
-    /* EPIPE: a pipe's reader is gone, and its process exit is news that comes another way. */
+    /* EPIPE: the pipe's reader is gone; the exit of its process is detected elsewhere. */
     return done >= 0 || errno == EAGAIN || errno == EPIPE ? 0 : -1;
 }
 

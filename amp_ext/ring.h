@@ -1,66 +1,74 @@
 /* A single-producer, single-consumer ring of records in memory shared by two processes.
  *
- * C11 and nothing else: no Python, no system call, no allocation. The caller brings the memory
- * (mapping.h) and the doorbells; ring.pyx gives it to Python, stress/ring_stress.c to sanitizers.
+ * It is C11 and nothing else: no Python, no system call, no allocation. The caller provides the
+ * memory (mapping.h) and the doorbells. ring.pyx wraps it for Python, and stress/ring_stress.c
+ * runs it under sanitizers.
  *
  * Theory of operation
  * -------------------
- * One mapping serves one worker. It opens with a control page and continues with two rings of equal
- * capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- *     | control page: who we are, `started`, cursors of down, cursors of up | down | up | journal |
+ * One mapping serves one worker. It begins with a control page and continues with two rings of
+ * equal capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- * The journal is the worker's to fill as it likes, a sixteenth of a ring: what a dead worker leaves
- * there can be read. Nothing in this file touches it.
+ *     | control page: identity, `started`, cursors of down, cursors of up | down | up | journal |
  *
- * A ring has two cursors, counts of bytes ever written (tail) and ever released (head). They only
- * grow, modulo 2^64; position = cursor mod capacity, and what lies between them is in use. Only the
- * producer stores tail, only the consumer stores head. Each side keeps its own cursor privately and
- * only stores it to the mapping; it never reads it back. Each side also keeps a copy of the other's
- * cursor and looks at the real one only when that copy says "full" or "empty": that is what keeps
- * the cache lines from travelling with every record.
+ * The journal has a sixteenth of the size of a ring, and the worker alone writes it; the parent
+ * can read it after the worker has died. No function in this file touches its content.
+ *
+ * A ring has two cursors, which count all bytes ever written (tail) and ever released (head). They
+ * only grow, modulo 2^64. A position in the ring is a cursor modulo the capacity, and the bytes
+ * between the cursors are in use. Only the producer stores tail, and only the consumer stores
+ * head. Each side keeps its own cursor privately: it stores it to the mapping and never reads it
+ * back. Each side also keeps a copy of the other side's cursor, and loads the real one only when
+ * the copy says "full" or "empty". So the cache lines of the cursors do not move between the CPUs
+ * for each record.
  *
  * A record is an 8-byte header (length, type), the payload, and slack up to a multiple of 8. A
- * record never crosses the end of the ring: when it does not fit before the end, a padding record
- * fills the end and the record starts at position 0. So every payload is contiguous and can be read
- * in place.
+ * record never crosses the end of the ring. If it does not fit before the end, a padding record
+ * fills the rest and the record starts at position 0. So every payload is contiguous and can be
+ * read in place.
  *
- * Writing is reserve (find room, pad), copy, commit (header, private tail): nothing of it is
- * visible. publish() makes all that was committed visible by one store of the tail. A writer that
- * is killed before that store has written nothing, after it everything: no state in between exists.
+ * A write has three steps: reserve (find room, pad), copy, commit (header, private tail). None of
+ * them makes anything visible. publish() makes all committed records visible by one store of the
+ * tail. If the writer is killed before that store, it has written nothing; after it, everything.
+ * There is no state in between.
  *
- * Nobody waits inside this file. A consumer that finds nothing announces it in `sleeping`, looks
- * once more, and returns to its event loop. A producer looks at `sleeping` after it published, and
- * rings the consumer's doorbell if it was set. For room it is the same the other way about, with
- * `waiting`; and the producer is rung only once a quarter of the ring is free, so that it does not
- * wake for each record. The doorbell must be cleared *before* the ring is read: cleared after, it
- * could swallow the ring of a record that came in between. That holds for amp_asleep as well.
+ * No function in this file waits. A consumer that finds no record sets `sleeping`, looks once
+ * more, and returns to its event loop. A producer reads `sleeping` after it has published, and
+ * rings the consumer's doorbell if the flag was set. Room works the same way in the other
+ * direction, with `waiting`; and the producer is rung only when a quarter of the ring is free, so
+ * that it does not wake for each record. A doorbell must be cleared *before* the ring is read:
+ * cleared afterwards, it could swallow a ring for a record that came in between. That also holds
+ * for amp_asleep.
  *
- * The peer is not trusted with our life. Whatever the mapping holds, these functions read and write
- * inside the ring only and return in bounded time: a peer's cursor is loaded once and checked
- * against the private ones; a header is loaded once, into a local, and checked before it is used. A
- * violation sets `fault`, and from then on nothing is read or written (the ring is poisoned).
- * Payload bytes are the business of the next layer, which must not trust them either.
+ * No function trusts the peer. Whatever the mapping holds, they read and write only inside
+ * the ring, and return in bounded time. They load a peer's cursor once and check it against the
+ * private cursors; they load a header once, into a local, and check it before use. A violation
+ * sets `fault`; from then on nothing is read or written (the ring is poisoned). The next layer
+ * checks the payload, which these functions do not trust either.
  *
  * Invariants, cited in the code and in the tests
  * ----------------------------------------------
+ *
  * RING-1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
- * RING-2  cursors are multiples of 8 and head <= tail <= head + capacity, as distances modulo 2^64.
- * RING-3  every word has one writer: tail, producer; head, consumer; started, worker. The two flags
- *     have two writers, and every change to a flag is a read-modify-write.
- * RING-4  bytes between the private head and the published tail are not written by the producer.
- * RING-5  a record lies within the ring: it does not cross the end, nor the published tail.
- * RING-6  padding ends exactly at the end of the ring, never starts at position 0, and is published
- *     together with the record that it makes way for; so there are never two in a row, reading is
- *     bounded, and what is unread always holds a record.
- * RING-7  a record takes at most half the capacity: an empty ring has room for it at whatever position
- *     its cursors are. (All free bytes are then to_end + position = capacity, and one is >= half.)
+ * RING-2  cursors are multiples of 8, and head <= tail <= head + capacity, as distances modulo
+ *     2^64.
+ * RING-3  every word has one writer: tail, the producer; head, the consumer; started, the worker.
+ *     The two flags have two writers, and every change of a flag is a read-modify-write.
+ * RING-4  the producer does not write the bytes between the private head and the published tail.
+ * RING-5  a record is inside the ring: it crosses neither the end nor the published tail.
+ * RING-6  padding ends exactly at the end of the ring, never starts at position 0, and is
+ *     published together with the record that follows it. So there are never two in a row, reading
+ *     is bounded, and unread bytes always include a record.
+ * RING-7  a record takes at most half the capacity, so that an empty ring has room for it at any
+ *     position of its cursors. (All free bytes are then to_end + position = capacity, and one of
+ *     the two is >= half.)
  * RING-8  a frame is one record with BEGIN and END, or BEGIN, any number of neither, END.
- * RING-9  no lost wake-up: if a published record is unread, the consumer is awake, or `sleeping` is
- *     clear and its bell was rung, or the producer is between its store of tail and its look at
- *     `sleeping`.
- * RING-10 no lost room: the same for a producer that waits, once a quarter of the ring is free. Below a
- *     quarter the consumer has unread records and so will release again.
+ * RING-9  no wake-up is lost: if a published record is unread, the consumer is awake, or
+ *     `sleeping` is clear and its bell was rung, or the producer is between its store of tail and
+ *     its read of `sleeping`.
+ * RING-10  no room is lost: the same holds for a producer that waits, once a quarter of the ring
+ *     is free. Below a quarter, the consumer has unread records and so will release again.
  */
 #ifndef AMP_RING_H
 #define AMP_RING_H
@@ -72,7 +80,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Between any two stores of the producer: the stress program dies here, others compile it away. */
+/* Called between any two stores of the producer: the stress program dies here; elsewhere it is
+ * empty. */
 #ifndef AMP_STEP
 #define AMP_STEP() ((void)0)
 #endif
@@ -85,12 +94,12 @@
 #define AMP_MIN_CAPACITY (UINT64_C(1) << 6)
 #define AMP_MAX_CAPACITY (UINT64_C(1) << 30) /* a length is 32 bits: far from overflow */
 
-/* Flags of a record, as the caller gives and gets them. */
+/* Flags of a record, as the caller passes and receives them. */
 #define AMP_BEGIN 1u
 #define AMP_END 2u
 #define AMP_FLAGS (AMP_BEGIN | AMP_END)
 
-/* Types of a record, as they stand in its header; 0, what fresh memory holds, is none of them. */
+/* Types of a record, in its header. 0, which fresh memory holds, is none of them. */
 #define AMP_PADDING 0x50u
 #define AMP_DATA 0x40u /* | flags */
 
@@ -124,12 +133,12 @@ static inline const char *amp_fault_text(enum amp_fault fault)
 
 /* ---- what is shared ------------------------------------------------------------------------ */
 
-/* One ring's words, a line each: a side that polls one word takes no line from the other (RING-3). */
+/* The words of one ring, each in a cache line that its writer keeps (RING-3). */
 struct amp_cursors {
     _Alignas(AMP_LINE) _Atomic uint64_t tail;
     _Alignas(AMP_LINE) _Atomic uint64_t head;
-    _Alignas(AMP_LINE) _Atomic uint32_t sleeping; /* the consumer asks to be rung for data */
-    _Alignas(AMP_LINE) _Atomic uint32_t waiting;  /* the producer asks to be rung for room */
+    _Alignas(AMP_LINE) _Atomic uint32_t sleeping; /* the consumer wants a ring for data */
+    _Alignas(AMP_LINE) _Atomic uint32_t waiting;  /* the producer wants a ring for room */
 };
 
 struct amp_control {
@@ -137,7 +146,7 @@ struct amp_control {
     _Atomic uint64_t version;
     _Atomic uint64_t capacity; /* of each of the two rings, in bytes */
     _Atomic uint64_t generation;
-    _Alignas(AMP_LINE) _Atomic uint64_t started; /* items that the worker has begun, in all */
+    _Alignas(AMP_LINE) _Atomic uint64_t started; /* items that the worker has started */
     struct amp_cursors down, up;
 };
 
@@ -159,7 +168,7 @@ static_assert(AMP_CONTROL_SIZE % AMP_LINE == 0, "rings begin on a line");
 
 struct amp_map {
     struct amp_control *control;
-    uint64_t capacity; /* checked; the shared one is not looked at again */
+    uint64_t capacity; /* checked once; the shared one is not read again */
 };
 
 struct amp_producer {
@@ -168,8 +177,8 @@ struct amp_producer {
     uint64_t capacity;
     uint64_t tail;      /* end of what is committed */
     uint64_t published; /* end of what the consumer may see */
-    uint64_t head;      /* the consumer's, as last looked at: never ahead of the real one */
-    uint64_t records;   /* committed in all, padding not counted */
+    uint64_t head;      /* the consumer's, as last loaded: never ahead of the real one */
+    uint64_t records;   /* committed so far, without padding */
     bool within;        /* the last record left its frame open (RING-8) */
     enum amp_fault fault;
 };
@@ -180,7 +189,7 @@ struct amp_consumer {
     uint64_t capacity;
     uint64_t head;     /* end of what is read */
     uint64_t released; /* end of what the producer may overwrite */
-    uint64_t tail;     /* the producer's, as last looked at: never ahead of the real one */
+    uint64_t tail;     /* the producer's, as last loaded: never ahead of the real one */
     bool within;
     enum amp_fault fault;
 };
@@ -209,8 +218,8 @@ static inline uint64_t amp_map_size(uint64_t capacity)
     return AMP_CONTROL_SIZE + 2 * capacity + amp_journal_size(capacity);
 }
 
-/* Makes zeroed memory of amp_map_size(capacity) bytes a mapping. No barrier: starting the worker,
- * or handing it the descriptor, orders these stores before its loads. */
+/* Makes a mapping of amp_map_size(capacity) zeroed bytes. No barrier: starting the worker, or
+ * sending it the descriptor, orders these stores before its loads. */
 static inline void amp_map_format(void *base, uint64_t capacity, uint64_t generation)
 {
     struct amp_control *control = base;
@@ -220,7 +229,7 @@ static inline void amp_map_format(void *base, uint64_t capacity, uint64_t genera
     atomic_store_explicit(&control->magic, AMP_MAGIC, memory_order_relaxed);
 }
 
-/* Takes memory, aligned to AMP_LINE, for a mapping if it is one. The bytes may be anything. */
+/* Opens memory, aligned to AMP_LINE, as a mapping if it is one. Its bytes may be anything. */
 static inline enum amp_fault amp_map_open(struct amp_map *map, void *base, uint64_t size)
 {
     struct amp_control *control = base;
@@ -251,17 +260,16 @@ static inline uint8_t *amp_journal(const struct amp_map *map)
     return amp_up_data(map) + map->capacity;
 }
 
-/* The worker, before the item's first instruction: "n items are begun". Release, "everything before
- * item n, before n is seen"; pairs with amp_started. No barrier after it is needed: what follows in
- * this thread is lost only with the machine, not with the process, since a store that was executed
- * reaches the shared page whatever kills the process next; and no compiler moves it past the call
- * of an item, of which it knows nothing. */
+/* The worker calls this before the first instruction of item n: "n items are started". Release,
+ * "everything before item n, before n is visible"; pairs with the acquire in amp_started. No
+ * barrier after it is needed: a store that was executed reaches the shared page whatever kills the
+ * process next, and no compiler moves it past the call of an item's code, which it cannot see. */
 static inline void amp_mark_started(struct amp_map *map, uint64_t n)
 {
     atomic_store_explicit(&map->control->started, n, memory_order_release);
 }
 
-/* The parent. Acquire; pairs with amp_mark_started. Final once the worker is reaped. */
+/* For the parent. Acquire; pairs with amp_mark_started. Final once the worker is reaped. */
 static inline uint64_t amp_started(const struct amp_map *map)
 {
     return atomic_load_explicit(&map->control->started, memory_order_acquire);
@@ -284,8 +292,8 @@ static inline bool amp_follows(bool within, uint32_t flags) /* RING-8 */
     return ((flags & AMP_BEGIN) == 0) == within;
 }
 
-/* Both halves of a header go through one atomic word, so that what was checked is what is used.
- * Relaxed: publishing and reading the tail orders headers exactly as it orders payloads. */
+/* Both halves of a header are one atomic word, so that the checked value is the one that is used.
+ * Relaxed: the release and the acquire of the tail order headers as they order payloads. */
 static inline void amp_header_store(uint8_t *at, uint32_t length, uint32_t type)
 {
     atomic_store_explicit((_Atomic uint64_t *)(void *)at, ((uint64_t)type << 32) | length,
@@ -299,7 +307,7 @@ static inline uint64_t amp_header_load(const uint8_t *at)
 
 /* ---- the producer -------------------------------------------------------------------------- */
 
-/* Cursors start where the mapping says, which is 0 for a fresh one. */
+/* The cursors start where the mapping has them, at 0 in a fresh one. */
 static inline enum amp_fault amp_producer_open(struct amp_producer *p, struct amp_cursors *shared,
                                                uint8_t *data, uint64_t capacity)
 {
@@ -314,7 +322,7 @@ static inline enum amp_fault amp_producer_open(struct amp_producer *p, struct am
     return p->fault;
 }
 
-/* Looks at the consumer's head.
+/* Loads the consumer's head. False, and a fault, if it is out of order.
  * Acquire, "the consumer's reads before our overwriting"; pairs with the release in amp_release. */
 static inline bool amp_look_at_head(struct amp_producer *p)
 {
@@ -332,7 +340,7 @@ static inline uint64_t amp_to_end(const struct amp_producer *p)
     return p->capacity - (p->tail & (p->capacity - 1));
 }
 
-/* Whether a record of `size` bytes, and the padding before it if it needs one, fits. */
+/* Whether a record of `size` bytes fits, together with the padding that it may need. */
 static inline bool amp_fits(const struct amp_producer *p, uint64_t size)
 {
     uint64_t free = p->capacity - (p->tail - p->head);
@@ -345,7 +353,7 @@ static inline bool amp_fits_now(struct amp_producer *p, uint64_t size)
     return amp_fits(p, size) || (amp_look_at_head(p) && amp_fits(p, size));
 }
 
-/* The largest payload that one record may carry now; 0 too if not even a header fits. */
+/* The largest payload that one record can carry now; also 0 if not even a header fits. */
 static inline uint64_t amp_free(struct amp_producer *p)
 {
     uint64_t most = p->capacity / 2; /* RING-7 */
@@ -360,15 +368,15 @@ static inline uint64_t amp_free(struct amp_producer *p)
     return size > AMP_HEADER_SIZE ? size - AMP_HEADER_SIZE : 0;
 }
 
-/* Where the payload of a record may be written, or NULL: no room, or a fault. No barrier: these
- * bytes are behind the head that was acquired, so the consumer is done with them. */
+/* The place for the payload of a record; NULL if there is no room, or a fault. No barrier: these
+ * bytes are behind the head that was acquired, so the consumer has read them. */
 static inline uint8_t *amp_reserve(struct amp_producer *p, uint32_t length)
 {
     uint64_t size = amp_record_size(length);
     if (p->fault || size > p->capacity / 2 || !amp_fits_now(p, size)) /* RING-7 */
         return NULL;
     uint64_t to_end = amp_to_end(p);
-    if (size > to_end) { /* RING-5, RING-6: to_end is a multiple of 8, so there is room for a header */
+    if (size > to_end) { /* RING-5, RING-6; to_end is a multiple of 8, so a header fits */
         amp_header_store(p->data + (p->capacity - to_end), (uint32_t)(to_end - AMP_HEADER_SIZE),
                          AMP_PADDING);
         p->tail += to_end;
@@ -377,8 +385,8 @@ static inline uint8_t *amp_reserve(struct amp_producer *p, uint32_t length)
     return p->data + (p->tail & (p->capacity - 1)) + AMP_HEADER_SIZE;
 }
 
-/* Ends the record whose payload was written where amp_reserve said. No barrier: header and payload
- * may reach memory in any order, since nobody looks before publish. */
+/* Ends the record whose payload is at the place that amp_reserve returned. No barrier: header and
+ * payload may reach memory in any order, since the consumer reads neither before amp_publish. */
 static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t flags)
 {
     amp_header_store(p->data + (p->tail & (p->capacity - 1)), length, AMP_DATA | flags);
@@ -388,17 +396,17 @@ static inline void amp_commit(struct amp_producer *p, uint32_t length, uint32_t 
     AMP_STEP();
 }
 
-/* Makes all that was committed visible. True: the consumer sleeps, ring it.
+/* Makes all committed records visible. True: the consumer sleeps, ring it.
  *
  * Release, "headers and payloads before tail"; pairs with the acquire in amp_look_at_tail.
  *
- * Then "tail before our look at sleeping"; pairs with "sleeping before the look at tail" in
- * amp_sleep. Two stores each followed by a load of the other's word: release and acquire do not
- * order that, not even on x86, where the store waits in a buffer. Both looks are therefore
- * read-modify-writes of one word, as are all its changes (RING-3), and those have one order. If ours
- * comes after the consumer's, we see its 1 and ring. If ours comes first, the consumer's reads from
- * ours (or from one that did): it synchronizes with us and so sees the tail that we stored before.
- * RING-9. */
+ * Then "tail before our read of sleeping"; pairs with "sleeping before the read of tail" in
+ * amp_sleep. Each side does a store followed by a load of the other side's word. Release and
+ * acquire do not order these two, not even on x86, where the store waits in a buffer. Both sides
+ * therefore access `sleeping` here by a read-modify-write, as every change of it is (RING-3), and
+ * these have one order. If ours comes after the consumer's, we see its 1 and ring. If ours comes
+ * first, the consumer's reads from ours, or from one that did: it synchronizes with us, and so
+ * sees the tail that we stored before (RING-9). */
 static inline bool amp_publish(struct amp_producer *p)
 {
     if (p->fault || p->tail == p->published)
@@ -409,12 +417,12 @@ static inline bool amp_publish(struct amp_producer *p)
     return atomic_exchange_explicit(&p->shared->sleeping, 0, memory_order_seq_cst) != 0;
 }
 
-/* After a record of this length did not fit and all was published: asks to be rung, looks again.
- * True: no room, the bell will come. False: there is room now, or a fault.
+/* After a record of this length did not fit and all was published: sets `waiting`, and looks
+ * again. True: there is no room, and the bell will ring. False: there is room now, or a fault.
  *
- * "waiting before our look at head"; pairs with "head before the look at waiting" in amp_release,
- * by the argument at amp_publish. RING-10. Unpublished records would break RING-10, as the consumer may
- * have nothing left to read and release. */
+ * "waiting before our read of head"; pairs with "head before the read of waiting" in amp_release,
+ * by the argument at amp_publish (RING-10). Unpublished records would break RING-10, because the
+ * consumer may have nothing left to read and release. */
 static inline bool amp_want_room(struct amp_producer *p, uint32_t length)
 {
     if (p->fault)
@@ -440,7 +448,7 @@ static inline enum amp_fault amp_consumer_open(struct amp_consumer *c, struct am
     return c->fault;
 }
 
-/* Looks at the producer's tail. True: something is unread.
+/* Loads the producer's tail. True: a record is unread.
  * Acquire, "tail before headers and payloads"; pairs with the release in amp_publish. */
 static inline bool amp_look_at_tail(struct amp_consumer *c)
 {
@@ -454,7 +462,7 @@ static inline bool amp_look_at_tail(struct amp_consumer *c)
     return tail != c->head;
 }
 
-/* What is wrong with a record of this header at the private head, if anything. */
+/* The fault of a record with this header at the private head, AMP_SOUND if it has none. */
 static inline enum amp_fault amp_check(const struct amp_consumer *c, uint32_t length, uint32_t type)
 {
     uint64_t position = c->head & (c->capacity - 1);
@@ -493,13 +501,13 @@ static inline bool amp_read(struct amp_consumer *c, struct amp_record *record)
     return false;
 }
 
-/* Gives back all that was read. True: the producer waits and there is room, ring it.
+/* Releases all that was read. True: the producer waits and there is room, ring it.
  *
- * Release, "our reads before head"; pairs with the acquire in amp_look_at_head.
- * Then "head before our look at waiting"; pairs with amp_want_room, see amp_publish. RING-10.
- * Below a quarter we do not look, and need no barrier: more than three quarters are unread, so we
- * shall be here again. (The tail we know may be old: then there is less room than we think and the
- * producer, rung early, asks again.) */
+ * Release, "our reads before head"; pairs with the acquire in amp_look_at_head. Then "head before
+ * our read of waiting"; pairs with amp_want_room, see amp_publish (RING-10). While less than a
+ * quarter is free we do not read `waiting`, and need no barrier: more than three quarters are
+ * unread, so we shall release again. (Our copy of the tail may be old: then there is less room
+ * than we think, and the producer, rung early, tries again.) */
 static inline bool amp_release(struct amp_consumer *c)
 {
     if (c->fault || c->head == c->released)
@@ -511,9 +519,9 @@ static inline bool amp_release(struct amp_consumer *c)
     return atomic_exchange_explicit(&c->shared->waiting, 0, memory_order_seq_cst) != 0;
 }
 
-/* After amp_read found nothing and all was released: asks to be rung, looks again. True: may sleep.
- * False: there is data, or a fault. "sleeping before our look at tail"; pairs with "tail before the
- * look at sleeping", see amp_publish. */
+/* After amp_read found nothing and all was released: sets `sleeping`, and looks again. True: the
+ * consumer may sleep. False: there is data, or a fault. "sleeping before our read of tail"; pairs
+ * with "tail before the read of sleeping" in amp_publish (RING-9). */
 static inline bool amp_sleep(struct amp_consumer *c)
 {
     if (c->fault)
@@ -525,27 +533,29 @@ static inline bool amp_sleep(struct amp_consumer *c)
     return false;
 }
 
-/* Woken by whatever: no bell is wanted while we read. An exchange and not a store, although nothing
- * here depends on what it returns: a plain store would cut the chain that R9's argument follows
- * (RING-3). */
+/* Clears `sleeping`: the consumer reads, and needs no bell. This is an exchange and not a store,
+ * although nothing here depends on its result, because a plain store would break the order on
+ * which the argument at amp_publish relies (RING-3). */
 static inline void amp_awake(struct amp_consumer *c)
 {
     atomic_exchange_explicit(&c->shared->sleeping, 0, memory_order_seq_cst);
 }
 
-/* After the bell was cleared: whether the consumer's last amp_sleep still holds, no producer having
- * rung since. Then there is nothing to do, whoever else was rung by the same bell: a producer that
- * has not changed the flag yet will find the 1 and ring, and one that has, unseen, is about to. RING-9.
+/* After the bell was cleared: whether the consumer's last amp_sleep still holds, because no
+ * producer has rung since. Then the consumer has nothing to do, and the bell was rung for another
+ * one. A producer that has not yet changed the flag will find the 1 and ring; one that has changed
+ * it, unseen by us, is about to ring (RING-9).
  *
- * Relaxed, and yet a producer that was heard is not missed: its exchange comes before its ring, the
- * ring before our clearing (both are system calls on one bell, under one lock of the kernel), and
- * the clearing before this load, which therefore cannot return the 1 that the exchange took away.
- * Only here does this file need a bell to order anything, and an acquire could not do it instead:
- * it orders what comes after the value that it finds, and here that value would be an old one. What
- * is found orders nothing: amp_read looks at the tail with an acquire of its own.
+ * Relaxed, and yet it misses no producer whose ring we got: its exchange comes before its ring,
+ * the ring before our clearing (both are system calls on one bell, under one lock of the kernel),
+ * and the clearing before this load, which therefore cannot return the 1 that the exchange
+ * replaced. Only here does this file need a bell to order anything. An acquire could not replace
+ * it: it orders what comes after the value that it reads, and here that value would be an old one.
+ * What this load returns orders nothing either: amp_read loads the tail with an acquire of its
+ * own.
  *
- * The tail is looked at as well, for a peer that rings and is not sound: the flag alone would keep
- * us from ever seeing what it did. */
+ * The tail is compared as well, for a peer that rings and is not sound: by the flag alone we would
+ * never see what it did. */
 static inline bool amp_asleep(const struct amp_consumer *c)
 {
     return !c->fault && atomic_load_explicit(&c->shared->sleeping, memory_order_relaxed) != 0

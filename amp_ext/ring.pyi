@@ -9,8 +9,8 @@ Reading:  clear the bell, awake(), read() until None, release(), and ring the pe
           then sleep(); False means "read again".
 
 A record carries at most `max_payload` bytes (capacity / 2 - 8). A frame is one record (WHOLE), or
-several: the first has BEGIN, the last END, those between neither. What a killed writer had not
-published is not there; a frame whose END was not published is the reader's to drop.
+several: the first has BEGIN, the last END, those between neither. A killed writer leaves only what
+it had published; the reader must drop a frame whose END was not published.
 
 RingCorruptError, from any call, means that the memory holds what no sound peer writes. The end that
 raised it is poisoned: every later call raises it again. After Mapping.close() every call that needs
@@ -37,7 +37,7 @@ class RingCorruptError(RingError): ...
 class Mapping:
     @staticmethod
     def create(capacity: int, generation: int = 0) -> Mapping:
-        """New memory for two rings and a journal, reserved, sealed against any change of size.
+        """Make memory for two rings and a journal: reserved, and sealed against a change of size.
 
         `capacity` of each ring: bytes, a power of two. ValueError if it is not; OSError if there is
         no memory or no descriptor, with the system call that was refused as its `filename`.
@@ -45,7 +45,7 @@ class Mapping:
 
     @staticmethod
     def attach(fd: int) -> Mapping:
-        """The memory behind `fd`, which is taken over and closed, whatever the outcome.
+        """Map the memory behind `fd`, which is taken over and closed, whatever the outcome.
 
         OSError (EPERM if it is not sealed), RingCorruptError if it is not a mapping of ours.
         """
@@ -62,20 +62,20 @@ class Mapping:
     def generation(self) -> int: ...
     @property
     def started(self) -> int:
-        """What the worker marked last."""
+        """How many items the worker has started."""
 
     def mark_started(self, n: int) -> None:
-        """Worker: make `n` the number of items begun; SIGKILL right after it changes nothing."""
+        """In the worker: store `n` as the number of started items, visible even after a SIGKILL."""
 
     @property
     def journal(self) -> memoryview:
-        """A sixteenth of `capacity`, for the worker to write, and the parent to read after it."""
+        """A sixteenth of `capacity`. The worker writes it; the parent reads it after its death."""
 
     def close_fd(self) -> None:
         """Close the descriptor; the memory stays. Idempotent."""
 
     def close(self) -> None:
-        """Refuse all further use, unmap as soon as no view of a record is left. Idempotent."""
+        """Refuse all further use; unmap when no view of a record is left. Idempotent."""
 
     def down_producer(self) -> Producer: ...
     def down_consumer(self) -> Consumer: ...
@@ -88,14 +88,14 @@ class Producer:
     def max_payload(self) -> int: ...
     @property
     def published(self) -> int:
-        """Records made visible, in all."""
+        """How many records were published so far."""
 
     @property
     def bells(self) -> int:
-        """How often publish() said that the consumer must be rung."""
+        """How often publish() returned True."""
 
     def free(self) -> int:
-        """Bytes of payload that one record can carry now; 0 if none."""
+        """How many bytes of payload one record can carry now; 0 if none."""
 
     def write(self, parts: Sequence[Buffer], flags: int = 3) -> bool:
         """Write the joined parts as one record; False and nothing written if there is no room now.
@@ -115,9 +115,9 @@ class Producer:
         """Make all that was written visible; True if the consumer sleeps: ring it."""
 
     def want_room(self) -> bool:
-        """After a refused write and publish(): True if it still does not fit: the bell will come.
+        """After a refused write and publish(): True if it still does not fit; the bell will ring.
 
-        RingError if something written is not published: nobody would read it and make room.
+        RingError if a record is not published: the consumer would not read it and make room.
         """
 
 @final
@@ -129,16 +129,16 @@ class Consumer:
         """
 
     def release(self) -> bool:
-        """Give back all that was read; True if the producer waits and has room now: ring it."""
+        """Release all that was read; True if the producer waits and has room now: ring it."""
 
     def sleep(self) -> bool:
-        """Ask to be rung; False if there is data already (and no bell was asked for).
+        """Request a ring; False if there is data already (then there will be none).
 
-        RingError if something read is not released: the producer may wait for that room.
+        RingError if a record that was read is not released: the producer may wait for that room.
         """
 
     def awake(self) -> None:
-        """No bell is needed until the next sleep()."""
+        """Withdraw the request for a ring until the next sleep()."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...

@@ -1,17 +1,18 @@
 # cython: language_level=3, nonecheck=True
 """The ring of ring.h for Python: a Mapping, its Producers and its Consumers.
 
-aiomultiprocess._accel hands these classes to the shm transport; ring.pyi is their contract. Here
-are only buffers, errors and lifetimes. What a ring does, and why that is right, is in ring.h.
+The shm transport gets these classes from aiomultiprocess._accel; ring.pyi is the contract. This
+module adds buffers, errors and lifetimes; ring.h says what a ring does, and why that is correct.
 
-MAPPING-1  The memory stays mapped while a view or a copy needs it: close() refuses every further use at
-    once, and the last view that goes unmaps.
-MAPPING-2  The GIL is held, so an object is used by one thread at a time, except while a large payload is
-    copied: `busy` then turns other callers away.
-MAPPING-3  A C function that can find a fault returns "nothing"; sound() looks for it and raises.
-MAPPING-4  The garbage collector does not clear an end: a view of it that goes later, in the same cycle (of
-    a traceback, say), needs the mapping to count itself out. An end refers to its mapping alone,
-    and that to no object, so no cycle runs through either.
+MAPPING-1  The memory stays mapped while a view or a copy needs it. close() refuses every further
+    use at once, and the release of the last view unmaps the memory.
+MAPPING-2  The GIL is held, so one thread at a time uses an object, except while a large payload is
+    copied: meanwhile `busy` makes every other call raise.
+MAPPING-3  A C function that can find a fault returns "nothing"; sound() checks for the fault and
+    raises.
+MAPPING-4  The garbage collector does not clear an end. A view of the end that is released later, in
+    the same cycle (of a traceback, say), needs the mapping, whose exports it decrements. An end
+    refers to its mapping only, and that to no object, so neither is part of a cycle.
 """
 
 cimport cython
@@ -23,7 +24,7 @@ from posix.unistd cimport close as close_descriptor
 
 from amp_ext.iovec cimport IoVec, iovec_copy, iovec_release, iovec_take
 
-from amp_ext.doorbell import Doorbell  # for ring's users: rings and bells go together
+from amp_ext.doorbell import Doorbell  # re-exported: each user of a ring needs one
 
 BEGIN = AMP_BEGIN
 END = AMP_END
@@ -33,17 +34,17 @@ MAX_CAPACITY = AMP_MAX_CAPACITY
 
 cdef char *BYTES = b"B"
 
-# Below this a copy is over before another thread could have made use of the GIL.
+# A smaller copy ends before another thread could use the GIL.
 cdef enum:
     LARGE_COPY = 256 * 1024
 
 
 class RingError(Exception):
-    """A ring cannot be used the way it was asked to be."""
+    """A call that the state of the ring does not allow."""
 
 
 class RingCorruptError(RingError):
-    """The memory holds what no sound peer writes; the ring is poisoned and refuses all use."""
+    """The memory holds what no sound peer writes. The ring is poisoned and refuses all use."""
 
 
 cdef int corrupt(amp_fault fault) except -1:
@@ -71,7 +72,7 @@ cdef class Mapping:
         raise TypeError("use Mapping.create() or Mapping.attach()")
 
     def __dealloc__(self):
-        # Views hold a consumer and that holds this mapping: there are none left.
+        # No view is left, since a view keeps a consumer alive, and that keeps this mapping.
         if self.base != NULL:
             munmap(self.base, self.size)
         if self.fd >= 0:
@@ -210,7 +211,7 @@ cdef int open_map(Mapping mapping) except -1:
 
 
 cdef int take(Mapping mapping, unsigned int end) except -1:
-    """A second producer or consumer would have cursors of its own: single means single."""
+    """Marks an end as taken; a second one would have cursors of its own, and break the ring."""
     mapping.usable()
     if mapping.taken & end:
         raise RingError("this end of the ring is in use")
@@ -302,7 +303,7 @@ cdef class Producer:
         self.usable()
         if self.ring.tail != self.ring.published:
             # RING-10
-            raise RingError("publish() before want_room(): nobody reads what is not published")
+            raise RingError("publish() before want_room(): else the consumer frees no room")
         full = amp_want_room(&self.ring, self.wanted)
         self.sound()
         return full
@@ -311,7 +312,7 @@ cdef class Producer:
 cdef bint put(
     Producer producer, IoVec *iovec, Py_ssize_t offset, uint32_t length, uint32_t flags
 ) except -1:
-    """One record of `length` bytes from `offset` on; False, and `wanted` set, without room."""
+    """Writes `length` bytes from `offset` on as one record; without room, sets `wanted`."""
     cdef uint8_t *to
     if flags & ~AMP_FLAGS or not amp_follows(producer.ring.within, flags):
         raise ValueError(f"flags {flags} do not follow the record written before")  # RING-8
@@ -340,7 +341,7 @@ cdef void copy_large(
 
 
 cdef Py_ssize_t put_some(Producer producer, IoVec *iovec, Py_ssize_t offset) except -1:
-    """The rest of a frame if it fits, or a fragment worth the trouble, or nothing."""
+    """Writes the rest of a frame if it fits, else a fragment of enough bytes, else nothing."""
     cdef Py_ssize_t rest = iovec.total - offset
     cdef Py_ssize_t least = producer.ring.capacity // 8
     cdef Py_ssize_t room = <Py_ssize_t>amp_free(&producer.ring)
@@ -406,7 +407,8 @@ cdef class Consumer:
         cdef bint may
         self.usable()
         if self.ring.head != self.ring.released:
-            raise RingError("release() before sleep(): the producer may wait for that room")  # RING-10
+            # RING-10
+            raise RingError("release() before sleep(): the producer may wait for that room")
         may = amp_sleep(&self.ring)
         self.sound()
         return may

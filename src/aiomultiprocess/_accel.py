@@ -1,22 +1,17 @@
-"""The one place that knows whether the accelerator is there, and the one place that imports it.
+"""Import `amp_ext`, or its twins in Python where it is not built. No other module imports it.
 
-`amp_ext` is used whole or not at all: with it come the shared-memory ring, the codec, the starter
-of items, the journal and the watchdog thread. Without it their Python counterparts do the same,
-byte for byte, so that a parent and a worker of different builds still understand each other.
-
-`select` chooses the transport of a pool: what the caller asks for, else what the environment
-variable `AIOMULTIPROCESS_BACKEND` asks for, else the first of `NAMES` that can be had. A worker
-does not choose: it opens the child end that it was started with.
+`amp_ext` is used as a whole or not at all: the shared-memory ring, the codec, the starter of items,
+the journal and the watchdog thread. The twins in `_pure` do the same, byte for byte, so that a
+parent and a worker of different builds understand each other; there is no twin of the ring.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # The counterparts have the same signatures; a type checker reads those of the Python ones.
+    # The twins have the same signatures; a type checker reads those of the Python ones.
     from amp_ext import buffer_builder as buffer_builder
     from amp_ext import link as link
     from amp_ext import ring as ring
@@ -41,7 +36,7 @@ else:
 
         share(tasks)
         EXTENSION_ERROR = None
-    except ImportError as error:  # not built, or built for another Python: `select` tells which
+    except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
         from ._pure.codec import decode_items, dumps, encode_items, loads
         from ._pure.journal import Journal
@@ -68,15 +63,5 @@ __all__ = [
 
 
 def native_watchdog() -> Callable[[int, int, float], None] | None:
-    """`amp_ext.watchdog.start`, if the accelerator is there."""
+    """`amp_ext.watchdog.start`; None where the extension is not built."""
     return None if _watchdog is None else _watchdog.start
-
-
-def _probe_sockets() -> str | None:
-    """Why there is no socket pair, or None; the event loop of each worker has one too."""
-    try:
-        for end in socket.socketpair():
-            end.close()
-    except OSError as error:
-        return f"a socket pair was refused ({error})"
-    return None

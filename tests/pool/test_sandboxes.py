@@ -115,9 +115,9 @@ def test_without_memory_of_a_fixed_size_the_pipe_serves(name: str, tmp_path: Pat
 def test_a_ring_that_was_asked_for_says_which_call_was_refused(name: str, tmp_path: Path) -> None:
     said = said_without(tmp_path, OF_THE_RING[name], "shm")
     for line, error in zip(said, ERRORS, strict=True):
-        assert line.startswith("RuntimeError: the backend 'shm', asked for by the argument,")
+        assert line.startswith("RuntimeError: the backend 'shm', requested by the argument,")
         assert f"[Errno {error}] {os.strerror(error)}: '{name}'" in line
-        assert "Ask for 'pipe'" in line
+        assert "Request 'pipe'" in line
 
 
 @pytest.mark.row("G53")

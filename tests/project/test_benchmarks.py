@@ -119,7 +119,7 @@ def test_info_tells_the_version_the_backend_and_why_it_is_that_one(
 ) -> None:
     printed = run("-m", "aiomultiprocess", "info")
     told = dict(line.split(maxsplit=1) for line in printed.splitlines() if line[:1] != " ")
-    assert told["backend"] == f"{backend} (asked for by AIOMULTIPROCESS_BACKEND)"
+    assert told["backend"] == f"{backend} (requested by AIOMULTIPROCESS_BACKEND)"
     assert told["version"].startswith("1.")
     assert "EventLoop" in told["loop"]
     assert told["ring"].endswith("each way for a worker") == BUILT

@@ -1,6 +1,6 @@
 """The ring over memory that holds what no sound peer writes: an error or data, never a fault.
 
-RING-1 to RING-10 are the invariants of amp_ext/ring.h.
+The rules: RING-1 to RING-10 of amp_ext/ring.h.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The ring's memory, lifetimes and doorbells.
 
-RING-1 to RING-10 are the invariants of amp_ext/ring.h, MAPPING-1 and MAPPING-2 those of
-amp_ext/ring.pyx.
+The rules: RING-1 to RING-10 of amp_ext/ring.h, MAPPING-1 and MAPPING-2 of amp_ext/ring.pyx.
 """
 
 from __future__ import annotations

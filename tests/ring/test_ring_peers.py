@@ -1,6 +1,6 @@
 """The ring between two processes: wake-ups, a peer that is killed, a peer that writes rubbish.
 
-RING-1 to RING-10 are the invariants of amp_ext/ring.h.
+The rules: RING-1 to RING-10 of amp_ext/ring.h.
 """
 
 from __future__ import annotations

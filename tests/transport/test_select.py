@@ -1,4 +1,4 @@
-"""Which backend is chosen, by whom, and what is said where a choice cannot be had."""
+"""Which backend is chosen, by whom, and what is said where a choice is unavailable."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_the_best_backend_that_can_be_had_is_the_default() -> None:
 
 @WITH_EXTENSION
 def test_the_default_says_that_it_is_the_best() -> None:
-    assert select.select() == ("shm", "the best there is", select._make_shm)
+    assert select.select() == ("shm", "the best that works here", select._make_shm)
 
 
 def test_the_environment_chooses_for_a_program(backend: str) -> None:
     selection = select.select()
     assert selection.name == backend
-    assert selection.why == "asked for by AIOMULTIPROCESS_BACKEND"
+    assert selection.why == "requested by AIOMULTIPROCESS_BACKEND"
     made = selection.make()
     assert made.name == backend
     made.close()
@@ -60,7 +60,7 @@ def test_the_argument_chooses_for_a_pool_against_the_environment(
     monkeypatch.setenv(select.VARIABLE, "nonsense")
     selection = select.select(backend)
     assert selection.name == backend
-    assert selection.why == "asked for by the argument"
+    assert selection.why == "requested by the argument"
 
 
 def test_an_empty_variable_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_an_empty_variable_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", ["carrier pigeon", "", "SHM"])
 def test_an_unknown_backend_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
-        ValueError, match=f"'{name}', asked for by the argument: .*'shm' and 'pipe'"
+        ValueError, match=f"'{name}', requested by the argument: .*'shm' and 'pipe'"
     ):
         select.select(name)
 
@@ -80,7 +80,7 @@ def test_an_unknown_backend_in_the_environment_is_blamed_on_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(select.VARIABLE, "carrier pigeon")
-    with pytest.raises(ValueError, match="'carrier pigeon', asked for by AIOMULTIPROCESS_BACKEND"):
+    with pytest.raises(ValueError, match="'carrier pigeon', requested by AIOMULTIPROCESS_BACKEND"):
         select.select()
 
 
@@ -110,7 +110,7 @@ def test_where_memory_is_refused_the_pipe_is_chosen_and_says_why() -> None:
 @WITH_EXTENSION
 @pytest.mark.usefixtures("refused_ring")
 def test_where_memory_is_refused_shm_is_an_error_that_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"'shm', asked for by the argument.*refused.*'pipe'"):
+    with pytest.raises(RuntimeError, match=r"'shm', requested by the argument.*refused.*'pipe'"):
         select.select("shm")
 
 
@@ -158,7 +158,7 @@ def test_without_the_extension_everything_is_python_and_the_reason_is_kept() -> 
     assert name == "pipe"
     assert why.startswith("shm: amp_ext cannot be imported (")
     assert starter == "aiomultiprocess._pure.starter None"
-    assert error.startswith("the backend 'shm', asked for by the argument, cannot be had: shm: amp")
+    assert error.startswith("the backend 'shm', requested by the argument, is unavailable: shm: amp")
 
 
 @WITH_EXTENSION

@@ -1,7 +1,6 @@
 """Payloads in parts: large segments arrive as the objects they were; nothing is paid in advance.
 
-FRAME-2 to FRAME-4 are the rules of aiomultiprocess/frames.py, LINK-10 of
-    aiomultiprocess/transport.py.
+The rules: FRAME-2 to FRAME-4 of _wire/frames.py, LINK-10 of _transport/link.py.
 """
 
 from __future__ import annotations

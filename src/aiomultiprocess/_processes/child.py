@@ -1,4 +1,4 @@
-"""What runs in the child of a Process or a Worker: one coroutine on a loop of its own."""
+"""The child process of a `Process` or a `Worker`: it runs one coroutine in a loop of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 
 
 class Unit:
-    """What the child is told. It is pickled as `StartArguments`, and complete after `load`."""
+    """What the child runs. It is pickled as `StartArguments`, and complete after `load`."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Unit:
         return state
 
     def load(self) -> None:
-        """In the child: take what was pickled; UnpicklingError if that fails."""
+        """In the child: unpickle the arguments; UnpicklingError if that fails."""
         received = vars(self).pop("arguments", None)
-        if received is not None:  # else it was forked
+        if received is not None:  # None in a forked child
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
 
 
 def run(unit: Unit) -> None:
-    """Run the coroutine; the process ends with its exit code."""
+    """Run the coroutine. The process ends with exit code 0, 1, or that of a SystemExit."""
     try:
         if unit.sender is not None:
             unit.sender.open()
@@ -73,9 +73,7 @@ def run(unit: Unit) -> None:
         _run_in_loop(unit)
     except SystemExit:
         raise
-    except (
-        KeyboardInterrupt
-    ):  # Ctrl-C went to the whole group: one traceback, the parent's, will do
+    except KeyboardInterrupt:  # Ctrl-C reached the parent too, which prints a traceback
         sys.exit(1)
     except BaseException as error:  # asyncio.CancelledError too
         from .._wire.tracebacks import without_our_frames
@@ -86,7 +84,7 @@ def run(unit: Unit) -> None:
 
 
 def _load(unit: Unit) -> None:
-    """The parent of a Worker is told what cannot be unpickled, and says it; others read stderr."""
+    """Unpickle the arguments. A Worker sends an error to its parent; a Process logs it."""
     try:
         unit.load()
     except Exception as error:
@@ -102,7 +100,7 @@ def _run_in_loop(unit: Unit) -> None:
         runner.get_loop()
         if unit.initializer is not None:
             unit.initializer(*unit.initargs)
-        # a context of now: the initializer may have set variables
+        # copied here, because the initializer may have set variables
         result = runner.run(_call(unit), context=contextvars.copy_context())
         message = None if unit.sender is None else _dump_result(unit, result)
     except BaseException as error:
@@ -111,7 +109,7 @@ def _run_in_loop(unit: Unit) -> None:
         raise
     else:
         if unit.sender is not None:
-            _send_result(unit.sender, message)  # not above: half of it may be there when it fails
+            _send_result(unit.sender, message)  # not in `try`: half of it may be written
     finally:
         runner.close()
 

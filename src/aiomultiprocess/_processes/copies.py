@@ -1,26 +1,27 @@
 """Copies of a worker: the processes that its items fork.
 
-    item: os.fork() --> the engine gives up link and journal --> code of the item's --> end
+    item: os.fork() --> the engine abandons link and journal --> code of the item --> end
                                                                     (back in the engine)
 
-A forked process is a copy of the whole worker. What the item does in it is the item's own affair:
-run another program, `os._exit`, or be a process of multiprocessing. But where the item returns,
-raises or awaits in the copy, the copy is where the worker's engine goes on: it would answer in the
+A forked process is a copy of the whole worker. The item decides what happens in it: it may run
+another program, call `os._exit`, or be a process of multiprocessing. But where the item returns,
+raises or awaits in the copy, the worker's engine would go on there: it would send results in the
 worker's name, run the other items a second time, and share the worker's epoll instance.
 
-FK1  A copy gives up the link and the journal before any code of the item's runs in it, so that
-     nothing can reach the memory and the descriptors that the worker and its parent share. The same
-     with the epoll instance: a loop that was polled in the copy would read from sockets of the
-     worker's items, and a descriptor that was removed there would be removed in the worker.
-FK2  A copy ends, without a clean-up, where control comes back from the code that has forked it:
-     to the engine, or to the loop, which calls `end` before any other callback.
-FK3  A copy ends with the worker's parent, as the worker does (watchdog.py), whatever it runs,
-     unless it is another program by then. Processes of multiprocessing have their own rules.
-FK4  A signal for a copy is not the worker's: the descriptor by which asyncio hears of signals is
-     shared, so a copy begins without the handlers of loops; signals wait until they are gone.
+COPY-1  A copy abandons the link and the journal before any code of the item runs in it, so that no
+    code reaches the memory and the descriptors that the worker and its parent share. It also
+    replaces the epoll instance: a loop that is polled in the copy would read from sockets of the
+    worker's items, and a descriptor removed there would be removed in the worker.
+COPY-2  A copy ends, without clean-up, when the code that forked it returns: to the engine, or to
+    the loop, which calls `end` before any other callback.
+COPY-3  A copy ends with the worker's parent, as the worker does (watchdog.py), unless it is another
+    program by then. Processes of multiprocessing have their own rules.
+COPY-4  A signal for a copy does not reach the worker. Both share the descriptor through which
+    asyncio learns of signals, so a copy starts without the handlers of loops; signals stay blocked
+    until the handlers are removed.
 
-One engine is protected at a time, the one of this process; a copy that starts as a worker itself,
-in a process of multiprocessing, protects its own.
+One engine is protected at a time, that of this process. A copy that becomes a worker itself, in a
+process of multiprocessing, protects its own.
 """
 
 from __future__ import annotations
@@ -41,29 +42,29 @@ from typing import Any, ClassVar, NoReturn, Protocol
 
 from . import spawn
 
-#: Frames between `os.fork` and multiprocessing: whoever has patched it.
+#: The most frames between `os.fork` and multiprocessing, of code that has patched `os.fork`.
 _WRAPPERS = 3
 
 log = logging.getLogger(__name__)
 
 
 class Shared(Protocol):
-    """What a copy must not use."""
+    """What the worker shares with its parent, and a copy must not use."""
 
     def abandon(self) -> None:
-        """Give it up in the copy, and leave it to the worker."""
+        """Release it in the copy, without an effect on the worker."""
 
 
 class _Process:
-    """What is known of this process."""
+    """The state of this process."""
 
-    shared: Shared | None = None  # None: it is no worker, or a copy that has given it up
+    shared: Shared | None = None  # None: it is no worker, or a copy that abandoned it
     loop: asyncio.AbstractEventLoop | None = None
     watch_parent: Callable[[], object] | None = None
     main_thread = 0
     copied = False
     hooked = False  # a copy inherits the hooks
-    masks: ClassVar[dict[int, set[int]]] = {}  # by thread: what it held back before it forks
+    masks: ClassVar[dict[int, set[int]]] = {}  # by thread: the signals blocked before it forks
 
 
 _this = _Process()
@@ -74,25 +75,25 @@ def protect(
     watch_parent: Callable[[], object],
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """From now on a copy of this process gives up `shared` and calls `watch_parent` (FK1, FK3)."""
+    """Make copies of this process abandon `shared` and call `watch_parent` (COPY-1, COPY-3)."""
     _this.shared = shared
     _this.loop = loop
     _this.watch_parent = watch_parent
     _this.main_thread = threading.get_ident()
     _this.copied = False
     if not _this.hooked and hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_come)
+        os.register_at_fork(before=_block_signals, after_in_parent=_unblock_signals)
         os.register_at_fork(after_in_child=_begin)
         _this.hooked = True
 
 
 def is_copy() -> bool:
-    """Whether this is a copy, where an item's code should have stayed."""
+    """Whether this process is a copy, in which only the item's code may run."""
     return _this.copied
 
 
 def end() -> NoReturn:
-    """FK2: end this copy, which is back in the engine."""
+    """End this copy, in which control came back to the engine (COPY-2)."""
     log.error(
         "process %s is a copy of a worker, forked by a task that went on in it: it ends here. "
         "Leave a forked process by os._exit(), or use multiprocessing or subprocess",
@@ -103,17 +104,17 @@ def end() -> NoReturn:
 
 
 def flush_streams() -> None:
-    """Write what was printed, before an end that does not."""
+    """Write what was printed, before an exit that does not flush."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BaseException):  # nobody reads it, or it is None: we end anyway
+        with contextlib.suppress(BaseException):  # its reader is gone, or it is None
             stream.flush()
 
 
 class Halted:
-    """In place of an item's coroutine in a copy: its next step ends the copy (FK2)."""
+    """Replaces an item's coroutine in a copy: its next step ends the copy (COPY-2)."""
 
     def __init__(self, coro: Any) -> None:
-        self._coro = coro  # held, as its `finally` blocks would run if it were dropped
+        self._coro = coro  # kept, as its `finally` blocks would run if it were dropped
 
     def __next__(self) -> NoReturn:
         end()
@@ -125,20 +126,20 @@ class Halted:
         end()
 
     def close(self) -> None:
-        """Nothing is closed in a copy."""
+        """Close nothing: the coroutine is the worker's."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._coro, name)
 
 
-def _hold_signals() -> None:
-    """In a thread that is about to fork (FK4)."""
+def _block_signals() -> None:
+    """Before this thread forks (COPY-4)."""
     if sys.platform != "win32":
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        _this.masks[threading.get_ident()] = {int(signum) for signum in held}
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _this.masks[threading.get_ident()] = {int(signum) for signum in blocked}
 
 
-def _let_signals_come() -> None:
+def _unblock_signals() -> None:
     mask = _this.masks.pop(threading.get_ident(), None)
     if mask is not None and sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -147,28 +148,28 @@ def _let_signals_come() -> None:
 def _begin() -> None:
     """In a new copy, before `os.fork` returns in it."""
     try:
-        _begin_held(sys._getframe(1))
+        _begin_blocked(sys._getframe(1))
     finally:
-        _let_signals_come()
+        _unblock_signals()
 
 
-def _begin_held(forking: FrameType | None) -> None:
+def _begin_blocked(forking: FrameType | None) -> None:
     of_multiprocessing = _is_of_multiprocessing(forking)
     by_thread = threading.get_ident() != _this.main_thread
     _this.main_thread = threading.get_ident()
     _this.copied = not of_multiprocessing
     shared, _this.shared = _this.shared, None
     if shared is not None:
-        spawn.put_away_handlers()  # FK4
-        shared.abandon()  # FK1
+        spawn.put_away_handlers()  # COPY-4
+        shared.abandon()  # COPY-1
         if _this.loop is not None:
             _leave_epoll(_this.loop)
     if of_multiprocessing:
         _this.watch_parent = None
         return
     if _this.watch_parent is not None:
-        with contextlib.suppress(OSError, RuntimeError):  # no thread can be had
-            _this.watch_parent()  # FK3
+        with contextlib.suppress(OSError, RuntimeError):  # it cannot start a thread
+            _this.watch_parent()  # COPY-3
     if shared is not None and _this.loop is not None:
         _end_in(_this.loop, by_thread)
 
@@ -185,7 +186,7 @@ def _is_of_multiprocessing(frame: FrameType | None) -> bool:
 
 
 def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
-    """FK1: put an empty epoll instance in the place of the one that the worker's loop polls."""
+    """Replace the epoll instance that the worker's loop polls by an empty one (COPY-1)."""
     if sys.platform != "linux" or loop.is_closed():
         return
     selector = getattr(loop, "_selector", None)
@@ -200,10 +201,10 @@ def _leave_epoll(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _end_in(loop: asyncio.AbstractEventLoop, by_thread: bool) -> None:
-    """FK2: end when control comes back to the loop, or from its executor's thread."""
+    """Have the loop, or the thread of its executor, end the copy when control returns (COPY-2)."""
     if loop.is_closed():
         return
-    if by_thread:  # where the loop does not run: the thread's result would be handed over so
+    if by_thread:  # the loop does not run here: the thread would hand its result over
         vars(loop)["call_soon_threadsafe"] = _end_of_thread
     ready = getattr(loop, "_ready", None)
     if isinstance(ready, deque):  # asyncio's own

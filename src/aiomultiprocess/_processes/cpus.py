@@ -14,7 +14,7 @@ def usable_cpus() -> int:
 
 
 def _affinity() -> int | None:
-    """CPUs that this process may run on; None where the system does not say."""
+    """The number of CPUs that this process may run on; None if the system does not say."""
     try:
         if sys.version_info >= (3, 13):
             return os.process_cpu_count()
@@ -26,10 +26,10 @@ def _affinity() -> int | None:
 
 
 def _cgroup_quota() -> int | None:
-    """CPUs granted by a cgroup v2 quota, rounded up; None where there is none."""
+    """The quota of a cgroup v2 in CPUs, rounded up; None without a quota."""
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             quota, period = file.read().split()
         return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):  # no such file, or not of that format
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or another format
         return None

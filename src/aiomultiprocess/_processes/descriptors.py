@@ -1,4 +1,4 @@
-"""Descriptors that are owned here, or on their way into a worker."""
+"""File descriptors: their owner, and their way into a child process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from multiprocessing import context, reduction
 from typing import Any, Final
 
-#: How a sandbox, or a kernel that is too old, refuses a system call. Where the call is a matter of
-#: speed or of caution there is a way without; that it is refused says nothing of what it was for.
+#: The errors by which a sandbox or an old kernel refuses a system call. They say nothing about what
+#: the call was for. Where the call only adds speed or safety, the caller goes on without it.
 REFUSALS: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 )
 
 
 class Descriptor:
-    """A file descriptor that is closed with its owner, but not by a forked copy of the owner."""
+    """A descriptor that closes with its owner, but not in a forked copy of the process."""
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
@@ -31,11 +31,11 @@ class Descriptor:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """Whether it is closed."""
         return self._fd is None
 
     def close(self) -> None:
-        """Close it, once."""
+        """Close it. Idempotent."""
         fd, self._fd = self._fd, None
         if fd is not None and os.getpid() == self._pid:
             os.close(fd)
@@ -45,10 +45,10 @@ class Descriptor:
 
 
 class Handover:
-    """Descriptors on their way into a worker, under every start method.
+    """Descriptors that a child process takes over, under every start method.
 
-    Pickled while a process is spawned, they are passed on by number (`DupFd`); a forked worker
-    finds the object as it was, as does a test that opens the child end in its own process.
+    While a process is spawned they are pickled as numbers (`DupFd`). A forked child finds this
+    object unchanged, as does a test that opens the child end in its own process.
     """
 
     def __init__(self, fds: Sequence[int], drop_parent: Callable[[], None]) -> None:
@@ -60,7 +60,7 @@ class Handover:
 
     def __getstate__(self) -> tuple[Any, ...]:
         if sys.platform == "win32":
-            raise NotImplementedError  # descriptors are numbers of one process there
+            raise NotImplementedError  # there a descriptor is a number of one process
         context.assert_spawning(self)
         return tuple(reduction.DupFd(fd) for fd in self._fds)
 
@@ -68,7 +68,7 @@ class Handover:
         self._handles = handles
 
     def take(self) -> list[int]:
-        """The descriptors, now the caller's own, and not inherited by its children."""
+        """The descriptors, which the caller now owns and its children do not inherit."""
         if self._handles:
             fds = [handle.detach() for handle in self._handles]
             for fd in fds:

@@ -1,20 +1,22 @@
-"""The end of a child process: noticed by a descriptor or a thread, and not by a timer.
+"""Detect the exit of a child process by a descriptor or a thread, without polling.
 
     process.start() -> Exit(process) -> check() at any time, watch() or wait() in an event loop
 
-EXIT-1  The process's pidfd tells of its end where there is one. multiprocessing's sentinel is
-    second best: it is a pipe, which stays open as long as a process that the child forked lives on.
-EXIT-2  The exit code is right or None, "not known": another part of the program may have reaped our
-    child (`waitpid(-1)`). It is therefore read before it is reaped, by the pidfd, which cannot come
-    to mean another process as a pid can.
-EXIT-3  Once the end is known, multiprocessing's object knows it too, and lets itself be joined and
-    closed; it is told 255 for an exit code that is not known, as asyncio does.
-EXIT-4  A watch has a descriptor of its own, so that several loops may wait for one process, and any
-    thread may ask.
-EXIT-5  A system may give a pidfd and not wait for it: waitid(P_PIDFD) is younger than pidfd_open,
-    and a sandbox refuses either, or waitid altogether, or a loop's interest in a pidfd. Then
-    waitpid
-    collects the end. Where a thread is refused as well, a timer of the loop looks for it.
+`Process`, `Worker` and each worker of a pool have one `Exit`.
+
+EXIT-1  Where the system has pidfds, the process's pidfd shows its exit. Otherwise multiprocessing's
+    sentinel does: a pipe that stays open while any process that the child forked is alive.
+EXIT-2  The exit code is correct or None, "not known". Other code may reap our child
+    (`waitpid(-1)`), so the code is read through the pidfd before the child is reaped. A pidfd,
+    unlike a pid, never refers to another process.
+EXIT-3  Once the exit is known, multiprocessing's process object is updated, so that it can be
+    joined and closed. For an unknown exit code it gets 255, as in asyncio.
+EXIT-4  Each watch has its own duplicate of the descriptor, so several loops may wait for one
+    process, and any thread may check.
+EXIT-5  A system may provide a pidfd and refuse to wait for it: waitid(P_PIDFD) is younger than
+    pidfd_open, and a sandbox may refuse either call, waitid as a whole, or the loop's registration
+    of a pidfd. Then waitpid collects the exit code. If a thread is refused as well, a timer of the
+    loop checks for the exit.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from typing import Any
 from .descriptors import Descriptor
 
 UNKNOWN = 255  # EXIT-3
-LOOK_AGAIN = 0.02  # seconds, where the system leaves nothing to wait by
+LOOK_AGAIN = 0.02  # seconds between checks where the system refuses every way to wait
 
 
 class Exit:
-    """What is known of the end of one process that was started.
+    """The exit of one process, and its exit code.
 
     Args:
-        process: a started process; make the Exit at once, while its pid is surely its own.
+        process: a started process. Make the Exit at once, before the pid can be reused.
     """
 
     def __init__(self, process: BaseProcess) -> None:
@@ -51,25 +53,25 @@ class Exit:
         self._parent = os.getpid()
         self._pidfd = _pidfd_of(self._popen.pid)
         self._lock = threading.RLock()
-        self._asked = False  # a signal handler or garbage collection may ask within a question
+        self._checking = False  # a signal handler or a finalizer may call `check` inside `check`
 
     def check(self) -> bool:
-        """Whether the process has ended; then `exitcode` is set, to None if it cannot be known."""
+        """Whether the process has ended. If so, `exitcode` is set, to None if it is not known."""
         if not self.ended and os.getpid() == self._parent:
             with self._lock:
-                if not self._asked:
-                    self._asked = True
+                if not self._checking:
+                    self._checking = True
                     try:
                         self._collect()
                     finally:
-                        self._asked = False
+                        self._checking = False
         return self.ended
 
     def duplicates(self) -> list[Descriptor]:
-        """EXIT-4: what becomes readable at the end, in the order to be heard; none once it is
-        known.
+        """New descriptors that become readable at the exit, the best first (EXIT-4).
 
-        None at all if there is no descriptor left: a thread can wait without.
+        The list is empty if the exit is known, or if the system has no descriptor left: a thread
+        can wait without one.
         """
         with self._lock:
             if self.ended:
@@ -80,9 +82,9 @@ class Exit:
                 return []
 
     def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> Watch:
-        """Have `callback()` called once in `loop` when the process has ended.
+        """Call `callback()` once in `loop` when the process has ended.
 
-        RuntimeError in a forked copy of this process: the other is no child of that.
+        RuntimeError in a forked copy of this process, which is not the parent of that process.
         """
         if os.getpid() != self._parent:
             raise RuntimeError(
@@ -104,16 +106,16 @@ class Exit:
             watch.close()
 
     def block(self) -> None:
-        """Wait without a loop until the process has ended, for as long as that takes."""
+        """Block until the process has ended."""
         while not self.check():
             self.sleep()
 
     def sleep(self) -> None:
-        """Sleep until the process has probably ended, and collect nothing; for any thread."""
+        """Block until the process has probably ended, and do not reap it. For any thread."""
         if sys.platform == "win32":
             from multiprocessing.connection import wait
 
-            with contextlib.suppress(ValueError, OSError):  # closed: somebody saw the end before us
+            with contextlib.suppress(ValueError, OSError):  # another thread closed it
                 wait([self._process.sentinel])
         elif self._by_server:
             self._sleep_by(self.duplicates())
@@ -127,21 +129,22 @@ class Exit:
             self._process.join()
 
     def close(self) -> None:
-        """Give the descriptor back; what is known stays known."""
+        """Close the descriptor; `ended` and `exitcode` stay."""
         pidfd, self._pidfd = self._pidfd, None
         if pidfd is not None:
             pidfd.close()
 
     def _descriptors(self) -> Iterator[int]:
+        """The descriptors that become readable at the exit, the best first (EXIT-1)."""
         if self._pidfd is not None:
             yield self._pidfd.fileno()
         if sys.platform != "win32" and (self._pidfd is None or self._by_server):
             yield self._process.sentinel
 
     def _collect(self) -> None:
-        if self.ended:  # another thread was first
+        if self.ended:  # another thread collected it
             return
-        if self._popen.returncode is not None:  # multiprocessing was first
+        if self._popen.returncode is not None:  # multiprocessing collected it
             self._end(self._popen.returncode)
         elif sys.platform == "win32":
             self._popen.poll()
@@ -159,9 +162,7 @@ class Exit:
             try:
                 options = os.WEXITED | os.WNOHANG | os.WNOWAIT
                 status = os.waitid(os.P_PIDFD, pidfd, options)
-            except (
-                ChildProcessError
-            ):  # reaped (EXIT-2); by multiprocessing, if it knows the code now
+            except ChildProcessError:  # reaped (EXIT-2), perhaps by multiprocessing just now
                 self._end(self._popen.returncode)
                 return
             except OSError:
@@ -184,7 +185,7 @@ class Exit:
             self._end(os.waitstatus_to_exitcode(status))
 
     def _collect_from_server(self) -> None:
-        """The fork server writes the exit code into the sentinel, or dies before it could."""
+        """The fork server writes the exit code into the sentinel, unless it dies before that."""
         from multiprocessing import forkserver
 
         if not all(map(_is_readable, self._descriptors())):
@@ -199,57 +200,57 @@ class Exit:
         self.exitcode = exitcode
         if self._popen.returncode is None:
             self._popen.returncode = UNKNOWN if exitcode is None else exitcode
-        self._process.join(0)  # EXIT-3: it is no active child any more
+        self._process.join(0)  # EXIT-3: removes it from the active children
         self.close()
 
 
 class Watch:
-    """Waits in one loop for the end of one process; closes itself before it calls back."""
+    """Waits in one loop for the exit of one process. It closes itself before it calls back."""
 
     def __init__(
-        self, of: Exit, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]
+        self, exit_: Exit, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]
     ) -> None:
-        self.exit = of
+        self.exit = exit_
         self._loop = loop
         self._callback = callback
         self._parent = os.getpid()
         self._closed = False
         self._soon: asyncio.Handle | None = None
         self._descriptor: Descriptor | None = None
-        self._stages = [] if of.check() else of.duplicates()
-        if of.ended:
+        self._descriptors_left = [] if exit_.check() else exit_.duplicates()
+        if exit_.ended:
             self._soon = loop.call_soon(self._fire)
         else:
             self._listen()
 
     @property
     def exitcode(self) -> int | None:
-        """The exit code once the process has ended, None if it cannot be known."""
+        """The exit code, None before the exit and if it is not known."""
         return self.exit.exitcode
 
     def close(self) -> None:
-        """Call back no more; any number of times."""
+        """Do not call back any more. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._stages = []
+        self._descriptors_left = []
         self._stop_listening()
         if self._soon is not None:
             self._soon.cancel()
 
     def _listen(self) -> None:
-        while self._stages:
-            self._descriptor = self._stages.pop(0)
+        while self._descriptors_left:
+            self._descriptor = self._descriptors_left.pop(0)
             try:
                 self._loop.add_reader(self._descriptor.fileno(), self._on_readable)
-            except OSError:  # EXIT-5: the loop cannot wait for it, a thread may
+            except OSError:  # EXIT-5: the loop cannot wait for it
                 self._descriptor.close()
                 self._descriptor = None
             else:
                 return
         try:
             threading.Thread(target=self._wait_in_thread, daemon=True).start()
-        except RuntimeError:  # a sandbox or a limit refuses the thread too
+        except RuntimeError:  # a sandbox or a limit refuses a thread too
             self._soon = self._loop.call_later(LOOK_AGAIN, self._on_readable)
 
     def _stop_listening(self) -> None:
@@ -263,13 +264,13 @@ class Watch:
     def _on_readable(self) -> None:
         if self.exit.check():
             self._fire()
-        elif not self._closed:  # not to be reaped yet: it is traced, or closed its sentinel itself
+        elif not self._closed:  # not reapable: it is traced, or has closed its sentinel itself
             self._stop_listening()
             self._listen()
 
     def _wait_in_thread(self) -> None:
         self.exit.sleep()
-        with contextlib.suppress(RuntimeError):  # the loop was closed, nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._on_readable)
 
     def _fire(self) -> None:
@@ -280,19 +281,19 @@ class Watch:
 
 def _pidfd_of(pid: int) -> Descriptor | None:
     if sys.platform == "linux" and hasattr(os, "pidfd_open"):
-        # an old kernel, a sandbox, no descriptor left, or a fork server's child that is gone
+        # fails with an old kernel, in a sandbox, without a descriptor, and if the child is reaped
         with contextlib.suppress(OSError):
             return Descriptor(os.pidfd_open(pid))
     return None
 
 
 def _waited(pid: int) -> bool:
-    """Sleep until the child has ended, without reaping it; False where that cannot be done."""
+    """Block until the child has ended, without reaping it. False if the system refuses that."""
     if sys.platform == "win32" or not hasattr(os, "waitid"):
         return False
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:  # reaped by now
+    except ChildProcessError:  # reaped
         return True
     except OSError:
         return False

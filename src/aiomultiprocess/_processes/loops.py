@@ -1,7 +1,7 @@
-"""Event loops of child processes: which one, how it begins, how it ends.
+"""The event loops of child processes: which one, how it starts, how it ends.
 
-A child uses the loop implementation that its parent runs, unless a `loop_initializer` says
-otherwise. The choice travels as a `LoopSpec`, which pickles.
+A child uses the loop implementation of its parent, unless a `loop_initializer` chooses another. The
+choice travels as a `LoopSpec`, which pickles.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import TypeAlias
 
 from ..types import LoopInitializer
 
-# A module that has `new_event_loop`, by name, or a callable that makes a loop; None: asyncio's own
+# The name of a module that has `new_event_loop`, or a callable that makes a loop; None: asyncio's
 LoopSpec: TypeAlias = str | LoopInitializer | None
 
-# Others are not copied: a loop that is tied to a GUI, for one, cannot just be made once more.
+# Packages whose loop a child can make again. It cannot make one that is tied to a GUI, for example.
 _DROP_IN = frozenset({"uvloop", "winloop", "rloop"})
 
 
 def spec_of(
     loop: asyncio.AbstractEventLoop | None, loop_initializer: LoopInitializer | None = None
 ) -> LoopSpec:
-    """What makes a child's loop be of the same implementation as `loop`, the running one."""
+    """The spec of a child's loop: `loop_initializer`, or the implementation of `loop`."""
     if loop_initializer is not None:
         return loop_initializer
     package = type(loop).__module__.partition(".")[0]
     if package in _DROP_IN:
         return package
     if sys.platform == "win32" and isinstance(loop, asyncio.SelectorEventLoop):
-        return asyncio.SelectorEventLoop  # chosen on purpose: the default there is the proactor
+        return asyncio.SelectorEventLoop  # a choice: the default is the proactor
     return None
 
 
 def for_worker(spec: LoopSpec) -> LoopSpec:
-    """`spec`, for a worker of a pool, unless somebody chose its loop.
+    """The spec for a worker of a pool: `spec`, or a default that suits a link.
 
-    Its link wants a loop that watches sockets, which asyncio's own choice on Windows does not; and
-    one with epoll shall not wake up late.
+    A link needs a loop that watches sockets, which asyncio's default on Windows does not do. A loop
+    with epoll should not wake late.
     """
     if spec is not None:
         return spec
@@ -53,16 +53,15 @@ def for_worker(spec: LoopSpec) -> LoopSpec:
 if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):  # gevent takes it away
 
     class ExactSelector(selectors.EpollSelector):
-        """Wakes its loop when a timer is due, and not at the next whole millisecond after that.
+        """Wakes its loop when a timer is due, and not at the next whole millisecond.
 
-        epoll counts in milliseconds, and asyncio's selector rounds up, again each time that its
-        loop goes to wait. So tasks that sleep wake late, by half a millisecond on average, in a
-        worker that is given its next tasks meanwhile. select() counts in microseconds, and can
-        wait for an epoll as for any other file.
+        epoll counts in milliseconds, and asyncio's selector rounds up whenever its loop waits. So
+        tasks that sleep wake late, by half a millisecond on average, in a worker that receives its
+        next tasks meanwhile. select() counts in microseconds, and can wait for an epoll descriptor.
         """
 
-        LONGEST = 0.1  # seconds: of a longer wait, a millisecond is not worth a system call more
-        DESCRIPTORS = 1024  # FD_SETSIZE: what select() cannot wait for begins here
+        LONGEST = 0.1  # seconds: in a longer wait a millisecond is not worth a system call
+        DESCRIPTORS = 1024  # FD_SETSIZE: select() can wait for smaller descriptors
 
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
             """As in the base class."""
@@ -78,7 +77,7 @@ if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):  # gevent ta
             return super().select(timeout)
 
     def _exact_loop() -> asyncio.AbstractEventLoop:
-        """A loop by the policy, which may be the main module's; exact if it is asyncio's own."""
+        """A loop of the current policy, with an ExactSelector if it is asyncio's own loop."""
         loop = asyncio.new_event_loop()
         selector = getattr(loop, "_selector", None)
         if type(loop) is asyncio.SelectorEventLoop and type(selector) is ExactSelector.__base__:
@@ -87,7 +86,7 @@ if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):  # gevent ta
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The loop that runs in this thread, if one does."""
+    """The loop that runs in this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -107,21 +106,21 @@ def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
 
 
 def close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """End a loop as `asyncio.run` does: cancel what is left, close generators and the executor.
+    """Close a loop as `asyncio.run` does: cancel tasks, shut down generators and the executor.
 
-    In the main thread. A signal for the loop that arrives while it is closed is lost.
+    Call it in the main thread. A signal for the loop that arrives meanwhile is lost.
     """
     if loop.is_closed():
         return
     try:
         _cancel_all_tasks(loop)
-        loop.set_task_factory(None)  # a user's may refuse the coroutines of the loop itself
+        loop.set_task_factory(None)  # a user's factory may refuse the loop's own coroutines
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         asyncio.set_event_loop(None)
-        # asyncio closes the pipe that signals are written to before it puts their handlers away:
-        # one in between, such as the SIGTERM of terminate(), would be an OSError on stderr
+        # asyncio closes the pipe for signals before it removes their handlers: a signal in between,
+        # such as the SIGTERM of terminate(), would print an OSError
         signal.set_wakeup_fd(-1)
         loop.close()
 

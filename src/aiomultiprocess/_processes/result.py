@@ -1,13 +1,12 @@
-"""The way of one result from the child of a Worker to its parent: a pipe of its own.
+"""Bring the result of a `Worker` from its child process to the parent, through a pipe of its own.
 
     child: STARTED, then one header and its payload -> pipe -> Receiver, in the parent's loop
 
-PROCRESULT-1  The parent reads whenever it can: as soon as its loop runs, at each question about the
-    process, and when the process has ended. A child that writes more than a pipe holds is never
-    stuck with
-    a parent that waits for its exit.
-PROCRESULT-2  The end of a result is told by its length, not by the end of the pipe, which a process
-    that the child forked may keep open.
+PROCRESULT-1  The parent reads whenever it can: when its loop runs, when the process is queried, and
+    when the process has ended. So a child that writes more than a pipe holds does not wait forever
+    for a parent that waits for its exit.
+PROCRESULT-2  The length in the header, not the end of the pipe, marks the end of a result: a
+    process that the child forked may keep the pipe open.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from ..types import describe_error, import_hint, shown
 from . import loops
 from .descriptors import REFUSALS, Descriptor, Handover
 
-STARTED = b"\x01"  # our code runs in the child: its main module could be imported
+STARTED = b"\x01"  # our code runs in the child, so its main module was imported
 HEADER = struct.Struct("<BQ")  # kind, length of the payload
 RESULT, ERROR, START_ERROR = 0, 1, 2
-PUMP_BYTES = 1 << 20  # read at a time, so that the loop goes on in between
+PUMP_BYTES = 1 << 20  # read in one callback, so that the loop goes on in between
 
 
 def dump_result(value: object, label: str, dumps: Callable[[Any], bytes]) -> bytes:
     """Pickle a result. PicklingError names the target and the way out."""
     try:
         return dumps(value)
-    except Exception as error:  # whatever a __reduce__ of the user's raises
+    except Exception as error:  # a __reduce__ of the user may raise anything
         without_our_frames(error)
         raise pickle.PicklingError(
             f"the result of {label} cannot be pickled and sent to the parent process "
@@ -50,12 +49,12 @@ def dump_result(value: object, label: str, dumps: Callable[[Any], bytes]) -> byt
 
 
 def load_result(kind: int, payload: bytearray, label: str) -> Any:
-    """The result, or the exception that is returned in its place."""
+    """The result, or the exception that the parent returns in its place."""
     if kind == ERROR:
         return exceptions.load_original(payload)
     try:
         return pickle.loads(payload)
-    except Exception as error:  # whatever a __setstate__ of the user's raises
+    except Exception as error:  # a __setstate__ of the user may raise anything
         without_our_frames(error)
         raise pickle.UnpicklingError(
             f"the result of {label} arrived but cannot be unpickled here ({describe_error(error)})"
@@ -64,7 +63,7 @@ def load_result(kind: int, payload: bytearray, label: str) -> Any:
 
 
 class Incoming:
-    """Takes the bytes of one result as they come."""
+    """Collects the bytes of one result."""
 
     def __init__(self) -> None:
         self.started = False
@@ -75,17 +74,18 @@ class Incoming:
 
     @property
     def message(self) -> tuple[int, bytearray] | None:
-        """Kind and payload, once they are complete."""
+        """Kind and payload; None until they are complete."""
         if self._missing or self._body is None:
             return None
         return self._kind, self._body
 
     def read(self, read: Callable[[memoryview], int]) -> int:
-        """Fill up by one call of `read`, which returns how much came."""
+        """Read on by one call of `read`, which fills a view and returns how many bytes came."""
         count = read(self._missing)
         self._missing = self._missing[count:]
         self.started = self.started or count > 0
         if not self._missing and self._body is None:
+            # PROCRESULT-2
             self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
             self._body = bytearray(length)
             self._missing = memoryview(self._body)
@@ -93,7 +93,7 @@ class Incoming:
 
 
 class PipeSender:
-    """The child's end; it travels to the child with the process that starts there."""
+    """The child's end; it travels with the process that starts."""
 
     def __init__(self, handover: Handover) -> None:
         self._handover = handover
@@ -101,15 +101,15 @@ class PipeSender:
         self._pid = 0
 
     def open(self) -> None:
-        """In the child: take the pipe over, and say so."""
+        """In the child: take the pipe over, and write STARTED."""
         [self._fd] = self._handover.take()
         self._pid = os.getpid()
         self._write(STARTED)
 
     def send(self, kind: int, payload: Any) -> None:
-        """Write the one result; blocks until the parent has read all but what a pipe holds.
+        """Write the result. It blocks until the parent has read all but what a pipe holds.
 
-        A copy that the target has forked, and in which it went on, writes nothing.
+        A forked copy of the child, in which its target went on, writes nothing.
         """
         if os.getpid() != self._pid:
             return
@@ -122,7 +122,7 @@ class PipeSender:
             while view:
                 view = view[os.write(self._fd, view) :]
         except BrokenPipeError:
-            return  # nobody is there any more who wants it
+            return  # the parent does not want it
 
 
 class PipeReceiver:
@@ -135,22 +135,24 @@ class PipeReceiver:
         if sys.platform != "win32":
             os.set_blocking(ours, False)
         self._readers: dict[asyncio.AbstractEventLoop, Descriptor] = {}
-        # at exit, before multiprocessing joins a child that may be writing to us (PROCRESULT-1)
+        # at exit, before multiprocessing joins a child that may still write (PROCRESULT-1)
         Finalize(self, _close_ends, (self._ours, self._readers), exitpriority=0)
         self.incoming = Incoming()
-        self.sender = PipeSender(Handover([theirs], self._forget))
+        self.sender = PipeSender(Handover([theirs], self._drop_parent))
         self._open = True
         self._lock = threading.RLock()
-        self._reading = False  # a signal handler may ask while it is read
+        self._reading = False  # a signal handler may call `pump` inside `pump`
         self._pid = os.getpid()
 
     def release(self) -> None:
-        """The process has started: its end is its own."""
+        """After the start of the process: close its end here."""
         self._theirs.close()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read in this loop too from now on (PROCRESULT-1), by a descriptor of its own: others may
-        end."""
+        """Read in this loop too (PROCRESULT-1).
+
+        Each loop has a descriptor of its own, since another loop may close first.
+        """
         with self._lock:
             for ended in [other for other in self._readers if other.is_closed()]:
                 self._readers.pop(ended).close()
@@ -159,7 +161,7 @@ class PipeReceiver:
                 loop.add_reader(own.fileno(), self.pump)
 
     def pump(self, limit: int = PUMP_BYTES) -> None:
-        """Read what is there, about `limit` bytes at most; from any thread."""
+        """Read what has arrived, about `limit` bytes at most. For any thread."""
         with self._lock:
             if self._reading:
                 return
@@ -180,11 +182,11 @@ class PipeReceiver:
                 self.close()
 
     def _is_open(self) -> bool:
-        """Whether there may be more to read. A forked copy of the parent must leave it to that."""
+        """Whether there may be more to read. A forked copy of the parent reads nothing."""
         return self._open and not self._ours.closed and os.getpid() == self._pid
 
     def close(self) -> None:
-        """Read no more; what was read stays."""
+        """Stop reading; what was read stays."""
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -197,7 +199,7 @@ class PipeReceiver:
             if loop.is_closed():
                 own.close()
             elif loop.is_running() and loop is not loops.running_loop():  # in another thread
-                with contextlib.suppress(RuntimeError):  # closed just now
+                with contextlib.suppress(RuntimeError):  # it was closed just now
                     loop.call_soon_threadsafe(_stop_reading, loop, own)
             else:
                 _stop_reading(loop, own)
@@ -213,8 +215,8 @@ class PipeReceiver:
         # a sandbox refuses it
         return _copy(memoryview(os.read(self._ours.fileno(), min(len(view), PUMP_BYTES))), view)
 
-    def _forget(self) -> None:
-        """In a forked child: its copies of the parent's ends would keep the pipe alive."""
+    def _drop_parent(self) -> None:
+        """In a forked child: close its copies of the parent's ends, which keep the pipe open."""
         os.close(self._ours.fileno())
         os.close(self._theirs.fileno())
 
@@ -230,23 +232,23 @@ def _stop_reading(loop: asyncio.AbstractEventLoop, own: Descriptor) -> None:
 
 
 class ConnectionSender:
-    """The child's end; it travels to the child with the process that starts there."""
+    """The child's end; it travels with the process that starts."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
     def open(self) -> None:
-        """In the child: say that it runs."""
+        """In the child: write STARTED."""
         self._connection.send_bytes(STARTED)
 
     def send(self, kind: int, payload: Any) -> None:
-        """Write the one result."""
+        """Write the result."""
         self._connection.send_bytes(HEADER.pack(kind, len(payload)))
         self._connection.send_bytes(payload)
 
 
 class ThreadReceiver:
-    """The parent's end on Windows, where loops do not wait for pipes: a thread reads."""
+    """The parent's end on Windows, where loops cannot wait for pipes: a thread reads."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = Pipe(duplex=False)
@@ -255,20 +257,20 @@ class ThreadReceiver:
         self._thread = threading.Thread(target=self._receive, daemon=True)
 
     def release(self) -> None:
-        """The process has started: its end is its own."""
+        """After the start of the process: close its end here."""
         self._theirs.close()
         self._thread.start()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The thread reads, whichever loop runs."""
+        """Do nothing: the thread reads."""
 
     def pump(self, limit: int = PUMP_BYTES) -> None:
-        """The thread reads by itself."""
+        """Do nothing: the thread reads."""
 
     def close(self) -> None:
-        """Let the thread come to the end of the pipe."""
+        """Wait until the thread has read to the end of the pipe."""
         self._theirs.close()
-        if self._thread.ident is not None:
+        if self._thread.is_alive():
             self._thread.join()
         self._ours.close()
 

@@ -1,23 +1,24 @@
-"""Starting processes, without a process that we did not ask for, or the parent's signal handlers.
+"""Start processes without a resource tracker, and without the parent's signal handlers.
 
-Under "spawn", multiprocessing starts a resource tracker beside the first child. It would have
-nothing to do: what we share has no name and cannot leak. So our children are launched here, with
-multiprocessing's own parts, and are told of a tracker only if the program has one running.
+Under "spawn", multiprocessing starts a second process, the resource tracker, beside the first
+child. It would have nothing to do for us: what we share has no name and cannot leak. So this module
+launches our children itself, with multiprocessing's own parts, and passes a tracker on only if the
+program runs one already.
 
-Under "fork", a child begins with the signal handlers of the parent's event loop and with its
-self-pipe, which the two share: a SIGTERM for the child would be handled in the parent.
+Under "fork", a child begins with the signal handlers of the parent's event loop and with that
+loop's self-pipe, which both then share: a SIGTERM for the child would be handled in the parent.
 
 SPAWN-1  A launch that fails leaves no process and no descriptor.
-SPAWN-2  A spawn does not wait for the child: what does not fit into a pipe is written by a thread.
-SPAWN-3  SIGINT is held back in a spawned or forked child, and garbage collection in a spawned one,
-    until the child is up (startup.py).
-SPAWN-4  No signal is handled in a forked child before it has put the handlers of the parent's loop
-    away.
-SPAWN-5  A child that starts a process while it imports its main module, which so has no guard, ends
-    at once. It prints nothing if its parent reports how it ended, and else one line.
-SPAWN-6  A child imports its main module only if that is a file: one that is read from stdin is not.
-SPAWN-7  A fork server that dies while it imports the main module (from 3.14 on, it does) is started
-    again without it. Its children then import the module themselves, and end by SPAWN-5.
+SPAWN-2  A spawn does not wait for the child: a thread writes what does not fit into a pipe.
+SPAWN-3  Until the child is up (startup.py), SIGINT is blocked in it if it was spawned or forked,
+    and garbage collection is held back if it was spawned.
+SPAWN-4  A forked child handles no signal before it has removed the handlers of the parent's loop.
+SPAWN-5  A child whose main module has no guard, and so starts a process while it is imported, ends
+    at once. It prints one line, or nothing if its parent reports how it ended.
+SPAWN-6  A child imports its main module only if that is a file: code from stdin is not.
+SPAWN-7  A fork server that dies while it imports the main module (as it does from 3.14 on) is
+    started again without that module. Its children then import the module themselves, and end by
+    SPAWN-5.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from .startup import HOLD_GARBAGE
 if TYPE_CHECKING:
     from .descriptors import Descriptor
 
-#: What the name of a child ends with while it imports its main module (SPAWN-5).
+#: The suffix of a child's name while it imports its main module (SPAWN-5).
 STARTING = " (starting)"
 STARTING_REPORTED = " (starting, reported by its parent)"
 
-#: In the environment of a fork server that is started for one of our processes (SPAWN-7).
+#: A variable in the environment of a fork server that one of our processes needs (SPAWN-7).
 SERVER_REPORTED = "_AIOMULTIPROCESS_FORK_SERVER_REPORTED"
 
 NO_GUARD = (
@@ -53,8 +54,8 @@ NO_GUARD = (
     'below `if __name__ == "__main__":`'
 )
 
-SERVER_PATIENCE = 5  # seconds that a fork server which drops a connection may take to end
-PIPE_CAPACITY = 16 << 10  # what every system's empty pipe takes at once
+SERVER_PATIENCE = 5  # seconds to wait for the end of a fork server that drops a connection
+PIPE_CAPACITY = 16 << 10  # bytes that an empty pipe of every system takes at once
 
 
 def process_class(ctx: BaseContext) -> Callable[..., process.BaseProcess]:
@@ -74,11 +75,11 @@ if sys.platform != "win32":
     from multiprocessing import popen_spawn_posix, spawn, util
 
     class SpawnProcess(context.SpawnProcess):
-        """A process of the "spawn" start method that comes without a resource tracker."""
+        """A process of the "spawn" start method, without a resource tracker."""
 
         _name: str
 
-        #: In the child: end after the hooks, without taking the interpreter apart.
+        #: In the child: exit after the atexit hooks, without finalizing the interpreter.
         ends_at_once = False
 
         @staticmethod
@@ -96,7 +97,7 @@ if sys.platform != "win32":
             return code
 
     class ForkServerProcess(context.ForkServerProcess):
-        """A process of the "forkserver" start method that keeps SPAWN-5, SPAWN-6 and SPAWN-7."""
+        """A process of the "forkserver" start method that obeys SPAWN-5, SPAWN-6 and SPAWN-7."""
 
         _name: str
 
@@ -118,25 +119,25 @@ if sys.platform != "win32":
             return code
 
     def _command(**descriptors: int | None) -> list[Any]:
-        """What starts a child; a frozen program has no place for code of ours (SPAWN-3)."""
+        """The command line of a child. That of a frozen program cannot run our code (SPAWN-3)."""
         command = spawn.get_command_line(**descriptors)
-        options = command[1:]  # not the program: it is bytes, and `-bb` refuses to compare those
+        options = command[1:]  # not the program, which is bytes: `-bb` refuses to compare those
         if "-c" in options:
             at = options.index("-c") + 2
             command[at] = HOLD_GARBAGE + command[at]
         return command
 
     def _run(command: Sequence[Any], inherited: Sequence[int]) -> int:
-        """Start a program and return its pid."""
+        """Start a program that inherits these descriptors; return its pid."""
         return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, inherited)
 
     class Popen(popen_spawn_posix.Popen):
-        """What multiprocessing holds of a child: its pid, and the parent's ends of two pipes."""
+        """What multiprocessing keeps of a child: its pid, and the parent's ends of two pipes."""
 
         _fds: list[int]  # what the pickled message refers to by DupFd
 
         def _launch(self, process_obj: process.BaseProcess) -> None:
-            message = self._message(process_obj)  # fails on what cannot be pickled: SPAWN-1
+            message = self._message(process_obj)  # first, as pickling may fail: SPAWN-1
             ours: list[int] = []
             theirs: list[int] = []
             self.finalizer = util.Finalize(self, _close_all, [ours])
@@ -151,8 +152,8 @@ if sys.platform != "win32":
                 _close_all(theirs)
 
         def _message(self, process_obj: process.BaseProcess) -> memoryview:
-            """What the child reads first. RuntimeError in a child whose main has no guard."""
-            if spawn.is_forking(sys.argv):  # a frozen program, which runs anew for each child
+            """The child's start-up message. RuntimeError in a child whose main has no guard."""
+            if spawn.is_forking(sys.argv):  # a frozen program, which runs again as each child
                 raise RuntimeError(
                     "this process was to be a child of a frozen program, and began as the program "
                     "does: call multiprocessing.freeze_support() first thing in its main module, "
@@ -171,17 +172,17 @@ if sys.platform != "win32":
             return memoryview(buffer.getvalue())
 
         def _start(self, ours: list[int], theirs: list[int]) -> None:
-            # the child's death closes the one pipe, and ours, which it may wait for, the other
+            # the child's death closes the first pipe, and ours, for which it may wait, the second
             self.sentinel, alive = os.pipe()
             ours.append(self.sentinel)
             theirs.append(alive)
-            start, feed = os.pipe()
-            ours.append(feed)
+            start, message_end = os.pipe()
+            ours.append(message_end)
             theirs.append(start)
             tracker = _running_tracker()
             command = _command(tracker_fd=tracker, pipe_handle=start)
             inherited = {*self._fds, *theirs} | (set() if tracker is None else {tracker})
-            with _held_back({signal.SIGINT}):  # SPAWN-3; and until the pid is known: SPAWN-1
+            with _blocked({signal.SIGINT}):  # SPAWN-3; here until the pid is known: SPAWN-1
                 self.pid = _run(command, sorted(inherited))
 
         def _undo(self) -> None:
@@ -191,8 +192,8 @@ if sys.platform != "win32":
             self.finalizer()
 
     def _through_server(process_obj: Any) -> Any:
-        """Have the fork server start a process; it is started first, if it does not run."""
-        from multiprocessing import forkserver  # not above: a spawned worker begins here
+        """Have the fork server start a process; start the server first, if it does not run."""
+        from multiprocessing import forkserver  # here: a spawned worker does not need it
 
         try:
             os.environ[SERVER_REPORTED] = "1"
@@ -209,7 +210,7 @@ if sys.platform != "win32":
         return context.ForkServerProcess._Popen(process_obj)
 
     def _server_has_ended() -> bool:
-        """Whether the fork server is gone or on its way out: then nobody reads its pipe."""
+        """Whether the fork server has ended, or ends soon, so that its pipe has no reader."""
         server: Any = sys.modules["multiprocessing.forkserver"]._forkserver
         poller = select.poll()
         poller.register(server._forkserver_alive_fd, select.POLLERR)
@@ -219,17 +220,17 @@ if sys.platform != "win32":
         return ended
 
     class ForkProcess(context.ForkProcess):
-        """A process of the "fork" start method that does not act on signals as its parent does."""
+        """A process of the "fork" start method, without the signal handlers of its parent."""
 
-        _mask: set[int]  # the signals that were held back before the launch
+        _mask: set[int]  # the signals that were blocked before the launch
 
         @staticmethod
         def _Popen(process_obj: Any) -> Any:  # noqa: N802
             popen: Any = None
             try:
-                with _held_back(signal.valid_signals()) as process_obj._mask:  # SPAWN-4
+                with _blocked(signal.valid_signals()) as process_obj._mask:  # SPAWN-4
                     popen = context.ForkProcess._Popen(process_obj)
-            except BaseException:  # a signal that was held back has raised: SPAWN-1
+            except BaseException:  # the handler of a signal that was blocked has raised: SPAWN-1
                 if popen is not None:
                     popen.kill()
                     popen.wait()
@@ -245,7 +246,7 @@ if sys.platform != "win32":
 
 
 def report_exit(process_obj: process.BaseProcess) -> None:
-    """Let this process, which is to be started, leave to its parent what to print (SPAWN-5)."""
+    """Mark a process, before its start, as one whose exit its parent reports (SPAWN-5)."""
     process_obj.parent_reports = True  # type: ignore[attr-defined]
 
 
@@ -255,28 +256,30 @@ def _starting(process_obj: process.BaseProcess) -> str:
 
 
 def _check_guard() -> None:
-    """SPAWN-5; a process that is not one of ours goes on to the RuntimeError of multiprocessing."""
+    """End this process if it is a child of ours that SPAWN-5 is about.
+
+    Any other process goes on to the RuntimeError that multiprocessing raises.
+    """
     this = process.current_process()
     if getattr(this, "_inheriting", False):  # multiprocessing is importing the main module
         in_server = this.name == "MainProcess" and SERVER_REPORTED in os.environ
         if in_server or this.name.endswith(STARTING_REPORTED):
             sys.exit(1)
         if this.name.endswith(STARTING):
-            # not by sys.exit: a child of the fork server leaves without printing that
+            # a child of the fork server would not print the message of sys.exit
             print(f"process {os.getpid()} could not start: {NO_GUARD}", file=sys.stderr, flush=True)
             sys.exit(1)
 
 
 @contextlib.contextmanager
 def _importable_main() -> Iterator[None]:
-    """SPAWN-6: for as long as a child is told what to import, the main module has no path but a
-    file's.
+    """Hide the path of the main module if it is not a file, as `<stdin>` is not (SPAWN-6).
 
-    The path of a program from stdin is `<stdin>`.
+    multiprocessing reads the path when it prepares what a child imports.
     """
     path = getattr(sys.modules["__main__"], "__file__", None)
-    begun_in = getattr(process, "ORIGINAL_DIR", None) or ""
-    if path is None or os.path.isfile(os.path.join(begun_in, path)):
+    started_in = getattr(process, "ORIGINAL_DIR", None) or ""
+    if path is None or os.path.isfile(os.path.join(started_in, path)):
         yield
         return
     with _hidden_main():
@@ -295,10 +298,10 @@ def _hidden_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
-    """Let these signals wait, also in a child that is started meanwhile; yields who waited before.
+def _blocked(signals: Iterable[int]) -> Iterator[set[int]]:
+    """Block these signals in this thread; yield the signals that were blocked before.
 
-    The child inherits what is held back, and nothing ends that there but itself.
+    A child that starts meanwhile inherits the mask, and has to unblock the signals itself.
     """
     if sys.platform == "win32":
         raise NotImplementedError
@@ -310,7 +313,7 @@ def _held_back(signals: Iterable[int]) -> Iterator[set[int]]:
 
 
 def put_away_handlers() -> None:
-    """In a forked child: handlers of event loops, and of ours, become the default ones."""
+    """In a forked child: replace the handlers of event loops, and ours, by the default ones."""
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
         if _is_of_a_loop(signal.getsignal(signum)):
@@ -319,25 +322,26 @@ def put_away_handlers() -> None:
 
 
 def _is_of_a_loop(handler: Any) -> bool:
-    while isinstance(handler, functools.partial):  # asyncio.Runner's SIGINT handler is one
+    while isinstance(handler, functools.partial):  # as asyncio.Runner's SIGINT handler is
         handler = handler.func
     module = getattr(handler, "__module__", None) or ""
     return module.partition(".")[0] in {"asyncio", "uvloop", "aiomultiprocess"}
 
 
 def _running_tracker() -> int | None:
-    """The descriptor of the resource tracker that this program started or was given, if any."""
+    """The descriptor of the resource tracker that this program has, None if it has none."""
     module = sys.modules.get("multiprocessing.resource_tracker")
     return None if module is None else module._resource_tracker._fd
 
 
 def _send(fd: int, message: memoryview) -> None:
+    """Write the start-up message, in a thread if it does not fit into the pipe (SPAWN-2)."""
     if len(message) <= PIPE_CAPACITY:
         _write(fd, message)
     else:
-        from .descriptors import Descriptor  # not above: a worker begins with this module
+        from .descriptors import Descriptor  # here: a worker imports this module first
 
-        args = (Descriptor(os.dup(fd)), message)  # closed with the thread, or if there is none
+        args = (Descriptor(os.dup(fd)), message)  # closed by the thread, or if it cannot start
         threading.Thread(target=_write_and_close, args=args, daemon=True).start()
 
 
@@ -353,7 +357,7 @@ def _write(fd: int, message: memoryview) -> None:
         while message:
             message = message[os.write(fd, message) :]
     except BrokenPipeError:
-        return  # it died on its way up, and its exit code will tell
+        return  # it died while it started; its exit code says how
 
 
 def _close_all(fds: list[int]) -> None:

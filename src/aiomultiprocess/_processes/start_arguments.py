@@ -1,12 +1,12 @@
-"""What a user gives to a new process: target and arguments, initializer, and the like.
+"""What a user passes to a new process: target and arguments, initializer, and the like.
 
 These objects travel in the start-up message, which multiprocessing pickles and unpickles as a
-whole. `StartArguments` pickles them one after the other within it and unpickles them only when
-asked, in a process that is up. So an object that cannot be pickled, or not be unpickled, has a
-name in the error, and the new process can send that error to its parent.
+whole. `StartArguments` pickles them one after another within that message, and the new process
+unpickles them only when it calls `load`. So an error names the object that cannot be pickled or
+unpickled, and the new process can send that error to its parent.
 
-One pickler takes them all: an object that two of them share stays one object. Light:
-children import it.
+One pickler takes all objects, so an object that two of them share stays one object. Every child
+imports this module, so it stays light.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any, Final
 
 from ..types import describe_error, import_hint
 
-#: What pickle raises by itself; a subclass may want other arguments.
+#: The errors that pickle raises. A subclass may need other arguments, and is not raised again.
 KINDS: Final = (pickle.PicklingError, AttributeError, TypeError)
 _MARK: Final = "_of_a_start_argument"
 
 
 class StartArguments:
-    """Objects of the user's, by the names of the arguments that they were passed as.
+    """Objects of the user, by the names of the arguments.
 
     Args:
-        where: names the process in messages, such as "a worker".
-        values: the objects by their names.
+        where: the process in error messages, such as "a worker".
+        values: the objects by name.
     """
 
     def __init__(self, where: str, values: Mapping[str, Any]) -> None:
@@ -47,13 +47,13 @@ class StartArguments:
                 pickler.dump(value)
             except (OSError, MemoryError):
                 raise
-            except Exception as error:  # whatever a __reduce__ of the user's raises
-                raise _explained(error, name, self._where) from error
+            except Exception as error:  # a __reduce__ of the user may raise anything
+                raise _named(error, name, self._where) from error
         return buffer.getvalue()
 
 
 class StartArgumentsReceived:
-    """The same in the new process, not unpickled yet."""
+    """`StartArguments` in the new process, not yet unpickled."""
 
     def __init__(self, where: str, names: list[str], payload: bytes) -> None:
         self._where = where
@@ -71,17 +71,18 @@ class StartArgumentsReceived:
         except (KeyboardInterrupt, MemoryError):
             raise
         except BaseException as error:  # importing a user's module may raise anything
-            from .._wire.tracebacks import without_our_frames  # not above: only errors need it
+            from .._wire.tracebacks import without_our_frames  # here: only errors need it
 
             without_our_frames(error)
             why = f"({describe_error(error)}){import_hint(error)}"
             raise pickle.UnpicklingError(
-                f"{name} cannot be unpickled in {self._where} {why}"
+                f"{name} cannot be unpickled in {self._where} ({describe_error(error)})"
+                f"{import_hint(error)}"
             ) from error
 
 
-def _explained(error: Exception, name: str, where: str) -> Exception:
-    """The same kind of error if it is one of pickle's, with a name and the way out."""
+def _named(error: Exception, name: str, where: str) -> Exception:
+    """An error of the same kind that names the argument and the way out."""
     kind = next((kind for kind in KINDS if issubclass(type(error), kind)), None)
     reason = describe_error(error) if kind is None else error
     refusal = (kind or pickle.PicklingError)(
@@ -93,9 +94,9 @@ def _explained(error: Exception, name: str, where: str) -> Exception:
 
 
 def at_its_caller(error: BaseException) -> BaseException:
-    """`error`; one of `StartArguments` without frames and notes that lead through the pickling.
+    """`error`, without the frames and notes of the pickling if `StartArguments` raised it.
 
-    Python 3.14 adds a note for each object that the pickler was in, and most of them are ours.
+    Python 3.14 adds a note for each object that contains the one that failed; most are ours.
     """
     if vars(error).pop(_MARK, False):
         vars(error).pop("__notes__", None)

@@ -1,12 +1,13 @@
-"""What is held back in a child while it starts, and how the child lets it come.
+"""What is held back in a child while it starts, and how the child releases it.
 
-`_spawn` launches children so; what they run says when they are up. Light: children import it.
+spawn.py launches children with these restrictions; the code that runs in a child lifts them. Every
+child imports this module, so it stays light.
 
-STARTUP-1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start-up does not
-    print a traceback of half-imported modules.
-STARTUP-2  In a spawned child no garbage is collected until `collect_garbage`: what is made by then
-    are modules, which stay, and the collector would go over them again and again. Held back is the
-    threshold, and not the collector, so that `gc.disable()` in a user's module is still a choice.
+STARTUP-1  SIGINT is blocked until `accept_interrupts`, so that Ctrl-C during the start prints no
+    traceback of half-imported modules.
+STARTUP-2  A spawned child collects no garbage until `collect_garbage`: what it makes until then are
+    modules, which stay, and the collector would walk them again and again. The threshold is raised,
+    and the collector not disabled, so that `gc.disable()` in a user's module has its effect.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import signal
 import sys
 from typing import Final
 
-#: By how much the threshold is raised; it says by itself what it was.
+#: The amount by which the threshold is raised, and later lowered.
 HELD: Final = 10**9
 
-#: What a spawned child runs before anything else (STARTUP-2).
+#: The first statement that a spawned child runs (STARTUP-2).
 HOLD_GARBAGE: Final = f"import gc; gc.set_threshold(gc.get_threshold()[0] + {HELD}); "
 
 
 def accept_interrupts() -> None:
-    """In a child that has settled what SIGINT does: let it come (STARTUP-1)."""
+    """Unblock SIGINT, in a child that has set its handler (STARTUP-1)."""
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def collect_garbage() -> None:
-    """In a child that has imported what it needs: collect from now on what is made from now on."""
+    """Start garbage collection of new objects, in a child that has imported its modules."""
     threshold = gc.get_threshold()[0]
     if threshold >= HELD:
         gc.freeze()

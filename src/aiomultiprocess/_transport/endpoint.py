@@ -1,4 +1,8 @@
-"""What the links of both transports do alike; the contract is in link.py."""
+"""What the links of both transports have in common; the contract is in link.py.
+
+`ShmLink` and `PipeLink` derive from `Endpoint`, which runs their callbacks: it bounds a turn,
+breaks a link once, and delays the release of memory until no callback uses it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from .link import Callback, StartedCounter, WorkerMemory
 def watch_fd(
     loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[..., object], *args: object
 ) -> None:
-    """`loop.add_reader`, with an error that tells what to do where a loop has none."""
+    """Call `loop.add_reader`; RuntimeError with the way out if the loop does not have it."""
     try:
         loop.add_reader(fd, callback, *args)
     except NotImplementedError:
@@ -23,17 +27,21 @@ def watch_fd(
 
 
 class Endpoint:
-    """What the links of both transports do alike: LINK-4, LINK-6, LINK-7 and LINK-8.
+    """The part of a link that is the same in both transports: LINK-4, LINK-6, LINK-7 and LINK-8.
 
-    A transport defines `_stop_listening` (stop listening), `_release` (give everything back; called
-    once, and not while a callback runs), and `_drain_all`, and lets the loop call `_turn`.
+    A transport defines four methods, and has the loop call `_turn`:
+
+    - `_listen(loop)`: start to receive.
+    - `_stop_listening()`: stop to receive.
+    - `_drain_all()`: hand over all that has arrived.
+    - `_release()`: release memory and descriptors. It runs once, outside of all callbacks.
     """
 
     def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
         """`links` holds the parent's endpoints while they are open."""
         self.counter: StartedCounter = memory
         self._memory = memory
-        self._final_started: int | None = None  # once closed
+        self._final_started: int | None = None  # from the release of the memory on
         self._links = Links() if links is None else links
         self._links.add(self)
         self.congested = False
@@ -50,7 +58,7 @@ class Endpoint:
 
     @property
     def started(self) -> int:
-        """What the worker marked as started."""
+        """How many items the worker has started; readable after `close` too."""
         final = self._final_started
         return self._memory.started if final is None else final
 
@@ -78,15 +86,14 @@ class Endpoint:
         self._listen(loop)
 
     def _turn(self, work: Callable[[], bool]) -> None:
-        """One callback of the loop: `work`, and again soon if it says that there is more
-        (LINK-4)."""
+        """Run `work` in a callback of the loop; if it returns True, run it again soon (LINK-4)."""
         if self._closed or self._broken or self._continued:
             return
-        again = True  # also when KeyboardInterrupt cuts `work` short (LINK-7)
+        again = True  # stays so if KeyboardInterrupt cuts `work` short (LINK-7)
         self._busy = True
         try:
             again = work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, a frame was lost: LINK-7
+        except Exception as error:  # noqa: BLE001 - any error has lost a frame: LINK-7
             again = False
             self._break(error)
         finally:
@@ -113,7 +120,7 @@ class Endpoint:
             self._on_broken(error)
 
     def drain_dead(self) -> None:
-        """Hand over all that the dead worker had published (LINK-9)."""
+        """Hand over all that the dead worker published (LINK-9)."""
         if self._closed or self._broken:
             return
         if self._busy:
@@ -129,7 +136,7 @@ class Endpoint:
                 self._end()
 
     def close(self) -> None:
-        """Give everything back, at once or as soon as the running callback is over (LINK-8)."""
+        """Release everything, at once or when the running callback has returned (LINK-8)."""
         if self._closed:
             return
         self._closed = True
@@ -139,10 +146,10 @@ class Endpoint:
             self._end()
 
     def abandon(self) -> None:
-        """Give everything back in a forked copy of this process, but leave its loop alone.
+        """In a forked copy of this process: release everything, but leave the loop alone.
 
-        A forked child shares the epoll instance: to remove a descriptor there would make the
-        process that it was forked from deaf.
+        The copy shares the epoll instance with the process that it was forked from, which would
+        not be woken any more if the copy removed a descriptor.
         """
         if not self._closed:
             self._closed = True
@@ -150,7 +157,7 @@ class Endpoint:
             self._end()
 
     def _end(self) -> None:
-        if not self._released:  # in a copy that was forked by a callback of ours
+        if not self._released:  # a copy that a callback has forked released it in `abandon`
             self._released = True
             self._links.discard(self)
             self._final_started = self._memory.started
@@ -170,15 +177,15 @@ class Endpoint:
 
 
 class Links(set["Endpoint"]):
-    """The parent's links of one backend that are not closed; each adds and removes itself."""
+    """The open links of one backend in the parent; each link adds and removes itself."""
 
     def close(self) -> None:
-        """Close them all."""
+        """Close each link."""
         for link in list(self):
             link.close()
 
     def abandon(self) -> None:
-        """Abandon them all, see `Endpoint.abandon`."""
+        """Abandon each link, see `Endpoint.abandon`."""
         for link in list(self):
             link.abandon()
 

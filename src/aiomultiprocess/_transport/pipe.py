@@ -1,23 +1,22 @@
-"""The pipe transport: frames over a non-blocking socket pair for each worker. Pure Python.
+"""The pipe transport: frames over a non-blocking socket pair for each worker, in pure Python.
 
-Not a ring in shared memory: Python cannot express acquire and release. Chosen where the extension
-is missing or memory is refused (see `backend`). The contract is `transport`'s; what is particular:
+It serves where the extension is missing or shared memory is refused (select.py). It is no ring in
+shared memory because Python cannot express acquire and release. link.py is the contract.
 
 Sending: small segments are copied together into a *tail*, so that a batch of small frames is one
-system call; large ones queue in the outbox as they are. What the socket does not take waits for
+system call; large segments queue in the outbox as they are. What the socket does not take waits for
 `add_writer`. Receiving: one `recv_into` a callback, into a buffer that frames are handed over from
-in place; a payload that is larger than the buffer is put together piece by piece.
+in place. An `Assembly` puts a payload together that is larger than the buffer.
 
-PP1  What is received ahead of the parser stays within [begin, end) of the buffer, and the buffer
-     never moves: payloads are views of it.
-PP2  EOF and every error of the connection mean that the peer has gone (LINK-9): stop listening,
-drop
-     what is sent.
+PIPE-1  Bytes that are received and not yet handed over stay within [begin, end) of the buffer, and
+    the buffer never moves: payloads are views of it.
+PIPE-2  EOF and every error of the connection mean that the peer is gone (LINK-9). The link then
+    stops listening and drops what it is given to send.
 
-On Windows sockets have no `sendmsg` (`_send_joined`); all else that differs there is in `_windows`.
+Sockets of Windows have no `sendmsg` (see `_send_joined`); windows.py has all other differences.
 
-Descriptors: in the parent two for a worker (socket, ledger), two more until `ChildEnd.release`; in
-the worker two.
+Descriptors: the parent has two for each worker (socket, shared page), and until `ChildEnd.release`
+two more; a worker has two.
 """
 
 from __future__ import annotations
@@ -52,24 +51,24 @@ from .endpoint import Endpoint, Links, watch_fd
 from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd
 from .shared_page import SharedPage
 
-#: Received at once, and the most that a payload may take to be handed over from the buffer.
+#: Bytes received at once. A larger payload is not handed over from the buffer.
 BUFFER_SIZE: Final = 1 << 17
-#: Segments from this size on are sent from where they are instead of being copied together.
+#: Segments of this size or more are sent from where they are, and not copied together.
 LARGE_SEGMENT: Final = 1 << 14
-#: A batch that has grown so large is sent without waiting for `flush`.
+#: A batch of this size is sent without waiting for `flush`.
 EAGER: Final = 1 << 16
-#: Asked of the kernel for each direction; it may grant less.
+#: The send buffer that a link requests from the kernel, which may grant less.
 SOCKET_BUFFER: Final = 1 << 20
-#: Handed to one `sendmsg`; POSIX promises 16, every kernel of interest takes 1024.
+#: The most segments of one `sendmsg`; POSIX promises 16, every kernel of interest takes 1024.
 MAX_SEGMENTS: Final = 64
-#: Copied together for one `send` where there is no `sendmsg`.
+#: Bytes that are copied together for one `send` where there is no `sendmsg`.
 JOINED: Final = 1 << 17
 
 _pack, _unpack = HEADER.pack, HEADER.unpack_from
 
 
 def _send_joined(sock: socket.socket, segments: Sequence[Segment]) -> int:
-    """What `sendmsg` does, for sockets that have none: send a bounded copy of the segments."""
+    """`sendmsg` for sockets that have none: send a bounded copy of the segments."""
     joined = bytearray()
     for segment in segments:
         joined += memoryview(segment)[: JOINED - len(joined)]
@@ -82,21 +81,21 @@ _send: Any = getattr(socket.socket, "sendmsg", _send_joined)
 
 
 def _adopt(fd: int) -> socket.socket:
-    """The socket behind one end of a pair. Python asks for nothing that it is told here."""
+    """Make a socket of one end of a pair. With all arguments given, Python makes no system call."""
     if sys.platform == "win32":
         raise NotImplementedError
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
 
 
 def kept_segment(segment: Segment) -> Segment:
-    """A segment that may wait: one that is copied later, or cannot change, or a copy (LINK-10)."""
+    """The segment itself if `Outbox.add` copies it or it cannot change; else a copy (LINK-10)."""
     if len(segment) < LARGE_SEGMENT or is_constant(segment):
         return segment
     return bytes(segment)
 
 
 class Outbox:
-    """What waits to be written, in order: whole segments, and a tail of small ones."""
+    """What waits to be written, in order: whole segments, then a tail of small ones."""
 
     def __init__(self) -> None:
         self.queue: deque[Segment] = deque()
@@ -106,7 +105,7 @@ class Outbox:
         return bool(self.tail or self.queue)
 
     def add(self, segment: Segment) -> None:
-        """Append one segment that is `kept_segment`."""
+        """Append a segment that `kept_segment` returned."""
         if len(segment) < LARGE_SEGMENT:
             self.tail += segment
         else:
@@ -119,18 +118,18 @@ class Outbox:
             self.tail = bytearray()
 
     def mark(self) -> tuple[int, bytearray, int]:
-        """Where the next frame begins, for `take_back`."""
+        """The place where the next frame begins, for `take_back`."""
         return len(self.queue), self.tail, len(self.tail)
 
     def take_back(self, segments: int, tail: bytearray, size: int) -> None:
-        """Drop all of a frame that could be added in part only; nothing of it is written yet."""
+        """Drop a frame of which only a part was added; nothing of it is written yet."""
         while len(self.queue) > segments:
             self.queue.pop()
         self.tail = tail
         del tail[size:]
 
     def next(self) -> list[Segment]:
-        """The segments to write next, a few of them."""
+        """The segments to write next, at most `MAX_SEGMENTS`."""
         self._seal()
         return list(islice(self.queue, MAX_SEGMENTS))
 
@@ -150,7 +149,7 @@ class Outbox:
 
 
 class Inbox:
-    """What has arrived and is not handed over yet."""
+    """What has arrived and is not yet handed over."""
 
     def __init__(self) -> None:
         self._buffer = bytearray(BUFFER_SIZE)
@@ -160,8 +159,8 @@ class Inbox:
         self._assembly = Assembly(BufferBuilder)
 
     def receive(self, sock: socket.socket) -> int:
-        """Receive once; the number of bytes, 0 at EOF. BlockingIOError if there is nothing."""
-        if self._begin:
+        """Receive once; return the number of bytes, 0 at EOF. BlockingIOError if there are none."""
+        if self._begin:  # PIPE-1
             self._compact()
         n = sock.recv_into(self._view[self._end :])
         self._end += n
@@ -194,7 +193,7 @@ class Inbox:
         end = begin + length
         if end > self._end:
             return False
-        self._begin = end  # before the call: a handler that raises does not see its frame again
+        self._begin = end  # before the call: a handler that raises does not get its frame again
         with self._view[begin:end] as payload:
             handler(kind, flags, count, chunk_id, offset, function, payload)
         return True
@@ -211,7 +210,7 @@ class Inbox:
 
 
 class PipeLink(Endpoint):
-    """One end of a socket pair, see `transport.Link`."""
+    """One end of a socket pair, a `Link`."""
 
     def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
         sock.setblocking(False)
@@ -223,14 +222,14 @@ class PipeLink(Endpoint):
         self._page = page
         self._outbox = Outbox()
         self._inbox = Inbox()
-        self._heard = False  # frames, since the end of the last batch
+        self._in_batch = False  # frames were handed over since the last `on_drained`
         self._gone = False
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             watch_fd(loop, self._fd, self._turn, self._drain)
         except RuntimeError:
-            self._loop = None  # which could not remove us either
+            self._loop = None  # it could not remove the reader either
             raise
 
     # Sending
@@ -256,7 +255,7 @@ class PipeLink(Endpoint):
             payload = [segment for segment in payload if len(segment)]
             sizes = part_sizes(payload)
         parts = len(sizes) // PART_SIZE
-        # first, as it may be too much for memory: then nothing of the frame is here
+        # first, as the copies may be too much for memory: then nothing of the frame is queued
         payload = [kept_segment(segment) for segment in payload]
         outbox = self._outbox
         mark = outbox.mark()
@@ -280,8 +279,7 @@ class PipeLink(Endpoint):
             self._loop.add_writer(self._fd, self._turn, self._pump)
 
     def _write(self) -> None:
-        """Write until all is written, the socket is full, or a turn's worth has gone (LINK-2,
-        LINK-4)."""
+        """Write until nothing is left, the socket is full, or the turn is over (LINK-2, LINK-4)."""
         room = BATCH_BYTES
         try:
             while self._outbox and room > 0:
@@ -290,14 +288,14 @@ class PipeLink(Endpoint):
                 room -= n
         except BlockingIOError:
             pass
-        except ConnectionError:  # PP2
+        except ConnectionError:  # PIPE-2
             self._gone = True
             self._outbox.clear()
         except OSError as error:
             self._on_refusal(error)
 
     def _on_refusal(self, error: OSError) -> None:
-        """The kernel may have no memory for it now, and a sandbox no `sendmsg`."""
+        """Handle an error of `_send`: a sandbox refuses `sendmsg`, or memory is short."""
         global _send
         if error.errno in REFUSALS and _send is not _send_joined:
             _send = _send_joined
@@ -306,19 +304,19 @@ class PipeLink(Endpoint):
             raise error
 
     def _pump(self) -> bool:
-        """The socket takes more."""
+        """Write on, now that the socket takes more."""
         self._write()
         if not self._outbox and self._loop is not None:
             self._loop.remove_writer(self._fd)
             self.congested = False
             if not self._gone:
                 self._on_room()
-        return False  # add_writer goes on calling
+        return False  # the loop calls again while the socket takes more
 
     # Receiving
 
     def _drain(self) -> bool:
-        """The socket has something; True if frames are left when the batch is full (LINK-4)."""
+        """Receive and hand over one batch; True if frames may be left after it (LINK-4)."""
         frames = self._hand_over(BATCH_FRAMES)
         room = BATCH_BYTES
         while room > 0 and frames < BATCH_FRAMES and not self._closed:
@@ -327,21 +325,19 @@ class PipeLink(Endpoint):
             frames += self._hand_over(BATCH_FRAMES - frames)
             if n < BUFFER_SIZE:  # add_reader calls again if there is more
                 break
-        if self._heard and not self._closed:
+        if self._in_batch and not self._closed:
             if self._on_drained is not None:
                 self._on_drained()
-            self._heard = False
+            self._in_batch = False
         return frames >= BATCH_FRAMES
 
     def _hand_over(self, limit: int) -> int:
         frames = 0
         while frames < limit and not self._closed:
-            heard, self._heard = (
-                self._heard,
-                True,
-            )  # also if a KeyboardInterrupt cuts it short (LINK-7)
+            # before the handler runs, as a KeyboardInterrupt may end it (LINK-7)
+            in_batch, self._in_batch = self._in_batch, True
             if not self._inbox.deliver(self._handler):
-                self._heard = heard
+                self._in_batch = in_batch
                 break
             frames += 1
         return frames
@@ -351,7 +347,7 @@ class PipeLink(Endpoint):
             n = self._inbox.receive(self._sock)
         except BlockingIOError:
             return 0
-        except ConnectionError:  # PP2
+        except ConnectionError:  # PIPE-2
             n = 0
         if not n:
             self._gone = True
@@ -378,19 +374,19 @@ class PipeLink(Endpoint):
 
 
 class PipeChildEnd:
-    """The worker's side of a socket pair, see `transport.ChildEnd`."""
+    """The worker's side of a socket pair, a `ChildEnd`."""
 
-    def __init__(self, sock: socket.socket, page: SharedPage, forget: Callback) -> None:
+    def __init__(self, sock: socket.socket, page: SharedPage, drop_parent: Callback) -> None:
         self._sock = sock
         self._page = page
-        self._handover = Handover((sock.fileno(), page.fd), forget)
+        self._handover = Handover((sock.fileno(), page.fd), drop_parent)
 
     def __getstate__(self) -> dict[str, object]:
         return {"_handover": self._handover}
 
     def open(self) -> PipeLink:
-        sock_fd, ledger_fd = self._handover.take()
-        page = SharedPage(ledger_fd)
+        sock_fd, page_fd = self._handover.take()
+        page = SharedPage(page_fd)
         page.close_fd()
         return PipeLink(_adopt(sock_fd), page)
 
@@ -400,7 +396,7 @@ class PipeChildEnd:
 
 
 class PipeBackend:
-    """Makes socket pairs, see `transport.Backend`."""
+    """Makes socket pairs, a `Backend`."""
 
     name: Final = "pipe"
 

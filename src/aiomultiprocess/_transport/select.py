@@ -1,27 +1,33 @@
-"""Which transport a pool gets, and why."""
+"""Choose the transport of a pool, and say why.
+
+`Pool` calls `select`, which takes the backend that the caller names, else the one that the
+environment variable `AIOMULTIPROCESS_BACKEND` names, else the first of `NAMES` that works here. A
+worker does not choose: it opens the child end that it was started with.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from .. import _accel
-from .._accel import _probe_sockets, ring
+from .._accel import ring
 from .link import Backend
 
-#: Asks for a backend, for a whole program.
+#: The environment variable that names the backend for a whole program.
 VARIABLE: Final = "AIOMULTIPROCESS_BACKEND"
-#: The backends there are, the best first.
+#: All backends, the best first.
 NAMES: Final = ("shm", "pipe")
 
 
 class Selection(NamedTuple):
-    """A backend that can be had."""
+    """A backend that works here."""
 
     name: str
-    #: One sentence on how it came to be this one.
+    #: One sentence on why it was chosen.
     why: str
     #: Makes the backend of one pool.
     make: Callable[[], Backend]
@@ -30,44 +36,44 @@ class Selection(NamedTuple):
 def select(requested: str | None = None) -> Selection:
     """Choose the backend of a pool.
 
-    Raises ValueError for a name that does not exist, and RuntimeError, which lists every attempt
-    with its reason, if what was asked for (or anything at all) cannot be had.
+    Raises ValueError for an unknown name. Raises RuntimeError, which lists each attempt and why it
+    failed, if the requested backend, or every backend, is unavailable.
     """
-    name, asked_by = _request(requested)
+    name, requester = _request(requested)
     attempts: list[str] = []
     for candidate in NAMES if name is None else (name,):
         reason = _PROBES[candidate]()
         if reason is None:
-            return Selection(candidate, _why(asked_by, attempts), _MAKERS[candidate])
+            return Selection(candidate, _why(requester, attempts), _MAKERS[candidate])
         attempts.append(f"{candidate}: {reason}")
     listed = "; ".join(attempts)
     if name is None:
-        raise RuntimeError(f"no backend can be had here: {listed}")
+        raise RuntimeError(f"no backend works here: {listed}")
     others = ", ".join(repr(other) for other in NAMES if other != name)
     raise RuntimeError(
-        f"the backend {name!r}, asked for by {asked_by}, cannot be had: {listed}. "
-        f"Ask for {others}, or leave the choice open"
+        f"the backend {name!r}, requested by {requester}, is unavailable: {listed}. "
+        f"Request {others}, or leave the choice open"
     )
 
 
 def _request(requested: str | None) -> tuple[str | None, str]:
-    """What was asked for, and by whom."""
+    """The name that was requested, and where: by the argument or the variable."""
     if requested is not None:
-        name, asked_by = requested, "the argument"
+        name, requester = requested, "the argument"
     else:
-        name, asked_by = os.environ.get(VARIABLE, ""), VARIABLE
+        name, requester = os.environ.get(VARIABLE, ""), VARIABLE
         if not name:
             return None, ""
     if name not in NAMES:
         known = " and ".join(repr(other) for other in NAMES)
-        raise ValueError(f"unknown backend {name!r}, asked for by {asked_by}: there are {known}")
-    return name, asked_by
+        raise ValueError(f"unknown backend {name!r}, requested by {requester}: there are {known}")
+    return name, requester
 
 
-def _why(asked_by: str, attempts: list[str]) -> str:
-    if asked_by:
-        return f"asked for by {asked_by}"
-    return "; ".join(attempts) if attempts else "the best there is"
+def _why(requester: str, attempts: list[str]) -> str:
+    if requester:
+        return f"requested by {requester}"
+    return "; ".join(attempts) if attempts else "the best that works here"
 
 
 def _probe_shm() -> str | None:
@@ -88,7 +94,7 @@ def _probe_shm() -> str | None:
 
 
 def _probe_pipe() -> str | None:
-    """Why there is no ledger or no socket pair, or None."""
+    """Why there is no shared page or no socket pair, or None."""
     if sys.platform == "win32":
         from .windows import NamedSharedPage as SharedPage
     else:
@@ -99,6 +105,16 @@ def _probe_pipe() -> str | None:
     except OSError as error:
         return f"one page of shared memory was refused ({error})"
     return _probe_sockets()
+
+
+def _probe_sockets() -> str | None:
+    """Why there is no socket pair, or None. Each event loop needs one too."""
+    try:
+        for end in socket.socketpair():
+            end.close()
+    except OSError as error:
+        return f"a socket pair was refused ({error})"
+    return None
 
 
 def _make_shm() -> Backend:

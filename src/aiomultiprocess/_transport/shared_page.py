@@ -1,21 +1,20 @@
-"""Shared memory that outlives its writer: how many items a worker has started, and its journal.
+"""The shared page: memory that outlives its worker, for the pipe transport.
 
-The pipe transport keeps it (the ring transport has both in its mapping). The worker stores the
-total before it runs user code; the parent reads it, also after the worker was killed by a signal
-that left it no time to say anything. So it is memory, not a message. What a journal is, and who
-reads it when, is told in `journal`; here it is bytes.
+It holds the number of items that the worker has started, and the worker's journal. (The mapping of
+the ring transport holds both.) The worker stores the number before it runs user code; the parent
+reads it, also after a signal killed the worker. A message would come too late for that, so it is
+memory. _wire/journal.py says what a journal is and when the parent reads it; here it is bytes.
 
-PAGE-1  One writer, one aligned 8-byte store for an update: a cast memoryview copies the item by a
-    fixed-size memcpy, which is one store on every 64-bit machine. `struct.pack_into("<Q")` would
-    not do: it writes byte by byte, and a reader could see half of it.
-PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError here and
-    not a SIGBUS at the first store.
-PAGE-3  Its size is sealed where the system can: what a worker does to the descriptor is an EPERM
-    there and not a SIGBUS in the parent.
-PAGE-4  Of the system calls that make it, only mmap cannot be done without: this transport serves
-    where a sandbox leaves nothing else. An unnamed temporary file serves in place of a memfd, in
-    /dev/shm
-    where that can be written; and zeros that are written reserve memory as fallocate does.
+PAGE-1  Each word has one writer, and one aligned 8-byte store updates it. A cast memoryview copies
+    the item by a fixed-size memcpy, which is one store on every 64-bit machine.
+    `struct.pack_into("<Q")` would write byte by byte, and a reader could see half of the value.
+PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError at that
+    point, and not a SIGBUS at the first store.
+PAGE-3  Its size is sealed where the system can do that. A worker that changes the size gets an
+    EPERM, and the parent gets no SIGBUS.
+PAGE-4  Of the system calls that make it only mmap is indispensable, because this transport has to
+    work where a sandbox refuses the rest. An unnamed temporary file, in /dev/shm if that is
+    writable, replaces a memfd; writing zeros reserves memory as fallocate does.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _NOEXEC_SEAL = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insist
 
 
 def _reserve(fd: int) -> None:
-    """PAGE-2."""
+    """Give the file its size, and reserve its memory (PAGE-2)."""
     try:
         os.ftruncate(fd, SIZE)
         if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -46,7 +45,7 @@ def _reserve(fd: int) -> None:
 
 
 def _fill(fd: int) -> None:
-    """Write zeros to all of it."""
+    """Write zeros to the whole file."""
     if sys.platform == "win32":
         raise NotImplementedError
     written = 0
@@ -55,12 +54,12 @@ def _fill(fd: int) -> None:
 
 
 def _seal(fd: int) -> None:
-    """PAGE-3: from now on, nobody can change the size."""
+    """Fix the size of the file (PAGE-3)."""
     if sys.platform != "win32" and hasattr(os, "memfd_create"):
         import fcntl
 
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        with contextlib.suppress(OSError):  # a sandbox refuses it, or it is no memfd (PAGE-4)
+        with contextlib.suppress(OSError):  # refused by a sandbox, or no memfd (PAGE-4)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
 
 
@@ -69,12 +68,12 @@ def _memfd() -> int:
         raise NotImplementedError
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     with contextlib.suppress(OSError):  # before Linux 6.3
-        return os.memfd_create("aiomultiprocess-ledger", flags | _NOEXEC_SEAL)
-    return os.memfd_create("aiomultiprocess-ledger", flags)
+        return os.memfd_create("aiomultiprocess-page", flags | _NOEXEC_SEAL)
+    return os.memfd_create("aiomultiprocess-page", flags)
 
 
 def _unnamed_file() -> int:
-    import tempfile  # only here: where there is a memfd, a worker would load it for nothing
+    import tempfile  # only here: with a memfd, a worker does not need it
 
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -109,13 +108,13 @@ class SharedPage:
         except (OSError, ValueError) as error:
             self.close_fd()
             if isinstance(error, OSError) and error.errno is not None:
-                error.filename = "mmap"  # which call of several it was
+                error.filename = "mmap"  # names the call that failed
             raise
         self._counter = memoryview(self._map)[:8].cast("Q")
 
     @classmethod
     def create(cls) -> SharedPage:
-        """A new ledger that counts from 0; OSError if there is no memory for it."""
+        """Make a page that counts from 0; OSError if there is no memory for it."""
         return cls(_memory_fd())
 
     def _map_page(self) -> mmap.mmap:
@@ -123,26 +122,26 @@ class SharedPage:
 
     @property
     def started(self) -> int:
-        """The last total that was marked."""
+        """The total that `mark_started` stored last."""
         return self._counter[0]
 
     def mark_started(self, n: int) -> None:
-        """Store the total `n` where the parent will find it, whatever happens next (PAGE-1)."""
+        """Store the total `n`, visible to the parent even if the process dies next (PAGE-1)."""
         self._counter[0] = n
 
     @property
     def journal(self) -> memoryview:
-        """A view of the journal's bytes; it must be released before `close`."""
+        """A new view of the journal's bytes; release it before `close`."""
         return memoryview(self._map)[_JOURNAL_AT : _JOURNAL_AT + JOURNAL]
 
     def close_fd(self) -> None:
-        """Give up the descriptor; the memory stays mapped."""
+        """Close the descriptor; the memory stays mapped."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def close(self) -> None:
-        """Give up the descriptor and the memory; the last total stays readable. Idempotent."""
+        """Close the descriptor and unmap the memory; `started` stays readable. Idempotent."""
         self.close_fd()
         if not self._map.closed:
             shared, self._counter = self._counter, memoryview(bytearray(8)).cast("Q")

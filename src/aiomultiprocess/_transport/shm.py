@@ -1,31 +1,34 @@
 """The shared-memory transport: frames over the two rings of `amp_ext.ring`, one mapping a worker.
 
-The contract is `transport`'s, the ring's theory of operation is in `amp_ext/ring.h`; this module is
-what stands between them: who writes and reads when, and who rings whom.
+link.py is the contract, and amp_ext/ring.h has the ring's theory of operation. This module decides
+when a link writes and reads, and which side rings the other's doorbell. `amp_ext.link` does the
+common case, a small frame, in C: its `Outlet` writes and its `Inlet` reads; all other frames come
+back to the `ShmLink` that owns the two.
 
-A small frame is one record (WHOLE) and is handed over in place, as a view of the ring. A large one
-is a stream of records: header and first fragment (BEGIN), further fragments, the last (END). Each
-is published at once, so that both sides copy at the same time; the receiver puts them together.
+A small frame is one record (WHOLE), and the handler gets a view of the ring. A large frame is a
+stream of records: header and first fragment (BEGIN), further fragments, the last (END). The sender
+publishes each fragment at once, so both sides copy at the same time; the receiver's `Assembly` puts
+them together.
 
-SHM-1  A frame of more than an eighth of the ring goes in fragments, of an eighth at least: the
-    other side begins before all is written, and nothing waits for half the ring to be free.
-SHM-2  A payload view of the ring is released before the head moves past it, and the head moves when
-    a quarter of the ring has been read, or at the end of the batch.
-SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: whoever rang has cleared
-    `sleeping` by that, and without setting it again the next frame would ring nobody. A link that
-    is still asleep was not meant by a bell, and has no turn.
-SHM-4  The bell is cleared before the rings are read, and before a link is asked whether it is still
-    asleep, else it could swallow a ring in between.
-SHM-5  A link whose outbox is not empty has told the ring that it wants room, or has a continuation
-    scheduled: somebody will come back for the rest.
-SHM-6  Memory for what of a frame may have to wait is there before its first byte is written: the
-    other side would wait for the rest of a frame that is begun. Without it, nothing of the frame is
-    sent.
+SHM-1  A frame of more than an eighth of the ring goes in fragments of at least an eighth: the other
+    side begins before all is written, and no frame waits for half of the ring to be free.
+SHM-2  A view of the ring is released before the head moves past it. The head moves when a quarter
+    of the ring has been read, and at the end of the batch.
+SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: the producer that rang has
+    cleared `sleeping`, and unless the consumer sets it again the next frame rings nothing. A link
+    whose `sleeping` is still set did not cause the ring, and gets no turn.
+SHM-4  A bell is cleared before the rings are read, and before a link's `sleeping` is checked:
+    cleared later, it could swallow a ring that came in between.
+SHM-5  A link whose outbox is not empty has either set `waiting` in its ring or scheduled a
+    continuation, so something brings it back to write the rest.
+SHM-6  Memory for what may have to wait is reserved before the first byte of the frame is written,
+    because the other side waits for the rest of a frame that has begun. Without that memory the
+    link sends nothing of the frame.
 
-Bells: one of the pool, which all its workers ring and behind which all the parent's links listen;
-and one of each worker. Both carry both messages, "there is data" and "there is room".
-Descriptors: in the parent one for the pool and one for a worker (its bell), one more until
-`ChildEnd.release` (the memory); in the worker two (both bells). A bell that is a pipe has two.
+Doorbells: the pool has one, which all its workers ring and all the parent's links listen to; each
+worker has one. Both carry both messages, "there is data" and "there is room". Descriptors: the
+parent has one for the pool and one for each worker (its bell), and until `ChildEnd.release` one
+more (the memory); a worker has two (both bells). A bell that is a pipe has two.
 """
 
 from __future__ import annotations
@@ -56,32 +59,32 @@ from .._wire.frames import (
 from .endpoint import Endpoint, Links, watch_fd
 from .link import BATCH_BYTES, BATCH_FRAMES, Callback
 
-#: Bytes of each of a worker's two rings. Large enough that a stream is not stopped by a wake-up of
-#: the other side (some 50 us, in which 1 MiB can be copied), small enough to stay in a CPU's cache.
+#: Bytes of each of a worker's two rings. Large enough that a stream does not stop while the other
+#: side wakes (some 50 us, in which 1 MiB is copied), small enough to stay in a CPU's cache.
 CAPACITY: Final = 1 << 20
 
 _pack, _unpack = HEADER.pack, HEADER.unpack_from
 
 
 class PendingFrame:
-    """A frame in the outbox, and how much of it is written."""
+    """A frame in the outbox, and how many bytes of it are written."""
 
     __slots__ = ("offset", "reserved", "segments", "size")
 
     def __init__(self, segments: Sequence[Segment], size: int) -> None:
         self.segments = segments
-        self.size = size  # of all segments, the header's too
+        self.size = size  # of all segments, with the header
         self.offset = 0
         self.reserved: list[bytes] = []
 
     def reserve(self) -> None:
-        """Get the memory that `settle` may need, now that nothing is written (SHM-6)."""
+        """Take the memory that `settle` may need, before anything is written (SHM-6)."""
         for segment in self.segments:
             if not is_constant(segment):
                 self.reserved.append(buffer_builder.reserve(len(segment)))
 
     def settle(self) -> None:
-        """Copy what is not written yet and may change, and let go of what may (LINK-10)."""
+        """Replace each segment that may change by a copy of what is unwritten of it (LINK-10)."""
         begin, segments = 0, list(self.segments)
         for at, segment in enumerate(segments):
             end = begin + len(segment)
@@ -95,17 +98,17 @@ class PendingFrame:
 
 
 class DoorbellListener:
-    """A doorbell, and the links that listen for it in one loop."""
+    """A doorbell, and the links that listen to it in one loop."""
 
     def __init__(self, bell: ring.Doorbell) -> None:
         self.bell = bell
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inlets: list[framing.Inlet] = []
-        # SHM-4. In C: for each link that a bell is not for, it would else cost a call
+        # SHM-4. In C, as it looks at every link, and most have nothing to do
         self._rung = functools.partial(framing.answer, bell, self._inlets)
 
     def add(self, loop: asyncio.AbstractEventLoop, inlet: framing.Inlet) -> None:
-        """Let `inlet` be called in `loop` when the bell is rung and it has something to do."""
+        """Call `inlet` in `loop` when the bell rings and it has something to do."""
         if self._loop is None:
             watch_fd(loop, self.bell.fileno(), self._rung)
             self._loop = loop
@@ -114,7 +117,7 @@ class DoorbellListener:
         self._inlets.append(inlet)
 
     def remove(self, inlet: framing.Inlet) -> None:
-        """Forget `inlet`, if it is here."""
+        """Do not call `inlet` any more."""
         if inlet in self._inlets:
             self._inlets.remove(inlet)
 
@@ -132,7 +135,7 @@ class DoorbellListener:
 
 
 class ShmLink(Endpoint):
-    """One end of a mapping's two rings, see `transport.Link`."""
+    """One end of a mapping's two rings, a `Link`."""
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class ShmLink(Endpoint):
         closers: Sequence[Callback],
         links: Links | None = None,
     ) -> None:
-        """Ring the peer by `bell`, hear it at `listener`; call `closers` at the end."""
+        """Ring the peer with `bell`, listen at `listener`; `_release` calls `closers`."""
         super().__init__(mapping, links)
         self._mapping = mapping
         self._producer = producer
@@ -153,7 +156,7 @@ class ShmLink(Endpoint):
         self._listener = listener
         self._closers = closers
         self._most = mapping.capacity // 8  # SHM-1
-        # their sizes are in the first fragment
+        # the first fragment has the sizes of all parts
         self._most_parts = min(MAX_PARTS, (self._most - HEADER_SIZE) // PART_SIZE)
         self._quarter = mapping.capacity // 4  # SHM-2
         self._outbox: deque[PendingFrame] = deque()
@@ -161,7 +164,7 @@ class ShmLink(Endpoint):
         self._outlet = framing.Outlet(
             producer, bell, self._outbox, self._send_other, self._break_soon, self._most
         )
-        self.send = self._outlet.send  # no method of ours stands in between, at every frame
+        self.send = self._outlet.send  # bound directly, to save a call for each frame
         self.flush = self._outlet.flush
         self._inlet: framing.Inlet | None = None  # from start() on
 
@@ -172,15 +175,15 @@ class ShmLink(Endpoint):
             self._handler,
             self._take_record,
             self._on_drained,
-            # `_service` and not `drain`, also when nothing waits for room yet: it may by the time
-            # that the turn is continued, and a bell that comes in between is left to that (SHM-5)
+            # `_service`, which also writes, even if nothing waits for room now: a frame may wait by
+            # the time the turn is continued, and a ring until then gets no turn of its own (SHM-5)
             functools.partial(self._turn, self._service),
             BATCH_FRAMES,
             BATCH_BYTES,
             self._quarter,
         )
         self._listener.add(loop, self._inlet)
-        self._continue(self._service)  # SHM-3: goes to sleep for the first time
+        self._continue(self._service)  # SHM-3: the first turn sets `sleeping`
 
     # Sending
 
@@ -194,7 +197,7 @@ class ShmLink(Endpoint):
         function: int,
         payload: Sequence[Segment],
     ) -> None:
-        """A frame that is not one record, or not now."""
+        """Send a frame that `Outlet` does not write: a large one, or one that finds no room now."""
         size = sum(map(len, payload))
         if size > MAX_PAYLOAD:
             refuse_payload(size)
@@ -223,7 +226,7 @@ class ShmLink(Endpoint):
                 self.congested = bool(self._outbox)
             if self._outbox:
                 pending.settle()
-        except MemoryError as error:  # a part of it may be under way
+        except MemoryError as error:  # a part of the frame may be published
             self._break_soon(error)
 
     def _publish(self) -> None:
@@ -231,7 +234,7 @@ class ShmLink(Endpoint):
             self._bell.ring()
 
     def _write(self) -> bool:
-        """Write from the outbox what fits; True if there is more than a turn may do (LINK-4)."""
+        """Write from the outbox what fits; True if there is more to write now (LINK-4)."""
         outbox, producer = self._outbox, self._producer
         budget = BATCH_BYTES
         while outbox and budget > 0:
@@ -239,12 +242,11 @@ class ShmLink(Endpoint):
             written = producer.write_some(pending.segments, pending.offset)
             if not written:
                 self._publish()
-                return (
-                    not producer.want_room()
-                )  # SHM-5: the consumer rings, or there is room by now
+                # SHM-5: the consumer will ring, or there is room by now
+                return not producer.want_room()
             pending.offset += written
             budget -= written
-            if written < pending.size:  # a fragment: the other side copies while we write the next
+            if written < pending.size:  # a fragment: the peer copies it while we write on
                 self._publish()
             if pending.offset == pending.size:
                 outbox.popleft()
@@ -259,27 +261,27 @@ class ShmLink(Endpoint):
         return again
 
     def _break_soon(self, error: BaseException) -> None:
-        """Break, but not from inside `send` or `flush` (LINK-6)."""
+        """Break in a callback of the loop, and not inside `send` or `flush` (LINK-6)."""
         assert self._loop is not None
         self._loop.call_soon(self._break, error)
 
     # Receiving
 
     def _service(self) -> bool:
-        """One turn: what waits for room, then what has arrived."""
+        """One turn: write what waits for room, then read what has arrived."""
         again = self._pump() if self._outbox else False
         assert self._inlet is not None
         return not self._closed and (self._inlet.drain() or again)
 
     def _take_record(self, flags: int, record: memoryview) -> None:
-        """What is not one record with a plain header."""
+        """Take a record that `Inlet` does not: anything but one record with a plain header."""
         if flags == ring.WHOLE:
             self._take(record, len(record))
         else:
             self._take_fragment(flags, record)
 
     def _take(self, record: memoryview, size: int) -> None:
-        """One frame in one record."""
+        """Take a frame that is one record."""
         if size < HEADER_SIZE:
             raise CorruptHeaderError(f"a frame of {size} bytes has no header")
         kind, flags, parts, count, chunk_id, offset, function, length = _unpack(record)
@@ -293,7 +295,7 @@ class ShmLink(Endpoint):
             self._handler(kind, flags, count, chunk_id, offset, function, payload)
 
     def _take_fragment(self, record_flags: int, record: memoryview) -> None:
-        """A part of a frame; the ring has checked that these come in order."""
+        """Take a fragment; the ring has checked that fragments come in order."""
         if record_flags & ring.BEGIN:
             self._begin(record)
             return
@@ -302,7 +304,7 @@ class ShmLink(Endpoint):
             self._assembly.deliver(self._handler)
 
     def _begin(self, record: memoryview) -> None:
-        """The first fragment of a frame, or all of one that has parts."""
+        """Take the first fragment of a frame, or all of a frame that has parts."""
         size = len(record)
         if size < HEADER_SIZE:
             raise CorruptHeaderError(f"a first fragment of {size} bytes has no header")
@@ -310,7 +312,7 @@ class ShmLink(Endpoint):
         check_header(parts, length)
         begin = HEADER_SIZE + parts * PART_SIZE
         if size < begin:
-            raise CorruptHeaderError(f"a first fragment of {size} bytes has not {parts} sizes")
+            raise CorruptHeaderError(f"a fragment of {size} bytes has no room for {parts} sizes")
         fields = (kind, flags, count, chunk_id, offset, function)
         with record[HEADER_SIZE:begin] as sizes, record[begin:] as payload:
             self._assembly.begin(fields, length, sizes)
@@ -318,7 +320,7 @@ class ShmLink(Endpoint):
 
     def _drain_all(self) -> None:
         if self._inlet is None:
-            return  # never started
+            return  # it was never started
         more = True
         while more and not self._closed:
             _, more = self._inlet.hand_over()
@@ -347,18 +349,18 @@ class ShmLink(Endpoint):
 
 
 class ShmChildEnd:
-    """The worker's side of a mapping, see `transport.ChildEnd`."""
+    """The worker's side of a mapping, a `ChildEnd`."""
 
     def __init__(
         self,
         mapping: ring.Mapping,
         bell: ring.Doorbell,
         pool_bell: ring.Doorbell,
-        forget: Callback,
+        drop_parent: Callback,
     ) -> None:
         self._mapping = mapping
         self._per_bell = len(bell.fds)
-        self._handover = Handover((mapping.fd, *bell.fds, *pool_bell.fds), forget)
+        self._handover = Handover((mapping.fd, *bell.fds, *pool_bell.fds), drop_parent)
 
     def __getstate__(self) -> dict[str, object]:
         return {"_handover": self._handover, "_per_bell": self._per_bell}
@@ -378,7 +380,7 @@ class ShmChildEnd:
 
 
 class ShmBackend:
-    """Makes mappings, see `transport.Backend`."""
+    """Makes mappings, a `Backend`."""
 
     name: Final = "shm"
 

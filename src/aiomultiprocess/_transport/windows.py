@@ -1,20 +1,18 @@
-"""The pipe transport on Windows, where descriptors cannot be handed to a process. Experimental.
+"""The pipe transport on Windows, where a process cannot inherit descriptors. Experimental.
 
-The frames and the links are those of `pipe`. What differs is what is below them:
+Frames and links are those of pipe.py. What is below them differs:
 
-WINDOWS-1  A socket is shared with the pid of the worker that is being started, and needs no server
-    to ask for it. The pid is known while the worker's start-up message is pickled: there, and only
-    there,
-    multiprocessing writes the message to a process that runs already.
-WINDOWS-2  The ledger's page has a name instead of a descriptor. The name is random, so nobody else
-    has it, and the page goes with the last of the two processes that map it.
+WINDOWS-1  A socket is duplicated for the pid of the worker that starts, without a server in
+    between. The pid is known while the worker's start-up message is pickled, because on Windows
+    multiprocessing writes that message to a process that runs already.
+WINDOWS-2  The shared page has a name instead of a descriptor. The name is random, so no other
+    process knows it, and the page goes with the last of the two processes that map it.
 WINDOWS-3  The pair of sockets is a TCP connection. Small frames must not wait for an
-    acknowledgement of those before them; and the last bytes of a worker that ended may still be
-    under way when its end
-    is noticed, so `drain_dead` waits for EOF, which follows them at once.
+    acknowledgement of those before them. The last bytes of a dead worker may still be in transit
+    when its exit is noticed, so `drain_dead` waits for EOF, which follows them at once.
 
-Windows drops what a killed process had sent and nobody had received yet. Items whose results are
-lost so had been started, and fail with WorkerLostError; LINK-9 holds no further.
+Windows drops what a killed process had sent and the peer had not received. Items whose results are
+lost that way had been started, and fail with WorkerLostError: LINK-9 holds no further.
 """
 
 from __future__ import annotations
@@ -29,25 +27,25 @@ from .endpoint import Links
 from .pipe import PipeBackend, PipeLink
 from .shared_page import SIZE, SharedPage
 
-#: Seconds that the last bytes of a dead worker may take; they need no time worth measuring.
+#: Seconds that `drain_dead` waits for the last bytes of a dead worker, which usually are there.
 LAST_BYTES: Final = 1.0
 
-# What is used of these is of Windows alone, and unknown to a type checker elsewhere.
+# A type checker on another system does not know what these have on Windows.
 _mmap: Any = mmap
 _socket: Any = socket
 
 
 class NamedSharedPage(SharedPage):
-    """A ledger whose page is found by its name (WINDOWS-2)."""
+    """A shared page that is found by its name (WINDOWS-2)."""
 
     def __init__(self, name: str) -> None:
-        """Map the page of that name, a new one if there is none."""
+        """Map the page of that name; make it if there is none."""
         self.name = name
         super().__init__(-1)
 
     @classmethod
     def create(cls) -> NamedSharedPage:
-        """A new ledger that counts from 0; OSError if there is no memory for it."""
+        """Make a page that counts from 0; OSError if there is no memory for it."""
         return cls(f"aiomultiprocess-{os.urandom(16).hex()}")
 
     def _map_page(self) -> mmap.mmap:
@@ -56,7 +54,7 @@ class NamedSharedPage(SharedPage):
 
 
 class TcpLink(PipeLink):
-    """One end of a TCP connection, see `transport.Link` (WINDOWS-3)."""
+    """One end of a TCP connection, a `Link` (WINDOWS-3)."""
 
     def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
         super().__init__(sock, page, links)
@@ -77,11 +75,11 @@ class TcpLink(PipeLink):
 
 
 class SharedChildEnd:
-    """The worker's side of a TCP connection, see `transport.ChildEnd` (WINDOWS-1)."""
+    """The worker's side of a TCP connection, a `ChildEnd` (WINDOWS-1)."""
 
     def __init__(self, sock: socket.socket, page: NamedSharedPage) -> None:
         self._sock: Any = sock
-        self._shared: Any = None  # in the worker: what the socket is made from
+        self._shared: Any = None  # in the worker: what `fromshare` makes the socket of
         self._name = page.name
 
     def __getstate__(self) -> dict[str, object]:
@@ -94,7 +92,7 @@ class SharedChildEnd:
         return TcpLink(self._take(), page)
 
     def _take(self) -> socket.socket:
-        if hasattr(self, "_sock"):  # not in a worker, but in the process that made it: a test's
+        if hasattr(self, "_sock"):  # in the process that made it, as in tests
             taken: socket.socket = self._sock.dup()
         else:
             taken = _socket.fromshare(self._shared)
@@ -105,7 +103,7 @@ class SharedChildEnd:
 
 
 class WindowsPipeBackend(PipeBackend):
-    """Makes TCP connections, see `transport.Backend`."""
+    """Makes TCP connections, a `Backend`."""
 
     def create(self) -> tuple[PipeLink, SharedChildEnd]:
         page = NamedSharedPage.create()

@@ -1,4 +1,7 @@
-"""A payload that arrives in pieces, put together."""
+"""Put a payload together that arrives in pieces.
+
+A link of either transport has one `Assembly`, and fills it with the fragments of a large frame.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from collections.abc import Callable
 from struct import unpack
 from typing import Final, Protocol
 
-from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Dropped, Handler, PayloadParts, Segment
+from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Handler, PayloadParts, Segment
 
-#: A buffer of up to so many bytes is kept for the next payload that arrives in pieces.
+#: Bytes of the largest buffer that is kept for the next payload that arrives in pieces.
 KEEP: Final = 1 << 21
 
 
 class Builder(Protocol):
-    """Either `BufferBuilder`, or `Dropped`."""
+    """What fills an object piece by piece: a `BufferBuilder`, or `Dropped`."""
 
     @property
     def missing(self) -> int:
@@ -26,22 +29,38 @@ class Builder(Protocol):
         """The object, if nothing is missing."""
 
 
-class Assembly:
-    """A payload that arrives in pieces: as one view, or in parts (FRAME-4).
+class Dropped:
+    """A builder for an object for which there is no memory: it drops its pieces (FRAME-5)."""
 
-    What is handed over as a view is put together in the same buffer, one payload after another: to
-    fill fresh memory costs a page fault for each 4 KiB, twenty times the copying itself.
+    def __init__(self, size: int, missing: int) -> None:
+        self.missing = missing
+        self._size = size
+
+    def add(self, piece: memoryview) -> None:
+        """Drop a piece."""
+        self.missing -= len(piece)
+
+    def take(self) -> int:
+        """The size of the object, in its place."""
+        return self._size
+
+
+class Assembly:
+    """Collects one payload at a time, and hands it over as one view, or in parts (FRAME-4).
+
+    Payloads that are handed over as views share one buffer, one after another: filling new memory
+    costs a page fault for each 4 KiB, which is twenty times the cost of the copy itself.
     """
 
     def __init__(self, builder: Callable[[int, bool], Builder]) -> None:
-        """`builder(size, writable)` makes what a segment is filled into, a `BufferBuilder`."""
+        """`builder(size, writable)` makes the `BufferBuilder` for one part."""
         self._builder = builder
         self._data = bytearray()
         self._sizes: list[int] = []  # of the parts to come, the last first
         self._parts: list[bytes | bytearray | int] = []
         self._part: Builder | None = None
         self._part_size = 0
-        self._dropped = False  # FRAME-5: of a payload that is one view
+        self._dropped = False  # FRAME-5, for a payload that is one view
         self._in_parts = False
         self._filled = 0
         self._length = 0
@@ -55,8 +74,10 @@ class Assembly:
     def begin(
         self, fields: tuple[int, int, int, int, int, int], length: int, sizes: Segment = b""
     ) -> None:
-        """Expect a payload of `length` bytes, to be handed over behind `fields`, in parts if their
-        `sizes` are given as they stand before a payload."""
+        """Expect a payload of `length` bytes, for a call of the handler with `fields`.
+
+        `sizes`, as the frame has them before its payload, are those of its parts, if it has parts.
+        """
         self._fields = fields
         self._length = length
         self._filled = 0
@@ -73,7 +94,7 @@ class Assembly:
             raise CorruptHeaderError(f"parts of {sizes[::-1]} bytes in a payload of {self._length}")
 
     def add(self, piece: memoryview) -> None:
-        """Append a piece. FRAME-3: memory grows with it."""
+        """Append a piece; memory grows by its size (FRAME-3)."""
         end = self._filled + len(piece)
         if end > self._length:
             raise CorruptHeaderError(f"more than the {self._length} bytes that were announced")
@@ -99,8 +120,8 @@ class Assembly:
         while at < len(piece):
             part = self._part or self._next_part()
             end = min(len(piece), at + part.missing)
-            with piece[at:end] as some:
-                part = self._add_to_part(part, some)
+            with piece[at:end] as section:
+                part = self._add_to_part(part, section)
             at = end
             if not part.missing:
                 self._end_part(part)
@@ -131,7 +152,7 @@ class Assembly:
             return Dropped(self._part_size, self._part_size)
 
     def deliver(self, handler: Handler) -> None:
-        """Hand the frame over."""
+        """Hand the frame over. CorruptHeaderError if bytes of it are missing."""
         if self.missing:
             raise CorruptHeaderError(f"{self.missing} of {self._length} bytes never came")
         length = self._length

@@ -1,6 +1,6 @@
-"""One exception taken apart, and put together again in another process.
+"""Take one exception apart, and put it together again in another process (EXC-2).
 
-exceptions.py uses it for each exception that travels, and for those that it combines (EXC-2).
+exceptions.py uses this module for each exception that travels, and to combine a proxy's two types.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any, Final, NamedTuple
 from .tracebacks import field
 
 _HEAPTYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is not statically allocated in C
-#: The attribute in which an error that was rebuilt keeps what it was made from; it does not travel.
+#: The attribute in which a proxy keeps its text and its original; it is no part of the exception.
 REMOTE: Final = "_aiomultiprocess_remote"
 
 
 class ExceptionParts(NamedTuple):
     """What an exception consists of, besides its type (EXC-2)."""
 
-    args: tuple[Any, ...] | None  # None: those that the builtin base class makes
-    base_args: tuple[Any, ...]  # what the builtin base class is created from
-    base_state: dict[str, Any]  # what the builtin base class keeps besides
+    args: tuple[Any, ...] | None  # None: those that the builtin base class sets
+    base_args: tuple[Any, ...]  # arguments for the builtin base class
+    base_state: dict[str, Any]  # other fields of the builtin base class
     attributes: dict[str, Any]
-    slots: dict[int, Any]
+    slots: dict[int, Any]  # by their order, see `_slots`
 
 
 def take_apart(exc: BaseException) -> ExceptionParts:
+    """The parts of an exception. Raises what the user's attributes raise."""
     if isinstance(exc, BaseExceptionGroup):
         fields = map(group_field, ("message", "exceptions"))
         base_args: tuple[Any, ...] = tuple(one.__get__(exc) for one in fields)
@@ -46,7 +47,7 @@ def take_apart(exc: BaseException) -> ExceptionParts:
 
 
 def put_together(cls: type[Any], parts: ExceptionParts) -> Any:
-    """An exception of type `cls` from the parts of one of the same type, or of a base (EXC-2)."""
+    """Make an exception of type `cls` from the parts of one of its type, or of a base of it."""
     base = _static_base(cls)
     exc = base.__new__(cls, *parts.base_args)
     if not issubclass(cls, BaseExceptionGroup):
@@ -63,14 +64,14 @@ def put_together(cls: type[Any], parts: ExceptionParts) -> Any:
 
 
 def _static_base(cls: Any) -> Any:
-    """The class written in C that decides the layout: what it keeps is not in `__dict__`."""
+    """The base class written in C, which keeps its fields outside of `__dict__`."""
     while cls.__flags__ & _HEAPTYPE:
         cls = cls.__base__
     return cls
 
 
 def _slots(cls: type[Any]) -> Iterator[types.MemberDescriptorType]:
-    for klass in reversed(cls.__mro__):  # from the bottom: a combined class has the same indices
+    for klass in reversed(cls.__mro__):  # from the root: a combined class has the same order
         if "__slots__" in vars(klass):
             for value in vars(klass).values():
                 if isinstance(value, types.MemberDescriptorType):
@@ -86,10 +87,12 @@ def _filled_slots(exc: BaseException) -> Iterator[tuple[int, Any]]:
 
 
 def group_field(name: str) -> Any:
+    """The descriptor of a field of BaseExceptionGroup."""
     return vars(BaseExceptionGroup)[name]
 
 
 def pickles_itself(cls: type[Any]) -> bool:
+    """Whether a class defines how its instances are pickled, in copyreg or by `__reduce__`."""
     if cls in copyreg.dispatch_table:
         return True
     owners = (

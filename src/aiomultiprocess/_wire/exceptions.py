@@ -1,27 +1,26 @@
-"""Exceptions across the process boundary.
+"""Exceptions that cross a process boundary.
 
-    worker: dump_exception(exc) -> bytes -> parent: load_exception(bytes) -> the error to be raised
+    worker: dump_exception(exc) -> bytes -> parent: load_exception(bytes) -> the error to raise
 
-What is raised in the parent is a ProxyException whose text is the traceback from the worker, and,
-wherever the two can be combined, an instance of the original's type too. Its `__cause__` is the
-original exception, rebuilt.
+The parent raises a *proxy*: a ProxyException whose text is the traceback from the worker. Where the
+two types can be combined, the proxy is also an instance of the original's type, so that the
+caller's `except ValueError` catches it. Its `__cause__` is the *original*, the exception that was
+rebuilt in the parent. tracebacks.py makes the text; exception_parts.py takes one exception apart.
 
-EXC-1  The text arrives whatever the exception is made of. All the rest may be lost: an exception
-    that cannot be pickled, or not be rebuilt, is a plain ProxyException without a cause.
-EXC-2  Exceptions are rebuilt without a call of their `__init__`, which may want other arguments
-    than those in `args`, from `args`, `__dict__`, slots, and what their builtin base class keeps in
-    C.
+EXC-1  The text arrives whatever the exception contains. The rest may be lost: an exception that
+    cannot be pickled, or cannot be rebuilt, becomes a plain ProxyException without a cause.
+EXC-2  An exception is rebuilt without a call of its `__init__`, whose arguments may differ from
+    `args`. It is made from `args`, `__dict__`, slots, and what its builtin base class keeps in C.
     Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
 EXC-3  An exception travels as a flat list of nodes that refer to each other by index, so that no
-    chain, however long or circular, is walked by recursion. Members of a group stand before it.
-EXC-4  A type that is not derived from Exception, or that coroutines and generators treat specially,
-    is never combined: raised in the parent, it would end the parent's loop, or look like a
+    recursion walks its chain, however long or circular. Members of a group are before the group.
+EXC-4  A type that does not derive from Exception, or that coroutines and generators treat
+    specially, is never combined. Raised in the parent it would end the loop, or look like a
     cancellation of the caller.
-EXC-5  A printed error shows the remote traceback once. Python prints what is raised with its text,
-    so its original has no traceback. Where Python prints no text (SyntaxError), and where the
-    caller
+EXC-5  A printed error shows the remote traceback once. Python prints the proxy with its text, so
+    the original has no traceback. Where Python prints no text (SyntaxError), and where the caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
-    Notes are printed after the text of what is raised: they are its own, and not in its text.
+    Notes are printed after the text, so they are moved to the proxy and are not in its text.
 """
 
 from __future__ import annotations
@@ -43,12 +42,12 @@ from .exception_parts import (
     put_together,
     take_apart,
 )
-from .tracebacks import RemoteTraceback, described, field, notes_of
+from .tracebacks import RemoteTraceback, describe, field, notes_of
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
 
-MAX_NODES = 1000  # of one exception with its causes, contexts and members; the text has them all
+MAX_NODES = 1000  # exceptions in one message, with causes, contexts and members; the text has all
 
 #: What Python prints between an exception and the one that it caused.
 _CAUSED = """
@@ -57,7 +56,7 @@ The above exception was the direct cause of the following exception:
 
 
 class Stage(IntEnum):
-    """On which step of a task's way an error arose that its function did not raise."""
+    """The step of a task at which an error arose that its function did not raise."""
 
     FUNCTION = 0  # the function was unpickled in the worker
     ARGUMENT = 1  # the item was unpickled in the worker
@@ -71,33 +70,34 @@ def dump_exception(
     stage: Stage | None = None,
     detail: str = "",
 ) -> bytes:
-    """Make bytes of `exc` and its chain; always possible (EXC-1).
+    """Make bytes of `exc` and its chain. It never raises because of `exc` (EXC-1).
 
-    With a `stage`, `exc` is what went wrong there, and `detail` what its message needs of it.
+    `stage` is the step at which `exc` arose if the task's function did not raise it. `detail` is
+    what the parent's message says about that step.
     """
     dumper = _Dumper()
     try:
         nodes, root = dumper.dump(exc)
-    except BaseException:  # noqa: BLE001 - whatever it is that an exception does when looked at; EXC-1
+    except BaseException:  # noqa: BLE001 - attributes of an exception may run any code; EXC-1
         nodes, root = [], None
-    message = _Message(*described(exc), nodes, root, dumper.refusal, stage, detail)
+    message = _Message(*describe(exc), nodes, root, dumper.refusal, stage, detail)
     payload: bytes = dumps(tuple(message))
     return payload
 
 
 def load_exception(payload: Any, loads: Loads = pickle.loads) -> ProxyException:
-    """The error to raise here for what `dump_exception` was given in a worker."""
+    """The error to raise here for an exception that a worker has dumped."""
     return _raisable(_Message(*loads(payload)))
 
 
 def original_of(proxy: BaseException) -> BaseException:
-    """What was raised in the worker; `proxy` itself if that could not be rebuilt."""
+    """The original of a proxy; `proxy` itself if the original could not be rebuilt."""
     cause: BaseException | None = field("__cause__").__get__(proxy)
     return proxy if cause is None else cause
 
 
 def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
-    """The same for an error of a task; a `Failure` if that has a stage."""
+    """The error to raise for a task's exception; a `Failure` if it was dumped with a stage."""
     message = _Message(*loads(payload))
     if message.stage is None:
         return _raisable(message)
@@ -105,7 +105,7 @@ def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | F
 
 
 def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
-    """What was raised in the child, with its traceback; a ProxyException where it is lost."""
+    """The original, with its remote traceback; a ProxyException if it cannot be rebuilt."""
     message = _Message(*loads(payload))
     original, refusal = _rebuilt(message)
     if original is None:
@@ -115,7 +115,7 @@ def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
 
 
 class Failure(NamedTuple):
-    """An error with a stage, as it arrived: the parent says which item it was."""
+    """An error that was dumped with a stage. The parent adds which item it concerns."""
 
     text: TracebackStr
     original: BaseException | None
@@ -123,25 +123,25 @@ class Failure(NamedTuple):
     detail: str
 
     def noted(self, message: str) -> ProxyException:
-        """The error, of the type that it has, with a message below its traceback."""
+        """The error as a proxy of its own type, with `message` below its traceback."""
         text = f"{self.text}\n{message}"
         return ProxyException(text) if self.original is None else _proxy_of(self.original, text)
 
     def replaced(self, error: Exception) -> ProxyException:
-        """`error` in its place, with it as the cause."""
+        """A proxy of `error`, which has this error as its cause."""
         error.__cause__ = self.original
         last = traceback.format_exception_only(error)[-1].rstrip("\n")
         return _proxy_of(error, f"{self.text}\n{_CAUSED}\n{last}")
 
 
 class _Message(NamedTuple):
-    """What travels of an exception; a plain tuple on the way."""
+    """What travels of an exception, as a plain tuple."""
 
     text: TracebackStr
     notes: list[str]
     nodes: list[tuple[Any, ...]]
-    root: int | None  # the node of the exception itself
-    refusal: str | None = None  # why it has none
+    root: int | None  # the node of the exception itself, None if it could not be pickled
+    refusal: str | None = None  # why there is no root
     stage: int | None = None
     detail: str = ""
 
@@ -150,10 +150,10 @@ class _Message(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One exception among others (EXC-3); a plain tuple on the way."""
+    """One exception of a message (EXC-3); it travels as a plain tuple."""
 
     pickled: bytes
-    members: list[int] | None  # of a group
+    members: list[int] | None  # indices of a group's members; None if it is no group
     cause: int | None = None
     context: int | None = None
     suppress_context: bool = False
@@ -163,17 +163,17 @@ Nodes: TypeAlias = list[tuple[Any, ...]]
 
 
 class _Dumper:
-    """Makes the nodes of an exception and of all that it refers to."""
+    """Makes the nodes of an exception and of all exceptions that it refers to."""
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
         self._rebuilt: list[BaseException] = []
         self._seen: dict[int, int | None] = {}
         self._unlinked: list[tuple[int, BaseException]] = []
-        self.refusal: str | None = None  # why the last exception that has no node has none
+        self.refusal: str | None = None  # why the last exception without a node has none
 
     def dump(self, exc: BaseException) -> tuple[Nodes, int | None]:
-        """The nodes, and the index of that of `exc`."""
+        """The nodes, and the index of the node of `exc`."""
         root = self._visit(exc)
         while self._unlinked:
             index, source = self._unlinked.pop()
@@ -185,11 +185,11 @@ class _Dumper:
         return [tuple(node) for node in self._nodes], root
 
     def _visit(self, exc: BaseException | None) -> int | None:
-        """The index of the node of `exc`, or None: it cannot be had, or there are too many."""
+        """The index of the node of `exc`; None if it cannot be made, or there are too many."""
         if exc is None or isinstance(exc, RemoteTraceback):
             return None
         if id(exc) not in self._seen:
-            self._seen[id(exc)] = None  # stands for a group that contains itself
+            self._seen[id(exc)] = None  # for a group that contains itself
             self._seen[id(exc)] = self._add(exc) if len(self._nodes) < MAX_NODES else None
         return self._seen[id(exc)]
 
@@ -202,30 +202,30 @@ class _Dumper:
         index = len(self._nodes)
         self._nodes.append(node)
         self._rebuilt.append(rebuilt)
-        # the chain of a proxy is that of what it stands for
+        # a proxy has the chain of its original
         source = _remote_of(exc).original if isinstance(exc, _Combined) else exc
         self._unlinked.append((index, source))
         return index
 
     def _node_of(self, exc: BaseException) -> tuple[Node, BaseException]:
-        """A node, and the exception that was rebuilt from it to see that it can be (EXC-1)."""
+        """A node, and the exception rebuilt from it, which shows that it can be rebuilt (EXC-1)."""
         members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
         recipe = _recipe(exc, group=members is not None)
         node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
         if type(exc).__module__ == "builtins" and members is None:
-            return node, exc  # these can, and most exceptions are one of them
+            return node, exc  # builtin types can be rebuilt, and are the common case
         return node, _rebuild(node, self._rebuilt)
 
     def _members(self, group: BaseExceptionGroup[BaseException]) -> list[int]:
         exceptions = group_field("exceptions").__get__(group)
         members = [index for index in map(self._visit, exceptions) if index is not None]
         if len(members) != len(exceptions):
-            raise ValueError("a group without some of its members would tell less than its text")
+            raise ValueError("members of the group cannot be pickled: only its text is complete")
         return members
 
 
 def _recipe(exc: BaseException, *, group: bool) -> object:
-    """What is pickled of an exception: itself, if it has a way of its own (EXC-2), or its parts."""
+    """What is pickled: the exception, if its type pickles itself (EXC-2), or its parts."""
     cls = _original_type(type(exc))
     if pickles_itself(cls):
         return _remote_of(exc).original if isinstance(exc, _Combined) else exc
@@ -238,7 +238,7 @@ def _recipe(exc: BaseException, *, group: bool) -> object:
 
 
 def _are_members(members: Sequence[Any], args: Any) -> bool:
-    """Whether `args` of a group are those of its builtin class, message and members."""
+    """Whether a group has the `args` that its builtin class sets: message and members."""
     return (
         len(args) == 2
         and isinstance(args[1], Sequence)
@@ -247,7 +247,7 @@ def _are_members(members: Sequence[Any], args: Any) -> bool:
 
 
 def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
-    """The exception of a node; raises whatever the user's classes raise."""
+    """The exception of a node. Raises what the user's classes raise."""
     recipe = pickle.loads(node.pickled)
     if isinstance(recipe, tuple):
         cls, parts = recipe[0], ExceptionParts(*recipe[1])
@@ -261,7 +261,7 @@ def _rebuild(node: Node, earlier: list[Any]) -> BaseException:
 
 
 def _rebuilt(message: _Message) -> tuple[BaseException | None, str | None]:
-    """The exception of a message, linked to the others; or None and why it is lost."""
+    """The original of a message with its chain; or None, and why it cannot be rebuilt."""
     if message.root is None:
         return None, message.refusal
     refusals: dict[int, str] = {}
@@ -294,14 +294,14 @@ def _at(built: list[Any], index: int | None) -> BaseException | None:
 
 class _Remote(NamedTuple):
     text: TracebackStr
-    original: BaseException  # also its cause, as long as nobody raises it from something else
+    original: BaseException  # also the `__cause__`, unless the user raises the proxy `from` another
 
 
 class _Combined(ProxyException):
-    """The part of a combined class that comes first, so that it decides how the error behaves.
+    """The first base of a combined class, so that it decides how the error behaves.
 
-    The original's `__str__`, `__setattr__`, `__eq__`, `__hash__` and `__reduce__` are put aside:
-    they may be those of a frozen dataclass, which contextlib, for one, cannot pass on.
+    It hides the original's `__str__`, `__setattr__`, `__eq__`, `__hash__` and `__reduce__`. With
+    those of a frozen dataclass, for example, contextlib could not set `__traceback__`.
     """
 
     __setattr__ = BaseException.__setattr__
@@ -364,7 +364,7 @@ def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
 
 
 def _combine(original: BaseException, text: TracebackStr) -> ProxyException | None:
-    """An exception of the type of `original` and a ProxyException; None if that cannot be."""
+    """An error that is of the type of `original` and a ProxyException; None if there is none."""
     original_type: Any = type(original)
     cls = _combined_type(original_type)
     if cls is None:
@@ -372,7 +372,7 @@ def _combine(original: BaseException, text: TracebackStr) -> ProxyException | No
     try:
         proxy: ProxyException = put_together(cls, take_apart(original))
         vars(proxy)[REMOTE] = _Remote(text, original)
-    except Exception:  # noqa: BLE001 - a type that is odd in a way of its own; EXC-1
+    except Exception:  # noqa: BLE001 - its type may run any code; EXC-1
         return None
     return proxy
 
@@ -382,7 +382,7 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     if cls is ProxyException or not _may_be_raised(cls):
         return None
     bases: tuple[type, ...] = (_Combined, cls)
-    if cls is Exception:  # which comes with _Combined
+    if cls is Exception:  # a base of _Combined already
         bases = (_Combined,)
     namespace = {"__module__": ProxyException.__module__, "_original": cls}
     if issubclass(cls, BaseExceptionGroup):
@@ -390,7 +390,7 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     name = f"{ProxyException.__name__}({cls.__name__})"
     try:
         return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
-    except Exception:  # noqa: BLE001 - conflicting layouts, metaclasses that refuse: EXC-1
+    except Exception:  # noqa: BLE001 - layouts conflict, or a metaclass refuses: EXC-1
         return None
 
 
@@ -401,7 +401,7 @@ def _derive(self: Any, excs: Sequence[BaseException]) -> Any:
 
 
 def _may_be_raised(cls: type[BaseException]) -> bool:
-    """EXC-4."""
+    """Whether an error of this type may be raised in the parent (EXC-4)."""
     return issubclass(cls, Exception) and not issubclass(cls, (StopIteration, StopAsyncIteration))
 
 
@@ -411,7 +411,7 @@ def _original_type(cls: type[Any]) -> type[Any]:
 
 
 def _end_chain(exc: BaseException, end: RemoteTraceback) -> None:
-    """Append `end` to what Python prints before `exc`."""
+    """Append `end` to the chain that Python prints before `exc`."""
     seen = {id(exc)}
     while (deeper := _printed_before(exc)) is not None and id(deeper) not in seen:
         exc = deeper

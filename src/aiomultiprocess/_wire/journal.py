@@ -1,32 +1,30 @@
-"""The journal of a worker: what it has finished, and its parent may not have heard of.
+"""The format of a journal: the finished results of a worker in shared memory.
 
-A worker runs quick items in bursts and sends their results together. If one of them kills the
-process, those that had finished before must not be lost with it. So each result is encoded and
-copied into shared memory when its item has finished, before any other item's code runs, and that
-copy outlives the process. The parent reads it only after the worker has died, when it has heard all
-that the worker had published (retry.py, RETRY-7).
+A worker runs items that finish at once in bursts, and sends the results of a burst together. If an
+item kills the process, the results of those before it must not be lost. So the worker encodes each
+result and copies it into shared memory when its item has finished, before any code of another item
+runs; that copy outlives the process. The parent reads the journal only after the worker has died,
+and after it has handled all that the worker had published (queue.py, QUEUE-5).
 
-    word | entry | entry | … | entry that is open
+    word | entry | entry | … | open entry
 
-An entry is about the same as a frame: five words (LENGTH, IDENT, OFFSET, COUNT, KIND) and a
-payload. Results that will be sent together are one entry, which is open while they are added; its
-payload is that of the frame. The journal's first word says how far all this is to be
-believed, and in its upper half how many items are in the entry that is open.
+An entry holds what a frame would: five words (LENGTH, CHUNK_ID, OFFSET, COUNT, KIND) and a payload.
+Results that are sent together share one entry, whose payload is that of their frame; the entry is
+*open* while results are added to it. The first word of the journal says in its lower half up to
+which byte the journal is valid, and in its upper half how many items the open entry has.
 
-JOURNAL-1  What is written counts by one aligned store of the first word, after the bytes it tells
-    of. A process that is killed loses no store that it has made; so only their order matters (see
-    PAGE-1).
-JOURNAL-2  An open entry has LENGTH 0: it goes on to the end, and its count is in the first word. It
-    is closed by storing COUNT, then LENGTH, and says the same at every moment.
-JOURNAL-3  The journal is emptied only when all that is in it was published (_worker/engine.py,
-    WORKER-6). A result may be here and in the channel, but is never in neither; who reads it
-    ignores what was reported
-    (QUEUE-1).
-JOURNAL-4  What does not fit is not here. `append` and `put` say so, and the worker publishes it
-    before it lets anything else run.
-JOURNAL-5  The reader trusts nothing: it takes a copy, and looks at no byte beyond it.
+JOURNAL-1  One aligned store of the first word makes bytes valid, after they were written. A killed
+    process loses no store that it has made, so only the order of the stores matters (see PAGE-1).
+JOURNAL-2  An open entry has LENGTH 0. It extends to the end of the journal, and the first word has
+    its count. Storing COUNT, then LENGTH, closes it, and changes at no moment what it says.
+JOURNAL-3  The worker empties the journal only when all that is in it was published
+    (_worker/engine.py, WORKER-6). A result may be both here and in the channel, but never in
+    neither; the reader ignores results that were reported before (QUEUE-1).
+JOURNAL-4  A result for which there is no room is not in the journal. `append` and `put` report
+    that, and the worker publishes the result before it runs other code.
+JOURNAL-5  The reader does not trust the content: it takes a copy, and looks at no byte beyond it.
 
-`Journal` is the worker's side, `amp_ext.journal` is the same in Cython; `read` is the parent's.
+`read` is the parent's side. `Journal` is the worker's, in _pure/journal.py and amp_ext/journal.pyx.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ _ORDER: Final = sys.byteorder
 
 
 class Entry(NamedTuple):
-    """What one entry says, in the terms of a frame."""
+    """One entry, with the fields of a frame."""
 
     kind: int
     chunk_id: int
@@ -56,8 +54,8 @@ class Entry(NamedTuple):
 
 
 def read(memory: memoryview) -> Iterator[Entry]:
-    """The entries that a dead worker has left; CorruptHeaderError where they make no sense
-    (JOURNAL-5)."""
+    """Yield the entries of a dead worker's journal; CorruptHeaderError at the first invalid one."""
+    # JOURNAL-5
     word = int.from_bytes(memory[:_FIRST], _ORDER)
     end, count = word & 0xFFFFFFFF, word >> _COUNT_SHIFT
     if end > len(memory):

@@ -1,10 +1,10 @@
-"""How an exception from another process is shown: the text of its traceback, without our frames.
+"""The traceback of an exception, without the frames of this package.
 
-Both processes use this module: a worker before it sends an exception (exceptions.py), and the
-parent, `Process` and `Worker` before they raise one of their own calls.
+A worker makes the text of an exception here before it sends it (exceptions.py). Public functions
+remove our frames here from an error that they raise to the user.
 
-TRACEBACK-1  The text shows the user's frames: those of this package, and of asyncio where it runs
-    the user's code for this package, are left out.
+TRACEBACK-1  A traceback shows the user's frames. It leaves out the frames of this package, and
+    those of asyncio through which this package calls the user's code.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from typing import Any, Final
 from ..types import TracebackStr
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_COMPILED: Final = (
-    f"amp_ext{os.sep}"  # Cython gives its sources a path below the root of the project
-)
+_COMPILED: Final = f"amp_ext{os.sep}"  # Cython gives its sources a path below the project's root
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep
 
 
-class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is no error itself
-    """Ends the chain of an exception from a worker; its text is the traceback from there."""
+class RemoteTraceback(Exception):  # noqa: N818 - a link of a printed chain, no error
+    """The end of the chain of an exception from a worker; its text is the remote traceback."""
 
     def __init__(self, text: TracebackStr) -> None:
         super().__init__(text)
@@ -36,8 +34,8 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is shown in a chain, and is
         return f'\n"""\n{self.text}\n"""'
 
 
-def described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
-    """The traceback as Python prints it (TRACEBACK-1), and the notes that it prints after it."""
+def describe(exc: BaseException) -> tuple[TracebackStr, list[str]]:
+    """The traceback as Python prints it (TRACEBACK-1), and the notes that follow it there."""
     try:
         shown = traceback.TracebackException(
             type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
@@ -47,21 +45,21 @@ def described(exc: BaseException) -> tuple[TracebackStr, list[str]]:
         if notes:
             shown.__notes__ = None
         return "".join(shown.format()).rstrip("\n"), notes
-    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception; EXC-1
+    except BaseException as error:  # noqa: BLE001 - it runs methods of the exception (EXC-1)
         name = type(exc).__qualname__
         return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
 
 
 def notes_of(exc: BaseException) -> list[Any]:
-    """The notes of an exception, where they are what `add_note` makes."""
-    notes = field("__dict__").__get__(exc).get("__notes__")
-    return notes if type(notes) is list else []
+    """The notes of an exception, if they are a list, as `add_note` makes it."""
+    notes = vars(exc).get("__notes__")
+    return notes if isinstance(notes, list) else []
 
 
 def without_our_frames(exc: BaseException) -> None:
-    """Remove the frames of this package at which the traceback of `exc` begins (TRACEBACK-1).
+    """Remove the frames of this package with which the traceback of `exc` begins (TRACEBACK-1).
 
-    A bare `raise` in the outermost of them then leads on from the frame of the user's that awaits.
+    After a bare `raise` in our outermost function, the user's frame that awaits comes first.
     """
     trace = field("__traceback__").__get__(exc)
     files = [step.tb_frame.f_code.co_filename for step in _steps(trace)]
@@ -77,7 +75,7 @@ def _steps(trace: types.TracebackType | None) -> Iterator[types.TracebackType]:
 
 
 def _leave_out_our_frames(shown: traceback.TracebackException) -> None:
-    """TRACEBACK-1, for an exception and all that is printed with it."""
+    """Apply TRACEBACK-1 to an exception and to all that is printed with it."""
     left = [shown]
     while left:
         one = left.pop()
@@ -91,9 +89,9 @@ def _users_frames(frames: list[traceback.FrameSummary]) -> list[traceback.FrameS
 
 
 def _first_of_user(files: list[str]) -> int:
-    """Where the user's frames begin: after the last of ours, with asyncio's before it.
+    """The index of the user's first frame: after the last of ours, and asyncio's before that one.
 
-    asyncio's frames after that one, and those below frames of the user's, are the user's calls.
+    The user's code called asyncio's frames that come later.
     """
     begin = 0
     for at, file in enumerate(files):
@@ -109,5 +107,5 @@ def _is_ours(filename: str) -> bool:
 
 
 def field(name: str) -> Any:
-    """A field of BaseException, whatever the attribute methods do: frozen dataclasses refuse."""
+    """The descriptor of a field, for classes that refuse attributes, as frozen dataclasses do."""
     return vars(BaseException)[name]
