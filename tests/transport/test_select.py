@@ -158,7 +158,9 @@ def test_without_the_extension_everything_is_python_and_the_reason_is_kept() -> 
     assert name == "pipe"
     assert why.startswith("shm: amp_ext cannot be imported (")
     assert starter == "aiomultiprocess._pure.starter None"
-    assert error.startswith("the backend 'shm', requested by the argument, is unavailable: shm: amp")
+    assert error.startswith(
+        "the backend 'shm', requested by the argument, is unavailable: shm: amp"
+    )
 
 
 @WITH_EXTENSION

@@ -74,7 +74,6 @@ class StartArgumentsReceived:
             from .._wire.tracebacks import without_our_frames  # here: only errors need it
 
             without_our_frames(error)
-            why = f"({describe_error(error)}){import_hint(error)}"
             raise pickle.UnpicklingError(
                 f"{name} cannot be unpickled in {self._where} ({describe_error(error)})"
                 f"{import_hint(error)}"

@@ -68,19 +68,6 @@ RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
 
 log = logging.getLogger(__name__)
 
-
-def watch_parent(parent_fd: int | None) -> None:
-    """In a copy of this worker: end with the parent, as the worker does (copies.py, COPY-3)."""
-    watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
-
-
-def exit_by_signal(signum: int) -> None:
-    """End as the signal would have ended us, so that the parent sees why."""
-    copies.flush_streams()
-    signal.signal(signum, signal.SIG_DFL)
-    os.kill(os.getpid(), signum)
-
-
 Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there
 
 
@@ -175,7 +162,7 @@ class WorkerEngine:
             self._starter.close()
 
     def abandon(self) -> None:
-        """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
+        """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
         self._copied = True
         self._results.close()
         self._link.abandon()

@@ -24,8 +24,10 @@ from .._processes.startup import accept_interrupts, collect_garbage
 from .._transport.link import ChildEnd
 from .._wire import exceptions
 from . import leaving, watchdog
-from .engine import GRACE as GRACE  # the parent's worker.py reads it here
-from .engine import WorkerEngine, exit_by_signal, watch_parent
+from .engine import WorkerEngine
+from .leaving import GRACE
+
+__all__ = ["GRACE", "WorkerSpec", "main"]
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
