@@ -75,7 +75,7 @@ class Queue:
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
 
-    if not TYPE_CHECKING:  # type checkers would accept any attribute
+    if not TYPE_CHECKING:  # or type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.QUEUE)
