@@ -1,4 +1,8 @@
-"""The waiting `apply` calls of one function: a task source whose handles are futures."""
+"""The waiting `apply` calls of one function: a task source whose handles are futures.
+
+The engine makes one for each function that is called; a queue (queue.py) sends the calls and
+reports their results. The contract of a task source is in feed.py.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,31 @@ if TYPE_CHECKING:
 
 
 class CallQueue:
-    """All waiting `apply` of one function: their slots are the futures that the callers await."""
+    """All waiting `apply` calls of one function; their callers await the handles."""
 
     mode = Mode.APPLY
 
     def __init__(
         self, function: Function, on_done: Callable[[CallQueue], None], *, persistent: bool = False
     ) -> None:
-        """If `persistent`, there may be more when all are settled: it is done once the pool
-        closes."""
+        """`on_done` is called when all calls are settled; if `persistent`, once the pool closes."""
         self.function = function
         self.queued = False
         self.in_call_backlog = False
-        """Whether it stands among those that may pass; owned by the queue."""
+        """Whether its calls may overtake; the queue sets it."""
         self._on_done = on_done
         self._persistent = persistent
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
-        # those that are not settled, with the chunk that took each to a worker last (FEED-4)
+        # those that are not settled, with the chunk in which each was sent last (FEED-4)
         self._open: dict[asyncio.Future[Any], Chunk | None] = {}
         self.expect = self._open.setdefault
-        """One more will be settled: it waits here, or is being sent."""
+        """Count one more call, which `wait` follows, or a chunk that carries it."""
         self.wait = self._waiting.append
-        """One that is expected waits here: its future, and its arguments and keyword arguments."""
-        self._retries: dict[asyncio.Future[Any], int] = {}  # of those that may run again
+        """Queue a call that is expected: its future, and its arguments and keyword arguments."""
+        self._retries: dict[asyncio.Future[Any], int] = {}  # of calls that may run again
 
     def allow(self, future: asyncio.Future[Any], retries: int) -> None:
-        """One that may run again, so many times at most."""
+        """Let a call run again at most `retries` times."""
         self._retries[future] = retries
 
     @property
@@ -68,7 +71,7 @@ class CallQueue:
         self._waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
-        """These calls travel in that chunk (FEED-4)."""
+        """Record the chunk in which these calls travel (FEED-4)."""
         self._open.update(dict.fromkeys(handles, chunk))
 
     def chunk_of(self, future: asyncio.Future[Any]) -> Chunk | None:
@@ -80,7 +83,7 @@ class CallQueue:
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         still_open = self._open
-        # most come alone, and then `zip` would take as long as all the rest
+        # most results come alone, and then `zip` would take as long as all the rest
         alone = len(handles) == 1
         pairs = ((handles[0], values[0]),) if alone else zip(handles, values, strict=True)
         for future, value in pairs:
@@ -110,7 +113,7 @@ class CallQueue:
             self._on_done(self)
 
     def pool_closes(self) -> None:
-        """There will be no more."""
+        """Be done once all calls are settled: no more will come."""
         self._persistent = False
         if not self._open:
             self._on_done(self)

@@ -1,7 +1,7 @@
-"""A chunk: tasks of one feed at one worker, from the frame that takes them there to their answers.
+"""A chunk: tasks of one owner at one worker, from the frame that carries them to their results.
 
-The queues (queue.py, QUEUE-1) make them and hear what becomes of them; this is the account of
-one, and how an error that is met on the way is told to the caller.
+The queue (queue.py, QUEUE-1) makes a chunk for each frame of tasks that it sends, and marks in it
+what the worker reports. When all are reported, or the worker has died, it drops the chunk.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from .feed import Handles, TaskOwner
 
 
 class Chunk:
-    """Tasks of one feed at one worker, or one suspect."""
+    """Tasks of one task source, or one retry task, at one worker."""
 
     __slots__ = ("_offsets", "done", "first", "handles", "items", "left", "owner", "size")
 
     def __init__(
         self,
-        source: TaskOwner,
+        owner: TaskOwner,
         handles: Handles,
         items: list[Any],
         first: int,
         size: int,
     ) -> None:
-        self.owner = source
+        self.owner = owner
         self.handles = handles
-        self.items = items  # kept until all are done: another worker may have to run them
-        self.first = first  # number of the first one among all tasks the worker was sent
+        self.items = items  # kept until all are reported: another worker may have to run them
+        self.first = first  # how many tasks the worker was sent before; the id of the chunk
         self.size = size  # bytes that were sent
-        self.left = len(handles)
-        self.done: bytearray | None = None  # a byte for each, once a part of them was reported
-        self._offsets: dict[Any, int] | None = None  # of the slots, once one is asked for
+        self.left = len(handles)  # tasks that are not reported
+        self.done: bytearray | None = None  # a byte for each task, once a part was reported
+        self._offsets: dict[Any, int] | None = None  # by handle, once `offset_of` is called
 
     def report(self, offset: int, count: int) -> None:
-        """Mark tasks as reported; a worker that reports one twice is not to be trusted
-        (QUEUE-1)."""
+        """Mark tasks as reported; CorruptHeaderError if one was before (QUEUE-1, FEED-1)."""
         end, size = offset + count, len(self.handles)
         if self.done is None:
             self.done = bytearray(size)
@@ -48,27 +47,26 @@ class Chunk:
         self.left -= count
 
     def offset_of(self, handle: Any) -> int:
-        """The offset of a task by its slot, at the cost of one look at a table (feed.py,
-        FEED-4)."""
+        """The offset of a task by its handle, in constant time after the first call (FEED-4)."""
         if self._offsets is None:
             self._offsets = {handle: at for at, handle in enumerate(self.handles)}
         return self._offsets[handle]
 
     def unreported(self, start: int, stop: int) -> list[int]:
-        """Offsets in that range whose tasks are not settled."""
+        """The offsets from `start` to `stop` whose tasks are not reported."""
         return [at for at in range(start, stop) if self.done is None or not self.done[at]]
 
 
 def settle_each(
-    source: TaskOwner,
+    owner: TaskOwner,
     handles: Handles,
     values: list[Any],
     errors: Mapping[int, BaseException],
     size: int,
 ) -> None:
-    """Settle tasks of which some have failed, those at the offsets in `errors`."""
+    """Settle tasks of which those at the offsets in `errors` have failed."""
     for at, handle in enumerate(handles):
         if at in errors:
-            source.fail(handle, errors[at])
+            owner.fail(handle, errors[at])
         else:
-            source.deliver([handle], [values[at]], size)
+            owner.deliver([handle], [values[at]], size)

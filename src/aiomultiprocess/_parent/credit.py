@@ -119,7 +119,7 @@ class Credit:
         pace = self._paces.get(function)
         running = started - self.finished
         free = self.concurrency_seen - running
-        if free < self._wanted:  # but more tasks may run now than when the worker said so
+        if free < self._wanted:  # the worker said so when fewer tasks were running
             free = min(self._wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
         if (

@@ -1,4 +1,8 @@
-"""The errors that a caller meets: each names the task, the value and the way out."""
+"""The errors that callers get: each names the task, what was wrong and the way out.
+
+The queue (queue.py) explains errors that a task's own code did not raise, the engine a worker that
+did not start, and sources and routers what code of the user's raised in the parent.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from .feed import Handles, TaskOwner
 def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) -> None:
     """Name the items of a starmap that failed because they are no sequences of arguments.
 
-    Only those that failed are looked at, as a look at every item would take long.
+    Only items that failed are checked: checking all of them would be slow.
     """
     if chunk.owner.mode is not Mode.STAR:
         return
@@ -33,14 +37,14 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
             errors[at] = refuse_star(chunk.owner.function.label, handle, item)
 
 
-def explain_item(error: BaseException, source: TaskOwner, handle: Any, item: Any) -> Exception:
-    """Say which item it was that could not be sent, and why."""
-    which = _item(source, handle)
+def explain_item(error: BaseException, owner: TaskOwner, handle: Any, item: Any) -> Exception:
+    """The error of an item that could not be sent: which one it is, and why."""
+    which = _item(owner, handle)
     if issubclass(type(error), MemoryError):
         return out_of_memory(f"{which} cannot be sent to a worker", error)
     refusal = pickle.PicklingError(
         f"{which} cannot be sent to a worker ({describe_error(error)}); "
-        f"pass plain data, not {_shown(source, item)}"
+        f"pass plain data, not {_shown(owner, item)}"
     )
     without_our_frames(error)
     refusal.__cause__ = error
@@ -50,21 +54,21 @@ def explain_item(error: BaseException, source: TaskOwner, handle: Any, item: Any
 def explain_each(
     kind: int,
     errors: Mapping[int, BaseException | Failure],
-    source: TaskOwner,
+    owner: TaskOwner,
     handles: Handles,
 ) -> dict[int, BaseException]:
-    """Errors as the callers of their tasks get them."""
+    """The errors at these offsets, as the callers of their tasks get them."""
     explain: Any = explain_refusal if kind == Kind.REFUSED else _explained
-    return {at: explain(error, source, handles[at]) for at, error in errors.items()}
+    return {at: explain(error, owner, handles[at]) for at, error in errors.items()}
 
 
-def explain_refusal(error: BaseException, source: TaskOwner, handle: Any) -> Exception:
-    """The error of an item, or of its function, that its worker has no memory for."""
-    return out_of_memory(f"{_item(source, handle)} could not be received by its worker", error)
+def explain_refusal(error: BaseException, owner: TaskOwner, handle: Any) -> Exception:
+    """The error of an item for which, or for whose function, its worker has no memory."""
+    return out_of_memory(f"{_item(owner, handle)} could not be received by its worker", error)
 
 
 def out_of_memory(what: str, error: BaseException) -> MemoryError:
-    """The error of an item that some process has no memory for."""
+    """The error of a step for which a process lacks memory; `what` describes the failed step."""
     why = describe_error(original_of(error)).removesuffix(": ")
     refusal = MemoryError(
         f"{what}: there is too little memory for it ({why}). Pass it in parts, or put it into a "
@@ -74,21 +78,21 @@ def out_of_memory(what: str, error: BaseException) -> MemoryError:
     return refusal
 
 
-def _explained(error: BaseException | Failure, source: TaskOwner, handle: Any) -> Exception:
-    """The error of a task that an answer brought, or of an answer that could not be unpickled."""
-    kind = type(error)  # isinstance would ask the error, which may do anything
+def _explained(error: BaseException | Failure, owner: TaskOwner, handle: Any) -> Exception:
+    """The error of a task that a frame brought, or of a result that could not be unpickled."""
+    kind = type(error)  # isinstance would run `__class__` of the error, which is the user's code
     if kind is Failure:
-        return _explain_failure(cast("Failure", error), source, handle)
+        return _explain_failure(cast("Failure", error), owner, handle)
     if issubclass(kind, ProxyException):
         return cast("ProxyException", error)
-    return _explain_result(cast("BaseException", error), source, handle)
+    return _explain_result(cast("BaseException", error), owner, handle)
 
 
-def _explain_result(error: BaseException, source: TaskOwner, handle: Any) -> Exception:
+def _explain_result(error: BaseException, owner: TaskOwner, handle: Any) -> Exception:
     if issubclass(type(error), MemoryError):
-        return out_of_memory(f"the result of {_task(source, handle)} could not be received", error)
+        return out_of_memory(f"the result of {_task(owner, handle)} could not be received", error)
     proxy = ProxyException(
-        f"the result of {_task(source, handle)} could not be unpickled in the parent process "
+        f"the result of {_task(owner, handle)} could not be unpickled in the parent process "
         f"({describe_error(error)}){import_hint(error)}"
     )
     without_our_frames(error)
@@ -96,14 +100,14 @@ def _explain_result(error: BaseException, source: TaskOwner, handle: Any) -> Exc
     return proxy
 
 
-def _explain_failure(failure: Failure, source: TaskOwner, handle: Any) -> ProxyException:
+def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyException:
     if failure.stage == Stage.FUNCTION:
-        label = source.function.label
+        label = owner.function.label
         return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
     if failure.stage == Stage.ARGUMENT:
-        item = _item(source, handle)
+        item = _item(owner, handle)
         return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
-    result = f"the result of {_task(source, handle)}"
+    result = f"the result of {_task(owner, handle)}"
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)
         return failure.replaced(pickle.PicklingError(message))
@@ -111,29 +115,29 @@ def _explain_failure(failure: Failure, source: TaskOwner, handle: Any) -> ProxyE
 
 
 def explain_loss(
-    source: TaskOwner, handle: Any, pid: int | None, exitcode: int | None
+    owner: TaskOwner, handle: Any, pid: int | None, exitcode: int | None
 ) -> WorkerLostError:
     """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(_task(source, handle), pid, exitcode)
+    return WorkerLostError(_task(owner, handle), pid, exitcode)
 
 
-def _shown(source: TaskOwner, item: Any) -> str:
-    if source.mode is not Mode.APPLY:
+def _shown(owner: TaskOwner, item: Any) -> str:
+    if owner.mode is not Mode.APPLY:
         return shown(item)
     args, kwargs = item
     values = (*args, *kwargs.values())
     return shown(values[0] if len(values) == 1 else values)
 
 
-def _item(source: TaskOwner, handle: Any) -> str:
+def _item(owner: TaskOwner, handle: Any) -> str:
     """How messages name what a task is called with."""
     what = f"item {handle}" if isinstance(handle, int) else "an argument"
-    return f"{what} of a call of {source.function.label}"
+    return f"{what} of a call of {owner.function.label}"
 
 
-def _task(source: TaskOwner, handle: Any) -> str:
+def _task(owner: TaskOwner, handle: Any) -> str:
     """How messages name a task: one of a map by its item, an `apply` by its function."""
-    return _item(source, handle) if isinstance(handle, int) else source.function.label
+    return _item(owner, handle) if isinstance(handle, int) else owner.function.label
 
 
 def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
@@ -146,7 +150,7 @@ def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
 
 
 def load_error(payload: Any) -> BaseException | exceptions.Failure:
-    """What an item has raised, or MemoryError if that is too large to be had here."""
+    """The exception of an item, or MemoryError if it does not fit into memory here."""
     try:
         return exceptions.load_answer(as_bytes(payload), _accel.loads)
     except MemoryError as error:
@@ -155,17 +159,17 @@ def load_error(payload: Any) -> BaseException | exceptions.Failure:
         )
 
 
-#: What ends programs: it passes through callbacks, and the loop with all that is in it may go on.
+#: What ends programs. Callbacks let it pass; the loop and its tasks may run on afterwards.
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 
 
 def as_exception(error: BaseException, of: str) -> Exception:
-    """What is raised where results are awaited, for what code of the user's raised elsewhere.
+    """The error to raise where results are awaited, for `error` of the user's code elsewhere.
 
-    What is no Exception would end the loop there, or look like the cancellation of who awaits.
+    Any other BaseException would end the loop there, or look like a cancellation of the awaiter.
     """
     if isinstance(error, Exception):
         return error
-    told = RuntimeError(f"{of} was ended by {type(error).__name__}")
-    told.__cause__ = error
-    return told
+    raised = RuntimeError(f"{of} was ended by {type(error).__name__}")
+    raised.__cause__ = error
+    return raised

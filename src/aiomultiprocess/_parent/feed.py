@@ -1,21 +1,22 @@
-"""The life of a task, as the feeds see it: what the queues take tasks from, and report them to.
+"""The life of a task as its source sees it: the contract between task sources and queues.
 
     waiting --take()--> sent --deliver()--> done
        ^                 |  \\---fail()----> failed
        |                 |
        +---put_back()----+     (its worker died before it started the task)
 
-A task whose worker died after that has failed, or is sent again as a suspect (retry.py) until it
-is done or has failed.
+A queue (queue.py) takes tasks from a *task source*, and reports their results to it. There are
+three kinds: a `Job`, one `map` or `starmap` (job.py); a `CallQueue`, all waiting `apply` calls of
+one function (calls.py); and `RoutedTasks`, the tasks of a job that a user's scheduler gave to one
+queue (routing.py). A started task whose worker died may run again as a retry task (retry.py), which
+then stands between the chunk and the task's source.
 
-`Job` (job.py) is the feed of one `map` or `starmap`. Here are the contract and the others:
-`CallQueue`, all waiting `apply` of one function, and `RoutedTasks`, what a user's scheduler gave of
-a job to one queue.
+A *handle* is the place of one task's result: an index of a job, or the future of a call.
 
-FEED-1  Every task is settled exactly once: `deliver` or `fail` is called for its slot, never both,
-    never twice. (chunk.py keeps the other half of this: a chunk marks what was reported.)
-FEED-2  A feed hands out tasks in the order of the input; those put back come first.
-FEED-3  Nothing is kept per task of a map but its result: slots are numbers of a range, not objects.
+FEED-1  Every task is settled exactly once: either `deliver` or `fail` is called for its handle, and
+    only once. (A chunk marks what was reported, so that no report counts twice: chunk.py.)
+FEED-2  A source hands out tasks in the order of its input; those that were put back come first.
+FEED-3  Of each task of a map only the result is kept: its handle is an index, not an object.
 FEED-4  A call knows its chunk, so that cancelling n calls takes time in proportion to n, and not to
     n times the number of calls under way.
 """
@@ -32,22 +33,22 @@ Handles = Sequence[Any]
 
 
 class TaskOwner(Protocol):
-    """Who a chunk reports to: a task source, or one task that runs again (retry.py)."""
+    """What a chunk reports to: a task source, or a retry task (retry.py)."""
 
     function: Function
     mode: Mode
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
-        """These were taken and never started."""
+        """Take back tasks that no worker has started; they are handed out first (FEED-2)."""
 
     def retries_of(self, handle: Any) -> int:
-        """How often a task may run again after its worker died; 0 if nobody waits for it."""
+        """How often a task may run again after its worker died; 0 if its caller gave up."""
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
-        """Results, `size` bytes of them as they travelled."""
+        """Settle tasks with their results, which travelled in `size` bytes."""
 
     def fail(self, handle: Any, error: BaseException) -> None:
-        """The error that ends one task."""
+        """Settle one task with its error."""
 
 
 class TaskSource(TaskOwner, Protocol):
@@ -67,4 +68,4 @@ class TaskSource(TaskOwner, Protocol):
         """Up to `n` tasks: their handles, and what their function is called with."""
 
     def fail_all(self, error: BaseException) -> None:
-        """The pool gave up: settle all that are not settled."""
+        """Settle every task that is not settled: the pool gave up."""

@@ -1,19 +1,25 @@
 """A job: one `map` or `starmap`, from its input to its results.
 
-It is a *feed* (feed.py): the queues take tasks from it and report to it. On its other side any
-number of readers wait for results, all of them or one after the other.
+On one side a job is a *task source* (feed.py): queues take tasks from it and report their results
+to it. On the other side callers wait for results, either for all of them (`await_all`) or for one
+after another (`Reader`, one for each `async for`). The engine opens a job, and learns from it when
+it has more tasks (`on_more`) and when its last task is settled (`on_done`).
 
-JOB-1  A list of results is complete: the values of a sequence are never dropped.
-JOB-2  An iterator is pulled only as far ahead of its fastest reader as LOOK_AHEAD says, unless
-    somebody awaits all results; what its slowest reader has passed by far is dropped.
-JOB-3  Nothing is kept per task but its result.
-JOB-4  Nobody knows how large the next items are: if a frame had no room for all that were taken, no
-    more than twice as many as it had are taken next; of an iterator, which cannot take them back,
-    a few at first.
-JOB-5  Each await gives a list of its own. A copy of a million results makes the loop stand still:
-    who is the last that can ask gets the list itself.
-JOB-6  A job may be given up while code of the user's runs: an input is asked for items, an item is
-    pickled. What was under way then has failed with all the rest, and is not taken up again.
+The input is a `Source` (sources.py). An input is *bounded* if its length is known (a sequence); an
+iterator or async iterable is not.
+
+JOB-1  A list of results is complete: the values of a bounded input are never dropped.
+JOB-2  An unbounded input is pulled only as far ahead of its fastest reader as `LOOK_AHEAD_ITEMS`
+    and `LOOK_AHEAD_BYTES` allow, unless a caller awaits all results. Results that its slowest
+    reader has left far behind are dropped.
+JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
+    most twice as many as it carried are taken next. An unbounded input, which cannot take items
+    back, starts with `FIRST_STEP` items.
+JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
+    possible caller receives the list itself rather than a copy.
+JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
+    is pickled. Tasks that were being taken or put back then have failed with all others, and are
+    neither handed out nor queued again.
 """
 
 from __future__ import annotations
@@ -32,9 +38,9 @@ from .functions import Function
 from .sources import SequenceSource, Source
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
-LOOK_AHEAD_BYTES = 64 << 20  # ... and how many bytes of them
-FIRST_STEP = 8  # items of an iterator that are pulled before the size of any is known
-STEP_GROWTH = 8  # until they are seen to be large
+LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
+FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
+STEP_GROWTH = 8  # by which this number grows, as long as frames have room for all
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
 ANOTHER_LOOP = (
@@ -48,7 +54,7 @@ FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
 
 
 class Routing(Protocol):
-    """How the tasks of a job reach the queues that a user's scheduler chooses (routing.py)."""
+    """What gives the tasks of a job to the queues that a user's scheduler chooses (routing.py)."""
 
     def route(self, n: int) -> None:
         """Take up to `n` more tasks from the job, and give each to its queue."""
@@ -58,10 +64,10 @@ class Routing(Protocol):
 
 
 class Job:
-    """One `map` or `starmap`: a cursor into the input and the results so far.
+    """One `map` or `starmap`: a cursor into the input, and the results so far.
 
-    The engine feeds from it; any number of readers wait on it (`await_all`, `result_at`).
-    `on_more` is called when tasks may be had again, `on_done` once when the last is settled.
+    `on_more` is called when there may be tasks again after `take` returned none; `on_done` once,
+    when the last task is settled.
     """
 
     def __init__(
@@ -86,31 +92,30 @@ class Job:
         self._on_more = on_more
         self._on_done = on_done
         self._retries = retries
-        self._returned: deque[tuple[int, Any]] = deque()
+        self._returned: deque[tuple[int, Any]] = deque()  # put back: handed out first (FEED-2)
         self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
-        self._last = 0  # how many were taken, anew or again, the last time
+        self._last = 0  # how many the last `take` returned
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
         self._bytes = 0  # size of all results so far
         self._values: list[Any] = []  # results from index _base on
         self._base = 0
         self._errors: dict[int, BaseException] = {}
-        self._error_of_the_rest: BaseException | None = None  # once all was given up
+        self._error_of_the_rest: BaseException | None = None  # set when the job is given up
         self._origin: types.TracebackType | None = None  # where the input failed
         self._was_read = False
-        self._awaiting = 0  # how many have asked for all results and not got them
-        self._unreferenced = False  # nobody else can begin to read
+        self._awaiting = 0  # callers that await all results now
+        self._unreferenced = False  # no other caller can begin to read
         self._pool_closes = False
         self._loop = loop
-        # who waits for one result, and for which; and who waits for all of them
-        self._waiters: dict[asyncio.Future[None], int] = {}
+        self._waiters: dict[asyncio.Future[None], int] = {}  # each for the result of an index
         self._waiters_for_all: dict[asyncio.Future[None], None] = {}
         self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
 
-    # -- the engine's side ---------------------------------------------------------------------
+    # -- the queues' side ---------------------------------------------------------------------
 
     def open(self, source: Source) -> None:
-        """Begin with `source`; a job whose input is empty is done at once."""
+        """Set the input; a job whose input is empty is done at once."""
         self.source = source
         if not self._is_bounded:
             self._step = FIRST_STEP
@@ -136,7 +141,7 @@ class Job:
         try:
             items = self.source.take(min(n, self._step, self._look_ahead()))
         except INTERRUPTS:
-            if self.source.exhausted:  # it was the input's end: nobody may ask it again
+            if self.source.exhausted:  # the interrupt ended the input, which is not asked again
                 self._end_of_input()
             raise
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
@@ -148,7 +153,7 @@ class Job:
         self._values += [PENDING] * len(items)
         if self.source.exhausted:
             self._end_of_input()
-        return range(first, self._taken), items
+        return range(first, self._taken), items  # FEED-3
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         if self._error_of_the_rest is not None:  # JOB-6
@@ -187,7 +192,7 @@ class Job:
         self._values = [FAILED if value is PENDING else value for value in self._values]
         self._values += [FAILED] * left
         self._taken += left
-        if not self._is_bounded:  # what was never pulled fails as the item after the last one
+        if not self._is_bounded:  # items that were never pulled fail as one, after the last
             self._errors.setdefault(self._taken, error)
         self._error_of_the_rest = error
         self._settled = self._taken
@@ -196,14 +201,15 @@ class Job:
         self._finish()
 
     def mark_unreferenced(self) -> bool:
-        """Nobody else can begin to read, see `drop_unread`; True if that is to be called in the
-        loop."""
+        """Record that no other caller can begin to read; True if `drop_unread` must follow."""
         self._unreferenced = True
         return not self.done and not self.wanted_all
 
     def drop_unread(self) -> None:
-        """Nobody will read on. What was never read is run to its end, as `map` promises; an input
-        that was read in part is pulled no further, or an endless one would never let a pool close.
+        """End the job without its readers.
+
+        A job that was never read runs to its end, as `map` promises. An unbounded input that was
+        read in part is pulled no further: an endless one would keep the pool from closing.
         """
         if self.done:
             return
@@ -217,21 +223,21 @@ class Job:
             self._after_change()
 
     def pool_closes(self) -> None:
-        """Closing waits for this job: it must not wait in turn for somebody to read."""
+        """Depend on no reader from now on: the pool waits for this job before it closes."""
         self._pool_closes = True
-        for error in self._errors.values():  # one that was raised holds the frames it came through,
-            self._fresh(error)  # and so the `async for`, which would never seem to be gone
+        for error in self._errors.values():  # the traceback of one that was raised refers to the
+            self._fresh(error)  # `async for`, and would keep its reader alive
         self.reader_gone()
 
     def reader_gone(self) -> None:
-        """An `async for` may have ended before the last result."""
+        """End the job if the pool closes and its last `async for` has ended early."""
         if self._pool_closes and not self._readers:
             self.drop_unread()
 
     # -- the reader's side ---------------------------------------------------------------------
 
     def want_all(self) -> None:
-        """All results will be waited for: an iterator is pulled to its end."""
+        """Pull the input to its end, as a caller awaits all results."""
         self._require_kept(0)
         if not self.wanted_all:
             self.wanted_all = True
@@ -241,9 +247,8 @@ class Job:
     def await_all(self) -> Coroutine[Any, Any, list[Any]]:
         """The results in input order; raises the first error as soon as one is known."""
         self.want_all()
-        self._awaiting += (
-            1  # here, and not when the coroutine begins: another may end before (JOB-5)
-        )
+        # here, not when the coroutine starts: another await may end before that (JOB-5)
+        self._awaiting += 1
         return self._all_results()
 
     async def _all_results(self) -> list[Any]:
@@ -283,7 +288,7 @@ class Job:
         return reader
 
     def drop_reader(self, reader: Reader) -> None:
-        """A reader was closed: neither look-ahead nor what is kept depends on it any more."""
+        """Remove a reader: look-ahead and kept results then depend on the others alone."""
         self._readers.discard(reader)
 
     def is_waiting(self, reader: Reader) -> bool:
@@ -291,8 +296,8 @@ class Job:
         return reader.index > 0 and not self._is_ready(reader.index - 1)
 
     def has_moved(self, reader: Reader) -> None:
-        """A reader went on: look-ahead opens, and old results of an iterator may go."""
-        if self._is_bounded or self.wanted_all:
+        """Pull more of an unbounded input, and drop old results, as a reader has moved (JOB-2)."""
+        if self._is_bounded or self.wanted_all:  # JOB-1
             return
         if not self.queued and not self.source.exhausted and self._look_ahead() > 0:
             self._on_more(self)
@@ -307,13 +312,13 @@ class Job:
         return self.source.left is not None
 
     def _look_ahead(self) -> int:
-        """How many more items may be pulled before somebody reads."""
+        """How many more items may be pulled before a reader moves (JOB-2)."""
         if self._is_bounded or self.wanted_all:
             return LOOK_AHEAD_ITEMS
         read = max((reader.index for reader in self._readers), default=0)
         unread = self._taken - read
         limit = LOOK_AHEAD_ITEMS
-        if self._bytes:  # of large results, a few for each worker
+        if self._bytes:  # 64 even of large results: a few for each worker
             limit = min(limit, max(64, LOOK_AHEAD_BYTES * self._settled // self._bytes))
         return max(0, limit - unread)
 
@@ -321,7 +326,7 @@ class Job:
         return self._bytes / max(1, self._settled) * results
 
     def _drop_read(self, count: int) -> None:
-        # a reader that was closed may end its last step when no other is left
+        # without readers, the last step of a closed one calls this: it drops nothing
         slowest = min((reader.index for reader in self._readers), default=self._base)
         count = min(count, slowest - self._base)
         if count > 0:
@@ -344,7 +349,7 @@ class Job:
 
     async def _wait(self, index: int | None) -> None:
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # which nobody would wake
+        if loop is not self._loop:  # the future would be set from another thread
             raise RuntimeError(ANOTHER_LOOP)
         future: asyncio.Future[None] = loop.create_future()
         if index is None:
@@ -353,12 +358,12 @@ class Job:
             self._waiters[future] = index
         try:
             await future
-        finally:  # also if it was cancelled: nobody may wake it for long
+        finally:  # a cancelled waiter would stay here until its result is ready
             self._waiters_for_all.pop(future, None)
             self._waiters.pop(future, None)
 
     def _fresh(self, error: BaseException) -> BaseException:
-        """An error to be raised, as often as somebody asks: each `raise` adds to its traceback."""
+        """`error` without the traceback that earlier raises of it have added."""
         origin = self._origin if error is self.source.error else None
         return BaseException.with_traceback(error, origin)
 
@@ -373,7 +378,7 @@ class Job:
         if self.source.exhausted and self._settled == self._taken and not self.done:
             error = self.source.error
             if error is not None and self._taken not in self._errors:
-                self._errors[self._taken] = error  # an async iterable fails when it likes
+                self._errors[self._taken] = error  # an async iterable failed after the last take
                 self._origin = error.__traceback__
             self._finish()
         elif self._waiters or self._waiters_for_all:
@@ -398,7 +403,7 @@ class Job:
 
 
 class Reader:
-    """One `async for` over a job: a position of its own, which goes on after an error."""
+    """The position of one `async for` over a job; after an error, the next result follows."""
 
     __slots__ = ("__weakref__", "_job", "index")
 
@@ -412,7 +417,7 @@ class Reader:
         return self._job.is_waiting(self)
 
     def close(self) -> None:
-        """Take no part in what the job keeps and how far it looks ahead."""
+        """Stop to hold back what the job drops, and how far it looks ahead."""
         self._job.drop_reader(self)
 
     async def next(self) -> Any:
@@ -426,6 +431,6 @@ class Reader:
         finally:
             try:
                 self._job.has_moved(self)
-            except INTERRUPTS:  # of the input, or a scheduler: the result is not lost with it
+            except INTERRUPTS:  # raised by the input or a scheduler: the result is read again
                 self.index = index
                 raise

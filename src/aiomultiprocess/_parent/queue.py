@@ -75,7 +75,7 @@ class Queue:
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
 
-    if not TYPE_CHECKING:  # type checkers would accept any attribute
+    if not TYPE_CHECKING:  # or type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.QUEUE)
@@ -277,23 +277,23 @@ class Queue:
         return min(room, level_of(held, left) - worker.credit.in_flight)
 
     def _send_chunk(
-        self, worker: PoolWorker, source: TaskOwner, handles: Handles, items: list[Any]
+        self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]
     ) -> int:
         """Send as many of these as one frame carries, and put back the rest; returns how many.
 
         An item that cannot be pickled fails and does not count: no worker will report it. If a
         KeyboardInterrupt strikes while an item is pickled, all are put back and it is raised.
         """
-        function, credit = source.function, worker.credit
+        function, credit = owner.function, worker.credit
         try:
             payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
             if count and function.id not in worker.functions:
                 self._send_function(worker, function)
         except KeyboardInterrupt:
-            source.put_back(handles, items)
+            owner.put_back(handles, items)
             raise
         except MemoryError as refusal:
-            return self._send_alone(worker, source, handles, items, refusal)
+            return self._send_alone(worker, owner, handles, items, refusal)
         rest, whole = None, (handles, items)
         if count != len(items):
             rest = handles[count:], items[count:]
@@ -301,16 +301,16 @@ class Queue:
         if count:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-            worker.chunks[chunk_id] = chunk = Chunk(source, handles, items, chunk_id, size)
-            if isinstance(source, (CallQueue, RetryTask)):
-                source.note_chunk(handles, chunk)
+            worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
+            if isinstance(owner, (CallQueue, RetryTask)):
+                owner.note_chunk(handles, chunk)
             now = monotonic()
             burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
             credit.send(count, function.id, now, size)
             try:
                 worker.link.send(
                     CHUNK,
-                    flags=source.mode,
+                    flags=owner.mode,
                     count=count,
                     chunk_id=chunk_id,
                     offset=burst,
@@ -320,25 +320,25 @@ class Queue:
             except MemoryError as refusal:  # the link has sent nothing of it
                 del worker.chunks[chunk_id]
                 credit.take_back(count, function.id, size)
-                return self._send_alone(worker, source, *whole, refusal)
+                return self._send_alone(worker, owner, *whole, refusal)
         if rest is not None:
-            self._put_back_rest(source, *rest, error)
+            self._put_back_rest(owner, *rest, error)
         return count
 
     def _send_alone(
         self,
         worker: PoolWorker,
-        source: TaskOwner,
+        owner: TaskOwner,
         handles: Handles,
         items: list[Any],
         refusal: MemoryError,
     ) -> int:
         """Send only the first item, after memory was refused for all; one alone fails."""
         if len(items) == 1:
-            self._put_back_rest(source, handles, items, refusal)
+            self._put_back_rest(owner, handles, items, refusal)
             return 0
-        source.put_back(handles[1:], items[1:])
-        return self._send_chunk(worker, source, handles[:1], items[:1])
+        owner.put_back(handles[1:], items[1:])
+        return self._send_chunk(worker, owner, handles[:1], items[:1])
 
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
         worker.link.send(
@@ -351,17 +351,17 @@ class Queue:
 
     def _put_back_rest(
         self,
-        source: TaskOwner,
+        owner: TaskOwner,
         handles: Handles,
         items: list[Any],
         error: BaseException | None,
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
-            source.fail(handles[0], explain_item(error, source, handles[0], items[0]))
+            owner.fail(handles[0], explain_item(error, owner, handles[0], items[0]))
             handles, items = handles[1:], items[1:]
         if handles:
-            source.put_back(handles, items)
+            owner.put_back(handles, items)
 
     # -- from workers to task sources ----------------------------------------------------------
 
@@ -399,7 +399,7 @@ class Queue:
             raise CorruptHeaderError(
                 f"a report on chunk {chunk_id}, which this worker does not hold"
             )
-        source, handles, size = chunk.owner, chunk.handles, chunk.size
+        owner, handles, size = chunk.owner, chunk.handles, chunk.size
         if count != len(handles) or offset or chunk.left != count:  # a part of it
             chunk.report(offset, count)
             handles = handles[offset : offset + count]
@@ -409,13 +409,13 @@ class Queue:
                 del worker.chunks[chunk_id]
         else:
             del worker.chunks[chunk_id]
-        worker.credit.report(count, source.function.id, size)
+        worker.credit.report(count, owner.function.id, size)
         if errors is None:
-            source.deliver(handles, values, len(payload))
+            owner.deliver(handles, values, len(payload))
         else:
-            explained = explain_each(kind, errors, source, handles)
+            explained = explain_each(kind, errors, owner, handles)
             explain_star(chunk, offset, explained)
-            settle_each(source, handles, values, explained, len(payload) // count)
+            settle_each(owner, handles, values, explained, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
         """Adapt a worker's credit after a batch of its frames, and send what it allows."""

@@ -222,7 +222,7 @@ def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, co
         return False
     end = offset + count
     if not count or end > len(chunk.handles) or chunk.first + end > worker.link.started:
-        raise CorruptHeaderError(f"answers to tasks {offset} to {end} of chunk {chunk_id}")
+        raise CorruptHeaderError(f"results of tasks {offset} to {end} of chunk {chunk_id}")
     if not chunk.unreported(offset, end):
         return False
     if kind in (Kind.ERROR, Kind.REFUSED) and count != 1:

@@ -1,4 +1,10 @@
-"""A user's scheduler at work: the tasks of one job, routed to the queues that it chooses."""
+"""A user's scheduler at work: the tasks of one job, routed to the queues that it chooses.
+
+With the default scheduler a queue takes tasks from the job itself (job.py). With a user's scheduler
+the engine makes a `Router` for the job, and each queue takes from a task source of its own, a
+`RoutedTasks`. When such a source runs out, its router takes more tasks from the job, and asks the
+scheduler for the queue of each.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from .job import Job
 
 
 class RoutedTasks:
-    """What a user's scheduler gave of one job to one queue."""
+    """The tasks of one job that a user's scheduler gave to one queue: a task source (feed.py)."""
 
     def __init__(self, job: Job, router: Router, offer: Callable[[RoutedTasks], None]) -> None:
         self.offer = offer
@@ -63,7 +69,8 @@ class RoutedTasks:
 class Router:
     """Asks the scheduler for the queue of each task of one job.
 
-    `assign(item)` returns the task's id and its queue's share; `completed(id)` tells the scheduler.
+    `assign(router, item)` returns the task's id and the share of its queue, a `RoutedTasks`;
+    `completed(id)` reports to the scheduler that the task has ended.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class Router:
     def route(self, n: int) -> None:
         """Take `n` more tasks from the job, if it has them, and put each into its share.
 
-        An interrupt is raised when all have theirs, for nobody would come back for the others.
+        An interrupt is raised after all are routed: the job does not hand them out again.
         """
         interrupt: BaseException | None = None
         while n > 0:
@@ -97,9 +104,9 @@ class Router:
             raise interrupt
 
     def _route_one(self, index: int, item: Any) -> bool:
-        """False if the scheduler failed: the task ends, and nothing of it will come back."""
+        """Put a task into its share; if the scheduler fails, fail the task and return False."""
         try:
-            if self.job.mode is Mode.STAR:  # an iterator can be seen only once: what was is sent
+            if self.job.mode is Mode.STAR:  # an iterator can be read only once: send what was read
                 if not is_iterable(item):
                     raise refuse_star(self.job.function.label, index, item)
                 item = tuple(item)
@@ -115,16 +122,16 @@ class Router:
         return True
 
     def route_all(self) -> None:
-        """Route a whole sequence at the call, as a scheduler that counts would expect."""
+        """Route a whole sequence at the call, as schedulers that count tasks expect."""
         while self.job.left:
             self.route(self.job.left)
 
     def complete(self, index: int) -> None:
-        """Tell the scheduler that a task has ended."""
-        if index in self._ids:  # else what it was told before has ended the pool, and all with it
+        """Report to the scheduler that a task has ended."""
+        if index in self._ids:  # else the scheduler has ended the pool: see complete_all
             self._completed(self._ids.pop(index))
 
     def complete_all(self) -> None:
-        """Tell it of all that have not."""
+        """Report that all tasks have ended."""
         while self._ids:
             self._completed(self._ids.popitem()[1])

@@ -1,8 +1,9 @@
-"""Where the items of a map come from.
+"""Sources: where the items of a map come from.
 
-A source hands out items in order and says when it has no more. A sequence is what it was at the
-call, and known to its end; an iterator and an async iterable are pulled only as far as there is
-room, so that an endless one runs in bounded memory. A job (job.py) is the only user.
+A source wraps the input that a user passed, hands out its items in order, and says when it has no
+more. A list is copied at the call, so that later changes have no effect; its length is known. An
+iterator and an async iterable are pulled only as far as there is room for their items, so that an
+endless one runs in bounded memory. A job (job.py) is the only user.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from .errors import INTERRUPTS, as_exception
 
 T = TypeVar("T")
 
-PULL_SECONDS = 0.004  # for which a slow iterator may be looked ahead of need, and so block the loop
+PULL_SECONDS = 0.004  # for so long an iterator may be pulled ahead of need, which blocks the loop
 
-
-#: What an input says that has ended, or has changed, since it was passed.
+#: Texts of errors of an input that was closed or changed after it was passed.
 STALE = ("closed", "during iteration")
 READ_LATER = (
     "the input of a map is read as there is room for its items, later than the call: leave it open "
@@ -32,7 +32,7 @@ READ_LATER = (
 
 
 def hint_at_late_reading(error: BaseException) -> None:
-    """Say that an iterator is read later than the call, where that may be why it failed."""
+    """Add a note that an input is read later than the call, if that may be why it failed."""
     if any(text in describe_error(error) for text in STALE):
         with contextlib.suppress(Exception):  # its class may refuse attributes
             error.add_note(READ_LATER)
@@ -43,7 +43,7 @@ class Source(Protocol):
 
     @property
     def exhausted(self) -> bool:
-        """No item will come any more."""
+        """Whether the source has no more items, now and later."""
 
     @property
     def error(self) -> BaseException | None:
@@ -51,19 +51,19 @@ class Source(Protocol):
 
     @property
     def left(self) -> int | None:
-        """How many items are still to come, None when nobody can know."""
+        """How many items are left; None if that is unknown."""
 
     def at_hand(self, n: int) -> int:
-        """How many items are there to be taken; looks for no more than `n`."""
+        """How many items can be taken now; looks for no more than `n`."""
 
     def take(self, n: int) -> list[Any]:
-        """Up to `n` next items; fewer when there are no more, or none yet."""
+        """Up to `n` next items; fewer if no more are left, or an async iterable has none yet."""
 
     def unread(self, items: list[Any]) -> bool:
-        """Be asked again for the items that were taken last; False if that cannot be."""
+        """Take back the items that were taken last; False if this source cannot."""
 
     def stop(self) -> None:
-        """The job wants nothing more."""
+        """Give no more items, and release the input."""
 
 
 class SequenceSource:
@@ -100,10 +100,10 @@ class SequenceSource:
 
 
 class ListSource:
-    """A list of our own: what the caller does to his later is not seen.
+    """A copy of the caller's list.
 
-    It is turned around and used up from its end, so that an item goes with its task: to let go of
-    a million at once would make the loop stand still.
+    The copy is reversed and used up from its end, so that each item is freed with its task: freeing
+    a million at once would block the loop.
     """
 
     error = None
@@ -139,7 +139,7 @@ class ListSource:
 
 
 class IteratorSource:
-    """An iterator or generator, asked for its next item when a worker has room for it."""
+    """An iterator or generator, pulled when a worker has room for its next item."""
 
     left = None
 
@@ -154,7 +154,7 @@ class IteratorSource:
         return self._ended and not self._pulled
 
     def at_hand(self, n: int) -> int:
-        """Pulls ahead, one item and then more at a time, as long as they come quickly."""
+        """Pull ahead, one item and then ever more at a time, for at most `PULL_SECONDS`."""
         until, step = monotonic() + PULL_SECONDS, 1
         while len(self._pulled) < n and not self._ended:
             self._pull(min(n, len(self._pulled) + step))
@@ -171,7 +171,7 @@ class IteratorSource:
         return items
 
     def _pull(self, n: int) -> None:
-        """Pull until `n` items wait here; they stay here when an interrupt strikes meanwhile."""
+        """Pull until `n` items wait here; those that came stay if an interrupt strikes."""
         try:
             # extend() keeps the items that came before an exception
             self._pulled.extend(islice(self._iterator, n - len(self._pulled)))
@@ -179,9 +179,9 @@ class IteratorSource:
                 self._end()
         except INTERRUPTS as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                self._end(error)  # code was struck that may be the input's: who knows if it goes on
+                self._end(error)  # it may have struck in the input's code, which is then broken
             raise
-        except BaseException as error:  # noqa: BLE001 - the user's generator failed: its awaiter is told
+        except BaseException as error:  # noqa: BLE001 - the input failed: raised at the await
             self._end(error)
 
     def unread(self, items: list[Any]) -> bool:
@@ -199,8 +199,8 @@ class IteratorSource:
             self.error = as_exception(error, "the iterable")
 
 
-def _look_at(task: asyncio.Task[None]) -> None:
-    """Its error was told already: the loop has raised it."""
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    """Keep asyncio from logging an interrupt that the loop has raised already."""
     if not task.cancelled():
         task.exception()
 
@@ -209,7 +209,7 @@ class AsyncSource:
     """An async iterable: a task of ours awaits its items, a bounded number ahead of need."""
 
     left = None
-    AHEAD = 64
+    AHEAD = 64  # items that wait here at most
 
     def __init__(self, iterable: AsyncIterable[Any], on_items: Callable[[], None]) -> None:
         self.error: BaseException | None = None
@@ -218,7 +218,7 @@ class AsyncSource:
         self._ended = False
         self._on_items = on_items
         self._task = asyncio.ensure_future(self._pull(iterable))
-        self._task.add_done_callback(_look_at)
+        self._task.add_done_callback(_retrieve_error)
 
     @property
     def exhausted(self) -> bool:
@@ -235,7 +235,7 @@ class AsyncSource:
                 if close is not None:
                     await close()
         except BaseException as error:
-            # after stop() a cancellation is ours
+            # after stop(), a cancellation is the one that stop() has asked for
             if not (self._ended and isinstance(error, asyncio.CancelledError)):
                 hint_at_late_reading(error)
                 self.error = as_exception(error, "the async iterable")
