@@ -158,9 +158,8 @@ def test_without_the_extension_everything_is_python_and_the_reason_is_kept() -> 
     assert name == "pipe"
     assert why.startswith("shm: amp_ext cannot be imported (")
     assert starter == "aiomultiprocess._pure.starter None"
-    assert error.startswith(
-        "the backend 'shm', requested by the argument, is unavailable: shm: amp"
-    )
+    reason = "is unavailable: shm: amp_ext cannot be imported ("
+    assert error.startswith(f"the backend 'shm', requested by the argument, {reason}")
 
 
 @WITH_EXTENSION
