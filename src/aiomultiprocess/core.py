@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from ._processes.result import PipeReceiver, ThreadReceiver
 
 DEFAULT_START_METHOD = "spawn"
+GEVENT = (
+    "If gevent has patched the sockets: from Python 3.14 on, multiprocessing's fork server cannot "
+    'be spoken to by those. Use the start method "spawn".'
+)
 
 log = logging.getLogger(__name__)
 
@@ -198,11 +202,19 @@ class Process:
         unit = self._unit
         unit.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
         try:
-            self.aio_process.start()
+            self._launch()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise at_its_caller(error) from error.__cause__
         self._exit = Exit(self.aio_process)
         self._unit = None  # what the child has by now may be large
+
+    def _launch(self) -> None:
+        try:
+            self.aio_process.start()
+        except BlockingIOError as error:
+            if "gevent" in sys.modules:
+                error.add_note(GEVENT)
+            raise
 
     async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - 0.9.1 has it
         """Wait for the process to end, which is noticed at once.

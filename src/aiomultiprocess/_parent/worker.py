@@ -127,7 +127,7 @@ class PoolWorker(Process):
     ) -> None:
         """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
         try:
-            self.aio_process.start()
+            self._launch()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise at_its_caller(error) from error.__cause__
         finally:
