@@ -136,7 +136,7 @@ def large_or_small(kind: str) -> Any:
 
 def most_of_memory(kind: str) -> Any:
     """What leaves too little of what `limit_worker` has left for a copy."""
-    return kind if kind == "small" else make(kind, 64 * MIB)
+    return kind if kind == "small" else make(kind, 80 * MIB)
 
 
 def raise_large(size: int) -> int:
