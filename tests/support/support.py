@@ -147,8 +147,8 @@ def has_ended(pid: int) -> bool:
         process = psutil.Process(pid)
         if process.status() != psutil.STATUS_ZOMBIE:
             return False
-        if process.ppid() == os.getpid():
-            os.waitpid(pid, os.WNOHANG)
+        if process.ppid() == os.getpid():  # while a thread of it ends, it cannot be reaped
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
     except (psutil.NoSuchProcess, ChildProcessError):
         return True
     return True
