@@ -439,7 +439,7 @@ inline drain()
     fi
 }
 
-/* Porch._rung: the bell is cleared first. SHM-4. */
+/* DoorbellListener._rung: the bell is cleared first. SHM-4. */
 inline clear_bell()
 {
 #if !defined(BELL_CLEARED_LATE) && !defined(BELL_NOT_CLEARED) && !defined(ASLEEP_FIRST)

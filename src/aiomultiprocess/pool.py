@@ -403,14 +403,12 @@ class Pool:
 
         Raises:
             ProxyException: what the function raised; also an instance of the original's type where
-                the two can be combined, with the original as its `__cause__`. A result that cannot
-                be pickled is one that is a pickle.PicklingError.
-            WorkerLostError: the worker died while it ran the function, and the last of `retries`
-                has been used.
+                the two can be combined, with the original as its `__cause__`, or as a
+                pickle.PicklingError for a result that cannot be pickled.
+            WorkerLostError: the worker died while it ran the function, and no retry is left.
             PoolTerminatedError: the pool was terminated first.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError: func, args, kwds or retries has a wrong type.
-            ValueError: retries is negative.
+            TypeError, ValueError: func, args, kwds or retries is of a wrong type, or negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
@@ -614,7 +612,8 @@ class Pool:
             exception_handler=self.exception_handler,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
-        # not by weakref: at exit that may come after multiprocessing, which joins all children
+        # not by weakref: at exit that may come after multiprocessing, which joins all children. The
+        # finalizer of a forgotten pool holds the engine, which does not hold the pool (ENGINE-3)
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine

@@ -111,7 +111,7 @@ class Engine:
     def start(self, processes: int, queues: int) -> None:
         """Create the queues and their first workers, telling the scheduler of each.
 
-        If that fails the pool is broken: the scheduler was told of what is not there.
+        If that fails the pool is broken: the scheduler already counts what is not there.
         """
         try:
             for _ in range(queues):
@@ -236,7 +236,7 @@ class Engine:
             self._do_without(qid, error)
 
     def _do_without(self, qid: QueueID, error: BaseException) -> None:
-        """A worker cannot be had now: try again later, or give up if there are no others
+        """A worker cannot be started now: try again later, or give up if there are no others
         (ENGINE-2)."""
         if self.queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
@@ -358,7 +358,7 @@ class Engine:
             self.loop.call_soon_threadsafe(job.reader_gone)
 
     def drop_unread(self, job: Job) -> None:
-        """Nobody can begin to read the job's results any more; may be called from any thread.
+        """No reader of the job's results can begin any more; may be called from any thread.
 
         A job that is done needs nothing, and must not wait for the loop: with it go its results.
         """
@@ -430,7 +430,7 @@ class Engine:
         if os.getpid() != self._pid or not count:
             return
         forgotten = self.state is State.OPEN
-        # Nobody will wait for the workers' exits, and the loop may end with the next callback: so
+        # The workers' exits will not be awaited, and the loop may end with the next callback: so
         # they are killed here and now, unless this is another thread's garbage collection.
         if not self.loop.is_running() or (forgotten and loops.running_loop() is self.loop):
             self._kill()
@@ -470,7 +470,7 @@ class Engine:
             killed.wait(EXIT_PATIENCE)
 
     def _break(self, reason: BaseException) -> None:
-        """Workers cannot be had: fail everything with the reason, now and from now on."""
+        """Workers cannot be started: fail every call with the reason, now and from now on."""
         if self.state in (State.OPEN, State.CLOSING):
             self._reason = reason
             self._give_up(State.BROKEN, reason)

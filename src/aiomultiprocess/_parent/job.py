@@ -218,7 +218,7 @@ class Job:
         elif not self._is_bounded and not self.wanted_all and not self.source.exhausted:
             self.source.stop()
             self._errors[self._taken] = RuntimeError(
-                "the input was pulled no further: the pool was closed when nobody read on"
+                "the input was pulled no further: the pool was closed and its reader had left"
             )
             self._after_change()
 

@@ -396,9 +396,7 @@ class Queue:
         if chunk is None:
             if self._over:  # user code ended the pool, while a value was unpickled
                 return
-            raise CorruptHeaderError(
-                f"a report on chunk {chunk_id}, which this worker does not hold"
-            )
+            raise CorruptHeaderError(f"a report on chunk {chunk_id}: this worker does not hold it")
         owner, handles, size = chunk.owner, chunk.handles, chunk.size
         if count != len(handles) or offset or chunk.left != count:  # a part of it
             chunk.report(offset, count)
@@ -413,9 +411,9 @@ class Queue:
         if errors is None:
             owner.deliver(handles, values, len(payload))
         else:
-            explained = explain_each(kind, errors, owner, handles)
-            explain_star(chunk, offset, explained)
-            settle_each(owner, handles, values, explained, len(payload) // count)
+            causes = explain_each(kind, errors, owner, handles)
+            explain_star(chunk, offset, causes)
+            settle_each(owner, handles, values, causes, len(payload) // count)
 
     def on_drained(self, worker: PoolWorker) -> None:
         """Adapt a worker's credit after a batch of its frames, and send what it allows."""

@@ -97,7 +97,7 @@ class PoolWorker(Process):
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
-        self.functions: set[int] = set()  # ids of those that the worker was told
+        self.functions: set[int] = set()  # ids of those that were sent to the worker
         self.ready = False
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
@@ -138,7 +138,7 @@ class PoolWorker(Process):
         try:
             self._exit = Exit(self.aio_process)
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
-        except BaseException:  # no thread or descriptor can be had, or a Ctrl-C: nobody would know
+        except BaseException:  # no thread or descriptor is left, or a Ctrl-C: no one would know
             self.kill()
             self._exit_of_process().block()
             self.close()
@@ -215,7 +215,7 @@ class PoolWorker(Process):
     def _is_started(self) -> bool:
         return self._pid is not None
 
-    def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:
+    def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:  # POOLWORKER-1
         self._settle()
         on_exit(self)
 
@@ -230,7 +230,7 @@ class PoolWorker(Process):
 
 
 def _own_pidfd() -> Descriptor | None:
-    """What becomes readable in a worker when this process has gone, where the system has it."""
+    """The pidfd that a worker watches for the end of this process, where the system has one."""
     if sys.platform == "linux" and hasattr(os, "pidfd_open"):
         with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
             return Descriptor(os.pidfd_open(os.getpid()))

@@ -2,8 +2,8 @@
 
 This page is the reference. The codec exists twice: in Python (`encoder`, `decoder`, `tags`), and
 in Cython as `amp_ext.codec`, with modules of the same names. Both have the same functions and make
-the same payloads, byte for byte, so that a parent and a worker may run different ones. Whoever
-encodes or decodes imports from `backend`, which has chosen.
+the same payloads, byte for byte, so that a parent and a worker may run different ones. Code that
+encodes or decodes imports from `_accel`, which has chosen.
 
 How it works
 ------------

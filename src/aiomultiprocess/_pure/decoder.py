@@ -1,4 +1,4 @@
-"""Payloads to items; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in
+"""Payloads to items; the format of a payload and the invariants CODEC-1 to CODEC-10 stand in
 `codec`.
 
 `amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.

@@ -1,4 +1,4 @@
-"""Items to payloads; what a payload is, and the invariants CODEC-1 to CODEC-10, are told in
+"""Items to payloads; the format of a payload and the invariants CODEC-1 to CODEC-10 stand in
 `codec`.
 
 `amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.

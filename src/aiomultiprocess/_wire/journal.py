@@ -4,7 +4,7 @@ A worker runs items that finish at once in bursts, and sends the results of a bu
 item kills the process, the results of those before it must not be lost. So the worker encodes each
 result and copies it into shared memory when its item has finished, before any code of another item
 runs; that copy outlives the process. The parent reads the journal only after the worker has died,
-and after it has handled all that the worker had published (queue.py, QUEUE-5).
+and after it has handled all that the worker had published (_parent/retry.py, RETRY-7).
 
     word | entry | entry | … | open entry
 

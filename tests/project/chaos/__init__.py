@@ -19,8 +19,7 @@ CHAOS-6  A death costs tasks that were started. A worker may die between the mar
     so that each death may cost one that was not executed, but no more.
 CHAOS-7  How much is under way depends on how fast the machine is, and memory on that. So once a
     minute nothing is begun until all operations have ended; what is held then is what is kept.
-    Allocators
-    keep more, by what there once was at the same time: so the first minute is crowded.
+    Allocators keep more, by what there once was at the same time: so the first minute is crowded.
 CHAOS-8  The plan, load and kills, is drawn from the seed; when things happen depends on the
     machine.
 """

@@ -121,7 +121,7 @@ class Accounts:
         return number, what, value
 
     def judge(self, task: Task, found: Any, limit: int = 1) -> None:
-        """A task has come to a result or an error: book it, and say if it is not its own."""
+        """A task has a result or an error: book it, and report one that is not its own (CHAOS-3)."""
         outcome = outcome_of(task, found)
         if outcome is None:
             outcome = Outcome.ERROR if isinstance(found, BaseException) else Outcome.RESULT

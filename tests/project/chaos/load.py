@@ -90,7 +90,7 @@ class Load:
     async def _see(self, operation: Operation, seed: int) -> None:
         """One operation; what it raises by itself is a fault, of the pool or of this program."""
         try:
-            await operation(random.Random(seed))
+            await operation(random.Random(seed))  # CHAOS-8
         except Exception as error:  # noqa: BLE001 - it is reported with all else
             self._accounts.fault(f"{operation.__name__}: {error!r}")
 

@@ -30,7 +30,7 @@ def prepare(journal: str) -> None:
 
 
 def note(number: int) -> None:
-    os.write(_journal, RECORD.pack(number))
+    os.write(_journal, RECORD.pack(number))  # CHAOS-2
 
 
 def behave(number: int, what: str, value: Any) -> Any:
