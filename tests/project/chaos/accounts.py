@@ -121,7 +121,7 @@ class Accounts:
         return number, what, value
 
     def judge(self, task: Task, found: Any, limit: int = 1) -> None:
-        """A task has a result or an error: book it, and report one that is not its own (CHAOS-3)."""
+        """Book a task's result or error; report one that is not its own (CHAOS-3)."""
         outcome = outcome_of(task, found)
         if outcome is None:
             outcome = Outcome.ERROR if isinstance(found, BaseException) else Outcome.RESULT
