@@ -358,7 +358,7 @@ class Pool:
     @property
     def processes(self) -> dict[PoolWorker, QueueID]:
         """The workers that run now, each with its queue."""
-        return {} if self._engine is None else dict(self._engine.workers)
+        return {} if self._engine is None else dict(self._engine.supervisor.workers)
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -613,7 +613,7 @@ class Pool:
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not by weakref: at exit that may come after multiprocessing, which joins all children. The
-        # finalizer of a forgotten pool holds the engine, which does not hold the pool (ENGINE-3)
+        # finalizer of a forgotten pool holds the engine, which does not hold the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine

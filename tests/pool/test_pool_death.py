@@ -19,7 +19,7 @@ import pytest
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError
-from aiomultiprocess._parent import engine
+from aiomultiprocess._parent import engine, supervisor
 from aiomultiprocess._transport.link import BATCH_FRAMES
 from aiomultiprocess._wire.frames import CorruptHeaderError
 from support import Meeting, block_until_dead, lines, outcomes, wait_for_exit
@@ -124,7 +124,7 @@ async def test_an_idle_worker_that_is_killed_is_replaced() -> None:
 async def kill_until_none_is_started(pool: Pool) -> set[int | None]:
     """Kill each worker as soon as it is ready, until the pool waits; the pids of all."""
     pids: set[int | None] = set()
-    while pool._engine is None or not pool._engine._pending_restarts:
+    while pool._engine is None or not pool._engine.supervisor._pending:
         for process in pool.processes:
             if process.ready:
                 pids.add(process.pid)
@@ -138,15 +138,15 @@ async def test_workers_that_die_once_they_are_ready_are_not_replaced_without_lim
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is broken, so the pool goes on; but it does not start one after the other."""
-    monkeypatch.setattr(engine, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 3600.0)
     async with Pool(1) as pool:
         pids = await kill_until_none_is_started(pool)
-        assert len(pids) == 1 + engine.START_ATTEMPTS
+        assert len(pids) == 1 + supervisor.START_ATTEMPTS
         assert not pool.processes
         waiting = asyncio.ensure_future(pool.apply(workload.two))
         await asyncio.sleep(0)
         assert pool._engine is not None
-        pool._engine._start_pending()  # as the timer does
+        pool._engine.supervisor._start_pending()  # as the timer does
         assert await waiting == 2
 
 
@@ -289,7 +289,7 @@ async def test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run() -
 async def test_workers_killed_while_they_start_do_not_harm_one_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     paths = str(tmp_path / "first"), str(tmp_path / "others")
     pool = Pool(2, initializer=mishaps.initialize_one, initargs=paths)
     async with Meeting() as meeting, pool:
@@ -297,7 +297,7 @@ async def test_workers_killed_while_they_start_do_not_harm_one_that_works(
         others = [asyncio.ensure_future(pool.apply(workload.double, (i,))) for i in range(20)]
         while not (healthy := {worker.pid for worker in pool.processes if worker.ready}):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        for _ in range(engine.START_ATTEMPTS + 2):
+        for _ in range(supervisor.START_ATTEMPTS + 2):
             [other] = {worker.pid for worker in pool.processes} - healthy
             assert other is not None
             os.kill(other, signal.SIGKILL)
@@ -381,7 +381,7 @@ async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
             await pool.apply(workload.two)
     pool.terminate()
     await pool.join()
-    assert 1 <= len(lines(path)) <= 4 + engine.START_ATTEMPTS  # no storm of new workers
+    assert 1 <= len(lines(path)) <= 4 + supervisor.START_ATTEMPTS  # no storm of new workers
 
 
 @pytest.mark.row("B19")
@@ -403,8 +403,8 @@ async def test_a_loop_initializer_that_fails_breaks_the_pool_with_its_error(
     ("way", "message", "starts"),
     [
         ("RuntimeError", "once only", 1),
-        ("exit 7", "exited with code 7 during its start", engine.START_ATTEMPTS),
-        ("SIGSEGV", "SIGSEGV during its start", engine.START_ATTEMPTS),
+        ("exit 7", "exited with code 7 during its start", supervisor.START_ATTEMPTS),
+        ("SIGSEGV", "SIGSEGV during its start", supervisor.START_ATTEMPTS),
     ],
 )
 async def test_an_initializer_that_fails_later_does_not_lead_to_a_storm(

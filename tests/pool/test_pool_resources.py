@@ -237,7 +237,7 @@ async def test_nothing_is_kept_of_a_function_that_is_never_met_again(backend: st
         assert await pool.apply(workload.two) == 2
         engine = pool._engine
         assert engine is not None
-        [worker], [queue] = engine.workers, engine.queues.values()
+        [worker], [queue] = engine.supervisor.workers, engine.queues.values()
         for year in range(2000, 2050):
             assert (await pool.apply(date.fromisoformat, (f"{year}-01-01",))).year == year
         assert await pool.map(date.fromisoformat, ["2000-01-01"]) == [date(2000, 1, 1)]

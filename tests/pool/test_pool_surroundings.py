@@ -18,7 +18,7 @@ import pytest
 
 import workload
 from aiomultiprocess import Pool, WorkerLostError, core
-from aiomultiprocess._parent import engine
+from aiomultiprocess._parent import supervisor
 from aiomultiprocess._processes import spawn
 from conftest import FORK_WARNING
 from support import Meeting, pool_script, run_script
@@ -187,7 +187,7 @@ async def test_work_that_waits_fails_where_the_system_starts_no_process(
 async def test_a_worker_that_the_system_refuses_is_tried_again_while_others_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.01)
     start = spawn._run
     refusals = iter(range(2))
     started = asyncio.Event()
@@ -232,8 +232,8 @@ async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
         getattr(pool, end)()
         await pool.join()
         assert pool._engine is not None
-        assert pool._engine._next_try is None
-        assert not pool._engine._pending_restarts
+        assert pool._engine.supervisor._next_try is None
+        assert not pool._engine.supervisor._pending
         assert len(asked) == 1
 
 

@@ -5,22 +5,14 @@
       |   +--terminate()--> terminated
       +-- workers cannot start --> broken
 
-It starts workers, decides what their death means, and gives calls to the queues (queue.py). All of
-it runs in callbacks of one event loop; nothing is timed except the grace period of `terminate`, the
-exit of a worker, and the next attempt at what the system has refused.
+It gives calls to the queues (queue.py); the supervisor starts the workers that serve these, and
+replaces those that die (supervisor.py). All of it runs in callbacks of one event loop; nothing is
+timed except the grace period of `terminate`, the exit of a worker, and the next attempt at what the
+system has refused.
 
 ENGINE-1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
     The calls of a plain function stay there while there may be more of them, until the pool closes.
-ENGINE-2  A worker that dies is replaced while there may be work. Respawning is limited: if one
-    exits while it starts and none was ever ready, the pool is broken and says why. If
-    `START_ATTEMPTS` in
-    a row die while they start, or the system refuses one, no other is started at once: it is tried
-    again later while the queue has other workers, and where it has none the pool is broken. If more
-    in a row die soon after it, before they began a task, the next ones are started later too, even
-    where there are no others.
-    A worker that has done its work and takes more than a moment to exit is replaced before it has
-    (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
-ENGINE-3  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned
+ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned
     up.
 """
 
@@ -34,27 +26,24 @@ import threading
 import warnings
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from multiprocessing import util
-from typing import Any, cast
+from typing import Any
 
 from .. import _accel
 from .._processes import loops
 from .._transport.link import Backend
-from .._wire.frames import CorruptHeaderError, Kind, Mode, as_bytes
+from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .calls import CallQueue
-from .errors import explain_start, load_error
 from .functions import FunctionTable
 from .job import Job
 from .queue import Queue
 from .routing import RoutedTasks, Router
+from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
 
 CLOSED = "pool is closed: it takes no more calls, make another"
-START_ATTEMPTS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
 EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
 log = logging.getLogger(__name__)
@@ -84,9 +73,8 @@ class Engine:
         self._new_future = loop.create_future
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
-        self.workers: dict[PoolWorker, QueueID] = {}
+        self.supervisor = Supervisor(loop, options, channels, self.queues, self)
         self.functions = FunctionTable(_accel.dumps)
-        self._options = options
         self._channels = channels
         self._scheduler = scheduler
         # with one queue and the default scheduler the answer is known: it is not asked per task
@@ -94,14 +82,6 @@ class Engine:
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job] = set()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
-        self._ever_ready = False
-        self._failed_starts = 0  # in a row
-        self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
-        self._pending_restarts: list[
-            QueueID
-        ] = []  # the queues of workers that the system refused (ENGINE-2)
-        self._pause = FIRST_PAUSE
-        self._next_try: asyncio.TimerHandle | None = None
         self._reason: BaseException | None = None
         self._pid = os.getpid()
         self._gone = asyncio.Event()
@@ -121,11 +101,11 @@ class Engine:
                 (self._only,) = self.queues.values()
             qids = list(self.queues)
             for at in range(processes):
-                self._add_worker(qids[at % queues])
+                self.supervisor.start_worker(qids[at % queues])
                 self._scheduler.register_process(qids[at % queues])
         except Exception as error:
             # not the error itself, whose traceback leads here
-            self._break(
+            self.break_down(
                 RuntimeError(
                     f"the pool could not be started ({describe_error(error)}): make another"
                 )
@@ -135,136 +115,13 @@ class Engine:
             self.terminate()
             raise
 
-    def _add_worker(self, qid: QueueID) -> None:
-        link, end = self._channels.create()
-        try:
-            worker = PoolWorker(self._options, link, end)
-            queue = self.queues[qid]
-            link.start(
-                self.loop,
-                partial(queue.on_frame, worker, self._on_notice),
-                on_room=partial(queue.serve, worker),
-                on_broken=worker.mark_corrupt,
-                on_drained=partial(queue.on_drained, worker),
-            )
-            worker.launch(self.loop, self._on_exit)
-        except BaseException:
-            link.close()
-            raise
-        finally:
-            end.release()
-        self.workers[worker] = qid
-        queue.workers.append(worker)
-
-    def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
-        """A frame that is not an answer."""
-        if kind == Kind.NEED_WORK:
-            worker.credit.need_work(count)
-        elif kind == Kind.READY:
-            self._on_ready(worker)
-        elif kind == Kind.BROKEN:
-            self._break(cast("BaseException", load_error(payload)))  # a start has no stages
-        elif kind == Kind.LEAVING:
-            threads = str(as_bytes(payload), "utf-8", "replace")
-            worker.begin_exit(threads, lambda: self._on_lingering(worker))
-        else:
-            raise CorruptHeaderError(f"frame of kind {kind} from a worker")
-
-    def _on_ready(self, worker: PoolWorker) -> None:
-        worker.ready = self._ever_ready = True
-        worker.ready_since = self.loop.time()
-        self._failed_starts = 0
-        self._pause = FIRST_PAUSE
-
-    def _on_exit(self, worker: PoolWorker) -> None:
-        """A worker process has ended, for whatever reason."""
-        worker.link.drain_dead()
-        qid = self.workers.pop(worker, None)
-        if qid is None:  # a result that was unpickled has dropped the pool: it was killed meanwhile
-            return
-        queue = self.queues[qid]
-        queue.on_death(worker)
-        worker.link.close()
-        if self._wants_workers() and not worker.replaced:
-            if worker.ready:
-                self._on_lost(worker, qid)
-            else:
-                self._on_failed_start(worker, qid)
-        queue.dispatch_all()
-        self._check_finished()
-
-    def _on_lingering(self, worker: PoolWorker) -> None:
-        """ENGINE-2: a worker that has done its work is slow to exit."""
-        if worker in self.workers and self._wants_workers():
-            worker.replaced = True
-            qid = self.workers[worker]
-            self._replace(qid)
-            self.queues[qid].dispatch_all()
-
-    def _wants_workers(self) -> bool:
+    def wants_workers(self) -> bool:
+        """Whether there may be work for a new worker."""
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
-    def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
-        """ENGINE-2: replace a worker; not for ever at once if none of them lives to begin a
-        task."""
-        age = self.loop.time() - worker.ready_since
-        self._early_deaths = (
-            0 if worker.link.started or age > FIRST_PAUSE else self._early_deaths + 1
-        )
-        if self._early_deaths <= START_ATTEMPTS:
-            self._replace(qid)
-        else:
-            self._pending_restarts.append(qid)
-            self._try_again_later()
-
-    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
-        """ENGINE-2. A signal may have come from outside; an exit is the worker's own doing."""
-        self._failed_starts += 1
-        exited = worker.exitcode is None or worker.exitcode >= 0
-        if exited and not self._ever_ready:
-            self._break(explain_start(worker.pid, worker.exitcode))
-        elif self._failed_starts < START_ATTEMPTS:
-            self._replace(qid)
-        else:
-            self._do_without(qid, explain_start(worker.pid, worker.exitcode))
-
-    def _replace(self, qid: QueueID) -> None:
-        """Start a worker, or see to it that one is started later (ENGINE-2)."""
-        try:
-            self._add_worker(qid)
-        except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: told
-            self._do_without(qid, error)
-
-    def _do_without(self, qid: QueueID, error: BaseException) -> None:
-        """A worker cannot be started now: try again later, or give up if there are no others
-        (ENGINE-2)."""
-        if self.queues[qid].workers:
-            log.error("a worker could not be started, its work is left to others", exc_info=error)
-            self._pending_restarts.append(qid)
-            self._try_again_later()
-        else:
-            self._break(error)
-
-    def _try_again_later(self) -> None:
-        if self._next_try is None:
-            self._next_try = self.loop.call_later(self._pause, self._start_pending)
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-
-    def _start_pending(self) -> None:
-        """Start the workers that are missing, up to the first that is refused again."""
-        missing, self._pending_restarts = self._pending_restarts, []
-        self._next_try = None
-        while missing and not self._pending_restarts and self.state in (State.OPEN, State.CLOSING):
-            qid = missing.pop(0)
-            self._replace(qid)
-            self.queues[qid].dispatch_all()
-        self._pending_restarts += missing
-
-    def _drop_pending_restarts(self) -> None:
-        self._pending_restarts.clear()
-        if self._next_try is not None:
-            self._next_try.cancel()
-            self._next_try = None
+    def on_worker_gone(self) -> None:
+        """A worker has exited, and what it held was settled or put back."""
+        self._check_finished()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -323,7 +180,7 @@ class Engine:
     def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
         """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""
         chunk = calls.chunk_of(future)
-        for worker in self.workers if chunk is not None else ():
+        for worker in self.supervisor.workers if chunk is not None else ():
             assert chunk is not None
             if worker.chunks.get(chunk.first) is chunk:
                 offset = chunk.offset_of(future)
@@ -426,7 +283,7 @@ class Engine:
 
         A pool that was closed finishes what it was given, as long as its loop runs.
         """
-        count = len(self.workers) + len(self._pending_restarts)
+        count = self.supervisor.worker_count
         if os.getpid() != self._pid or not count:
             return
         forgotten = self.state is State.OPEN
@@ -447,10 +304,7 @@ class Engine:
     def _kill(self) -> None:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
-        self._drop_pending_restarts()
-        workers, self.workers = self.workers, {}
-        for worker in workers:
-            worker.kill_now()
+        self.supervisor.kill_all()
         self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.clear()
@@ -469,7 +323,7 @@ class Engine:
         if util.is_exiting():  # multiprocessing is about to join our workers from this thread
             killed.wait(EXIT_PATIENCE)
 
-    def _break(self, reason: BaseException) -> None:
+    def break_down(self, reason: BaseException) -> None:
         """Workers cannot be started: fail every call with the reason, now and from now on."""
         if self.state in (State.OPEN, State.CLOSING):
             self._reason = reason
@@ -477,14 +331,14 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._drop_pending_restarts()
+        self.supervisor.stop_restarts()
         sources, self._open = self._open, set()
-        idle = {worker for worker in self.workers if not worker.chunks}
+        idle = {worker for worker in self.supervisor.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
         for source in sources:
             source.fail_all(error)
-        for worker in list(self.workers):
+        for worker in list(self.supervisor.workers):
             worker.end(idle=worker in idle)
         self._check_finished()
 
@@ -492,10 +346,10 @@ class Engine:
         """ENGINE-1: let the workers go when nothing is left to do, and tell when they have gone."""
         if self.state is State.OPEN or self._open:
             return
-        self._drop_pending_restarts()
-        for worker in self.workers:
+        self.supervisor.stop_restarts()
+        for worker in self.supervisor.workers:
             worker.leave()
-        if not self.workers:
+        if not self.supervisor.workers:
             for queue in self.queues.values():
                 queue.clear()
             self._channels.close()

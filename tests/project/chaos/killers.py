@@ -113,7 +113,7 @@ class Killers:
     def _choose(self, chance: float, ready: bool) -> PoolWorker | None:
         """Any worker, even one that starts unless it must be ready. But a pool in which
         three workers in a row die while they start, and there are no others, is rightly broken
-        (engine.py, ENGINE-2): so only one such death is dealt until another worker becomes ready.
+        (SUPERVISOR-2): so only one such death is dealt until another worker becomes ready.
         """
         self._census.look()
         workers = list(self._pool.processes)

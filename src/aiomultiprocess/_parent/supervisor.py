@@ -1,0 +1,216 @@
+"""The supervisor: it starts the workers of a pool, and replaces those that die.
+
+SUPERVISOR-1  A worker that dies is replaced while there may be work.
+SUPERVISOR-2  Replacing is limited. If a worker exits while it starts and none was ever ready, the
+    pool is broken and says why. If `START_ATTEMPTS` in a row die while they start, or the system
+    refuses one, no other is started at once: the supervisor tries again later while the queue has
+    other workers, and where it has none the pool is broken. If more in a row die soon after their
+    start, before they began a task, the next ones are started later too, even where there are no
+    others.
+SUPERVISOR-3  A worker that has done its work and takes more than a moment to exit is replaced
+    before it has (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Any, Protocol, cast
+
+from .._transport.link import Backend
+from .._wire.frames import CorruptHeaderError, Kind, as_bytes
+from ..types import QueueID
+from .errors import explain_start, load_error
+from .queue import Queue
+from .worker import PoolWorker, WorkerOptions
+
+START_ATTEMPTS = 3
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
+
+log = logging.getLogger(__name__)
+
+
+class SupervisedPool(Protocol):
+    """What the supervisor needs of the pool whose workers it starts."""
+
+    def wants_workers(self) -> bool:
+        """Whether there may be work for a new worker."""
+
+    def break_down(self, reason: BaseException) -> None:
+        """Workers cannot be started: fail every call with the reason."""
+
+    def on_worker_gone(self) -> None:
+        """A worker has exited, and what it held was settled or put back."""
+
+
+class Supervisor:
+    """The workers of one pool, by the id of the queue that each serves."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: WorkerOptions,
+        channels: Backend,
+        queues: dict[QueueID, Queue],
+        pool: SupervisedPool,
+    ) -> None:
+        self.workers: dict[PoolWorker, QueueID] = {}
+        self._loop = loop
+        self._options = options
+        self._channels = channels
+        self._queues = queues
+        self._pool = pool
+        self._ever_ready = False
+        self._failed_starts = 0  # in a row
+        self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
+        self._pending: list[QueueID] = []  # the queues whose next worker is started later
+        self._pause = FIRST_PAUSE
+        self._next_try: asyncio.TimerHandle | None = None
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers there are, those that are started later included."""
+        return len(self.workers) + len(self._pending)
+
+    def start_worker(self, qid: QueueID) -> None:
+        """Start one worker for a queue.
+
+        Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
+        """
+        link, end = self._channels.create()
+        try:
+            worker = PoolWorker(self._options, link, end)
+            queue = self._queues[qid]
+            link.start(
+                self._loop,
+                partial(queue.on_frame, worker, self._on_notice),
+                on_room=partial(queue.serve, worker),
+                on_broken=worker.mark_corrupt,
+                on_drained=partial(queue.on_drained, worker),
+            )
+            worker.launch(self._loop, self._on_exit)
+        except BaseException:
+            link.close()
+            raise
+        finally:
+            end.release()
+        self.workers[worker] = qid
+        queue.workers.append(worker)
+
+    def stop_restarts(self) -> None:
+        """Start no worker later."""
+        self._pending.clear()
+        if self._next_try is not None:
+            self._next_try.cancel()
+            self._next_try = None
+
+    def kill_all(self) -> None:
+        """End the workers here and now, without a loop that would notice their exit."""
+        self.stop_restarts()
+        workers = list(self.workers)
+        self.workers.clear()
+        for worker in workers:
+            worker.kill_now()
+
+    # -- what a worker reports of itself -------------------------------------------------------
+
+    def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
+        """A frame that is no answer to a task."""
+        if kind == Kind.NEED_WORK:
+            worker.credit.need_work(count)
+        elif kind == Kind.READY:
+            self._on_ready(worker)
+        elif kind == Kind.BROKEN:
+            # a start has no stages
+            self._pool.break_down(cast("BaseException", load_error(payload)))
+        elif kind == Kind.LEAVING:
+            threads = str(as_bytes(payload), "utf-8", "replace")
+            worker.begin_exit(threads, lambda: self._on_lingering(worker))
+        else:
+            raise CorruptHeaderError(f"frame of kind {kind} from a worker")
+
+    def _on_ready(self, worker: PoolWorker) -> None:
+        worker.ready = self._ever_ready = True
+        worker.ready_since = self._loop.time()
+        self._failed_starts = 0
+        self._pause = FIRST_PAUSE
+
+    # -- exits and replacements ----------------------------------------------------------------
+
+    def _on_exit(self, worker: PoolWorker) -> None:
+        """A worker process has ended, for whatever reason: replace it (SUPERVISOR-1)."""
+        worker.link.drain_dead()
+        qid = self.workers.pop(worker, None)
+        if qid is None:  # a result that was unpickled has dropped the pool: it was killed meanwhile
+            return
+        queue = self._queues[qid]
+        queue.on_death(worker)
+        worker.link.close()
+        if self._pool.wants_workers() and not worker.replaced:
+            if worker.ready:
+                self._on_lost(worker, qid)
+            else:
+                self._on_failed_start(worker, qid)
+        queue.dispatch_all()
+        self._pool.on_worker_gone()
+
+    def _on_lingering(self, worker: PoolWorker) -> None:
+        """SUPERVISOR-3: a worker that has done its work is slow to exit."""
+        if worker in self.workers and self._pool.wants_workers():
+            worker.replaced = True
+            qid = self.workers[worker]
+            self._replace(qid)
+            self._queues[qid].dispatch_all()
+
+    def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
+        """SUPERVISOR-2: not at once if one after the other dies before it begins a task."""
+        age = self._loop.time() - worker.ready_since
+        young = not worker.link.started and age <= FIRST_PAUSE
+        self._early_deaths = self._early_deaths + 1 if young else 0
+        if self._early_deaths <= START_ATTEMPTS:
+            self._replace(qid)
+        else:
+            self._replace_later(qid)
+
+    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
+        """SUPERVISOR-2. A signal may have come from outside; an exit is the worker's own doing."""
+        self._failed_starts += 1
+        exited = worker.exitcode is None or worker.exitcode >= 0
+        if exited and not self._ever_ready:
+            self._pool.break_down(explain_start(worker.pid, worker.exitcode))
+        elif self._failed_starts < START_ATTEMPTS:
+            self._replace(qid)
+        else:
+            self._do_without(qid, explain_start(worker.pid, worker.exitcode))
+
+    def _replace(self, qid: QueueID) -> None:
+        """Start a worker, or see to it that one is started later."""
+        try:
+            self.start_worker(qid)
+        except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
+            self._do_without(qid, error)
+
+    def _do_without(self, qid: QueueID, error: BaseException) -> None:
+        """A worker cannot be started now: try again later, or give up if there are no others."""
+        if self._queues[qid].workers:
+            log.error("a worker could not be started, its work is left to others", exc_info=error)
+            self._replace_later(qid)
+        else:
+            self._pool.break_down(error)
+
+    def _replace_later(self, qid: QueueID) -> None:
+        self._pending.append(qid)
+        if self._next_try is None:
+            self._next_try = self._loop.call_later(self._pause, self._start_pending)
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    def _start_pending(self) -> None:
+        """Start the workers that are missing, up to the first that is refused again."""
+        missing, self._pending = self._pending, []
+        self._next_try = None
+        while missing and not self._pending and self._pool.wants_workers():
+            qid = missing.pop(0)
+            self._replace(qid)
+            self._queues[qid].dispatch_all()
+        self._pending += missing
