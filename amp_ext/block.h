@@ -1,7 +1,8 @@
-/* A bytes object in the making grows, or stays as it is.
+/* Functions that resize a bytes object while it is filled.
  *
- * `_PyBytes_Resize` frees the object that it cannot resize. An encoder that has no memory for one
- * value still holds those before it, so these functions leave the object alone where they fail. */
+ * `_PyBytes_Resize` frees an object that it cannot resize. An encoder that has no memory for one
+ * value still needs the values before it, so a function of this file that fails leaves the object
+ * unchanged. */
 
 #ifndef AMP_BLOCK_H
 #define AMP_BLOCK_H
@@ -15,7 +16,7 @@
 
 static inline int amp_try_resize(PyObject **bytes, Py_ssize_t size)
 {
-#ifdef Py_TRACE_REFS /* such a build has a list of all objects: none may be moved */
+#ifdef Py_TRACE_REFS /* such a build keeps a list of all objects, so no object may move */
     PyObject *resized = PyBytes_FromStringAndSize(NULL, size);
     if (resized == NULL) {
         PyErr_Clear();
@@ -34,8 +35,8 @@ static inline int amp_try_resize(PyObject **bytes, Py_ssize_t size)
     return 0;
 }
 
-/* Make `*bytes`, to which there is one reference, `size` bytes long. -1 and MemoryError: it is as
- * it was. */
+/* Makes `*bytes`, to which only the caller has a reference, `size` bytes long. Returns 0; or -1
+ * with a MemoryError set, and the object unchanged. */
 static inline int amp_bytes_resize(PyObject **bytes, Py_ssize_t size)
 {
     if (size < 0 || size > AMP_BYTES_MOST || amp_try_resize(bytes, size) < 0) {
@@ -45,8 +46,8 @@ static inline int amp_bytes_resize(PyObject **bytes, Py_ssize_t size)
     return 0;
 }
 
-/* A bytearray of `size` bytes. Where `PyByteArray_FromStringAndSize` has no memory for the bytes, it
- * drops an object that is not initialized, which prints a SystemError. */
+/* A new bytearray of `size` bytes. `PyByteArray_FromStringAndSize` cannot make it: if that has no
+ * memory for the bytes, it drops an uninitialized object, which prints a SystemError. */
 static inline PyObject *amp_bytearray(Py_ssize_t size)
 {
     PyObject *array = PyByteArray_FromStringAndSize(NULL, 0);
@@ -55,8 +56,8 @@ static inline PyObject *amp_bytearray(Py_ssize_t size)
     return array;
 }
 
-/* Make room for `more` bytes behind the first `used`: twice the size if memory allows, or else what
- * is needed. The new size; -1 and MemoryError: it is as it was. */
+/* Makes room for `more` bytes behind the first `used`: doubles the size if memory allows, else adds
+ * what is needed. Returns the new size; or -1 with a MemoryError set, and the object unchanged. */
 static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(
     PyObject **bytes, Py_ssize_t used, Py_ssize_t more)
 {

@@ -1,7 +1,8 @@
-"""The block of bytes that an encoder fills, and everything that is put there without looking further.
+"""The block of bytes that an encoder fills, and the functions that put plain values into it.
 
-A pointer into the block is good until the next function that takes the block: it may move. Where
-there is no memory for it to grow, MemoryError is raised and the block is as it was.
+A pointer into the block is valid until the next call of a function that takes the block, because
+that may move it. If there is no memory to grow, these functions raise MemoryError and leave the
+block unchanged.
 """
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
@@ -16,7 +17,7 @@ cdef extern from "block.h":
     Py_ssize_t amp_bytes_grow(PyObject **, Py_ssize_t, Py_ssize_t) except -1
 
 cdef enum:
-    STEP = 256  # the ints of a run that room is made for at a time
+    STEP = 256  # put_ints makes room for so many ints at a time
 
 cdef struct Block:
     PyObject *data  # a bytes object that no other code has seen
@@ -25,8 +26,8 @@ cdef struct Block:
 
 
 cdef inline uint8_t *room_for(Block *block, Py_ssize_t size) except NULL:
-    """Where the next `size` bytes go."""
-    if <size_t>size > <size_t>(block.capacity - block.size):  # also where a product was too large
+    """Make room for `size` more bytes; returns where they go."""
+    if <size_t>size > <size_t>(block.capacity - block.size):  # unsigned: also after an overflow
         grow(block, size)
     return <uint8_t *>PyBytes_AS_STRING(block.data) + block.size
 
@@ -67,7 +68,7 @@ cdef inline int put_copy(Block *block, const char *data, Py_ssize_t size) except
 
 
 cdef inline int put_short(Block *block, int tag, const uint8_t *data, Py_ssize_t size) except -1:
-    """Put less than SHORT bytes, with their tag and size."""
+    """Put less than SMALL bytes, with their tag and size."""
     cdef uint8_t *out = room_for(block, size + 2)
     out[0] = <uint8_t>tag
     out[1] = <uint8_t>size
@@ -88,7 +89,7 @@ cdef inline int put_float(Block *block, PyObject *value) except -1:
 # -- ints: of width 1 << shift -----------------------------------------------------------------
 
 cdef inline int shift_for(int64_t low, int64_t high) noexcept:
-    """The narrowest width that holds both."""
+    """The shift of the narrowest width that holds both numbers."""
     if low == <int8_t>low and high == <int8_t>high:
         return 0
     if low == <int16_t>low and high == <int16_t>high:
@@ -127,12 +128,12 @@ cdef inline bint put_int(Block *block, PyObject *value) except -1:
     return True
 
 
-# -- runs (CODEC-5) ---------------------------------------------------------------------------------
+# -- runs (CODEC-5) ----------------------------------------------------------------------------
 
 cdef inline Py_ssize_t put_run(
     Block *block, PyObject *values, Py_ssize_t start, Py_ssize_t stop
 ) except -1:
-    """Put the run that begins at `start`; how many values it has, 0 if there is none."""
+    """Put the run that begins at `start`; returns its number of values, or 0 (CODEC-5)."""
     cdef PyObject **first = PySequence_Fast_ITEMS(values) + start
     cdef Py_ssize_t count = min(stop, PySequence_Fast_GET_SIZE(values)) - start
     cdef int i
@@ -151,7 +152,7 @@ cdef inline Py_ssize_t put_ints(Block *block, PyObject **values, Py_ssize_t limi
     cdef int64_t number, low = 0, high = 0
     cdef uint8_t *out = NULL
     cdef int overflow = 0
-    # In 64 bits at first, from where the values begin if their number takes nine bytes.
+    # First with 64 bits for each, behind room for a tag and the longest count (nine bytes).
     while count < limit:
         if count == end:
             end = min(limit, end + STEP)
@@ -172,15 +173,15 @@ cdef inline Py_ssize_t put_ints(Block *block, PyObject **values, Py_ssize_t limi
 
 
 cdef inline int narrow(Block *block, Py_ssize_t count, int shift) except -1:
-    """Make of the numbers that `put_ints` has left beyond the block's size a run in the block."""
+    """Turn the numbers that `put_ints` has left behind the end of the block into a run in it."""
     cdef const char *wide = PyBytes_AS_STRING(block.data) + block.size + 10
     cdef char *out
     cdef Py_ssize_t i
     cdef int64_t number
-    put_size(block, INT8S + shift, count)  # there is room: it moves nothing
+    put_size(block, INT8S + shift, count)  # put_ints has made room, so the block does not move
     out = PyBytes_AS_STRING(block.data) + block.size
-    # In place and forwards: none is written beyond where it was read, so none is lost. One loop for
-    # each width, because the compiler turns those into vector instructions.
+    # In place and forwards: a number is never written behind the place where it was read, so no
+    # number is lost. One loop for each width, because compilers vectorize such loops.
     if shift == 0:
         for i in range(count):
             memcpy(&number, wide + i * 8, 8)

@@ -7,7 +7,7 @@ class BufferBuilder:
     releases the GIL while it copies a large piece.
     """
 
-    #: How many bytes are still to come.
+    #: How many bytes are still missing.
     missing: int
 
     def __init__(self, size: int, writable: bool) -> None:
@@ -20,12 +20,13 @@ class BufferBuilder:
         """The object, a bytearray if it is `writable`. ValueError if bytes are missing."""
 
 def reserve(size: int) -> bytes:
-    """Memory for a snapshot of `size` bytes, with arbitrary content. It may raise MemoryError."""
+    """Memory for a snapshot of `size` bytes, with arbitrary content; or MemoryError."""
 
 def snapshot(
     source: bytes | bytearray | memoryview, start: int = 0, reserved: bytes | None = None
 ) -> bytes:
     """A copy of `source`, in which the bytes before `start` are not copied and are arbitrary.
 
-    With `reserved`, an object of `reserve` that no other code has seen, it allocates no memory.
+    `reserved` is an object of `reserve` that no other code refers to; with it, this function
+    allocates no memory.
     """

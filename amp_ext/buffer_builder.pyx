@@ -28,14 +28,14 @@ cdef enum:
 cdef class BufferBuilder:
     """A bytes object, or a bytearray, of a known size that is filled piece by piece."""
     cdef:
-        PyObject *data  # no other code has a reference to it; NULL once it was taken
+        PyObject *data  # no other code refers to it; NULL after take()
         readonly Py_ssize_t missing
         Py_ssize_t size, capacity
         bint writable
 
     def __cinit__(self, Py_ssize_t size, bint writable):
         if size < 0:
-            raise ValueError(f"size is {size}")
+            raise ValueError(f"size must be at least 0, not {size}")
         self.size = self.missing = size
         self.writable = writable
         self.capacity = min(size, FIRST)
@@ -52,7 +52,7 @@ cdef class BufferBuilder:
         PyObject_GetBuffer(piece, &view, PyBUF_SIMPLE)
         try:
             if self.data == NULL or view.len > self.missing:
-                raise ValueError(f"{view.len} bytes where {self.missing} are missing")
+                raise ValueError(f"a piece of {view.len} bytes where {self.missing} are missing")
             self.make_room(self.size - self.missing + view.len)
             copy(self.start() + self.size - self.missing, <const char *>view.buf, view.len)
             self.missing -= view.len
@@ -62,7 +62,7 @@ cdef class BufferBuilder:
     def take(self):
         cdef PyObject *data = self.data
         if self.missing or data == NULL:
-            raise ValueError(f"{self.missing} bytes are missing, or it was taken")
+            raise ValueError(f"{self.missing} bytes are missing, or the object was taken before")
         self.data = NULL
         taken = <object>data
         Py_DECREF(data)
@@ -94,10 +94,10 @@ def snapshot(source, Py_ssize_t start=0, bytes reserved=None):
     PyObject_GetBuffer(source, &view, PyBUF_SIMPLE)
     try:
         if not 0 <= start <= view.len:
-            raise ValueError(f"start is {start}, in {view.len} bytes")
+            raise ValueError(f"start must be from 0 to {view.len}, not {start}")
         taken = PyBytes_New(NULL, view.len) if reserved is None else reserved
         if PyBytes_GET_SIZE(<PyObject *>taken) != view.len:
-            raise ValueError(f"{len(taken)} bytes are reserved for {view.len}")
+            raise ValueError(f"reserved must have {view.len} bytes, not {len(taken)}")
         data = PyBytes_AS_STRING(<PyObject *>taken)
         amp_prefer_huge_pages(data, view.len)
         copy(data + start, <const char *>view.buf + start, view.len - start)

@@ -1,9 +1,9 @@
-"""The C API as the codec needs it: what looks at a value takes a borrowed pointer.
+"""The C API as the codec needs it: functions that look at a value take a borrowed pointer.
 
-Cython's own declarations take objects and count a reference to each that passes through a variable;
-the encoder looks at a value for less time than that takes. What makes a plain value returns a new
-reference, which the decoder passes on; what makes a container returns an object, so that Cython
-drops it where something fails.
+Cython's own declarations take objects, and count a reference to each object that passes through a
+variable; that takes longer than to look at a value. A function that makes a plain value returns a
+new reference, which the decoder passes on. A function that makes a container returns an object, so
+that Cython drops it if something fails later.
 """
 
 from cpython.object cimport PyObject, PyTypeObject
@@ -57,7 +57,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyDict_GET_SIZE(PyObject *)
     bint PyDict_Next(PyObject *, Py_ssize_t *, PyObject **, PyObject **)
     PyObject *PyDict_GetItemWithError(object, PyObject *) except? NULL
-    int PyDict_SetItem(PyObject *, PyObject *, PyObject *)  # unchecked, as PySet_Add: see decoder
+    int PyDict_SetItem(PyObject *, PyObject *, PyObject *)  # as PySet_Add, checked in decoder.pyx
 
     bint PyAnySet_CheckExact(PyObject *)
     bint PyFrozenSet_CheckExact(PyObject *)

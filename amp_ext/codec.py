@@ -1,7 +1,7 @@
-"""The codec of aiomultiprocess in Cython: `encoder`, `decoder`, and what they agree upon, `tags`.
+"""The codec of aiomultiprocess in Cython: `encoder`, `decoder`, and the `tags` that they share.
 
-What a payload is, and the invariants CODEC-1 to CODEC-10 which the modules cite, stand in
-aiomultiprocess/codec.py, whose encoder and decoder make and take the same bytes.
+aiomultiprocess/_pure/codec.py defines the format of a payload, and the rules CODEC-1 to CODEC-10.
+The encoder and decoder there do the same in Python, byte for byte.
 """
 
 from .decoder import CorruptFrameError, decode_items, loads

@@ -1,12 +1,12 @@
-"""No garbage collection while values are handled as borrowed pointers, or have members missing.
+"""Pauses garbage collection while the codec uses borrowed pointers, or fills a container.
 
-On CPython 3.11 an allocation may start a collection, which runs finalizers and `gc.callbacks`: code
-that can change the container that is encoded, or look at one that is not filled yet. From 3.12 on a
-collection starts between two instructions of Python code only, and so never in here. The GIL is
-held from `pause` to `resume`: no other thread can notice, or miss a collection.
+On CPython 3.11 an allocation may start a collection, which runs finalizers and `gc.callbacks`. Such
+code could change the container being encoded, or look at one that is not filled yet. From 3.12 on a
+collection starts only between two instructions of Python code, and so never in the codec. The GIL
+is held from `pause` to `resume`: no other thread can notice the pause, or miss a collection.
 
-Only what makes or visits a container asks for a pause, and keeps it for those that follow: each
-costs some nanoseconds, and plain values allocate nothing that a collector counts.
+Only a function that makes or visits a container calls `pause`, and the pause lasts until `resume`:
+a pause costs some nanoseconds, and plain values allocate nothing that the collector counts.
 """
 
 cdef extern from *:
@@ -25,7 +25,7 @@ cdef extern from *:
 
 cdef struct Pause:
     bint lasts
-    bint collects  # whether garbage was collected before, and is to be afterwards
+    bint collects  # whether the collector was enabled before: `resume` restores that
 
 
 cdef inline void pause(Pause *pause) noexcept:

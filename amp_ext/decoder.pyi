@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-class Parts(Protocol):
-    """A payload in segments, of which those that are large values become them.
+class PayloadParts(Protocol):
+    """A payload in segments; a segment that is a large value becomes that value.
 
-    An int is the size of a segment that did not arrive: items that were in it are failures.
+    An int is the size of a segment that did not arrive: the items in it are failures.
     """
 
     @property
@@ -14,6 +14,6 @@ class Parts(Protocol):
 class CorruptFrameError(ValueError): ...
 
 def decode_items(
-    payload: bytes | memoryview | Parts, count: int
+    payload: bytes | memoryview | PayloadParts, count: int
 ) -> tuple[list[Any], dict[int, BaseException] | None]: ...
 def loads(payload: bytes | memoryview) -> Any: ...

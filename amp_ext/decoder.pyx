@@ -1,14 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Payloads to items, at the speed of C. What a payload is, and CODEC-1 to CODEC-10: aiomultiprocess/codec.py.
+"""Decodes payloads, in Cython. aiomultiprocess/_pure/codec.py defines the format of a payload, and
+the rules CODEC-1 to CODEC-10.
 
-aiomultiprocess/decoder.py does the same in Python; a rule changed here is changed there.
+aiomultiprocess/_pure/decoder.py does the same in Python: change both together.
 
-A payload lies in memory that another process can write, so each byte of it is read once: what was
-checked is a copy (CODEC-7).
+A payload lies in memory that another process can write. So the decoder reads each byte once, and
+checks the copy that it uses (CODEC-7).
 
-A list or tuple has no members at first, and no code of the user's can see it like that: no garbage is
-collected meanwhile (collector.pxd), and while a pickle runs such code, the list of all items is not
-among `gc.get_objects()`.
+A new list or tuple has no members yet, and user code must not see it like that. The garbage
+collector, which could run user code, is paused meanwhile (collector.pxd). A pickle runs user code
+too, so the list of all items is not among `gc.get_objects()` until it is full.
 """
 
 import pickle
@@ -35,11 +36,11 @@ cdef struct Reader:
     const uint8_t *start
     const uint8_t *at
     const uint8_t *end
-    PyObject *segments  # a list that no other code refers to; NULL if the payload is in one piece
-    Py_ssize_t next  # in it
-    Py_ssize_t missing  # CODEC-10: what is to be read next has so many bytes and did not arrive
-    Py_ssize_t behind  # bytes before start, in other segments
-    Py_ssize_t ahead  # bytes after end, in other segments
+    PyObject *segments  # a list that no other code refers to; NULL if the payload is one piece
+    Py_ssize_t next  # index of the next segment
+    Py_ssize_t missing  # CODEC-10: size of the segment to read now, if it did not arrive
+    Py_ssize_t behind  # bytes before `start`, in other segments
+    Py_ssize_t ahead  # bytes after `end`, in other segments
     Pause pause
     int key_count
     PyObject *keys[KEY_COUNT]  # CODEC-6
@@ -50,14 +51,14 @@ class CorruptFrameError(ValueError):
 
 
 def decode_items(payload, count):
-    """Decode a payload of `count` items: their values, and the failures by place if there are any."""
+    """Decode a payload of `count` items; returns the values, and the failures by index or None."""
     cdef Reader reader
     cdef Py_buffer view
     cdef list segments
     memset(&reader, 0, sizeof(Reader))
     if not PyObject_CheckBuffer(payload):
         segments = list(payload.segments)
-        PyObject_GC_UnTrack(<PyObject *>segments)  # the reader points into what it holds
+        PyObject_GC_UnTrack(<PyObject *>segments)  # the reader points into its segments
         reader.segments = <PyObject *>segments
         reader.ahead = len(payload)
         go_on(&reader)
@@ -117,7 +118,7 @@ cdef int no_memory(Py_ssize_t size) except -1:
 
 
 cdef Py_ssize_t count_of(Reader *reader, count) except -1:
-    """A count that is too large for this platform is only a wrong one, as any other (CODEC-7)."""
+    """The number of items; also one that is too large for C is a CorruptFrameError (CODEC-7)."""
     cdef int overflow = 0
     cdef long long number = PyLong_AsLongLongAndOverflow(<PyObject *>count, &overflow)
     if overflow or number < 0 or number > PY_SSIZE_T_MAX:
@@ -135,7 +136,7 @@ cdef int corrupt_number(Reader *reader, const char *what, uint64_t number) excep
 cdef int read_items(
     Reader *reader, PyObject **slots, Py_ssize_t *place, Py_ssize_t count, dict failures
 ) except -1:
-    """Fill the slots of all items; those before `place` are filled at any time."""
+    """Fill the slots of all items; at any time, those before `place` are filled."""
     cdef int tag
     while place[0] < count:
         if reader.at == reader.end and reader.segments != NULL:
@@ -147,21 +148,21 @@ cdef int read_items(
         else:
             place[0] += fill(reader, tag, slots + place[0], count - place[0], 0)
     if left(reader):
-        corrupt(reader, "more than the items")
+        corrupt(reader, "bytes after the last item")
     return 0
 
 
 cdef int fail_rest(
     PyObject **slots, Py_ssize_t place, Py_ssize_t count, dict failures, error
 ) except -1:
-    """CODEC-10: there was no memory for the item at `place`, so what is behind it cannot be found.
+    """Let the item at `place`, for which there was no memory, and those behind it fail (CODEC-10).
 
-    They share an error: CPython has some in reserve, for which it would need no memory.
+    The items behind it cannot be found. All share one error, because more would take more memory.
     """
     cdef PyObject *partial
     while place < count:
         failures[place] = error
-        partial = slots[place]  # of a run that broke off
+        partial = slots[place]  # a value of a run that is not complete
         slots[place] = new_reference(Py_None)
         Py_XDECREF(partial)
         place += 1
@@ -183,19 +184,20 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
         return unpickle(pickled, buffers=buffers)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # CODEC-4: user code was run, which may raise anything
+    except BaseException as error:  # CODEC-4: user code ran, and may raise anything
         failures[place] = error
         return None
 
 
 # -- values ------------------------------------------------------------------------------------
 #
-# What reads a value returns a new reference as a pointer: Cython would count one more, and drop it.
+# A function that reads a value returns a new reference as a pointer. For an object, Cython would
+# count one more reference, and drop it.
 
 cdef inline Py_ssize_t fill(
     Reader *reader, int tag, PyObject **slots, Py_ssize_t room, int depth
 ) except -1:
-    """Fill slots with the value, or the values of the run, of a tag; how many these are."""
+    """Fill slots with the value, or the values of the run, of a tag; returns how many slots."""
     if INT8S <= tag <= FLOATS:
         return fill_run(reader, tag, slots, room)
     slots[0] = read(reader, tag, depth)
@@ -209,7 +211,7 @@ cdef Py_ssize_t fill_run(
     cdef Py_ssize_t count = read_number(reader), i
     cdef const uint8_t *data
     if not 0 < count <= room:
-        corrupt(reader, f"a run of {count} where {room} may be")
+        corrupt(reader, f"a run of {count} values where at most {room} fit")
     if count > PY_SSIZE_T_MAX >> shift:
         corrupt_number(reader, b"bytes", <uint64_t>count << shift)
     data = take(reader, count << shift)
@@ -228,7 +230,7 @@ cdef inline void keep(PyObject **slot, object value) noexcept:
 
 
 cdef inline PyObject *read(Reader *reader, int tag, int depth) except NULL:
-    """The value of a tag. What most values are is read where they are asked for, without a call."""
+    """Read the value of a tag. The most frequent types are inline here, to save a call."""
     if tag == INT8:
         return load_int(take(reader, 1), 0)
     if tag == INT16:
@@ -258,7 +260,7 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
         value = read_bytes(reader)
         return new_reference(<PyObject *>value)
     if tag < TUPLE or tag > DICT:
-        corrupt(reader, f"tag {tag}, which has no place there")
+        corrupt(reader, f"tag {tag}, which is not valid there")
     if depth >= MAX_DEPTH:
         corrupt(reader, f"more than {MAX_DEPTH} nested containers")
     collector.pause(&reader.pause)
@@ -305,7 +307,7 @@ cdef PyObject *read_dict(Reader *reader, int depth) except NULL:
 
 
 cdef int read_pair(Reader *reader, dict pairs, int tag, int depth) except -1:
-    """One whose key is no KEY, but may be one from now on (CODEC-6)."""
+    """Read a pair whose key is spelled out; the key may get a number (CODEC-6)."""
     cdef PyObject *made
     cdef Py_ssize_t size = 0
     if tag == STR:
@@ -322,7 +324,7 @@ cdef int read_pair(Reader *reader, dict pairs, int tag, int depth) except -1:
 
 
 cdef inline int put_pair(dict pairs, PyObject *key, PyObject *value) except -1:
-    """Put a pair into a dict, which takes over the reference to the value."""
+    """Put a pair into a dict; this takes over the reference to the value."""
     cdef int status = PyDict_SetItem(<PyObject *>pairs, key, value)
     Py_DECREF(value)
     return status
@@ -342,7 +344,7 @@ cdef PyObject *read_set(Reader *reader, int tag, int depth) except NULL:
 
 
 cdef inline int put_member(members, PyObject *member) except -1:
-    """Add to a set, which takes over the reference."""
+    """Add a member to a set; this takes over the reference."""
     cdef int status = PySet_Add(<PyObject *>members, member)
     Py_DECREF(member)
     return status
@@ -391,10 +393,10 @@ cdef bytearray read_bytearray(Reader *reader):
 
 
 cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
-    """The peer may change `data` meanwhile: it is read once, and decoded from our copy."""
+    """Read a str. The peer may change `data` meanwhile, so this decodes a copy of it."""
     cdef const uint8_t *data = take(reader, size)
     cdef PyObject *text
-    if size > 1:  # of those shorter there is one str each, which is CPython's to find
+    if size > 1:  # CPython has one str for each shorter text, and returns that
         text = PyUnicode_New(size, 127)
         if copy_ascii(<uint8_t *>PyUnicode_DATA(text), data, size):
             return text
@@ -406,7 +408,7 @@ cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:
 
 
 cdef inline bint copy_ascii(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
-    """Copy text; whether the copy is ASCII."""
+    """Copy text; returns whether the copy is ASCII."""
     if size < SMALL:
         return copy_small(to, data, size) & HIGH_BITS == 0
     memcpy(to, data, size)
@@ -438,13 +440,13 @@ cdef inline Py_ssize_t read_number(Reader *reader) except -1:
 cdef Py_ssize_t read_long_number(Reader *reader) except -1:
     cdef uint64_t number
     memcpy(&number, take(reader, 8), 8)
-    if number > <uint64_t>left(reader):  # CODEC-7: nothing is counted that takes no byte
-        corrupt_number(reader, b"of anything", number)
+    if number > <uint64_t>left(reader):  # CODEC-7: what is counted takes a byte each
+        corrupt_number(reader, b"members or bytes", number)
     return <Py_ssize_t>number
 
 
 cdef inline int check_count(Reader *reader, Py_ssize_t count, int least) except -1:
-    """CODEC-7: no room for more members than there can be."""
+    """CorruptFrameError if the bytes left are too few for `count` members (CODEC-7)."""
     if count < 0 or count > left(reader) // least:
         corrupt_number(reader, b"members", count)
     return 0
@@ -462,18 +464,18 @@ cdef inline Py_ssize_t left(Reader *reader) noexcept:
     return reader.end - reader.at + reader.ahead
 
 
-# -- segments (CODEC-8) -----------------------------------------------------------------------------
+# -- segments (CODEC-8) ------------------------------------------------------------------------
 
 cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
     """The next segment as a value of its own."""
     if reader.at != reader.end or reader.next >= len(<list>reader.segments):
-        corrupt_number(reader, b"bytes that are no segment", size)
+        corrupt_number(reader, b"bytes that are not a segment of their own", size)
     segment = (<list>reader.segments)[reader.next]
     if type(segment) is int:
         no_memory(size)
     if type(segment) is not kind or len(segment) != size:
-        corrupt(reader, f"a segment that is no {kind.__name__} of {size} bytes")
-    (<list>reader.segments)[reader.next] = None  # it is the value's from now on
+        corrupt(reader, f"a segment that is not of type {kind.__name__} with {size} bytes")
+    (<list>reader.segments)[reader.next] = None  # the segment is the value from now on
     reader.next += 1
     reader.behind += size
     reader.ahead -= size
@@ -491,7 +493,7 @@ cdef int go_on(Reader *reader) except -1:
             reader.missing = segment
             return 0
         if type(segment) is not bytes:
-            corrupt(reader, "a bytearray where no buffer is")
+            corrupt(reader, "a bytearray that is not a buffer of a pickle")
         reader.next += 1
         reader.start = reader.at = <const uint8_t *>PyBytes_AS_STRING(<PyObject *>segment)
         reader.end = reader.start + len(segment)

@@ -6,9 +6,9 @@ from typing import final
 @final
 class Doorbell:
     def __init__(self) -> None:
-        """An eventfd, or a non-blocking pipe where there is none or it is refused; close-on-exec.
+        """Make an eventfd, or a non-blocking pipe where the system has or allows no eventfd.
 
-        OSError if there is no descriptor.
+        The descriptors are close-on-exec. OSError if the system has no descriptor left.
         """
 
     @staticmethod
@@ -25,9 +25,9 @@ class Doorbell:
         """The descriptor that is readable from ring() to clear()."""
 
     def ring(self) -> None:
-        """Make it readable. It never blocks."""
+        """Make the descriptor readable. It never blocks."""
 
     def clear(self) -> None:
-        """Make it unreadable. Call this before reading the ring, not after."""
+        """Make the descriptor unreadable. Call this before reading the ring, not after."""
 
     def close(self) -> None: ...

@@ -44,7 +44,7 @@ cdef class ItemCoroutine:
     cdef object value          # what the next step yields, or the value to end with
     cdef object error          # to end with instead, if it is not None
     cdef object on_value       # gets what the item returns, before anything else can run
-    cdef public object inner   # the item's coroutine; a copy of the worker halts it (copies.py)
+    cdef public object inner   # the item's coroutine; in a forked copy, a `Halted` (copies.py)
     cdef readonly uint64_t number  # of the item, counted over all that this worker started
 
     cdef int adopt(self, yielded) except -1

@@ -1,4 +1,4 @@
-"""A payload that is made item by item, for journal.pyx."""
+"""Functions that make a payload item by item, for journal.pyx."""
 
 from libc.stdint cimport uint8_t
 

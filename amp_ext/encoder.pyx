@@ -1,11 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Items to payloads, at the speed of C. What a payload is, and CODEC-1 to CODEC-10: aiomultiprocess/codec.py.
+"""Encodes items, in Cython. aiomultiprocess/_pure/codec.py defines the format of a payload, and the
+rules CODEC-1 to CODEC-10.
 
-aiomultiprocess/encoder.py does the same in Python; a rule changed here is changed there.
+aiomultiprocess/_pure/encoder.py does the same in Python: change both together.
 
-Values are handled as borrowed pointers, because counting references would cost as much as encoding.
-That is sound: what is encoded without a pickle runs no code of the user's, as no garbage is
-collected meanwhile (collector.pxd). So nothing can change an item before all of it is encoded.
+The encoder handles values as borrowed pointers, because to count references would cost as much as
+to encode. That is sound: no user code runs while an item is encoded without a pickle, because the
+garbage collector is paused meanwhile (collector.pxd). So nothing can change an item before all of
+it is encoded.
 """
 
 import copyreg
@@ -27,31 +29,32 @@ from amp_ext.small_copy cimport SMALL
 from amp_ext.tags cimport *
 
 cdef enum:
-    # what putting a value says
+    # what a function that puts a value returns
     PUT = 0
-    FOREIGN = 1  # this item is to be a PICKLE
-    # numbers of keys (CODEC-6), all others are below KEY_COUNT
+    FOREIGN = 1  # the item must be a PICKLE
+    # in place of the number of a key (CODEC-6), which is below KEY_COUNT
     NEW_KEY = KEY_COUNT
     NO_KEY = KEY_COUNT + 1
     KEY_SLOTS = 512
 
 cdef struct Large:
     Py_ssize_t at  # place in the block
-    PyObject *value  # held: bytes, or a view of bytes
+    PyObject *value  # bytes, or a view of bytes; owns a reference
 
 cdef struct Keys:
     Py_ssize_t count
-    PyObject *by_number[KEY_COUNT]  # held by Encoder.numbers
-    uint16_t by_address[KEY_SLOTS]  # a cache: the number of a key at such an address, or any other
+    PyObject *by_number[KEY_COUNT]  # borrowed from Encoder.numbers
+    uint16_t by_address[KEY_SLOTS]  # a cache: the number of that key, or of another
 
 
 cdef str BYTE_ORDER = sys.byteorder
-# CODEC-9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+# CODEC-9: the end of the names of modules whose reducers share memory, such as
+# torch.multiprocessing.reductions.
 cdef str SHARING = ".multiprocessing.reductions"
 
 
 def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes):
-    """Encode items[start:stop] until the payload has `max_bytes`, an item fails, or all are done."""
+    """Encode items[start:stop] until it has `max_bytes`, an item fails, or all are done."""
     if start < 0:
         raise ValueError(f"start is {start}: items are counted from their beginning")
     if type(items) is not list and type(items) is not tuple:
@@ -67,7 +70,7 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             encoder.at += 1
         except KeyboardInterrupt:
             raise
-        except BaseException as failure:  # CODEC-4: user code was run, which may raise anything
+        except BaseException as failure:  # CODEC-4: user code ran, and may raise anything
             encoder.take_back()
             error = failure
             break
@@ -84,26 +87,27 @@ def dumps(obj):
     return file.getvalue()
 
 
-cdef dict registered = {}  # what ForkingPickler had when `lasting` was made of it
-cdef dict lasting = {}
+cdef dict registered = {}  # ForkingPickler's reducers, of which `persistent` was made
+cdef dict persistent = {}
 
 
 cdef dict reducers():
-    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so cheap
-    to import.
+    """The reducers that `multiprocessing` uses now, less those that share memory (CODEC-9).
+
+    It imports `multiprocessing.reduction` only when called, so this module is cheap to import.
     """
-    global lasting, registered
+    global persistent, registered
     from multiprocessing.reduction import ForkingPickler
 
     extra = getattr(ForkingPickler, "_extra_reducers", {})
     if extra != registered:
-        lasting = {kind: reduce for kind, reduce in extra.items() if not shares(kind, reduce)}
+        persistent = {kind: reduce for kind, reduce in extra.items() if not shares(kind, reduce)}
         registered = extra.copy()
-    return {**copyreg.dispatch_table, **lasting}
+    return {**copyreg.dispatch_table, **persistent}
 
 
 cdef bint shares(kind, reduce) except -1:
-    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by itself."""
+    """Whether a reducer shares memory, and its type pickles without it too (CODEC-9)."""
     return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
         kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
@@ -128,7 +132,7 @@ cdef class ItemPickler:
         return self.file.getvalue()
 
     cdef int forget(self) except -1:
-        """Be as new. What is held of an item could not be freed, and its buffers not be resized."""
+        """Drop what is left of the item, so that it can be freed and its buffers resized."""
         self.pickler.clear_memo()
         self.buffers.clear()
         self.file.seek(0)
@@ -138,13 +142,13 @@ cdef class ItemPickler:
 
 @cython.final
 cdef class Encoder:
-    """One payload in the making: a growing block of bytes, and large bytes by their place in it."""
+    """One payload in the making: a growing block of bytes, and the large values that go between."""
     cdef:
-        Py_ssize_t first, at  # the first item, the one that is being encoded
+        Py_ssize_t first, at  # indexes of the first item, and of the item being encoded
         Block block
-        Large *large  # CODEC-8: bytes that go between those of the block
+        Large *large  # CODEC-8: large values that go between bytes of the block
         Py_ssize_t large_count, large_capacity, large_size
-        # how all was before the item (CODEC-4)
+        # the state before the item (CODEC-4)
         Py_ssize_t mark_size, mark_large_count, mark_large_size, mark_keys
         Pause pause
         Seen seen  # CODEC-3
@@ -168,7 +172,7 @@ cdef class Encoder:
     # -- items ---------------------------------------------------------------------------------
 
     cdef bint put_items(self, PyObject *items, Py_ssize_t stop, Py_ssize_t max_bytes) except -1:
-        """Put items up to the first that must be pickled (False), or to the end of the payload."""
+        """Put items up to the end of the payload (True), or to one that must be pickled (False)."""
         cdef Py_ssize_t room, taken
         while self.at < stop:
             room = max_bytes - self.block.size - self.large_size
@@ -194,7 +198,7 @@ cdef class Encoder:
         self.mark_large_count = self.large_count
 
     cdef int take_back(self) except -1:
-        """CODEC-4: be as before the item. This takes no memory, and so always succeeds."""
+        """Restore the state before the item (CODEC-4). It takes no memory, so it cannot fail."""
         self.block.size = self.mark_size
         self.large_size = self.mark_large_size
         self.drop_large(self.mark_large_count)
@@ -214,17 +218,17 @@ cdef class Encoder:
             self.put_view(view)
         self.put_bytes(pickled)
         pickler.forget()
-        self.pickler = pickler  # one that raised is not used again
+        self.pickler = pickler  # a pickler that raised is not used again
         return 0
 
     cdef void drop_large(self, Py_ssize_t count) noexcept:
-        """Keep the first `count` large values."""
+        """Drop all large values but the first `count`."""
         while self.large_count > count:
             self.large_count -= 1
             Py_DECREF(self.large[self.large_count].value)
 
     cdef list segments(self):
-        """The payload; nothing is encoded after this."""
+        """The segments of the payload. Encode no item after this call."""
         cdef Py_ssize_t at = 0, i
         cdef list parts = []
         if self.block.size:
@@ -241,11 +245,11 @@ cdef class Encoder:
         return parts
 
     cdef bint cuts(self, Py_ssize_t start, Py_ssize_t stop) noexcept:
-        """CODEC-10: whether the last item begins within these bytes of the block, and has many of them."""
+        """Whether the last item begins in these bytes, and has SEGMENT_MIN of them (CODEC-10)."""
         return start < self.mark_size and stop - self.mark_size >= SEGMENT_MIN
 
     cdef Py_ssize_t add_piece(self, list parts, Py_ssize_t start, Py_ssize_t stop) except -1:
-        """Append the bytes of the block from `start` to `stop`; what is much is not copied."""
+        """Append bytes of the block; it copies less than SEGMENT_MIN, and takes a view of more."""
         if self.cuts(start, stop):
             start = self.add_piece(parts, start, self.mark_size)
         if stop - start >= SEGMENT_MIN:
@@ -257,7 +261,7 @@ cdef class Encoder:
     # -- values --------------------------------------------------------------------------------
 
     cdef inline int put(self, PyObject *value, int depth) except -1:
-        """What most values are is put where it is asked for, without a call."""
+        """Put a value. The most frequent types are inline here, to save a call."""
         if PyUnicode_CheckExact(value):
             return self.put_str(value)
         if PyLong_CheckExact(value):
@@ -274,7 +278,7 @@ cdef class Encoder:
         if value == Py_False:
             return block.put_byte(&self.block, FALSE)
         if PyBytes_CheckExact(value):
-            if PyBytes_GET_SIZE(value) >= SHARED_MIN and self.meet(value):
+            if PyBytes_GET_SIZE(value) >= SHARED_MIN and self.see(value):
                 return FOREIGN
             block.put_byte(&self.block, BYTES)
             return self.put_bytes(<object>value)
@@ -282,7 +286,7 @@ cdef class Encoder:
 
     cdef int put_container(self, PyObject *value, int depth) except -1:
         cdef int tag = container_tag(value)
-        if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.meet(value)):
+        if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.see(value)):
             return FOREIGN
         collector.pause(&self.pause)
         if tag == DICT:
@@ -291,9 +295,12 @@ cdef class Encoder:
             return self.put_set(tag, value, depth)
         return self.put_sequence(tag, value, depth)
 
-    cdef inline bint meet(self, PyObject *value) except -1:
-        """CODEC-3: whether the item has this already. What one reference holds, it cannot, unless it has
-        the holder twice, and that would have been met."""
+    cdef inline bint see(self, PyObject *value) except -1:
+        """Note an object of this item; True if the item holds it twice (CODEC-3).
+
+        An object with one reference has one holder. If the item held it twice, it would hold that
+        holder twice, and this function would have found the holder, or one above it.
+        """
         return Py_REFCNT(value) != 1 and seen.was_seen(&self.seen, value)
 
     cdef int put_dict(self, PyObject *value, int depth) except -1:
@@ -338,13 +345,13 @@ cdef class Encoder:
         cdef Py_ssize_t size = PyUnicode_GET_LENGTH(value)
         if size < SMALL:
             return block.put_short(&self.block, STR, <const uint8_t *>PyUnicode_DATA(value), size)
-        if size >= SHARED_MIN and self.meet(value):
+        if size >= SHARED_MIN and self.see(value):
             return FOREIGN
         block.put_size(&self.block, STR, size)
         return block.put_copy(&self.block, <const char *>PyUnicode_DATA(value), size)
 
     cdef int put_wide_str(self, PyObject *value) except -1:
-        if PyUnicode_GetLength(value) >= SHARED_MIN and self.meet(value):
+        if PyUnicode_GetLength(value) >= SHARED_MIN and self.see(value):
             return FOREIGN
         encoded = (<str>value).encode("utf-8", "surrogatepass")
         block.put_size(&self.block, STR, len(encoded))
@@ -357,7 +364,7 @@ cdef class Encoder:
         return self.put_bytes(value.to_bytes(size, BYTE_ORDER, signed=True))
 
     cdef int put_bytes(self, value) except -1:
-        """Put size and bytes, the bytes as a segment of their own if they are many (CODEC-8)."""
+        """Put size and bytes; `SEGMENT_MIN` or more bytes are a segment of their own (CODEC-8)."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(<PyObject *>value)
         block.put_number(&self.block, size)
         if size < SEGMENT_MIN:
@@ -365,7 +372,7 @@ cdef class Encoder:
         return self.put_segment(value, size)
 
     cdef int put_view(self, view) except -1:
-        """As put_bytes, of a view of bytes."""
+        """Put size and bytes of a view, as `put_bytes` does."""
         cdef Py_ssize_t size = len(view)
         if size < SEGMENT_MIN:
             return self.put_bytes(bytes(view))
@@ -391,7 +398,7 @@ cdef class Encoder:
         self.large_capacity = capacity
         return 0
 
-    # -- keys (CODEC-6) -----------------------------------------------------------------------------
+    # -- keys (CODEC-6) ------------------------------------------------------------------------
 
     cdef inline int put_key(self, PyObject *key) except -1:
         cdef int number = KEY_COUNT
@@ -410,7 +417,7 @@ cdef class Encoder:
         return PUT
 
     cdef int number_of(self, PyObject *key) except -1:
-        """The number of a key that is not known by its address. A NEW_KEY was put."""
+        """The number of a key that the cache does not have; NEW_KEY if it has put a new one."""
         cdef Py_ssize_t size = self.block.size
         cdef PyObject *known
         if PyUnicode_GetLength(key) > KEY_SIZE:
@@ -431,7 +438,7 @@ cdef class Encoder:
         return NEW_KEY
 
     cdef int make_keys(self) except -1:
-        self.numbers = {}  # before the other, by which one sees whether there are any
+        self.numbers = {}  # first, because `keys` is what tells that both exist
         self.keys = <Keys *>PyMem_Calloc(1, sizeof(Keys))
         if self.keys == NULL:
             raise MemoryError()
@@ -450,7 +457,7 @@ cdef inline size_t slot_of(PyObject *key) noexcept:
 
 
 cdef inline int container_tag(PyObject *value) noexcept:
-    """0 if it is of no type that has one (CODEC-1)."""
+    """The tag of a container; 0 if its type has none (CODEC-1)."""
     if PyDict_CheckExact(value):
         return DICT
     if PyList_CheckExact(value):
@@ -463,7 +470,7 @@ cdef inline int container_tag(PyObject *value) noexcept:
 
 
 cdef inline bint matters(PyObject *value, int tag) noexcept:
-    """Whether anyone could tell that a container is there twice (CODEC-3)."""
+    """Whether it makes a difference that an item holds a container twice (CODEC-3)."""
     if tag == TUPLE:
         return PySequence_Fast_GET_SIZE(value) > 0
     if tag == FROZENSET:
@@ -471,27 +478,32 @@ cdef inline bint matters(PyObject *value, int tag) noexcept:
     return True
 
 
-# -- payloads that are made item by item (encoder.Payload) -----------------------------------------
+# -- payloads that are made item by item (PayloadBuilder in _pure/encoder.py) ----------------------
 
 cdef object new_payload():
     return Encoder(0, 4096)
 
 
 cdef Py_ssize_t put_quickly(object payload, object item, uint8_t *copy) noexcept:
-    """Encode one more item and copy the bytes, up to 9; 0 if it is not an int, or is too large."""
+    """Encode an int and copy its bytes, at most 9; returns how many.
+
+    0, and nothing encoded, if `item` is no int of 64 bits or the block has no room.
+    """
     cdef Block *out = &(<Encoder>payload).block
     cdef Py_ssize_t size = out.size
     if not PyLong_CheckExact(<PyObject *>item) or out.capacity - size < 9:
         return 0
     if not block.put_int(out, <PyObject *>item):
         return 0
-    memcpy(copy, PyBytes_AS_STRING(out.data) + size, 9)  # a fixed size: that is a load and a store
+    memcpy(copy, PyBytes_AS_STRING(out.data) + size, 9)  # a fixed size takes no call
     return out.size - size
 
 
 cdef Py_ssize_t put_item(object payload, object item, const char **data) except -2:
-    """Encode one more item, whatever that takes; the size of what lies at `data` then, or -1 if it
-    is not in one piece."""
+    """Encode one more item, and set `data` to its bytes.
+
+    Returns their size; or -1, with `data` unchanged, if they are not in one piece.
+    """
     cdef Encoder encoder = <Encoder>payload
     cdef Py_ssize_t size = encoder.block.size
     put_or_pickle(encoder, item)
@@ -504,7 +516,7 @@ cdef Py_ssize_t put_item(object payload, object item, const char **data) except 
 cdef int put_or_pickle(Encoder encoder, item) except -1:
     cdef bint whole = False
     encoder.mark()
-    try:  # with `finally`, because `except` costs something even if nothing is raised
+    try:  # `finally`, because `except` has a cost even if nothing is raised
         if encoder.put(<PyObject *>item, 0) == FOREIGN:
             collector.resume(&encoder.pause)
             encoder.take_back()
@@ -512,7 +524,7 @@ cdef int put_or_pickle(Encoder encoder, item) except -1:
         whole = True
     finally:
         collector.resume(&encoder.pause)
-        if not whole:  # CODEC-4: user code was run, which may raise anything
+        if not whole:  # CODEC-4: user code ran, and may raise anything
             encoder.take_back()
     return 0
 

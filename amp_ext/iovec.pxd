@@ -1,4 +1,4 @@
-"""Several buffers that are written as one record, without joining them first."""
+"""Several buffers that a producer writes as one record, without joining them first."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc

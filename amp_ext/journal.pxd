@@ -10,13 +10,13 @@ cdef class Journal:
     cdef bint mapped
     cdef uint8_t *data
     cdef Py_ssize_t size       # of the memory
-    cdef Py_ssize_t end        # of the entries that are closed
-    # the entry that is open
-    cdef object payload        # None: there is none
+    cdef Py_ssize_t end        # where the closed entries end
+    # the open entry
+    cdef object payload        # None: no entry is open
     cdef uint64_t chunk_id, offset
-    cdef Py_ssize_t start, at  # where it begins, and where it goes on
-    cdef uint64_t items, count # how many it has in all, and how many of them are in the memory
-    cdef bint fits             # all of them
+    cdef Py_ssize_t start, at  # where it begins, and where its next result goes
+    cdef uint64_t items, count # results in all, and results in the memory
+    cdef bint fits             # all results of it are in the memory
 
     cdef bint add(self, item) except -1
     cdef bint add_quickly(self, item) noexcept

@@ -1,4 +1,4 @@
-"""The journal of a worker, compiled; `aiomultiprocess._pure.journal` is the same in Python."""
+"""The worker's side of a journal, compiled; `aiomultiprocess._pure.journal` is the twin."""
 
 from collections.abc import Sequence
 from typing import final

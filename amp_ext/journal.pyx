@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The journal of a worker, written at the speed of C. What it is, and JOURNAL-1 to JOURNAL-5:
-aiomultiprocess/journal.py, which does the same in Python.
+"""The worker's side of a journal, in Cython: the twin of aiomultiprocess/_pure/journal.py.
+
+aiomultiprocess/_wire/journal.py has the format, and the rules JOURNAL-1 to JOURNAL-5.
 """
 
 cimport cython
@@ -16,7 +17,7 @@ cdef extern from *:
     #include <stdatomic.h>
     #include <stdint.h>
 
-    /* Everything stored before, then this: one store, whenever the process is killed (JOURNAL-1). */
+    /* One store, after all stores before it, whenever the process is killed (JOURNAL-1). */
     static inline void amp_store(uint8_t *to, uint64_t value)
     {
         atomic_store_explicit((_Atomic uint64_t *)to, value, memory_order_release);
@@ -48,7 +49,7 @@ cdef class Journal:
         self.size = self.view.len
         self.end = FIRST
         if <size_t>self.data % 8 or self.size < FIRST:
-            raise ValueError("a journal begins with an aligned word")
+            raise ValueError("the memory of a journal must begin with an aligned word of 8 bytes")
 
     def __dealloc__(self):
         self.close()
@@ -86,7 +87,7 @@ cdef class Journal:
         return self.fits
 
     cdef bint add_quickly(self, item) noexcept:
-        """Add an int; False if it is none, or if that needs a second look."""
+        """Add an int; False, and nothing added, if it is no int of 64 bits or may not fit."""
         cdef Py_ssize_t size
         if self.payload is None or not self.fits or self.size - self.at < 9:
             return False
@@ -142,7 +143,7 @@ cdef class Journal:
 
     def close(self):
         if self.mapped:
-            self.mapped = self.fits = False  # an item may be on its way: it forks while it is pickled
+            self.mapped = self.fits = False  # append() may be running: pickling may fork
             self.payload = None
             PyBuffer_Release(&self.view)
 

@@ -1,9 +1,9 @@
-/* Memory that is large is better had in large pages.
+/* Asks the kernel for huge pages for large objects.
  *
- * A page that is touched first costs a fault, some twenty times what it takes to fill it: large
- * objects that are filled once spend nearly all of their time there. In pages of 2 MiB that is one
- * fault for 512. A hint: where the kernel does not know it, has it switched off or finds no such
- * page, nothing is different. (NumPy gives the same hint for its arrays.) */
+ * The first access to a page causes a fault, which takes some twenty times as long as filling the
+ * page: filling a large object once is nearly all faults. A page of 2 MiB has one fault instead of
+ * 512. This is a hint: it changes nothing where the kernel does not know it, has huge pages
+ * switched off, or finds none. (NumPy gives the same hint for its arrays.) */
 
 #ifndef AMP_PAGES_H
 #define AMP_PAGES_H
@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Below it there may be no whole large page inside, and the call costs more than it saves. */
+/* A smaller object may contain no whole huge page, and the call costs more than it saves. */
 #define AMP_HUGE_MIN ((size_t)4 << 20)
 
 static inline void amp_prefer_huge_pages(const void *data, size_t size)

@@ -3,9 +3,9 @@
 The parent calls create(), down_producer() and up_consumer(); the worker attach(), down_consumer()
 and up_producer(). Each end can be taken once.
 
-Writing:  write() or write_some(), often, then publish(), and ring the peer if that says so.
+Writing:  write() or write_some(), often, then publish(); if it returns True, ring the peer.
           When a write was refused: publish(), then want_room(); True means "wait for your bell".
-Reading:  clear the bell, awake(), read() until None, release(), and ring the peer if that says so;
+Reading:  clear the bell, awake(), read() until None, release(); if it returns True, ring the peer;
           then sleep(); False means "read again".
 
 A record carries at most `max_payload` bytes (capacity / 2 - 8). A frame is one record (WHOLE), or

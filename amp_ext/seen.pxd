@@ -1,4 +1,7 @@
-"""The objects that one item was found to hold: a hash table of addresses, emptied in no time."""
+"""The objects that the encoder has met in one item: a hash table of addresses (CODEC-3).
+
+Each entry has the number of its item, so that the next item starts with an empty table at no cost.
+"""
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport uint64_t
@@ -13,7 +16,7 @@ cdef struct Seen:
     Entry *entries
     size_t capacity  # 0, or a power of two
     size_t count
-    size_t item  # entries of other items count as free
+    size_t item  # number of the item; entries of other items are free
     int shift  # 64 less the bits of an index
 
 

@@ -1,17 +1,17 @@
-"""Short text, copied where it is needed: a call would take longer than the copy."""
+"""Copies short text inline: a call would take longer than the copy."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef enum:
-    SMALL = 64  # what is copied here has fewer bytes
+    SMALL = 64  # copy_small takes fewer bytes than this
 
 
 cdef inline uint64_t copy_small(uint8_t *to, const uint8_t *data, Py_ssize_t size) noexcept:
-    """Copy; returns all that was copied, laid over each other, to tell whether it is ASCII.
+    """Copy text; returns all words of the copy combined by OR, which tells whether it is ASCII.
 
-    The last bytes are copied as a whole that may overlap what came before, not one by one. Where
-    another process writes meanwhile, both readings are in what is returned.
+    The last bytes are copied as one word, which may overlap the word before it. If another process
+    writes meanwhile, the result covers both readings of the bytes that overlap.
     """
     cdef uint64_t seen = 0, eight
     cdef uint32_t four, last_four

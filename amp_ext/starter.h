@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <time.h>
 
-/* How a function is called with an item: frames.Mode. */
+/* How a function is called with an item: `Mode` of _wire/frames.py. */
 enum { AMP_MAP = 0, AMP_STAR = 1, AMP_APPLY = 2 };
 
 /* time.monotonic_ns() */
@@ -119,9 +119,9 @@ static inline PyObject *amp_call_plain(int mode, PyObject *func, PyObject *item)
     return amp_call_unpacked(func, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1));
 }
 
-/* Call a function with an item: its value, or the coroutine to step. A new reference, or NULL with
-   an exception set. as_coroutine(object) returns a coroutine for other awaitables, and any other
-   object as it is. */
+/* Call a function with an item. Returns its value, or the coroutine to step: a new reference, or
+   NULL with an exception set. as_coroutine(object) returns a coroutine for another awaitable, and
+   any other object itself. */
 static inline PyObject *amp_call(int mode, PyObject *func, PyObject *item, PyObject *as_coroutine)
 {
     PyObject *called = amp_call_plain(mode, func, item);

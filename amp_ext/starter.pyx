@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The starter, compiled: aiomultiprocess/_pure/starter.py has theory and rules (STARTER-1 to -8).
 
-Two things differ. What an item attached to its task is read from the task after each item, where
-the twin's task marks itself. And of items that finish quickly, most check a coarse clock only.
+Two things differ from the twin. There, a task marks itself when an item attaches something to it;
+here, the starter looks for that in the task after each item. And while items finish quickly, the
+starter reads the exact clock before every STRIDE-th of them, and a coarse clock before the others.
 
 `aiomultiprocess._accel` calls `share` once, before a Starter is made, with what both starters use:
 no module of amp_ext imports aiomultiprocess.
@@ -79,8 +80,8 @@ if EAGER:
     from asyncio.tasks import _unregister_eager_task as unregister_eager
 
 cdef enum:
-    STRIDE = 8             # items between two readings of the exact clock, while they are quick
-    STRIDE_NS = 16_000     # they are quick if STRIDE of them took less
+    STRIDE = 8             # items between two readings of the exact clock, while items are quick
+    STRIDE_NS = 16_000     # items are quick if STRIDE of them took less
 
 
 def share(tasks):
@@ -182,12 +183,12 @@ cdef class Starter:
     cdef object loop
     cdef object mark_started
     cdef object on_value
-    cdef Mapping mapping       # the counter, if it is one: called without Python's overhead
+    cdef Mapping mapping       # the counter, if it is a Mapping: called without Python's overhead
     cdef uint64_t started
     cdef object base
     cdef tuple inherited
     cdef ReusableTask idle     # kept between two calls of `run`
-    # during `run`: what takes the values, and the same if it is a journal
+    # during `run`: the sink of values, and the same object if it is a Journal
     cdef object out
     cdef Journal journal
     # how a burst ended

@@ -1,4 +1,4 @@
-"""What encoder and decoder agree upon. What it means: aiomultiprocess/codec.py and tags.py."""
+"""Tags and limits that encoder and decoder share; aiomultiprocess/_pure/codec.py explains them."""
 
 cdef enum:
     NONE = 0

@@ -14,7 +14,7 @@ def start(int fd, pid_t parent_pid, double grace):
     if fd < 0:
         raise ValueError(f"fd must be an open descriptor, not {fd}")
     if not 0 <= grace < 1e9:
-        raise ValueError(f"grace must be a number of seconds, not {grace}")
+        raise ValueError(f"grace must be from 0 to 1e9 seconds, not {grace}")
     errno.errno = amp_watch_start(fd, parent_pid, grace)
     if errno.errno != 0:
         PyErr_SetFromErrno(OSError)

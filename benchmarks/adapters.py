@@ -54,7 +54,7 @@ class Peer(ABC):
         raise NotImplementedError
 
     async def begin_map(self, function: Function, items: Items, chunk: int) -> Callable[[], bool]:
-        """Start a map, and return what tells whether it is done."""
+        """Start a map, and return a function that says whether it is done."""
         raise NotImplementedError
 
     async def stream(self, function: Function, count: int) -> int:
@@ -101,7 +101,7 @@ class Aiomultiprocess(Peer):
         self._background: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        if self._background is not None:  # 0.9.1 would poll for its results for ever
+        if self._background is not None:  # 0.9.1 would never stop polling for its results
             self._background.cancel()
             await asyncio.wait([self._background])
         self.pool.terminate()

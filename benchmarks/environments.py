@@ -20,7 +20,7 @@ PATIENCE = 400.0  # seconds for one installation
 
 
 class NotInstalledError(Exception):
-    """Why a peer cannot be had here."""
+    """Why a peer is not available here."""
 
 
 def python_of(name: str, requirements: tuple[str, ...]) -> Path:

@@ -1,4 +1,4 @@
-"""What this library has promised of its speed, and whether a run of the suite shows it.
+"""The promises of this library about its speed, and whether a run of the suite keeps them.
 
 Ratios are medians of the ratios of each round, so that a minute in which the machine was slow hurts
 both sides of a ratio.

@@ -1,4 +1,4 @@
-"""What is measured: each measure does one thing with an open pool, and returns figures.
+"""The measures: each does one thing with an open pool, and returns figures.
 
 It gets a size and a chunk size; "seconds" is always one of the figures: the time that was measured,
 of which the input's making and the results' checking are no part. Inputs are distinct objects, so
@@ -37,7 +37,7 @@ def mapping(
     star: bool = False,
     expected: Callable[[list[Any]], list[Any]] = list,
 ) -> Measure:
-    """One map (or starmap) over what `make` makes; `figure` tells what is made of its seconds."""
+    """One map (or starmap) over what `make` makes; `figure` turns its seconds into a figure."""
 
     async def measure(peer: Peer, size: int, chunk: int) -> Figures:
         values = make(size)
@@ -213,7 +213,7 @@ def same(seconds: float) -> Callable[[int], list[float]]:
 
 
 def skewed(count: int) -> list[float]:
-    """Each hundredth takes a hundred times as long; where they stand is drawn once for all."""
+    """Each hundredth takes a hundred times as long; their places are drawn once."""
     values = [0.01] * (count // 100) + [0.0001] * (count - count // 100)
     random.Random(1).shuffle(values)
     return values

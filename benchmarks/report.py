@@ -1,4 +1,4 @@
-"""What a run is told in: JSON, tables for the README and the docs, and the state of the goals."""
+"""The report of a run: JSON, tables for the README and the docs, and the state of the goals."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -1,7 +1,7 @@
 """A peer's runner as the orchestrator sees it: a process that is asked and answers within a bound.
 
 While it is not its turn a runner and all its descendants are stopped (SIGSTOP): a pool that polls
-would otherwise take its share from whoever is measured. The runner is in a process group of its
+would otherwise take its share from the measured peer. The runner is in a process group of its
 own but in our session: should we be killed, the kernel continues and hangs up what we had stopped.
 """
 
@@ -122,7 +122,7 @@ class Session:
     def _rest(self) -> None:
         if self._stopped:
             self._family = family(self.pid)
-            for process in self._family:  # the runner first: it shall not see workers stop
+            for process in self._family:  # the runner first, so that it does not see workers stop
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.suspend()
 
@@ -177,7 +177,7 @@ def idle(pid: int, seconds: float) -> dict[str, float]:
     time.sleep(min(1.0, seconds))  # what was measured before comes to rest
     before = used(processes)
     time.sleep(seconds)
-    after = used(processes)  # a helper of a peer may have ended: there is nothing to tell of it
+    after = used(processes)  # a helper of a peer may have ended: it has no figures
     return {
         "children": len(processes) - 1,
         "cpu": sum(cpu - before[pid][0] for pid, (cpu, _) in after.items()) / seconds,

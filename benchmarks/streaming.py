@@ -69,7 +69,7 @@ def counted(link: Any) -> dict[str, float]:
 
 
 def receive(end: ChildEnd) -> None:
-    """In the other process: take frames until one says CLOSE, and tell how many there were."""
+    """In the other process: take frames until one says CLOSE, and send back how many there were."""
     loop = asyncio.new_event_loop()
     link, seen = end.open(), 0
 

@@ -1,7 +1,7 @@
 """The benchmark suite: `make bench`, or `make bench QUICK=1` for a short look.
 
 All peers (peers.py), each in an environment of its own, do all workloads (workloads.py) in turn,
-round after round: A B C B C A. A noisy minute of the machine so hurts all alike, nobody is always
+round after round: A B C B C A. A noisy minute of the machine so hurts all alike, no peer is always
 the first to touch memory that the machine has not used yet, and each round gives a ratio of its
 own. Reported are medians. Sizes are such that a measurement takes a fraction of a second; the first
 time that a peer meets a workload, its size and its best chunk size are looked for. A peer that does
@@ -59,7 +59,7 @@ TINY = Scale(1, 1, seconds=0.01, idle=0.1, too_long=0.1, patience=30.0, size="ti
 
 
 class Suite:
-    """One run. What could not be had is in `failures`, by workload and peer."""
+    """One run. Figures that are missing are in `failures`, by workload and peer."""
 
     def __init__(self, scale: Scale, pythons: dict[str, Path], log: Path) -> None:
         self._scale = scale
@@ -174,7 +174,7 @@ class Suite:
 
 TOO_OFTEN = 3  # a peer that hangs costs `patience` each time
 
-MEMORY_ITEMS = 20_000  # of the map whose memory is looked at; the slowest peer shall manage it
+MEMORY_ITEMS = 20_000  # of the map whose memory is measured; the slowest peer must manage it
 
 # They take seconds to start, and are left out of a quick run.
 SLOW_STARTERS = ("ray", "dask")

@@ -1,4 +1,4 @@
-"""The workloads: what is done with a peer's pool, how much of it, and what is told of it."""
+"""The workloads: what is done with a peer's pool, how much of it, and which figures are shown."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -203,7 +203,7 @@ MAIN = (
     ),
 )
 
-# One after the other in a runner that does nothing else, seen from outside; see suite.life
+# One after the other in a runner that does nothing else, seen from outside; see Suite._life
 FIRST = Workload("life", m.first_result, LIFE, 1, 1, POOLS, chunked=False, opens=True, fixed=True)
 
 BY_WORKERS = tuple(

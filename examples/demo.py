@@ -205,7 +205,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def bar_of(count: int, does: str, unit: str) -> "tqdm[object]":
-    """A progress bar, where somebody can watch it: not in a file."""
+    """A progress bar on a terminal; none in a file."""
     return tqdm(total=count, desc=does, unit=unit, disable=None)
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # would be imported in place of the installed package.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
-# A worker that gets SIGABRT when a test has hung tells where it was.
+# A worker that gets SIGABRT when a test has hung prints its stacks.
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 # NumPy's threads would make every fork a fork of a process with threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -81,7 +81,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_timeout_set_timer() -> Generator[None, Any, Any]:
-    """When a test has hung to its limit, its workers tell first where; then the parent does."""
+    """When a test has hung to its limit, its workers print their stacks first, then the parent."""
     done = yield
     if sys.platform != "win32" and callable(limit := signal.getsignal(signal.SIGALRM)):
 
@@ -97,7 +97,7 @@ def pytest_timeout_set_timer() -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a test during which asyncio or a resource tracker complained, in whichever process."""
+    """Fail a test during which asyncio or a resource tracker warned, in any process."""
     report = yield
     if report.when == "teardown" and report.passed:
         said = leaks.COMPLAINTS.search(report.capstderr + report.caplog)

@@ -2,15 +2,18 @@
  * between any two operations. run.sh builds and runs it, with AddressSanitizer and UBSan.
  *
  * The input is a byte of options, the words of the control page, the bytes of both rings, and then
- * a script of operations for a producer and a consumer (of the same ring, or of one each, as a side
- * has them). What no code may touch is poisoned, so that a stray access is a report even where it
- * stays inside the mapping. Checked besides: every payload lies in its ring and before the tail
- * that was loaded, private cursors keep RING-2, a record is where the last one ended or, after padding,
- * at position 0 (so amp_read's loop has two turns at most, RING-6), a poisoned ring does nothing any
- * more.
+ * a script of operations for a producer and a consumer (of the same ring, or of one ring each, as a
+ * side has them). AddressSanitizer poisons the memory that no code may touch, so it reports a stray
+ * access even inside the mapping. The target also checks these:
  *
- * HONEST: a fresh mapping and no peer that pokes: then there must be no fault at all, and what
- * comes out is what was put in.
+ *   - Every payload lies in its ring, and before the tail that was loaded.
+ *   - The private cursors keep RING-2.
+ *   - A record is where the last one ended or, after padding, at position 0. (So amp_read's loop
+ *     has two turns at most, RING-6.)
+ *   - A ring with a fault does nothing any more.
+ *
+ * With the option HONEST the mapping is fresh and the peer changes nothing. Then there must be no
+ * fault, and the consumer must read what the producer wrote.
  */
 #include "../ring.h"
 
@@ -18,7 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Options, the lowest two bits choosing the capacity. */
+/* Options. The lowest two bits choose the capacity. */
 #define FORMATTED 0x04u /* magic, version and capacity are right */
 #define HONEST 0x08u
 #define TWO_RINGS 0x10u
@@ -39,7 +42,7 @@ struct input {
     size_t left;
 };
 
-/* Past its end the input is zeros: an input that was cut is an input. */
+/* The input continues with zeros behind its end, so that a truncated input is one, too. */
 static void take(struct input *input, void *to, size_t size)
 {
     size_t taken = size < input->left ? size : input->left;
@@ -90,14 +93,14 @@ static void fill_map(struct amp_control *control, uint64_t capacity, uint8_t opt
         amp_map_format(control, capacity, 1);
 }
 
-/* ---- a course: one script over one mapping -------------------------------------------------- */
+/* ---- a script: actions over one mapping ----------------------------------------------------- */
 
-struct course {
+struct script {
     struct amp_map map;
     struct amp_producer p;
     struct amp_consumer c;
     struct input input;
-    uint64_t written, read; /* bytes of payload, for HONEST: each has the value of its count */
+    uint64_t written, read; /* bytes of payload; HONEST: each has the value of its index */
     bool honest;
 };
 
@@ -114,13 +117,13 @@ static void check_consumer(const struct amp_consumer *c)
     must((c->tail & 7) == 0 || c->fault);
 }
 
-static void write_record(struct course *course)
+static void write_record(struct script *script)
 {
-    struct amp_producer *p = &course->p;
-    uint8_t choice = take_byte(&course->input);
+    struct amp_producer *p = &script->p;
+    uint8_t choice = take_byte(&script->input);
     uint32_t flags = choice & AMP_FLAGS;
-    uint32_t length = choice < 0xf0 ? choice >> 2 : (uint32_t)take_word(&course->input);
-    if (course->honest && !amp_follows(p->within, flags))
+    uint32_t length = choice < 0xf0 ? choice >> 2 : (uint32_t)take_word(&script->input);
+    if (script->honest && !amp_follows(p->within, flags))
         flags ^= AMP_BEGIN;
     uint64_t free = amp_free(p);
     uint8_t *to = amp_reserve(p, length);
@@ -129,17 +132,17 @@ static void write_record(struct course *course)
     if (to == NULL)
         return;
     for (uint32_t i = 0; i < length; i++)
-        to[i] = (uint8_t)course->written++;
+        to[i] = (uint8_t)script->written++;
     amp_commit(p, length, flags);
 }
 
-static void read_record(struct course *course)
+static void read_record(struct script *script)
 {
-    struct amp_consumer *c = &course->c;
+    struct amp_consumer *c = &script->c;
     struct amp_record record;
     uint64_t head = c->head;
     if (!amp_read(c, &record)) {
-        must(c->head == head || c->fault); /* RING-6: padding makes way for a record */
+        must(c->head == head || c->fault); /* RING-6: a record follows padding */
         return;
     }
     const uint8_t *at = record.payload - AMP_HEADER_SIZE;
@@ -149,23 +152,23 @@ static void read_record(struct course *course)
     must(c->head - head <= c->capacity && c->tail - c->head <= c->capacity);
     for (uint32_t i = 0; i < record.length; i++) {
         uint8_t byte = *(const volatile uint8_t *)(record.payload + i);
-        must(!course->honest || byte == (uint8_t)course->read);
-        course->read++;
+        must(!script->honest || byte == (uint8_t)script->read);
+        script->read++;
     }
 }
 
-/* A length of less than twice the capacity, a type that exists. */
+/* A header with a length of less than twice the capacity, and a type that exists. */
 static uint64_t plausible_header(uint64_t value, uint64_t capacity)
 {
     uint64_t type = value >> 63 ? AMP_PADDING : AMP_DATA | (value >> 60 & AMP_FLAGS);
     return type << 32 | (value & (2 * capacity - 1));
 }
 
-/* The peer: any word of a ring's cursors or bytes, to any value or by a little. */
-static void poke(struct course *course, struct amp_cursors *cursors, uint8_t *data)
+/* The peer: sets a word of a ring's cursors or bytes to any value, or changes it by a little. */
+static void poke(struct script *script, struct amp_cursors *cursors, uint8_t *data)
 {
-    uint8_t where = take_byte(&course->input);
-    uint64_t value = take_word(&course->input), capacity = course->map.capacity;
+    uint8_t where = take_byte(&script->input);
+    uint64_t value = take_word(&script->input), capacity = script->map.capacity;
     switch (where & 7) {
     case 0: atomic_store(&cursors->tail, value); break;
     case 1: atomic_store(&cursors->head, value); break;
@@ -173,19 +176,19 @@ static void poke(struct course *course, struct amp_cursors *cursors, uint8_t *da
     case 3: atomic_store(&cursors->waiting, (uint32_t)value); break;
     case 4: atomic_fetch_add(&cursors->tail, 8 * (where >> 3)); break;
     case 5: atomic_fetch_add(&cursors->head, 8 * (where >> 3)); break;
-    case 6: /* there where the consumer reads next, if this ring is its ring */
+    case 6: /* where the consumer reads next, if it reads this ring */
         value = plausible_header(value, capacity);
-        memcpy(data + (course->c.head & (capacity - 1) & ~UINT64_C(7)), &value, 8);
+        memcpy(data + (script->c.head & (capacity - 1) & ~UINT64_C(7)), &value, 8);
         break;
     case 7: memcpy(data + (where >> 3) * UINT64_C(8) % capacity, &value, 8); break;
     }
 }
 
-/* Poisoned is poisoned: nothing is given out, nothing in the mapping changes. */
-static void check_poisoned(struct course *course)
+/* An end with a fault returns nothing, and changes nothing in the mapping. */
+static void check_poisoned(struct script *script)
 {
-    struct amp_producer *p = &course->p;
-    struct amp_consumer *c = &course->c;
+    struct amp_producer *p = &script->p;
+    struct amp_consumer *c = &script->c;
     struct amp_record record;
     if (p->fault)
         must(amp_free(p) == 0 && amp_reserve(p, 0) == NULL && !amp_publish(p)
@@ -194,70 +197,70 @@ static void check_poisoned(struct course *course)
         must(!amp_read(c, &record) && !amp_release(c) && !amp_sleep(c));
 }
 
-static void act(struct course *course, uint8_t what)
+static void act(struct script *script, uint8_t what)
 {
-    struct amp_producer *p = &course->p;
-    struct amp_consumer *c = &course->c;
+    struct amp_producer *p = &script->p;
+    struct amp_consumer *c = &script->c;
     switch (what % 12) {
-    case 0: case 1: case 2: write_record(course); break;
+    case 0: case 1: case 2: write_record(script); break;
     case 3: amp_publish(p); break;
-    case 4: /* publish comes first: want_room's condition */
+    case 4: /* amp_want_room requires that all is published */
         amp_publish(p);
-        amp_want_room(p, take_byte(&course->input));
+        amp_want_room(p, take_byte(&script->input));
         break;
-    case 5: case 6: read_record(course); break;
+    case 5: case 6: read_record(script); break;
     case 7: amp_release(c); break;
     case 8: amp_sleep(c); break;
     case 9: amp_awake(c); break;
-    case 10: poke(course, p->shared, p->data); break;
-    case 11: poke(course, c->shared, (uint8_t *)(uintptr_t)c->data); break;
+    case 10: poke(script, p->shared, p->data); break;
+    case 11: poke(script, c->shared, (uint8_t *)(uintptr_t)c->data); break;
     }
 }
 
-static void play(struct course *course)
+static void run(struct script *script)
 {
-    while (course->input.left > 0) {
-        uint8_t what = take_byte(&course->input);
-        if (course->honest && what % 12 >= 10)
+    while (script->input.left > 0) {
+        uint8_t what = take_byte(&script->input);
+        if (script->honest && what % 12 >= 10)
             continue;
-        act(course, what);
-        check_producer(&course->p);
-        check_consumer(&course->c);
-        check_poisoned(course);
-        must(!course->honest || (!course->p.fault && !course->c.fault));
+        act(script, what);
+        check_producer(&script->p);
+        check_consumer(&script->c);
+        check_poisoned(script);
+        must(!script->honest || (!script->p.fault && !script->c.fault));
     }
 }
 
-static void open_ends(struct course *course, uint8_t options)
+static void open_ends(struct script *script, uint8_t options)
 {
-    struct amp_control *control = course->map.control;
-    uint64_t capacity = course->map.capacity;
+    struct amp_control *control = script->map.control;
+    uint64_t capacity = script->map.capacity;
     struct amp_cursors *cursors[2] = {&control->down, &control->up};
-    uint8_t *data[2] = {amp_down_data(&course->map), amp_up_data(&course->map)};
+    uint8_t *data[2] = {amp_down_data(&script->map), amp_up_data(&script->map)};
     int out = options & UP ? 1 : 0, in = options & TWO_RINGS ? 1 - out : out;
-    amp_producer_open(&course->p, cursors[out], data[out], capacity);
-    amp_consumer_open(&course->c, cursors[in], data[in], capacity);
+    amp_producer_open(&script->p, cursors[out], data[out], capacity);
+    amp_consumer_open(&script->c, cursors[in], data[in], capacity);
     if (in == out)
         ASAN_POISON_MEMORY_REGION(data[1 - in], capacity);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
-    struct course course = {.input = {bytes, size}};
-    uint8_t options = take_byte(&course.input);
+    struct script script = {.input = {bytes, size}};
+    uint8_t options = take_byte(&script.input);
     uint64_t capacity = AMP_MIN_CAPACITY << (options & 3);
     uint64_t map_size = amp_map_size(capacity);
     struct amp_control *control = aligned_alloc(AMP_LINE, map_size);
     must(control != NULL);
     memset(control, 0, map_size);
-    fill_map(control, capacity, options, &course.input);
+    fill_map(control, capacity, options, &script.input);
     ASAN_POISON_MEMORY_REGION(control + 1, AMP_CONTROL_SIZE - sizeof *control);
-    if (amp_map_open(&course.map, control, map_size) == AMP_SOUND) {
-        must(course.map.capacity <= capacity); /* smaller is sound: memory may be rounded up */
-        must((course.map.capacity & (course.map.capacity - 1)) == 0); /* RING-1 */
-        course.honest = (options & HONEST) && !(options & TWO_RINGS);
-        open_ends(&course, options);
-        play(&course);
+    if (amp_map_open(&script.map, control, map_size) == AMP_SOUND) {
+        must(script.map.capacity <= capacity); /* may be smaller: the memory may be rounded up */
+        must((script.map.capacity & (script.map.capacity - 1)) == 0); /* RING-1 */
+        script.honest = (options & HONEST) && !(options & TWO_RINGS);
+        open_ends(&script, options);
+        run(&script);
     }
     ASAN_UNPOISON_MEMORY_REGION(control, map_size);
     free(control);

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Fuzzes ring.h with arbitrary bytes as the whole mapping; a finding is a non-zero exit, and its
-# input stays in the current directory. Needs clang with its runtimes (Debian: clang,
-# libclang-rt-14-dev) as CLANG, and PYTHON for the first inputs.
+# Fuzzes ring.h with arbitrary bytes as the whole mapping. If the fuzzer finds an error, the exit
+# code is not 0 and the input stays in the current directory. CLANG names a clang with its runtimes
+# (Debian: clang, libclang-rt-14-dev), and PYTHON the interpreter that makes the first inputs.
 #
 #   amp_ext/fuzz/run.sh [seconds] [an input that was found, to run it again]
 set -eu
@@ -19,7 +19,7 @@ if [ $# -gt 1 ]; then
 fi
 mkdir "$work/corpus"
 "${PYTHON:-python3}" "$here/seeds.py" "$work/corpus"
-# one run may take 5 seconds: none takes a millisecond, so an endless loop is a finding
+# A run takes less than a millisecond, so one that takes 5 seconds has an endless loop.
 "$work/ring_fuzz" -max_total_time="$seconds" -timeout=5 -max_len=1024 -use_value_profile=1 \
     -print_final_stats=1 -verbosity=1 "$work/corpus" >"$work/log" 2>&1 || {
     tail -n 60 "$work/log"

@@ -1,4 +1,4 @@
-"""Write the inputs that ring_fuzz.c starts from: sound mappings, for the fuzzer to break.
+"""Write the inputs that ring_fuzz.c starts from: sound mappings, which the fuzzer then mutates.
 
 python3 seeds.py FOLDER
 """

@@ -1,32 +1,34 @@
-/* Model of ring.h, checked exhaustively by Spin: run.sh does it, and shows that each mutant is
- * caught.
+/* Model of ring.h, which Spin checks exhaustively. run.sh runs Spin on the model, and on mutants of
+ * it, in each of which Spin must find an error.
  *
- * Two sides, 0 and 1, each one thread with an event loop, as shm.py has it: a ring each way, one
- * doorbell for each side, which says both "there is data" and "there is room". Side s writes ring
- * s, reads ring 1 - s and waits for bell[s]. Memory is C11's, see memory.pml. What is checked, in
- * every interleaving and for every choice of sizes, batches, releases, stale values and spurious
- * bells:
+ * There are two sides, 0 and 1, each one thread with an event loop, as in shm.py: a ring each way,
+ * and one doorbell for each side, which says both "there is data" and "there is room". Side s
+ * writes ring s, reads ring 1 - s and waits for bell[s]. Memory is that of C11, see memory.pml.
+ * Spin checks these, in every interleaving and for every choice of sizes, batches, releases, stale
+ * values and spurious bells:
  *
- *   RING-2, RING-4 to RING-7, and that records come whole, each once, in order, without a race: by assertions.
- *   RING-9, RING-10: there is no state in which neither side can go on and a side has not sent or received all.
- *   A bell is all that a side waits for, so a lost wake-up or a lost room leads to such a state.
- *   With pan's -DNP: no execution goes on for ever. Then each one ends with all delivered.
+ *   RING-2, RING-4 to RING-7, and that records arrive whole, each once, in order, without a race:
+ *   by assertions.
+ *   RING-9, RING-10: there is no state in which neither side can go on and a side has not sent or
+ *   received all. A side waits for nothing but its bell, so a lost wake-up or lost room leads to
+ *   such a state.
+ *   With pan's -DNP: no execution is endless, so each one ends with all records delivered.
  *
- * A writer that is killed is a side that makes no more steps. That the other side reads whole
- * records only is asserted all along every execution, so this is checked too.
+ * A killed writer is a side that makes no more steps. The model asserts throughout every execution
+ * that the other side reads whole records only, so Spin checks this case too.
  *
- * Names are ring.h's and shm.py's. An atomic block is one access to what is shared; what lies
- * between them is private. Left out: a peer that breaks the rules (fuzz/ is one), fragments (RING-8),
- * which are records like others here, and cursors that wrap at 2^64.
+ * Names are those of ring.h, shm.py and link.pyx. An atomic block is one access to shared memory;
+ * the steps between two blocks are private. The model leaves out a peer that breaks the rules (see
+ * fuzz/), fragments (RING-8), which are records like others here, and cursors that wrap at 2^64.
  *
  * Bytes are counted in units of 8, the size of a header. Options (-D):
  *
  *   CAPACITY=n             of each ring; 8 is the least that ring.h allows, 4 has the same quarters
- *   RECORDS0=n RECORDS1=n  how many side 0 and side 1 send
+ *   RECORDS0=n RECORDS1=n  how many records side 0 and side 1 send
  *   SMALLEST=n LARGEST=n   their sizes, header included, are any from SMALLEST to LARGEST
- *   SPURIOUS=n             so many bells are rung for another link, at any time, on either side
+ *   SPURIOUS=n             so many bells ring for another link, at any time, on either side
  *   FULL_BATCHES           sides send and read all they can before they publish and release: fewer
- *                          executions, so that more records can be sent
+ *                          executions, so that Spin can check more records
  *   a mutant               see run.sh
  */
 #ifndef RECORDS0
@@ -93,9 +95,9 @@ typedef Ring {
     Flag waiting;
 };
 
-/* Headers: which record begins here, or PADDING; 0 is none; and how long it is. `local` tells Spin
- * that what is done to them commutes with the other side's steps. It does: put() and take() assert
- * that the other side is done with these bytes. */
+/* Headers: the number of the record that begins here, PADDING, or 0 for none; and its size. `local`
+ * is for Spin: accesses to the headers commute with the other side's steps. They do, because put()
+ * and take() assert that the other side is done with these bytes. */
 typedef Bytes {
     byte number[CAPACITY];
     byte size[CAPACITY];
@@ -170,10 +172,10 @@ inline look_at_head()
     assert(p.head <= p.published) /* RING-2 */
 }
 
-/* amp_reserve, the copying, amp_commit: they touch bytes only, and those one may touch alone. */
+/* amp_reserve, the copy, amp_commit: they touch only bytes that no other thread touches now. */
 inline put(what, length)
 {
-    assert(p.knows.bytes + CAPACITY >= p.tail + length); /* RING-4: they were read, and we know it */
+    assert(p.knows.bytes + CAPACITY >= p.tail + length); /* RING-4: read, and we know it */
     assert(p.tail % CAPACITY + length <= CAPACITY);     /* RING-5 */
     OUT_DATA.number[p.tail % CAPACITY] = what;
     OUT_DATA.size[p.tail % CAPACITY] = length;
@@ -256,11 +258,11 @@ inline look_at_tail()
 
 #define AT (c.head % CAPACITY)
 
-/* The bytes of a record; forgotten afterwards, so that states are alike which behave alike. */
+/* Reads a record, and clears its bytes, so that states that behave alike are equal. */
 inline take(what)
 {
     assert(c.knows.bytes > c.head);  /* the header is written, and we know it */
-    assert(IN_DATA.number[AT] == what);   /* whole, once, in order */
+    assert(IN_DATA.number[AT] == what);   /* whole, each once, in order */
     length = IN_DATA.size[AT];
     assert(c.knows.bytes >= c.head + length);
     assert(AT + length <= CAPACITY && c.head + length <= c.tail); /* RING-5 */
@@ -284,7 +286,7 @@ inline read()
             :: c.knows.bytes > c.head && IN_DATA.number[AT] == PADDING ->
                 assert(AT != 0 && AT + IN_DATA.size[AT] == CAPACITY); /* RING-6 */
                 take(PADDING);
-                assert(c.head != c.tail) /* RING-6: published with what it makes way for */
+                assert(c.head != c.tail) /* RING-6: published with the record after it */
             :: else
             fi;
             c.records++;
@@ -300,7 +302,7 @@ inline release()
     if
     :: c.head != c.released ->
         atomic {
-            c.did.bytes = c.head; /* the views of the records are given up by now */
+            c.did.bytes = c.head; /* the views of the records are released by now */
             store(IN.head, c.records, c.head, STORE_HEAD, c.did);
             c.released = c.head
         };
@@ -407,7 +409,7 @@ inline pump()
     fi
 }
 
-/* ShmLink._drain: a batch that may end, and releases that may come, after any record. SHM-2, SHM-3. */
+/* Inlet.drain: the batch may end after any record, and a release may follow any. SHM-2, SHM-3. */
 inline drain_a_batch()
 {
     read();
@@ -434,12 +436,12 @@ inline drain_a_batch()
 inline drain()
 {
     if
-    :: RECORDS_OF(1 - me) == 0 -> skip /* one ring only: what concerns no side is left out */
+    :: RECORDS_OF(1 - me) == 0 -> skip /* one ring only: this side receives nothing */
     :: else -> drain_a_batch()
     fi
 }
 
-/* DoorbellListener._rung: the bell is cleared first. SHM-4. */
+/* answer() of link.pyx clears the bell first. SHM-4. */
 inline clear_bell()
 {
 #if !defined(BELL_CLEARED_LATE) && !defined(BELL_NOT_CLEARED) && !defined(ASLEEP_FIRST)
@@ -452,7 +454,7 @@ inline clear_bell()
 #endif
 }
 
-/* amp_asleep, as answer() of link.pyx calls it */
+/* amp_asleep, as answer() calls it */
 inline look_whether_link_sleeps()
 {
     if
@@ -461,8 +463,9 @@ inline look_whether_link_sleeps()
     fi
 }
 
-/* ShmLink.rung: who has nothing to send and is still asleep was not meant, and takes no turn. SHM-3.
- * ShmLink._turn: nor does who will take one anyway. SHM-5. */
+/* answer(): a link that has an empty outbox and is still asleep did not cause the ring, and gets no
+ * turn (SHM-3). Endpoint._turn: nor does a link with a continuation scheduled, which gets a turn
+ * anyway (SHM-5). */
 inline rung()
 {
     if
@@ -509,7 +512,7 @@ proctype Side(bit me)
 #ifdef CONTINUATION_ONLY_RECEIVES
     bit only_receives;
 #endif
-    bit again = true; /* the first turn, in which it goes to sleep for the first time: SHM-3 */
+    bit again = true; /* the first turn, at the end of which the side first sleeps: SHM-3 */
 
     do
     :: p.wanted == 0 && p.records < RECORDS_OF(me) -> send()
@@ -533,7 +536,7 @@ proctype Side(bit me)
     od
 }
 
-/* A bell may be rung for another link, or for what was noticed without it. */
+/* A bell may ring for another link, or for records that the side has read already. */
 proctype Spurious()
 {
     byte left = SPURIOUS;

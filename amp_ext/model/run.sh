@@ -1,10 +1,10 @@
 #!/bin/sh
-# Checks the model of the ring with Spin: as written it must be free of errors, and every mutant of
-# it must be caught. Needs spin and a C compiler (CC). Any other outcome is a non-zero exit.
+# Checks the model of the ring with Spin. Spin must find no error in the model as written, and an
+# error in every mutant; otherwise the exit code is not 0. Needs spin and a C compiler (CC).
 #
 #   amp_ext/model/run.sh [brief|short|full|deep]
 #
-# brief: some seconds, one question as written and three mutants, for the test suite; short: half a
+# brief: some seconds, one check as written and three mutants, for the test suite; short: half a
 # minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: five minutes, 2.7 GB.
 set -eu
 
@@ -57,7 +57,7 @@ sound() {
 caught() {
     name=$1
     shift
-    explore -O0 "$@" # there is more to compile than to explore
+    explore -O0 "$@" # compiling takes longer than exploring
     how=$(number '^pan:1: \(assertion violated.*\|invalid end state\|non-progress cycle\) (at.*')
     if [ -z "$how" ]; then
         cat pan.log
@@ -96,7 +96,7 @@ if [ "$extent" = deep ]; then
     sound "one ring, 4 records" $small=4 SPURIOUS=0
 fi
 
-# What the stress program catches too is left out where it runs beside this.
+# `short` leaves out mutants that the stress program catches, too.
 unless_short() { [ "$extent" = short ] || "$@"; }
 
 echo "mutants"
@@ -116,9 +116,9 @@ caught "bell cleared after the look whether asleep" $mutant ASLEEP_FIRST
 caught "bell orders nothing" $mutant BELL_ORDERS_NOTHING
 caught "bell rung before sleeping is cleared" \
     states CAPACITY=4 RECORDS0=1 RUNG_BEFORE_SLEEPING_IS_CLEARED
-caught "outbox ignored by who is asleep" $mutant OUTBOX_IGNORED
+caught "outbox ignored if asleep" $mutant OUTBOX_IGNORED
 caught "continuation that only receives" states CAPACITY=4 RECORDS0=3 RECORDS1=1 SMALLEST=2 \
     SPURIOUS=0 FULL_BATCHES CONTINUATION_ONLY_RECEIVES
 caught "bell not cleared" cycles CAPACITY=4 RECORDS0=2 BELL_NOT_CLEARED
-caught "a record larger than half the ring (R7)" $mutant LARGEST=3
+caught "a record larger than half the ring (RING-7)" $mutant LARGEST=3
 echo "all $mutants mutants caught"

@@ -2,18 +2,19 @@
  *
  *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random
  *                                  lengths, batches, fragments and pauses; sleep, and doorbells
- *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep in
- *                                  the very moment in which the other publishes: each must wake
- *   ring_stress steps KILLS        a writer process that fills the ring and is killed at each step
- *                                  between its stores: first, second, and so on until it finishes,
- *                                  then from another position, until so many were killed
- *   ring_stress kills ROUNDS       the same while the ring is read, so that it wraps; after that
- *                                  writers that are killed at random moments
+ *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep at
+ *                                  the moment at which the other publishes: each must wake
+ *   ring_stress steps KILLS        a writer process that fills the ring and dies at a step between
+ *                                  two of its stores: at the first step, then the second, and so on
+ *                                  until it finishes; then the same from another position, until
+ *                                  KILLS writers have died
+ *   ring_stress kills ROUNDS       the same while the ring is read, so that it wraps; in the second
+ *                                  half of the rounds, writers die at random moments
  *
- * After a kill only whole records are seen, and all that was known to be published. The n-th
- * record's length, flags and bytes follow from n, so that the reader knows what must come. Nothing
- * here times out on a doorbell: a lost wake-up is a hang, and no progress for STUCK_AFTER ends by
- * SIGALRM.
+ * After a kill the reader must see whole records only, and all records of which the writer had
+ * reported the publication. The length, flags and bytes of record n follow from n, so the reader
+ * knows what must come. No wait for a doorbell has a timeout: a lost wake-up is a hang, and SIGALRM
+ * ends a program that makes no progress for STUCK_AFTER.
  */
 #define _GNU_SOURCE
 static void step(void);
@@ -30,7 +31,7 @@ static void step(void);
 #include <sys/wait.h>
 #include <time.h>
 
-#define CAPACITY 4096u /* small: it is to be full, empty and wrapped all the time */
+#define CAPACITY 4096u /* small, so that it is often full, empty and wrapped */
 #define STUCK_AFTER 120u /* seconds */
 
 static void fail(const char *what, uint64_t n)
@@ -139,14 +140,14 @@ static bool write_record(struct amp_producer *p, uint64_t n)
 
 /* ---- threads ------------------------------------------------------------------------------- */
 
-struct course {
+struct channel {
     struct amp_map map;
     struct amp_bell data, room;
     uint64_t messages;
     uint64_t data_bells, room_bells;
 };
 
-static void hear(const struct amp_bell *bell)
+static void wait_for_bell(const struct amp_bell *bell)
 {
     struct pollfd event = {.fd = bell->reader, .events = POLLIN};
     while (poll(&event, 1, -1) < 0)
@@ -154,7 +155,7 @@ static void hear(const struct amp_bell *bell)
     amp_bell_clear(bell);
 }
 
-/* Shifts the two threads against each other, also to where one has long gone to sleep. */
+/* Changes the timing of the two threads; at times for so long that one of them goes to sleep. */
 static void pause_now_and_then(uint64_t dice)
 {
     if (dice % 4096 == 0)
@@ -163,63 +164,63 @@ static void pause_now_and_then(uint64_t dice)
         sched_yield();
 }
 
-static void publish(struct course *course, struct amp_producer *p)
+static void publish(struct channel *channel, struct amp_producer *p)
 {
     if (amp_publish(p)) {
-        course->data_bells++;
-        amp_bell_ring(&course->data);
+        channel->data_bells++;
+        amp_bell_ring(&channel->data);
     }
 }
 
 static void *produce(void *argument)
 {
-    struct course *course = argument;
+    struct channel *channel = argument;
     struct amp_producer p;
-    open_producer(&p, &course->map);
-    for (uint64_t n = 0; n < course->messages && !p.fault; n++) {
+    open_producer(&p, &channel->map);
+    for (uint64_t n = 0; n < channel->messages && !p.fault; n++) {
         while (!write_record(&p, n) && !p.fault) {
-            publish(course, &p);
+            publish(channel, &p);
             if (amp_want_room(&p, length_of(n)))
-                hear(&course->room);
+                wait_for_bell(&channel->room);
         }
         uint64_t dice = mix(~n);
         if (dice % 8 == 0)
-            publish(course, &p);
+            publish(channel, &p);
         pause_now_and_then(dice);
     }
-    publish(course, &p);
+    publish(channel, &p);
     if (p.fault)
         fail(amp_fault_text(p.fault), p.records);
     return NULL;
 }
 
-static void release(struct course *course, struct amp_consumer *c)
+static void release(struct channel *channel, struct amp_consumer *c)
 {
     if (amp_release(c)) {
-        course->room_bells++;
-        amp_bell_ring(&course->room);
+        channel->room_bells++;
+        amp_bell_ring(&channel->room);
     }
 }
 
 static void *consume(void *argument)
 {
-    struct course *course = argument;
+    struct channel *channel = argument;
     struct amp_consumer c;
     struct amp_record record;
     uint64_t n = 0;
-    open_consumer(&c, &course->map);
-    while (n < course->messages && !c.fault) {
+    open_consumer(&c, &channel->map);
+    while (n < channel->messages && !c.fault) {
         while (amp_read(&c, &record)) {
             uint64_t dice = mix(n ^ UINT64_C(0x5555555555555555));
             check(&record, n++);
             progress(n);
             if (dice % 8 == 0)
-                release(course, &c);
+                release(channel, &c);
             pause_now_and_then(dice);
         }
-        release(course, &c);
-        if (n < course->messages && amp_sleep(&c)) {
-            hear(&course->data);
+        release(channel, &c);
+        if (n < channel->messages && amp_sleep(&c)) {
+            wait_for_bell(&channel->data);
             amp_awake(&c);
         }
     }
@@ -230,51 +231,51 @@ static void *consume(void *argument)
 
 static void run_threads(uint64_t messages)
 {
-    struct course course = {.messages = messages};
+    struct channel channel = {.messages = messages};
     pthread_t producer, consumer;
-    make_map(&course.map);
-    if (amp_bell_create(&course.data) < 0 || amp_bell_create(&course.room) < 0)
+    make_map(&channel.map);
+    if (amp_bell_create(&channel.data) < 0 || amp_bell_create(&channel.room) < 0)
         fail("no doorbell", 0);
-    if (pthread_create(&producer, NULL, produce, &course)
-        || pthread_create(&consumer, NULL, consume, &course))
+    if (pthread_create(&producer, NULL, produce, &channel)
+        || pthread_create(&consumer, NULL, consume, &channel))
         fail("no thread", 0);
     pthread_join(producer, NULL);
     pthread_join(consumer, NULL);
-    munmap(course.map.control, amp_map_size(CAPACITY));
-    amp_bell_close(&course.data);
-    amp_bell_close(&course.room);
+    munmap(channel.map.control, amp_map_size(CAPACITY));
+    amp_bell_close(&channel.data);
+    amp_bell_close(&channel.room);
     printf("threads: %llu records, rung %llu times for data and %llu for room\n",
-           (unsigned long long)messages, (unsigned long long)course.data_bells,
-           (unsigned long long)course.room_bells);
+           (unsigned long long)messages, (unsigned long long)channel.data_bells,
+           (unsigned long long)channel.room_bells);
 }
 
 /* ---- wakes --------------------------------------------------------------------------------- */
 
-struct player {
+struct peer {
     struct amp_map *map;
     struct amp_bell mine, other;
     uint64_t rounds;
     uint64_t sleeps;
-    bool serves; /* has the ball first, and the down ring to send it */
+    bool serves; /* sends first, through the down ring */
 };
 
-/* A few nanoseconds to a microsecond: about what the other needs between its read and its sleep. */
+/* Waits up to a microsecond: about the time that the other needs between its read and its sleep. */
 static void linger(uint64_t dice)
 {
     for (volatile uint64_t i = dice % 256; i > 0; i--)
         ;
 }
 
-static void throw_ball(const struct player *player, struct amp_producer *p, uint64_t n)
+static void send_token(const struct peer *peer, struct amp_producer *p, uint64_t n)
 {
     linger(mix(n));
     if (!write_record(p, n))
         fail("no room in an empty ring", n);
     if (amp_publish(p))
-        amp_bell_ring(&player->other);
+        amp_bell_ring(&peer->other);
 }
 
-static void catch_ball(struct player *player, struct amp_consumer *c, uint64_t n)
+static void receive_token(struct peer *peer, struct amp_consumer *c, uint64_t n)
 {
     struct amp_record record;
     while (!amp_read(c, &record)) {
@@ -282,8 +283,8 @@ static void catch_ball(struct player *player, struct amp_consumer *c, uint64_t n
             fail(amp_fault_text(c->fault), n);
         linger(mix(~n));
         if (amp_sleep(c)) {
-            player->sleeps++;
-            hear(&player->mine);
+            peer->sleeps++;
+            wait_for_bell(&peer->mine);
             amp_awake(c);
         }
     }
@@ -291,24 +292,24 @@ static void catch_ball(struct player *player, struct amp_consumer *c, uint64_t n
     amp_release(c);
 }
 
-static void *play(void *argument)
+static void *pass_token(void *argument)
 {
-    struct player *player = argument;
-    struct amp_map *map = player->map;
+    struct peer *peer = argument;
+    struct amp_map *map = peer->map;
     struct amp_cursors *down = &map->control->down, *up = &map->control->up;
     uint8_t *down_data = amp_down_data(map), *up_data = amp_up_data(map);
     struct amp_producer p;
     struct amp_consumer c;
-    bool serves = player->serves;
+    bool serves = peer->serves;
     amp_producer_open(&p, serves ? down : up, serves ? down_data : up_data, CAPACITY);
     amp_consumer_open(&c, serves ? up : down, serves ? up_data : down_data, CAPACITY);
-    for (uint64_t n = 0; n < player->rounds; n++) {
+    for (uint64_t n = 0; n < peer->rounds; n++) {
         progress(n);
         if (serves)
-            throw_ball(player, &p, n);
-        catch_ball(player, &c, n);
+            send_token(peer, &p, n);
+        receive_token(peer, &c, n);
         if (!serves)
-            throw_ball(player, &p, n);
+            send_token(peer, &p, n);
     }
     return NULL;
 }
@@ -321,11 +322,11 @@ static void run_wakes(uint64_t rounds)
     make_map(&map);
     if (amp_bell_create(&here) < 0 || amp_bell_create(&there) < 0)
         fail("no doorbell", 0);
-    struct player one = {&map, here, there, rounds, 0, true};
-    struct player two = {&map, there, here, rounds, 0, false};
-    if (pthread_create(&thread, NULL, play, &two))
+    struct peer one = {&map, here, there, rounds, 0, true};
+    struct peer two = {&map, there, here, rounds, 0, false};
+    if (pthread_create(&thread, NULL, pass_token, &two))
         fail("no thread", 0);
-    play(&one);
+    pass_token(&one);
     pthread_join(thread, NULL);
     munmap(map.control, amp_map_size(CAPACITY));
     amp_bell_close(&here);
@@ -336,7 +337,7 @@ static void run_wakes(uint64_t rounds)
 
 /* ---- kills --------------------------------------------------------------------------------- */
 
-/* `started` tells the reader how much was published for certain. */
+/* The reader finds in `started` how many records were certainly published. */
 static void publish_and_tell(struct amp_map *map, struct amp_producer *p)
 {
     amp_publish(p);
@@ -348,7 +349,7 @@ static bool publishes_after(uint64_t n)
     return mix(n) % 4 == 0;
 }
 
-/* Writes until the ring is full, which no reader empties, or until killed. */
+/* Writes until the ring is full, or until killed. No reader empties the ring meanwhile. */
 static void write_until_full(struct amp_map *map, uint64_t steps)
 {
     struct amp_producer p;
@@ -401,8 +402,8 @@ static bool was_killed(int status, uint64_t n)
     return false;
 }
 
-/* Lets the writer begin at cursor `start` and make `steps` steps. Tells how many records were seen,
- * of `all` at most. */
+/* Runs a writer that begins at cursor `start` and dies after `steps` steps. Returns the number of
+ * records that the reader saw; a writer that finishes writes `all`. */
 static uint64_t run_step(uint64_t start, uint64_t steps, uint64_t all, bool *killed)
 {
     struct amp_map map;
@@ -429,7 +430,7 @@ static uint64_t run_step(uint64_t start, uint64_t steps, uint64_t all, bool *kil
 static void run_steps(uint64_t kills)
 {
     uint64_t killed = 0, starts = 0;
-    for (; killed < kills; starts++) { /* every other one passes 2^64 */
+    for (; killed < kills; starts++) { /* the cursors of every other one pass 2^64 */
         uint64_t start = starts % 2 ? mix(starts) & ~UINT64_C(7) : -(starts * 8);
         bool dies;
         uint64_t all = run_step(start, UINT64_MAX, 0, &dies);
@@ -440,7 +441,7 @@ static void run_steps(uint64_t kills)
            (unsigned long long)killed, (unsigned long long)starts);
 }
 
-/* Kills the writer at its `steps`-th step, or, without one, when `records` records have come. */
+/* Kills the writer after `steps` steps; with UINT64_MAX, once `records` records have arrived. */
 static void run_kill(uint64_t steps, uint64_t records)
 {
     struct amp_map map;

@@ -1,11 +1,13 @@
 #!/bin/sh
 # Compiles the ring's stress program and runs it under ThreadSanitizer, then under Address- and
-# UndefinedBehaviorSanitizer. Any report, wrong byte or hang is a non-zero exit. CC is the compiler.
+# UndefinedBehaviorSanitizer. After a report, a wrong byte or a hang the exit code is not 0. CC is
+# the compiler.
 #
 #   amp_ext/stress/run.sh [messages] [kills]
 #
-# Messages are for ThreadSanitizer, a tenth of them for wake-ups, and a tenth of both for the other
-# two, which look for what does not depend on luck. Kills are in turn at each step, then at random.
+# ThreadSanitizer runs with so many messages, and a tenth as many rounds of wake-ups. The other two
+# run with a tenth of both, because what they look for does not depend on timing. `kills` writers
+# are killed at each step in turn, and as many while the ring is read.
 set -eu
 
 messages=${1:-2000000}

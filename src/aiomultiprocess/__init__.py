@@ -1,7 +1,7 @@
 """AsyncIO version of the standard multiprocessing module.
 
-The public names, nothing else. They are imported at first use (PEP 562), because every worker
-imports this package before anything of its own and needs next to nothing of what is named here.
+This module holds the public names and nothing else. It imports each at its first use (PEP 562),
+because every worker imports this package first, and needs almost none of these names.
 """
 
 from importlib import import_module
@@ -65,7 +65,7 @@ def __getattr__(name: str) -> object:
     try:
         return _import(name)
     except AttributeError as error:
-        # left as it is, it would be taken to say that there is no such name, and not be shown
+        # Python would take an AttributeError from here to mean that the name does not exist
         raise ImportError(
             f"{__name__}.{name} cannot be imported, because of an AttributeError: {error}",
             name=__name__,
@@ -76,7 +76,7 @@ def _import(name: str) -> object:
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # the next look-up finds it without __getattr__
     return value
 
 

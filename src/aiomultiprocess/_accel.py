@@ -1,8 +1,9 @@
-"""Import `amp_ext`, or its twins in Python where it is not built. No other module imports it.
+"""Import `amp_ext`, or its twins in Python where it is not built.
 
-`amp_ext` is used as a whole or not at all: the shared-memory ring, the codec, the starter of items,
-the journal and the watchdog thread. The twins in `_pure` do the same, byte for byte, so that a
-parent and a worker of different builds understand each other; there is no twin of the ring.
+No other module imports `amp_ext`. It is used as a whole or not at all: the shared-memory ring, the
+codec, the starter of items, the journal and the watchdog thread. The twins in `_pure` write the
+same bytes, so that a parent and a worker of different builds understand each other. The ring has no
+twin; instead of the native watchdog thread, `_worker/watchdog.py` starts a Python thread.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # The twins have the same signatures; a type checker reads those of the Python ones.
+    # The compiled modules have the same signatures; a type checker reads the Python ones.
     from amp_ext import buffer_builder as buffer_builder
     from amp_ext import link as link
     from amp_ext import ring as ring

@@ -1,4 +1,7 @@
-"""Numbers that a user passes: refused by name and value where they cannot be."""
+"""Check what a user passes; each error names the argument and its value.
+
+`pool.py`, `core.py` and `_parent` use this module.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, TypeGuard
 
 
 def count(name: str, value: int | None) -> int:
-    """A non-negative number; None counts as 0."""
+    """A whole number that is not negative; None counts as 0."""
     return 0 if value is None else natural(name, value)
 
 
@@ -32,7 +35,7 @@ def seconds(name: str, value: float | None) -> float | None:
 
 
 def whole(name: str, value: int) -> int:
-    """An int, or what says that it is one (NumPy's do)."""
+    """The value as an int; its type may be any with `__index__`, such as NumPy's integers."""
     try:
         return operator.index(value)
     except TypeError:
@@ -40,7 +43,7 @@ def whole(name: str, value: int) -> int:
 
 
 def check_callable(func: object) -> None:
-    """Refuse what no worker could run, where the user passed it."""
+    """Raise TypeError, where the user passes it, for a value that no worker can run."""
     if not callable(func):
         raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
     if inspect.isasyncgenfunction(func):
@@ -61,7 +64,7 @@ def is_coroutine_function(target: object) -> bool:
 
 
 def check_synchronous(name: str, function: object) -> None:
-    """Refuse what cannot be called, or makes a coroutine, which nothing would await."""
+    """Refuse a value that cannot be called, or whose call makes a coroutine: nothing awaits it."""
     if function is None:
         return
     if is_coroutine_function(function):
@@ -71,8 +74,8 @@ def check_synchronous(name: str, function: object) -> None:
 
 
 def label_of(func: object) -> str:
-    """How messages name a callable."""
-    if isinstance(func, functools.partial):  # its repr would show, and make, all that it holds
+    """The name of a callable in messages."""
+    if isinstance(func, functools.partial):  # its repr includes the repr of every argument
         return f"functools.partial({label_of(func.func)})"
     module = getattr(func, "__module__", None)
     name = getattr(func, "__qualname__", None)
@@ -82,7 +85,7 @@ def label_of(func: object) -> str:
 
 
 def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
-    """What a function is to be called with, as a tuple; None is none."""
+    """The positional arguments of a function, as a tuple; None means no arguments."""
     if values is None:
         return ()
     if not is_iterable(values):
@@ -94,12 +97,12 @@ def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
 
 
 def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
-    """Whether `iter(value)` gives an iterator, also of a class that has `__getitem__` alone."""
+    """Whether `iter(value)` gives an iterator; a class that has `__getitem__` alone counts too."""
     return isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
 
 
 def refuse_star(label: str, index: int, item: object) -> TypeError:
-    """The error of an item of a starmap that is no sequence of arguments."""
+    """The error of a starmap item that is not a sequence of arguments."""
     shown = reprlib.repr(item)
     return TypeError(
         f"item {index} of the starmap of {label} is {shown}, not a sequence of arguments: "

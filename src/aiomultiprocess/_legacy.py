@@ -1,7 +1,7 @@
-"""Names of 0.9.1 that are no more, and what to use in their place.
+"""Names of 0.9.1 that no longer exist, and what replaces each.
 
-A program of 0.9.1 that overrides a method that nothing calls any more, or looks for an attribute
-that is gone, gets an error with the way out: here are the texts of it.
+A program that was written for 0.9.1 may override a method that is never called now, or read an
+attribute that is gone. It gets an error that names the replacement; this module holds the texts.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ QUEUE = dict.fromkeys(
 
 
 def refuse_hooks(cls: type, hooks: Mapping[str, str]) -> None:
-    """TypeError for a new class that overrides, itself or by a mixin, what nothing would call."""
+    """Raise TypeError for a class that overrides, itself or by a mixin, one of these methods."""
     for base in cls.__mro__:
         for name in sorted(hooks.keys() & vars(base).keys()):
             raise TypeError(
@@ -83,7 +83,7 @@ def refuse_hooks(cls: type, hooks: Mapping[str, str]) -> None:
 
 
 def refuse_attribute(owner: object, name: str, gone: Mapping[str, str]) -> NoReturn:
-    """AttributeError as Python raises it, with the way out where 0.9.1 had the attribute."""
+    """Raise AttributeError as Python does, with the replacement if 0.9.1 had the attribute."""
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in gone:
         text += f", which ended with aiomultiprocess 0.9.1. Instead: {gone[name]}"

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 DEFAULT_START_METHOD = "spawn"
 GEVENT = (
-    "If gevent has patched the sockets: from Python 3.14 on, multiprocessing's fork server cannot "
-    'be spoken to by those. Use the start method "spawn".'
+    "If gevent has patched the sockets: from Python 3.14 on, they cannot talk to multiprocessing's "
+    'fork server. Use the start method "spawn".'
 )
 
 log = logging.getLogger(__name__)
 
-# Of all processes and pools made from now on. "spawn" is the default on all platforms, for one set
-# of features everywhere; it cannot run functions that are not importable.
+# The context of all processes and pools that are made from now on. "spawn" is the default, so that
+# all platforms have the same features; it cannot run functions that are not importable.
 context: Context = multiprocessing.get_context(DEFAULT_START_METHOD)
 
 _manager: SyncManager | None = None
@@ -50,7 +50,7 @@ _manager: SyncManager | None = None
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> type:
-        """`Unit` of 0.9.1, which was imported here (types.py)."""
+        """`Unit`, which programs of 0.9.1 import from here (types.py)."""
         if name != "Unit":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return types.Unit
@@ -105,19 +105,19 @@ class Process:
     Args:
         group: None; it is here because multiprocessing has it.
         target: the coroutine function; importable, unless the start method is "fork".
-        name: of the process; made up if None.
-        args, kwargs: what the target is called with; they are pickled, unless the method is "fork".
-        daemon: whether the process ends with this one; as this one is if None.
+        name: name of the process; None lets multiprocessing choose it.
+        args, kwargs: arguments of the target; pickled, unless the start method is "fork".
+        daemon: whether the process ends with this one; None means as for this process.
         initializer: a plain function, called in the process before the target.
-        initargs: what the initializer is called with.
-        loop_initializer: a plain function that makes the event loop of the process; without it the
-            loop is of the implementation that runs where `start` is called.
+        initargs: arguments of the initializer.
+        loop_initializer: a plain function that makes the event loop of the process; without it, the
+            process uses the loop implementation that runs where `start` is called.
 
     (`process_target`, which 0.9.1 had, is refused.)
 
     Raises:
         ValueError: the target is not a coroutine function, or an initializer is one.
-        TypeError: another argument is not what it should be.
+        TypeError: another argument has a wrong type.
 
     Example:
         process = Process(target=fetch, args=("https://example.org",))
@@ -173,17 +173,17 @@ class Process:
         )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """TypeError for a subclass of 0.9.1's times whose overridden methods nothing would call."""
+        """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.PROCESS_HOOKS)
 
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+    if not TYPE_CHECKING:  # or type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.PROCESS)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        """Start the process, unless that was done, and wait for it as `join` does."""
+        """Start the process if it was not started, and wait for it as `join` does."""
         if not self._is_started():
             self.start()
         return self.join().__await__()
@@ -192,8 +192,9 @@ class Process:
         """Start the process; no event loop needs to run.
 
         Raises:
-            pickle.PicklingError, AttributeError or TypeError: the target or an argument cannot be
-            pickled. OSError: the system refuses a process.
+            pickle.PicklingError, AttributeError, TypeError: the target or an argument cannot be
+                pickled.
+            OSError: the system refuses a process.
             RuntimeError: it was started before, or this is a process whose main module has no
                 `if __name__ == "__main__":` guard.
         """
@@ -206,7 +207,7 @@ class Process:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise at_its_caller(error) from error.__cause__
         self._exit = Exit(self.aio_process)
-        self._unit = None  # what the child has by now may be large
+        self._unit = None  # the child has its copy by now; ours may be large
 
     def _launch(self) -> None:
         try:
@@ -217,13 +218,13 @@ class Process:
             raise
 
     async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - 0.9.1 has it
-        """Wait for the process to end, which is noticed at once.
+        """Wait for the process to end; return as soon as it has.
 
         Args:
             timeout: in seconds; None waits for ever.
 
         Raises:
-            TimeoutError: the time is over; the process goes on.
+            TimeoutError: the process did not end in time; it keeps running.
             ValueError: the process was not started.
         """
         if not self._is_started():
@@ -260,7 +261,7 @@ class Process:
     def exitcode(self) -> int | None:
         """The exit code, negative for a signal.
 
-        None before the end, and after it in case another part of the program took the code.
+        None before the end, and also after it if another part of the program took the code.
         """
         return self._exit_of_process().exitcode if self._is_started() and self._ended() else None
 
@@ -279,14 +280,14 @@ class Process:
             self.aio_process.kill()
 
     def close(self) -> None:
-        """Give back what the process cost; ValueError while it runs, and from any use after it."""
+        """Release the resources of the process. ValueError while it runs, and at any later use."""
         if self._is_started():
-            self._ended()  # after which multiprocessing knows it as well
+            self._ended()  # also updates the process object of multiprocessing
         self.aio_process.close()
         self._closed = True
 
     def _is_started(self) -> bool:
-        """ValueError once closed."""
+        """Whether the process was started; ValueError once it is closed."""
         if self._closed:
             raise ValueError("process object is closed")
         return self.aio_process.pid is not None
@@ -301,9 +302,9 @@ class Process:
 
 
 class Worker(Process):
-    """A coroutine in a process of its own, whose result comes back.
+    """A coroutine in a process of its own, which sends back its result.
 
-    An exception that the target raised is *returned* in place of a result.
+    If the target raises an exception, the exception is *returned* in place of a result.
 
     Example:
         length = await Worker(target=measure, args=("https://example.org",))
@@ -340,8 +341,8 @@ class Worker(Process):
             timeout: in seconds; None waits for ever.
 
         Raises:
-            WorkerLostError: the process ended without a result: it was killed, for one.
-            TimeoutError: the time is over; the process goes on.
+            WorkerLostError: the process ended without a result, for example because it was killed.
+            TimeoutError: the process did not end in time; it keeps running.
             ValueError: the process was not started.
         """
         self._listen()
@@ -354,7 +355,7 @@ class Worker(Process):
 
     @property
     def result(self) -> Any:
-        """What `join` returned; ValueError before the end, WorkerLostError if there is none."""
+        """What `join` returns; ValueError before the end, WorkerLostError if there is no result."""
         if not self.is_alive() and self.pid is not None:
             if self._result is None:
                 self._result = (self._load(),)
@@ -362,7 +363,7 @@ class Worker(Process):
         raise ValueError("coroutine not completed")
 
     def close(self) -> None:
-        """Give back what the process cost, see `Process.close`."""
+        """Release the resources of the process, see `Process.close`."""
         super().close()
         if self._receiver is not None:
             self._receiver.close()
@@ -374,7 +375,7 @@ class Worker(Process):
 
     def _ended(self) -> bool:
         if self._receiver is not None:
-            self._receiver.pump()  # the child may wait for that before it can end
+            self._receiver.pump()  # until we read its result, the child may be unable to end
         return super()._ended()
 
     def _load(self) -> Any:

@@ -1,4 +1,4 @@
-"""Which queue a task goes to, where a pool has several (`queuecount`).
+"""Schedulers choose the queue of each task, where a pool has several (`queuecount`).
 
 A queue is a line of tasks in the parent process, served by a group of workers of its own.
 """
@@ -18,16 +18,16 @@ class Scheduler(ABC):
 
     @abstractmethod
     def register_queue(self, tx: Queue) -> QueueID:
-        """Name a new queue; called once for each before any task is scheduled.
+        """Return an id for a new queue; called once for each, before any task is scheduled.
 
         Args:
             tx: an opaque object that stands for the queue. (It was a `multiprocessing.Queue` up to
-                0.9.1; there is nothing to be put into it now.)
+                0.9.1; now nothing can be put into it.)
         """
 
     @abstractmethod
     def register_process(self, qid: QueueID) -> None:
-        """Hear that one more worker serves the queue `qid`, for weights.
+        """Record that one more worker serves the queue `qid`, to weight the queues.
 
         Called for the first workers of a pool, not for those that replace them.
         """
@@ -40,15 +40,15 @@ class Scheduler(ABC):
         args: Sequence[Any],
         kwargs: dict[str, Any],
     ) -> QueueID:
-        """Choose the queue of `func(*args, **kwargs)`, one of those that `register_queue` named."""
+        """Choose the queue of `func(*args, **kwargs)`, an id that `register_queue` returned."""
 
     @abstractmethod
     def complete_task(self, task_id: TaskID) -> None:
-        """Hear that a task has ended, whatever became of it."""
+        """Record that a task has ended: by its result, by an error, or cancelled."""
 
 
 class RoundRobin(Scheduler):
-    """Queues in turn, each as often as it has workers.
+    """Choose the queues in turn, each as often as it has workers.
 
     Twelve processes over eight queues give four queues twice as many tasks as the other four.
     """
@@ -75,18 +75,18 @@ class RoundRobin(Scheduler):
     ) -> QueueID:
         try:
             return next(self.cycler)
-        except StopIteration:  # which no coroutine may raise
+        except StopIteration:  # no coroutine may raise StopIteration
             raise RuntimeError(
                 "RoundRobin knows no process: a subclass that overrides register_process "
                 "must call super().register_process(qid)"
             ) from None
 
     def complete_task(self, task_id: TaskID) -> None:
-        """Round robin keeps no account of tasks."""
+        """Do nothing: round robin does not count tasks."""
 
 
 def checked_scheduler(scheduler: Scheduler | None) -> Scheduler:
-    """The scheduler of a new pool: anything that has the methods of one will do."""
+    """The scheduler of a new pool: any object that has the methods of a Scheduler."""
     if scheduler is None:
         return RoundRobin()
     methods = Scheduler.__abstractmethods__

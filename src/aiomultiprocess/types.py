@@ -1,6 +1,6 @@
 """The exceptions of this package, and names for types.
 
-Everything imports this module, fresh workers included: it must stay light.
+Every worker imports this module at its start: it must import little.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ TracebackStr = str
 
 LoopInitializer = Callable[..., AbstractEventLoop]
 
-# What 0.9.1's queues carried: no more, but programs name the types.
+# What the queues of 0.9.1 carried. Nothing here uses these types, but programs name them.
 PoolTask: TypeAlias = tuple[TaskID, Callable[..., R], Sequence[T], dict[str, T]] | None
 PoolResult: TypeAlias = tuple[TaskID, R | None, TracebackStr | None]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> type:
-        """`Unit` of 0.9.1, made when asked for: every worker imports this module."""
+        """`Unit` of 0.9.1, made at its first use: every worker imports this module."""
         if name != "Unit":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
         class Unit(NamedTuple):
-            """The start-up message of 0.9.1's processes; nothing takes it any more."""
+            """The start-up message of 0.9.1's processes; nothing uses it now."""
 
             target: Callable[..., Any]
             args: Any
@@ -55,16 +55,16 @@ if not TYPE_CHECKING:
 
 
 def describe_error(error: BaseException) -> str:
-    """Type and text of an exception in one line, whatever it does when it is printed."""
+    """Type and text of an exception in one line, also if its `__str__` fails."""
     name = type(error).__name__
     try:
         return f"{name}: {error}"
-    except BaseException:  # noqa: BLE001 - code of the user's, and we are telling of an error already
+    except BaseException:  # noqa: BLE001 - the user's code fails while we report another error
         return f"{name}, which cannot be printed"
 
 
 def shown(value: object) -> str:
-    """Type and shortened `repr` of a value, whatever it does when it is printed."""
+    """Type and shortened `repr` of a value; the type alone if its `repr` fails."""
     from reprlib import Repr  # not above: only errors need it
 
     short = Repr()
@@ -76,7 +76,7 @@ def shown(value: object) -> str:
         return name
 
 
-#: Where a worker finds what is pickled by name. One text, whatever it is that was not found.
+#: Where a worker can find what is pickled by name; the same text for modules, classes, functions.
 IMPORTABLE = (
     "It must be importable in a worker, which is a process of its own: define it at the top level "
     "of a module that workers can import, not in a session (a notebook, `python -c`, stdin), in "
@@ -85,18 +85,19 @@ IMPORTABLE = (
 
 
 def import_hint(error: BaseException) -> str:
-    """What follows the reason why something could not be unpickled: the way out, if it is known."""
-    missing = issubclass(type(error), (AttributeError, ImportError))  # isinstance asks the error
+    """The end of a message about a failed unpickling: the way out, or nothing if it is unknown."""
+    # not isinstance, which runs `__class__` of the error: the user's code
+    missing = issubclass(type(error), (AttributeError, ImportError))
     return f". {IMPORTABLE}" if missing else ""
 
 
 class ProxyException(Exception):  # noqa: N818 - the name is 0.9.1's
-    """What a task raised in a worker process; `str()` is the traceback from there.
+    """An exception that a task raised in a worker process; `str()` is its traceback there.
 
-    It holds the frames of the user's code. Printed, the error shows it once, and then its notes.
-    The error that is raised is an instance of the original's type too, wherever the two can be
-    combined, so that `except ValueError` works as if the task had run here. `__cause__` is the
-    original exception, where it could be rebuilt in this process.
+    The traceback has the frames of the user's code. A printed error shows the traceback once, and
+    then its notes. The error is also an instance of the original exception's type, where the two
+    can be combined, so that `except ValueError` works as if the task had run here. `__cause__` is
+    the original exception, if it could be rebuilt in this process.
     """
 
 
@@ -104,12 +105,12 @@ class WorkerLostError(RuntimeError):
     """A worker process ended while it had work to finish, whose effects may have happened.
 
     Args:
-        task: what it worked on, in words.
+        task: what the worker worked on, in words.
         pid: its process id.
         exitcode: its exit code, negative if a signal ended it, or None if that is not known.
 
     Attributes:
-        signal: the signal that ended it, None if it ended by itself or that is not known.
+        signal: the signal that ended it; None if no signal did, or if that is not known.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How many tasks a worker may hold (credit.py, CREDIT-1 to CREDIT-7)."""
+"""How many tasks a worker may hold (_parent/credit.py, CREDIT-1 to CREDIT-7)."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def report(credit: Credit, count: int, started: int, now: float, size: int = 0) 
     credit.settle(started, now)
 
 
-def test_nothing_waits_behind_a_task_of_which_nothing_is_known() -> None:
+def test_nothing_waits_behind_a_task_that_was_never_measured() -> None:
     credit = Credit(concurrency=16, lifetime=0)
     assert credit.room(0, FUNCTION) == 1
     credit.send(1, FUNCTION, now=0.0)
@@ -81,7 +81,7 @@ def test_a_function_that_becomes_slow_is_soon_known_to_be() -> None:
     assert credit.room(credit.sent, FUNCTION) <= 10
 
 
-def test_what_was_learned_of_one_function_is_not_believed_of_another() -> None:
+def test_what_was_measured_of_one_function_is_not_assumed_of_another() -> None:
     credit = Credit(concurrency=1, lifetime=0)
     credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
@@ -109,7 +109,7 @@ def waiting_side_by_side(concurrency: int) -> Credit:
     return credit
 
 
-def test_tasks_that_wait_side_by_side_have_successors_at_hand_while_there_is_plenty() -> None:
+def test_a_worker_whose_tasks_wait_side_by_side_holds_successors_while_work_is_ample() -> None:
     credit = waiting_side_by_side(16)
     assert credit.room(32, FUNCTION) == 0  # all 16 run, and nothing waits behind them
     assert credit.room(32, FUNCTION, work_is_ample=True) == 15
@@ -126,13 +126,13 @@ def test_at_the_tail_nothing_waits_behind_tasks_that_take_longer_than_the_horizo
     assert credit.room(31, FUNCTION, work_is_ample=False) == 1
 
 
-def test_at_the_tail_quick_tasks_wait_as_ever() -> None:
+def test_at_the_tail_as_many_quick_tasks_wait_as_before() -> None:
     credit = with_backlog()
     room = credit.room(credit.sent, FUNCTION)
     assert credit.room(credit.sent, FUNCTION, work_is_ample=False) == room > 1
 
 
-def test_plenty_is_nothing_to_a_function_of_which_nothing_is_known() -> None:
+def test_a_worker_holds_no_successors_of_an_unmeasured_function() -> None:
     credit = waiting_side_by_side(16)
     assert credit.room(32, OTHER, work_is_ample=True) == 0
 
@@ -147,17 +147,17 @@ def with_backlog() -> Credit:
     return credit
 
 
-def test_one_call_of_which_nothing_is_known_passes_a_backlog() -> None:
+def test_one_unmeasured_call_overtakes_a_backlog() -> None:
     credit = with_backlog()
     assert credit.room(1, OTHER) <= 0
     assert credit.overtake(1, OTHER) == 1
 
 
-def test_a_few_quick_calls_pass_a_backlog() -> None:
+def test_a_few_quick_calls_overtake_a_backlog() -> None:
     assert with_backlog().overtake(1, FUNCTION) == 16
 
 
-def test_the_next_calls_pass_when_the_last_ones_have_begun() -> None:
+def test_the_next_calls_overtake_once_the_last_ones_have_begun() -> None:
     credit = with_backlog()
     credit.send(16, FUNCTION, now=1e-6)
     credit.have_overtaken()
@@ -165,7 +165,7 @@ def test_the_next_calls_pass_when_the_last_ones_have_begun() -> None:
     assert credit.overtake(credit.sent, FUNCTION) == 16
 
 
-def test_no_call_passes_tasks_that_may_take_long() -> None:
+def test_no_call_overtakes_tasks_that_may_take_long() -> None:
     credit = with_backlog()
     credit.send(1, OTHER, now=1e-6)
     credit.have_overtaken()
@@ -180,7 +180,7 @@ def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
     assert credit.room(1, FUNCTION, contended=True) == GROWTH // CONTENTION_PARTS + 1
 
 
-def test_no_call_passes_beyond_a_lifetime() -> None:
+def test_no_call_overtakes_beyond_the_lifetime_of_a_worker() -> None:
     credit = Credit(concurrency=16, lifetime=4)
     credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
@@ -247,8 +247,8 @@ def test_nothing_quick_waits_behind_tasks_that_may_take_long_and_have_all_slots(
     assert credit.overtake(credit.sent, OTHER) > 0
 
 
-def test_free_slots_are_believed_no_longer_than_they_are_free() -> None:
-    """A worker says how many it has while those very slots are being filled."""
+def test_an_advertised_free_slot_counts_only_until_it_is_filled() -> None:
+    """A worker advertises its free slots while those very slots are being filled."""
     credit = quick(concurrency=16)
     credit.send(16, FUNCTION, now=20.0)
     credit.need_work(10)

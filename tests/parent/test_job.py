@@ -1,4 +1,4 @@
-"""What a job hands out, takes back and gives to those who wait (job.py, JOB-4 to JOB-6).
+"""What a job hands out, takes back and gives to its callers (_parent/job.py, JOB-4 to JOB-6).
 
 Without processes: the test does what queues and workers would do.
 """
@@ -55,7 +55,7 @@ def run(job: Job) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_is_put_back_is_taken_next_and_once(kind: Callable[[Any], Any]) -> None:
+async def test_tasks_that_are_put_back_are_taken_next_and_once(kind: Callable[[Any], Any]) -> None:
     job = job_of(kind(range(105)))
     job.want_all()
     assert run(job) == list(range(105))
@@ -79,7 +79,7 @@ def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
 ) -> None:
     job = job_of(kind(range(100_000)))
     job.want_all()
-    for _ in range(6):  # an iterator is believed by and by
+    for _ in range(6):  # the estimate of an iterator grows by and by
         handles, items = job.take(LOOK_AHEAD_ITEMS)
     assert len(handles) == LOOK_AHEAD_ITEMS
     job.put_back(handles[100:], items[100:])
@@ -94,8 +94,8 @@ def test_the_first_items_of_an_iterator_are_few() -> None:
 
 
 @pytest.mark.parametrize("room", [1, 3, 100])
-def test_an_iterator_of_large_items_is_pulled_little_ahead_for_ever(room: int) -> None:
-    """What was put back is taken and put back again: that tells no more of the room than before."""
+def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: int) -> None:
+    """Items are put back, taken and put back again, which says no more of the room than before."""
     pulled = 0
 
     def blocks() -> Iterator[int]:
@@ -128,7 +128,7 @@ async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
 # -- lists of results ------------------------------------------------------------------------------
 
 
-async def test_the_last_who_can_ask_gets_the_list_itself() -> None:
+async def test_the_last_possible_caller_receives_the_list_itself() -> None:
     job = job_of([1, 2, 3])
     waiting = job.await_all()
     job.mark_unreferenced()
@@ -136,7 +136,7 @@ async def test_the_last_who_can_ask_gets_the_list_itself() -> None:
     assert await waiting is job._values
 
 
-async def test_who_is_not_the_last_gets_a_copy_though_the_other_has_not_begun_to_wait() -> None:
+async def test_a_caller_that_is_not_the_last_receives_a_copy_before_the_other_waits() -> None:
     job = job_of([1, 2, 3])
     first, second = job.await_all(), job.await_all()
     job.mark_unreferenced()
@@ -145,7 +145,7 @@ async def test_who_is_not_the_last_gets_a_copy_though_the_other_has_not_begun_to
     assert await second == [1, 2, 3]
 
 
-async def test_who_may_ask_again_gets_a_copy() -> None:
+async def test_a_caller_that_may_ask_again_receives_a_copy() -> None:
     job = job_of([1, 2, 3])
     run(job)
     (await job.await_all()).append("mine")

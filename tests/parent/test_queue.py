@@ -1,4 +1,4 @@
-"""What a queue gives to a worker, and in which order (queue.py, QUEUE-3; retry.py, RETRY-1).
+"""What a queue gives to a worker, and in which order (QUEUE-3, RETRY-1).
 
 Without processes.
 """
@@ -36,7 +36,7 @@ class Link:
     def __init__(self) -> None:
         self.started = 0
         self.unflushed = 0
-        self.chunks: list[tuple[int, int, int]] = []  # ident, function, count
+        self.chunks: list[tuple[int, int, int]] = []  # chunk_id, function, count
         self.bursts: list[int] = []  # of each
 
     def send(
@@ -130,12 +130,12 @@ async def test_a_call_is_not_held_until_the_backlog_of_a_map_is_done() -> None:
     assert setting.sent[before:] == [(function.id, 1)]
 
 
-async def test_calls_that_pass_do_not_stop_the_map() -> None:
+async def test_calls_that_overtake_do_not_stop_the_map() -> None:
     setting = Setting()
     function = setting.table.of(workload.two)
     before = len(setting.sent)
     futures = setting.call(function, 1000)
-    assert setting.sent[before:] == [(function.id, 1)]  # of which nothing is known yet
+    assert setting.sent[before:] == [(function.id, 1)]  # which was never measured
     while not all(future.done() for future in futures):
         setting.report_next()
     order = [chunk_id for chunk_id, _ in setting.sent[before:]]
@@ -191,7 +191,7 @@ async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     assert future.result() == 2
 
 
-async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> None:
+async def test_an_idle_worker_drops_a_function_that_has_ended_at_once() -> None:
     queue, worker = Queue(asyncio.get_running_loop()), Worker()
     queue.workers.append(worker)  # type: ignore[arg-type]
     function = FunctionTable(_accel.dumps).of(functools.partial(workload.double, bytes(1000)))
@@ -201,7 +201,7 @@ async def test_an_idle_worker_is_told_at_once_of_a_function_that_has_ended() -> 
     assert worker.link.unflushed == 0  # else it would keep those bytes until it gets other work
 
 
-async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never_began_it() -> None:
+async def test_a_retry_task_that_never_began_is_not_run_after_its_caller_gave_up() -> None:
     settled: list[CallQueue] = []
     calls = CallQueue(FunctionTable(_accel.dumps).of(workload.two), settled.append)
     retry_queue, worker = RetryQueue(), Worker()
@@ -211,14 +211,14 @@ async def test_a_suspect_whose_caller_gave_up_is_not_run_though_its_worker_never
     retry_queue.lose(calls, future, ((), {}), WorkerLostError("two", 1, -9))
     retry_task = retry_queue.next_for(worker)  # type: ignore[arg-type]
     assert retry_task is not None
-    future.cancel()  # and while the worker is told, it dies
+    future.cancel()  # and while the worker is cancelling it, that worker dies
     retry_task.put_back([future], [((), {})])
     assert retry_queue.next_for(worker) is None  # type: ignore[arg-type]
     assert not retry_queue.unsettled
     assert settled == [calls]
 
 
-async def test_calls_that_last_have_ended_when_all_are_settled_and_the_pool_closes() -> None:
+async def test_persistent_calls_end_when_all_are_settled_and_the_pool_closes() -> None:
     function = FunctionTable(_accel.dumps).of(workload.two)
     ended: list[CallQueue] = []
     idle, busy = (CallQueue(function, ended.append, persistent=True) for _ in range(2))

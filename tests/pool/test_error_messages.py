@@ -1,4 +1,4 @@
-"""What cannot travel is named: the item, the function, the value, the reason and the way out."""
+"""An error on the way names the item, the function, the value, the reason and the way out."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ async def test_the_cause_of_a_result_that_cannot_be_pickled_is_kept() -> None:
 
 
 @pytest.mark.row("G62")
-async def test_an_exception_handler_is_told_of_a_result_that_cannot_be_pickled(
+async def test_an_exception_handler_gets_the_error_of_a_result_that_cannot_be_pickled(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     async with Pool(1, exception_handler=travellers.print_error) as pool:

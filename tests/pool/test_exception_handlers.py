@@ -1,4 +1,4 @@
-"""What the exception_handler of a pool gets: failures of items, not those of their callers."""
+"""The exception_handler of a pool gets failures of items, not those of their callers."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def test_a_cancellation_by_the_item_itself_is_a_failure_of_it(
 
 
 @pytest.mark.parametrize("kind", ["without a class", "without attributes"])
-async def test_terminate_survives_an_error_that_cannot_be_looked_at(kind: str) -> None:
+async def test_terminate_survives_an_error_that_cannot_be_inspected(kind: str) -> None:
     async with Meeting() as meeting:
         async with Pool(1) as pool:
             call = asyncio.ensure_future(

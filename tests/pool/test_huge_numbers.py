@@ -1,4 +1,4 @@
-"""Numbers that a user passes and that fit no field of a frame."""
+"""Numbers that a user passes and that are too large for the field of a frame."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ OPTIONS = ["-bb -W error", "-X dev -W error", "-O", "-OO", "-I", "-S -W error", 
 
 @pytest.mark.row("G55")
 @pytest.mark.parametrize("options", OPTIONS)
-def test_pool_and_processes_do_all_that_they_should(
+def test_a_pool_and_processes_work_under_each_option(
     options: str,
     backend: str,
     start_method: str,

@@ -1,4 +1,4 @@
-"""An iterator is read later than the call of `map`, and an error that comes of it says so."""
+"""An iterator is read after the call of `map`, and an error that results from that says so."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_an_async_iterable_whose_resource_is_closed_is_an_error_with_a_hin
 
 
 @pytest.mark.parametrize("way", ["dict", "keys", "list", "list of a file"])
-async def test_what_is_no_iterator_is_read_at_the_call(text: Path, way: str) -> None:
+async def test_an_input_that_is_no_iterator_is_read_at_the_call(text: Path, way: str) -> None:
     numbers: Any = dict.fromkeys(range(100))
     async with Pool(1) as pool:
         if way == "list of a file":

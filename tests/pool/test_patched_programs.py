@@ -23,7 +23,7 @@ NAMES = [
 
 
 def said_without_a_name(statement: str) -> str:
-    """What `statement` says where multiprocessing lacks what the package uses as it is imported."""
+    """What `statement` prints where multiprocessing lacks a name that our import uses."""
     source = f"import multiprocessing.context as context\ndel context.SpawnProcess\n{statement}\n"
     done = subprocess.run(
         [sys.executable, "-P", "-c", source], capture_output=True, text=True, timeout=60
@@ -34,7 +34,7 @@ def said_without_a_name(statement: str) -> str:
 
 @pytest.mark.row("G75")
 @pytest.mark.parametrize("name", [*NAMES, "core", "pool"])
-def test_what_makes_an_import_fail_is_shown_as_its_cause(name: str) -> None:
+def test_the_reason_of_a_failed_import_is_shown_as_its_cause(name: str) -> None:
     for statement in (
         f"from aiomultiprocess import {name}",
         f"import aiomultiprocess; aiomultiprocess.{name}",
@@ -49,7 +49,7 @@ def test_what_makes_an_import_fail_is_shown_as_its_cause(name: str) -> None:
         cause, direct, _ = said.partition("The above exception was the direct cause")
         assert direct
         assert f"AttributeError: {missing}" in cause
-        assert "spawn.py" in cause  # where it is missed
+        assert "spawn.py" in cause  # the line that looks it up
 
 
 @pytest.mark.row("G75")

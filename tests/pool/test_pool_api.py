@@ -1,4 +1,4 @@
-"""What `Pool` takes and what it does with it: every argument, attribute and kind of function."""
+"""Every argument, attribute and kind of function of `Pool`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 # -- attributes ------------------------------------------------------------------------------------
 
 
-async def test_attributes_tell_what_the_pool_was_made_with() -> None:
+async def test_attributes_hold_what_the_pool_was_made_with() -> None:
     async with Pool(3, maxtasksperchild=7, childconcurrency=5, queuecount=2) as pool:
         assert (pool.process_count, pool.queue_count) == (3, 2)
         assert (pool.maxtasksperchild, pool.childconcurrency) == (7, 5)
@@ -90,7 +90,7 @@ KINDS = {
 
 
 @pytest.mark.row("A8")
-async def test_whatever_is_callable_is_run() -> None:
+async def test_any_callable_is_run() -> None:
     async with Pool(1) as pool:
         for kind, (func, expected) in KINDS.items():
             assert await pool.map(func, [1, 2]) == expected, kind
@@ -331,7 +331,7 @@ def test_a_pool_may_be_made_before_the_loop() -> None:
     asyncio.run(program())
 
 
-async def test_two_pools_at_once_do_not_meet() -> None:
+async def test_two_pools_at_once_do_not_disturb_each_other() -> None:
     async with (
         Pool(1, initializer=workload.set_greeting, initargs=("one",)) as one,
         Pool(1, initializer=workload.set_greeting, initargs=("two",)) as two,

@@ -1,4 +1,4 @@
-"""Corners where a pool once waited for an answer that could not come."""
+"""Rare calls after which a pool must neither hang nor keep memory."""
 
 import asyncio
 import itertools
@@ -55,14 +55,14 @@ async def test_a_pool_closes_though_an_async_input_was_left_midway() -> None:
 
 
 class Stop(BaseException):
-    """Of a kind that `except Exception` does not see."""
+    """A kind of error that `except Exception` does not catch."""
 
 
 @pytest.mark.row("A10")
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, Stop])
 @pytest.mark.parametrize("length", [3, 3000])  # in the first portion, and in a later one
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["generator", "async generator"])
-async def test_an_input_that_ends_by_what_is_no_exception_is_an_error(
+async def test_an_input_that_ends_by_a_base_exception_is_an_error(
     kind: type[BaseException], length: int, asynchronous: bool
 ) -> None:
     def items() -> Iterator[int]:
@@ -102,7 +102,7 @@ async def test_a_scheduler_that_fails_fails_its_task_whatever_it_raises(
 
 
 @pytest.mark.row("A10")
-async def test_a_pool_closes_though_an_input_failed_by_what_refuses_attributes() -> None:
+async def test_a_pool_closes_though_an_input_failed_by_an_error_that_refuses_attributes() -> None:
     def items() -> Iterator[int]:
         yield from range(20)
         raise mishaps.FrozenError(1)
@@ -125,7 +125,7 @@ def names_of(error: BaseException) -> list[str]:
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
 
-async def test_an_error_that_is_raised_often_keeps_nothing_of_those_who_got_it() -> None:
+async def test_an_error_that_is_raised_often_keeps_nothing_of_its_callers() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise LookupError("no more")
@@ -145,7 +145,7 @@ async def test_an_error_that_is_raised_often_keeps_nothing_of_those_who_got_it()
 
         found = [names_of(await error_of(get)) for _ in range(3)]
         assert found[0] == found[1] == found[2]
-        assert found[0][-1] == "items"  # where it comes from is told each time
+        assert found[0][-1] == "items"  # its traceback shows each time where it comes from
     broken = Pool(1, initializer=mishaps.fail_now, initargs=("no database",))
     found = [names_of(await error_of(lambda: broken.apply(workload.two))) for _ in range(4)]
     assert found[1] == found[2] == found[3]
@@ -153,7 +153,7 @@ async def test_an_error_that_is_raised_often_keeps_nothing_of_those_who_got_it()
     await broken.join()
 
 
-async def test_who_gives_up_on_a_result_is_forgotten() -> None:
+async def test_a_caller_that_gives_up_on_a_result_is_forgotten() -> None:
     async with Pool(1) as pool:
         results = aiter(pool.map(workload.wait_for_ever, [0]))
         for _ in range(10):
@@ -209,7 +209,7 @@ async def test_items_that_a_scheduler_refuses_do_not_stop_those_behind_them() ->
     await finish(pool)
 
 
-async def test_an_apply_whose_arguments_cannot_be_had_leaves_nothing_open() -> None:
+async def test_an_apply_whose_arguments_cannot_be_read_leaves_nothing_open() -> None:
     def arguments() -> Iterator[int]:
         raise LookupError("no arguments")
         yield 1

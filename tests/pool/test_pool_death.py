@@ -33,7 +33,7 @@ EXITS = {"SIGKILL": -9, "SIGSEGV": -11, "SIGTERM": -15, "exit 7": 7}
 
 
 def assert_lost(error: Any, way: str, pid: int | None = None) -> None:
-    """`error` tells that a worker died, and how."""
+    """`error` says that a worker died, and how."""
     assert isinstance(error, WorkerLostError)
     assert error.exitcode == EXITS[way]
     assert error.signal == (getattr(signal, way) if way.startswith("SIG") else None)
@@ -74,7 +74,7 @@ async def test_a_worker_killed_from_outside_is_noticed(way: str) -> None:
 
 @pytest.mark.row("B13")
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="elsewhere a thread waits for it")
-async def test_a_death_is_told_at_once_and_not_by_a_timer() -> None:
+async def test_a_death_is_reported_at_once_and_not_by_a_timer() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         task = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
         arrival = await meeting.next()
@@ -85,7 +85,7 @@ async def test_a_death_is_told_at_once_and_not_by_a_timer() -> None:
 
 
 async def in_a_few_turns(task: asyncio.Future[Any]) -> None:
-    """What is an event is seen by turns of the loop alone, however short they are."""
+    """Turns of the loop are enough to see an event, however short they are."""
     for _ in range(20):
         await asyncio.sleep(0)
     assert task.done()
@@ -95,7 +95,7 @@ async def in_a_few_turns(task: asyncio.Future[Any]) -> None:
 async def test_a_death_under_any_start_method_fails_what_ran_and_moves_the_rest(
     start_method: str,
 ) -> None:
-    """The other worker has inherited, under fork, what the dead one had."""
+    """Under fork, the other worker has inherited the descriptors of the dead one."""
     async with Meeting() as meeting, Pool(2, childconcurrency=1) as pool:
         first, second = pool.processes
         meet = [asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,))) for _ in range(2)]
@@ -448,7 +448,7 @@ def backlog_of_a_dropped_pool() -> list[Any]:
 
 
 @pytest.mark.row("C31", "B16")
-async def test_a_worker_that_damages_its_link_is_killed_and_what_it_held_runs_nowhere(
+async def test_a_worker_that_damages_its_link_is_killed_and_its_tasks_run_nowhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ran"
@@ -472,7 +472,7 @@ async def test_a_worker_that_damages_its_link_is_killed_and_what_it_held_runs_no
 
 
 @pytest.mark.row("C31")
-async def test_a_worker_that_is_trusted_no_more_gets_no_more() -> None:
+async def test_a_worker_whose_link_is_corrupt_gets_no_more_tasks() -> None:
     async with Pool(1) as pool:
         assert await pool.apply(workload.two) == 2
         [worker] = pool.processes

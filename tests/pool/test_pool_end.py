@@ -1,4 +1,4 @@
-"""The end of a pool, and of a call that is given up: all is settled, nothing is left.
+"""A pool ends, or a caller gives up: all calls are settled, nothing is left.
 
 A number such as D38 is that of the row in the catalogue of failures.
 """
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 class Ending(RoundRobin):
-    """Ends its pool when it is asked for the queue of a task, or told of the end of one."""
+    """Ends its pool when it is asked for the queue of a task, or notified of the end of one."""
 
-    def __init__(self, *, asked: bool = False, told: bool = False) -> None:
+    def __init__(self, *, asked: bool = False, notified: bool = False) -> None:
         super().__init__()
-        self.asked, self.told = asked, told
+        self.asked, self.notified = asked, notified
         self.end: Callable[[], None] = lambda: None
 
     def schedule_task(self, *args: Any) -> Any:
@@ -42,7 +42,7 @@ class Ending(RoundRobin):
 
     def complete_task(self, task_id: Any) -> None:
         super().complete_task(task_id)
-        if self.told:
+        if self.notified:
             self.end()
 
 
@@ -73,7 +73,7 @@ async def test_a_call_that_ends_its_pool_while_it_is_made_is_refused(what: str, 
 
 
 async def test_a_pool_may_be_terminated_by_its_scheduler() -> None:
-    scheduler = Ending(told=True)
+    scheduler = Ending(notified=True)
     pool = Pool(1, scheduler=scheduler)
     scheduler.end = pool.terminate
     with pytest.raises(PoolTerminatedError):
@@ -101,7 +101,7 @@ async def test_close_lets_all_tasks_finish(tmp_path: Path) -> None:
     async with Meeting() as meeting:
         pool = Pool(2, childconcurrency=2)
         items = [(str(path), meeting.port, i) for i in range(10)]
-        pool.starmap(workload.note_and_meet, items)  # that nobody reads the results is no matter
+        pool.starmap(workload.note_and_meet, items)  # never read
         call = asyncio.ensure_future(pool.apply(workload.note_and_meet, items[0]))
         await asyncio.sleep(0)
         pool.close()
@@ -137,7 +137,7 @@ async def test_results_may_be_read_after_the_pool_has_gone() -> None:
 
 
 @pytest.mark.row("B22")
-async def test_terminate_fails_what_is_pending_and_runs_finally_blocks(tmp_path: Path) -> None:
+async def test_terminate_fails_pending_calls_and_runs_finally_blocks(tmp_path: Path) -> None:
     path = tmp_path / "cleaned"
     async with Meeting() as meeting:
         pool = Pool(1, childconcurrency=2)
@@ -172,7 +172,7 @@ async def test_terminate_keeps_the_results_that_are_there() -> None:
 
 
 @pytest.mark.row("B22")
-async def test_terminate_ends_a_worker_that_hears_nothing() -> None:
+async def test_terminate_ends_a_worker_that_holds_the_gil() -> None:
     async with Meeting() as meeting:
         pool = Pool(1)
         task = asyncio.ensure_future(pool.apply(mishaps.hold_the_gil, (meeting.port,)))

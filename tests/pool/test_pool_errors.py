@@ -73,7 +73,7 @@ async def test_an_argument_of_apply_that_cannot_be_pickled_is_an_error_of_the_ca
 
 
 @pytest.mark.row("A1", "A5")
-async def test_what_fails_for_a_reason_that_cannot_be_told_fails_alone() -> None:
+async def test_a_value_that_fails_for_a_reason_that_cannot_be_printed_fails_alone() -> None:
     async with Pool(1) as pool:
         pids = pids_of(pool)
         found = await outcomes(pool.map(workload.identity, [1, mishaps.MuteOut(), 3]))
@@ -146,7 +146,7 @@ async def test_a_function_that_cannot_be_imported_is_refused_under_fork_too() ->
 
 
 @pytest.mark.row("A8")
-async def test_what_cannot_be_called_is_refused_at_the_call() -> None:
+async def test_an_object_that_cannot_be_called_is_refused_at_the_call() -> None:
     async with Pool(1) as pool:
         for func in (None, 5, "double", [workload.double]):
             with pytest.raises(TypeError, match="callable"):
@@ -342,7 +342,7 @@ async def test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kep
 
 
 @pytest.mark.row("A12")
-async def test_items_that_are_one_object_here_are_many_there() -> None:
+async def test_items_that_are_one_object_in_the_parent_are_many_in_a_worker() -> None:
     shared: list[Any] = []
     async with Pool(1) as pool:
         assert await pool.map(workload.append_one, [shared] * 50) == [[1]] * 50
@@ -360,7 +360,7 @@ async def test_the_state_of_a_callable_is_fresh_for_each_item() -> None:
 
 
 @pytest.mark.row("A12")
-async def test_results_that_are_one_object_there_are_many_here() -> None:
+async def test_results_that_are_one_object_in_a_worker_are_many_in_the_parent() -> None:
     async with Pool(1) as pool:
         one, other = await pool.map(workload.shared_list, range(2))
         one.append("mine")

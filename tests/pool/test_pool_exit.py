@@ -80,7 +80,7 @@ async def test_ctrl_c_is_one_keyboard_interrupt_of_the_parent(
 
 
 @pytest.mark.row("E40")
-async def test_ctrl_c_that_nobody_catches_is_one_traceback(
+async def test_ctrl_c_that_is_not_caught_is_one_traceback(
     tmp_path: Path, meeting: Meeting, start_method: str
 ) -> None:
     setup = f'set_start_method("{start_method}")'
@@ -350,9 +350,7 @@ STREAMS = {
 
 @pytest.mark.row("B13")
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_process_ends_by_its_signal_whatever_became_of_its_streams(
-    tmp_path: Path, streams: str
-) -> None:
+def test_a_process_ends_by_its_signal_though_its_streams_fail(tmp_path: Path, streams: str) -> None:
     source = f"""
 import os, signal, sys
 from aiomultiprocess._worker.leaving import exit_by_signal

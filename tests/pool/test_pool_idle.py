@@ -1,6 +1,6 @@
-"""What a pool costs while it does nothing: a process for each worker, no wake-ups, few descriptors.
+"""The cost of an idle pool: a process for each worker, no wake-ups, few descriptors.
 
-Linux tells these numbers in /proc.
+The numbers are those of /proc on Linux.
 """
 
 from __future__ import annotations

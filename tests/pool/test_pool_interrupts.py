@@ -66,12 +66,12 @@ def test_an_interrupt_while_an_argument_is_pickled_loses_no_other_task(what: str
             assert loop.run_until_complete(calling) == [2, 4, 4, 8]
         elif what == "a line":
             assert loop.run_until_complete(calling) == [2 * n for n in (*range(20), 2)]
-        else:  # the interrupt was the call's own, whose caller got it
+        else:  # this call was interrupted, and its caller got the interrupt
             assert isinstance(calling.exception(), KeyboardInterrupt)
 
 
 class Struck:
-    """An iterator in which Ctrl-C strikes once; it could go on, but who knows that?"""
+    """An iterator that Ctrl-C interrupts once; it could go on, but the pool cannot know that."""
 
     def __init__(self, length: int, at: int, interrupt: type[BaseException]) -> None:
         self.numbers = iter(range(length))
@@ -98,7 +98,7 @@ async def struck_async_generator(*args: Any) -> AsyncIterator[int]:
 
 
 class Program:
-    """A program that goes on with its loop whenever it was interrupted."""
+    """A program that continues its loop after each interrupt."""
 
     def __init__(self, **options: Any) -> None:
         self.runner = asyncio.Runner()
@@ -110,11 +110,11 @@ class Program:
         return Pool(**options)
 
     def run(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Run a coroutine; if it was struck itself, make and run it once more."""
+        """Run a coroutine; if it was interrupted itself, make and run it once more."""
         while True:
             task = self.loop.create_task(call())
             task.add_done_callback(lambda _: self.loop.stop())
-            while not task.done():  # run_until_complete may have been struck on its way out
+            while not task.done():  # run_until_complete may have been interrupted as it returned
                 try:
                     self.loop.run_forever()
                 except (KeyboardInterrupt, SystemExit) as error:
@@ -166,7 +166,7 @@ def test_an_interrupt_within_an_input_is_its_end_and_no_item_before_it_is_lost(
 
 
 def test_an_interrupt_between_two_items_of_an_input_loses_none() -> None:
-    """No code of the input's was struck: it goes on."""
+    """The interrupt hit no code of the input, which goes on."""
     strike = map(signal.raise_signal, [signal.SIGINT])
     source = IteratorSource(itertools.chain(range(5), strike, range(5, 20)))
     with pytest.raises(KeyboardInterrupt):
@@ -178,7 +178,7 @@ def test_an_interrupt_between_two_items_of_an_input_loses_none() -> None:
 
 
 class Interrupting(RoundRobin):
-    """Is struck at some of the items."""
+    """Is interrupted at some of the items."""
 
     at: tuple[int, ...] = ()
 
@@ -223,7 +223,7 @@ def test_an_interrupt_within_a_scheduler_fails_that_task_alone(program: Program,
 def test_an_interrupt_when_a_chunk_has_just_been_sent_loses_none(
     program: Program, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    """It is under way: the books must say so already."""
+    """The chunk is under way, so the queue must have recorded it already."""
     [worker] = program.pool.processes
     send, sent = worker.link.send, []
 

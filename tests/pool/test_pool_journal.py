@@ -1,5 +1,5 @@
-"""What has finished outlives its worker: only what had started and not finished is lost (WORKER-6,
-RETRY-7).
+"""A finished item outlives its worker: only items that had started and not finished are lost
+(WORKER-6, RETRY-7).
 
 B13 and B15 of the catalogue of failures, for items that finish in the burst or the turn of the loop
 in which another kills the process, so that nothing of theirs was published.

@@ -1,4 +1,4 @@
-"""Values larger than a frame: what arrives is what was sent, and nobody else's."""
+"""Values larger than a frame arrive as they were sent, not mixed with those of others."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ limited_pool = functools.partial(
 
 
 async def check_refusals(found: list[Any], at: set[int], says: str) -> None:
-    """The items at those places have failed, each by an error that names it, and no others."""
+    """Only the items at those places have failed, each by an error that names it."""
     assert {place for place, value in enumerate(found) if isinstance(value, Exception)} == at
     for place in at:
         with pytest.raises(MemoryError, match=says) as caught:

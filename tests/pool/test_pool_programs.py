@@ -80,7 +80,7 @@ print("forked:", asyncio.run(main(of_the_session)))
 
 
 @pytest.mark.row("E45")
-def test_a_function_of_an_interactive_session_runs_under_fork_and_is_explained_elsewhere(
+def test_a_function_of_an_interactive_session_runs_under_fork_and_has_a_hint_elsewhere(
     tmp_path: Path,
 ) -> None:
     done = subprocess.run(
@@ -167,13 +167,15 @@ def frozen(folder: Path, support: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.row("E45")
-def test_a_frozen_program_that_supports_it_works(tmp_path: Path) -> None:
+def test_a_frozen_program_that_calls_freeze_support_works(tmp_path: Path) -> None:
     done = frozen(tmp_path, "freeze_support()")
     assert (done.stdout, done.stderr, done.returncode) == ("[0, 2, 4]\n", "", 0)
 
 
 @pytest.mark.row("E45")
-def test_a_frozen_program_that_does_not_is_told_so_and_does_not_multiply(tmp_path: Path) -> None:
+def test_a_frozen_program_without_freeze_support_gets_an_error_and_does_not_multiply(
+    tmp_path: Path,
+) -> None:
     done = frozen(tmp_path, "pass")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -190,6 +192,6 @@ async def test_a_pool_in_a_worker_process_works(start_method: str) -> None:
 
 
 @pytest.mark.row("E44")
-async def test_a_pool_in_a_daemon_is_refused_in_words(start_method: str) -> None:
+async def test_a_pool_in_a_daemon_is_refused_with_the_reason(start_method: str) -> None:
     result = await Worker(target=workload.use_a_pool, args=(3,), daemon=True)
     assert "daemonic processes are not allowed to have children" in str(result)

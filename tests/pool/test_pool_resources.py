@@ -53,7 +53,7 @@ def memory() -> int:
 
 @pytest.fixture
 def no_large_files() -> Iterator[None]:
-    """As if memory ran out: no room for a ring. It has no name in any file system to be filled."""
+    """Leaves no room for a ring, as if memory ran out; it is in no file system to be filled."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -71,7 +71,7 @@ async def test_a_pool_that_gets_no_memory_for_rings_works_by_pipes(no_large_file
 
 @pytest.mark.row("D35")
 @pytest.mark.skipif(not BUILT, reason="there is no ring without the extension")
-async def test_a_new_worker_that_gets_no_memory_is_an_error_of_what_waits(
+async def test_a_new_worker_that_gets_no_memory_is_an_error_of_the_calls_that_wait(
     request: pytest.FixtureRequest,
 ) -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=1, backend="shm") as pool:
@@ -127,7 +127,7 @@ async def test_an_item_that_memory_is_too_small_to_send_fails_alone(
 async def test_a_worker_whose_end_cannot_be_watched_is_ended(
     monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """With no descriptor left a thread watches; here no thread can be had either."""
+    """With no descriptor left a thread watches; here no thread starts either."""
 
     def watch(self: Exit, *args: Any) -> Any:
         watched.append(self)
@@ -155,7 +155,7 @@ async def test_a_worker_cannot_shrink_the_memory_that_it_shares(backend: str) ->
 
 
 @pytest.mark.row("D36")
-def test_nor_can_the_parent_shrink_the_page_where_pipes_keep_count() -> None:
+def test_the_parent_cannot_shrink_the_page_where_pipes_keep_count() -> None:
     page = shared_page.SharedPage.create()
     try:
         with pytest.raises(PermissionError):
@@ -231,8 +231,8 @@ async def test_a_slow_reader_of_an_endless_input_needs_bounded_memory(
                 assert memory() - memory_before < 3 * WAITING + SLACK
 
 
-async def test_nothing_is_kept_of_a_function_that_is_never_met_again(backend: str) -> None:
-    """A class method of a builtin type is another object each time that it is asked for."""
+async def test_nothing_is_kept_of_a_function_that_is_never_used_again(backend: str) -> None:
+    """A class method of a builtin type is another object at each access."""
     async with Pool(1) as pool:
         assert await pool.apply(workload.two) == 2
         engine = pool._engine

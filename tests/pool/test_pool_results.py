@@ -62,7 +62,7 @@ async def test_every_item_arrives_once_where_a_frame_holds_few_of_them() -> None
             assert await pool.map(workload.identity, texts[:200]) == texts[:200]
 
 
-async def test_who_awaits_does_not_keep_the_object_that_others_could_ask() -> None:
+async def test_an_await_does_not_keep_the_pool_result_alive() -> None:
     async with Pool(1) as pool:  # so that the list of results need not be copied (job.py, JOB-5)
         results = pool.map(workload.double, range(3))
         gone = weakref.ref(results)
@@ -82,7 +82,7 @@ async def waited_for(waiter: Generator[Any, None, list[Any]]) -> list[Any]:
     return await Waiter()
 
 
-async def test_results_are_freed_with_the_last_who_can_read_them_and_not_a_turn_later() -> None:
+async def test_results_are_freed_with_their_last_possible_reader_and_not_a_turn_later() -> None:
     async with Pool(1) as pool:
         results = pool.map(workload.identity, [{1}, {2}])
         values = [weakref.ref(value) for value in await results]
@@ -155,7 +155,7 @@ async def test_a_timed_out_step_of_a_loop_loses_no_result() -> None:
             await anext(iterator)
 
 
-async def test_a_result_that_nobody_reads_is_no_complaint() -> None:
+async def test_a_result_that_is_never_read_causes_no_warning() -> None:
     async with Pool(1) as pool:
         pool.map(mishaps.fail_at_once, ["unread"])
         assert await pool.apply(workload.two) == 2
@@ -273,7 +273,7 @@ async def test_a_generator_is_pulled_only_some_thousands_ahead() -> None:
 
 
 @pytest.mark.row("D39")
-async def test_a_generator_that_nobody_reads_is_pulled_only_some_thousands() -> None:
+async def test_a_generator_without_a_reader_is_pulled_only_some_thousands() -> None:
     pulled = Pulled()
     async with Pool(1) as pool:
         results = pool.map(workload.double, pulled)

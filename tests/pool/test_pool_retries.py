@@ -122,7 +122,7 @@ async def test_tasks_that_were_not_started_are_moved_and_use_no_attempt(tmp_path
 @pytest.mark.parametrize(
     ("value", "error"), [(-1, ValueError), (1.5, TypeError), ("2", TypeError), (None, TypeError)]
 )
-async def test_retries_that_cannot_be_are_refused_at_the_call(value: Any, error: Any) -> None:
+async def test_impossible_retries_are_refused_at_the_call(value: Any, error: Any) -> None:
     async with Pool(1) as pool:
         with pytest.raises(error, match=f"retries must .*{value}"):
             await pool.apply(workload.two, retries=value)
@@ -151,7 +151,7 @@ async def test_fifteen_neighbours_of_a_poisonous_task_succeed_and_it_fails(tmp_p
         assert attempts_of(path) == dict.fromkeys(range(16), 2)
 
 
-async def test_what_kills_its_worker_on_arrival_fails_and_its_neighbours_do_not() -> None:
+async def test_an_item_that_kills_its_worker_on_arrival_fails_and_its_neighbours_do_not() -> None:
     items = [*range(20), attempts.DeadlyToReceive(), *range(20)]
     async with Pool(1) as pool:
         found = await outcomes(pool.map(workload.identity, items, retries=1))
@@ -159,7 +159,7 @@ async def test_what_kills_its_worker_on_arrival_fails_and_its_neighbours_do_not(
         assert [*found[:20], *found[21:]] == [*range(20), *range(20)]
 
 
-async def test_a_worker_that_runs_a_suspect_runs_nothing_else(tmp_path: Path) -> None:
+async def test_a_worker_that_runs_a_retry_task_runs_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(1, childconcurrency=8) as pool:
         items = [(i, str(path), meeting.port) for i in range(5)]
@@ -172,7 +172,7 @@ async def test_a_worker_that_runs_a_suspect_runs_nothing_else(tmp_path: Path) ->
         assert [line.split()[0] for line in lines(path)[5:]] == ["0", "1", "2", "3", "4"]
 
 
-async def test_other_work_goes_to_the_workers_that_run_no_suspect(tmp_path: Path) -> None:
+async def test_other_work_goes_to_the_workers_that_run_no_retry_task(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(2) as pool:
         items = [(i, str(path), meeting.port) for i in range(2)]
@@ -202,7 +202,7 @@ def _no_new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_new_workers")
-async def test_a_suspect_goes_to_an_idle_worker_at_once(tmp_path: Path) -> None:
+async def test_a_retry_task_goes_to_an_idle_worker_at_once(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Pool(2) as pool:
         assert await pool.apply(attempts.survive, (1, str(path)), retries=1) == 1
@@ -210,7 +210,7 @@ async def test_a_suspect_goes_to_an_idle_worker_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_new_workers")
-async def test_a_busy_worker_falls_idle_for_a_suspect_that_has_no_other(tmp_path: Path) -> None:
+async def test_a_busy_worker_falls_idle_for_a_retry_task_that_has_no_other(tmp_path: Path) -> None:
     path, others = tmp_path / "ran", tmp_path / "others"
     async with Meeting() as meeting, Pool(2) as pool:
         items = [(i, str(path), meeting.port) for i in range(2)]
@@ -231,7 +231,7 @@ async def test_a_busy_worker_falls_idle_for_a_suspect_that_has_no_other(tmp_path
 
 
 @pytest.mark.usefixtures("_no_new_workers")
-async def test_a_worker_that_was_kept_free_goes_on_once_another_runs_the_suspect(
+async def test_a_worker_that_was_kept_free_goes_on_once_another_runs_the_retry_task(
     tmp_path: Path,
 ) -> None:
     path = str(tmp_path / "ran")
@@ -310,7 +310,7 @@ async def test_workers_of_one_task_each_run_one_attempt_each(tmp_path: Path) -> 
         assert set(Counter(pids_in(path)).values()) == {1}
 
 
-async def test_suspects_count_among_the_tasks_that_a_worker_may_run(tmp_path: Path) -> None:
+async def test_retry_tasks_count_among_the_tasks_that_a_worker_may_run(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(2, maxtasksperchild=2) as pool:
         items = [(i, str(path), meeting.port) for i in range(4)]
@@ -329,7 +329,7 @@ async def test_suspects_count_among_the_tasks_that_a_worker_may_run(tmp_path: Pa
 # -- the end: of the pool, of a call ---------------------------------------------------------------
 
 
-async def test_terminate_fails_suspects_that_run_and_those_that_wait(tmp_path: Path) -> None:
+async def test_terminate_fails_retry_tasks_that_run_and_those_that_wait(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting, Pool(1) as pool:
         items = [(i, str(path), meeting.port) for i in range(3)]
@@ -349,7 +349,7 @@ async def test_terminate_fails_suspects_that_run_and_those_that_wait(tmp_path: P
         assert sum(attempts_of(path).values()) == 5
 
 
-async def test_close_and_join_finish_suspects(tmp_path: Path) -> None:
+async def test_close_and_join_finish_retry_tasks(tmp_path: Path) -> None:
     path = tmp_path / "ran"
     async with Meeting() as meeting:
         pool = Pool(1)
@@ -366,7 +366,7 @@ async def test_close_and_join_finish_suspects(tmp_path: Path) -> None:
         assert attempts_of(path) == dict.fromkeys(range(3), 2)
 
 
-async def test_a_pool_that_cannot_replace_its_worker_fails_suspects_with_the_cause(
+async def test_a_pool_that_cannot_replace_its_worker_fails_retry_tasks_with_the_cause(
     tmp_path: Path,
 ) -> None:
     path, started = tmp_path / "ran", tmp_path / "started"

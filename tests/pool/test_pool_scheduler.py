@@ -1,4 +1,4 @@
-"""Queues and schedulers: a user's own decides the queue of each task, and is told of its end."""
+"""A user's own scheduler decides the queue of each task, and is notified of its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 class ByParity(Scheduler):
-    """Even numbers to one queue, odd ones to the other; remembers what it was told."""
+    """Even numbers to one queue, odd ones to the other; remembers each call."""
 
     def __init__(self) -> None:
         self.queues: list[str] = []
@@ -58,7 +58,7 @@ async def test_a_users_scheduler_decides_the_queue_of_each_task() -> None:
         assert set(ran[1::2]) == pids["odd"]
 
 
-async def test_a_users_scheduler_is_told_of_each_task_and_of_its_end() -> None:
+async def test_a_users_scheduler_is_notified_of_each_task_and_of_its_end() -> None:
     scheduler = ByParity()
     async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
         await pool.map(workload.double, [3, 4])
@@ -101,7 +101,7 @@ async def test_a_task_of_starmap_may_be_an_iterator() -> None:
 def test_a_pool_whose_first_start_failed_says_so_at_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its scheduler was told of queues that nobody serves: it cannot be asked again."""
+    """Its scheduler knows queues that no worker serves, so it cannot be asked again."""
     run = spawn._run
     starts = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""What else a program does: it forks, waits for any child, and runs out of descriptors."""
+"""Programs that fork, wait for any child, or run out of descriptors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 async def in_a_forked_copy(pool: Pool) -> str:
-    """What a copy of this process says when it uses the pool, forgets it, and exits."""
+    """What a copy of this process prints when it uses the pool, drops it, and exits."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -114,7 +114,7 @@ print("alive")
 
 
 @pytest.mark.row("B25")
-def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: Path) -> None:
+def test_a_forked_copy_that_exits_normally_does_not_touch_the_workers(tmp_path: Path) -> None:
     source = pool_script("pass", setup=FORKING, call=FORKED_EXIT)
     script = run_script(tmp_path, source, "-Wignore", within=20)
     # multiprocessing says itself that a copy cannot join the processes of its original
@@ -125,7 +125,7 @@ def test_a_forked_copy_that_exits_normally_does_not_touch_our_workers(tmp_path: 
     assert alive == "alive"
 
 
-# -- somebody else reaps (E43) ---------------------------------------------------------------------
+# -- other code reaps children (E43) ---------------------------------------------------------------
 
 
 @pytest.mark.row("E43")
@@ -237,7 +237,7 @@ async def test_a_pool_that_ends_does_not_ask_for_workers_any_more(
         assert len(asked) == 1
 
 
-#: What asks the system for a process.
+#: The functions that start a process.
 START_OF = {
     "spawn": (spawn, "_run"),
     "forkserver": (forkserver, "connect_to_new_process"),

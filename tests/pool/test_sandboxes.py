@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not sandbox.SUPPORTED, reason="seccomp, on machi
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 WORKS = "3 4 -15"  # three exit codes, each of which was found out
 
-#: What can be done without, on both backends: the call, and the arguments with which it is refused.
+#: Calls that both backends can avoid, and the arguments with which they are refused.
 OPTIONAL: dict[str, tuple[str, dict[int, int], bool]] = {
     "pidfd_open": ("pidfd_open", {}, False),
     "waitid(P_PIDFD)": ("waitid", {0: sandbox.P_PIDFD}, False),
@@ -60,7 +60,7 @@ OF_THE_RING: dict[str, tuple[str, dict[int, int], bool]] = {
 NEEDED: dict[str, tuple[str, dict[int, int], bool]] = {
     "mmap": ("mmap", {3: sandbox.MAP_SHARED}, True),
 }
-#: What the start method matters for; of the others, it is the quickest.
+#: Calls for which the start method matters; the others run under the quickest one.
 OF_PROCESSES = ("pidfd_open", "waitid(P_PIDFD)", "waitid", "threads by clone3")
 
 
@@ -70,7 +70,7 @@ def said_without(
     backend: str | None,
     method: str = "fork",
 ) -> list[str]:
-    """What came of it, for each of `ERRORS`."""
+    """What the program printed, for each of `ERRORS`."""
     call, arguments, masked = refused
     source = f"""
         import sandboxed
@@ -89,7 +89,7 @@ def said_without(
 
 @pytest.mark.row("G53")
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_what_can_be_done_without_is_done_without(name: str, backend: str, tmp_path: Path) -> None:
+def test_a_call_that_can_be_avoided_may_be_refused(name: str, backend: str, tmp_path: Path) -> None:
     assert said_without(tmp_path, OPTIONAL[name], backend) == [f"{backend} {WORKS}"] * 3
 
 
@@ -123,7 +123,7 @@ def test_a_ring_that_was_asked_for_says_which_call_was_refused(name: str, tmp_pa
 @pytest.mark.row("G53")
 @pytest.mark.parametrize("name", NEEDED)
 @pytest.mark.parametrize("asked", [None, *conftest.BACKENDS])
-def test_what_both_need_is_named_where_it_is_refused(
+def test_a_call_that_both_backends_need_is_named_where_it_is_refused(
     name: str, asked: str | None, tmp_path: Path
 ) -> None:
     said = said_without(tmp_path, NEEDED[name], asked)
@@ -164,7 +164,9 @@ if __name__ == "__main__":
         ),
     ],
 )
-def test_a_program_that_never_had_them_works(refusals: list[str], tmp_path: Path) -> None:
+def test_a_program_that_starts_without_these_calls_works(
+    refusals: list[str], tmp_path: Path
+) -> None:
     lines = "\n".join(f"sandbox.refuse({refusal})" for refusal in refusals)
     script = run_script(tmp_path, PROGRAM.format(refusals=lines, backend=None))
     expected = "pipe" if "memfd_create" in lines else conftest.BACKENDS[0]

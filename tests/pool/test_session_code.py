@@ -127,7 +127,7 @@ def assert_hinted(out: str, err: str, module: str = "__main__") -> None:
 
 @pytest.mark.row("G63")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_program_of_dash_c_is_told_what_workers_cannot_import(
+def test_a_program_of_dash_c_gets_a_hint_what_workers_cannot_import(
     tmp_path: Path, method: str
 ) -> None:
     assert_hinted(*run(tmp_path, "-c", SESSION + START, method))
@@ -135,14 +135,14 @@ def test_a_program_of_dash_c_is_told_what_workers_cannot_import(
 
 @pytest.mark.row("G63")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_program_from_stdin_runs_and_is_told_what_workers_cannot_import(
+def test_a_program_from_stdin_runs_and_gets_a_hint_what_workers_cannot_import(
     tmp_path: Path, method: str
 ) -> None:
     assert_hinted(*run(tmp_path, "-", method, source=SESSION + START))
 
 
 @pytest.mark.row("G63")
-def test_an_interactive_session_is_told_what_workers_cannot_import(tmp_path: Path) -> None:
+def test_an_interactive_session_gets_a_hint_what_workers_cannot_import(tmp_path: Path) -> None:
     session = SESSION.replace("\n\n", "\n") + "\nasyncio.run(main())\n"
     session = re.sub(
         r"\n(?=(class|async def|def|Worker\.|import|from|asyncio\.) ?)", "\n\n", session
@@ -153,7 +153,7 @@ def test_an_interactive_session_is_told_what_workers_cannot_import(tmp_path: Pat
 
 @pytest.mark.row("G63")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_package_is_told_that_workers_do_not_import_its_main_module(
+def test_a_package_gets_a_hint_that_workers_do_not_import_its_main_module(
     tmp_path: Path, method: str
 ) -> None:
     package = tmp_path / "package"

@@ -43,7 +43,7 @@ class OneQueue(RoundRobin):
         return super().schedule_task(*args, **kwds)
 
 
-async def met(pool: Pool, items: Any, count: int, meeting: Meeting) -> list[int]:
+async def tasks_of_workers(pool: Pool, items: Any, count: int, meeting: Meeting) -> list[int]:
     """How many of `count` items that wait, all at once, each worker runs."""
     result = pool.starmap(workload.meet, items)
     arrivals = [await meeting.arrivals.get() for _ in range(count)]
@@ -56,7 +56,9 @@ async def met(pool: Pool, items: Any, count: int, meeting: Meeting) -> list[int]
 async def warm(pool: Pool, meeting: Meeting) -> None:
     """Every worker has seen 16 items run side by side, so that it seems to have 16 free places."""
     count = 16 * pool.process_count
-    await met(pool, [(meeting.port, number) for number in range(count)], count, meeting)
+    await tasks_of_workers(
+        pool, [(meeting.port, number) for number in range(count)], count, meeting
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +69,7 @@ async def test_items_spread_evenly_over_warm_workers(
     async with Meeting() as meeting, Pool(workers) as pool:
         await warm(pool, meeting)
         items = [(meeting.port, number) for number in range(count)]
-        shares = await met(pool, KINDS[kind](items), count, meeting)
+        shares = await tasks_of_workers(pool, KINDS[kind](items), count, meeting)
         assert max(shares) <= math.ceil(count / workers) + 1
         assert len(shares) == min(workers, count)
 
@@ -77,7 +79,7 @@ async def test_a_scheduler_of_the_users_gives_an_even_spread_too(backend: str, k
     async with Meeting() as meeting, Pool(3, scheduler=OneQueue()) as pool:
         await warm(pool, meeting)
         items = [(meeting.port, number) for number in range(12)]
-        shares = await met(pool, KINDS[kind](items), 12, meeting)
+        shares = await tasks_of_workers(pool, KINDS[kind](items), 12, meeting)
         assert max(shares) <= 5
 
 
@@ -85,7 +87,7 @@ async def test_sixteen_workers_share_an_input_of_unknown_length(backend: str) ->
     async with Meeting() as meeting, Pool(16) as pool:
         await warm(pool, meeting)
         items = ((meeting.port, number) for number in range(40))
-        shares = await met(pool, items, 40, meeting)
+        shares = await tasks_of_workers(pool, items, 40, meeting)
         assert max(shares) <= 4
         assert len(shares) == 16
 

@@ -1,4 +1,4 @@
-"""Values that a library shares by a descriptor, as torch does, arrive by value (codec.py, C9)."""
+"""Values that a library shares by a descriptor, as torch does, arrive by value (CODEC-9)."""
 
 from __future__ import annotations
 

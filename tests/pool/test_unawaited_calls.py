@@ -1,4 +1,4 @@
-"""Calls that nobody awaits when their pool is left: they end, and nothing is written about it."""
+"""Calls that are not awaited when their pool is left end, and nothing is logged about it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ CALLS: dict[str, Callable[[Pool], Awaitable[Any]]] = {
 
 
 async def started(pool: Pool, call: str) -> list[asyncio.Future[Any]]:
-    """Some of these calls, each waited for by a task that nobody awaits."""
+    """Some of these calls, each in a task that is never awaited."""
     tasks = [asyncio.ensure_future(CALLS[call](pool)) for _ in range(3)]
     await pool.apply(workload.two)
     return tasks
 
 
 async def ended(tasks: list[asyncio.Future[Any]]) -> None:
-    """Until the tasks have ended; and they are gone."""
+    """Wait until the tasks have ended and are freed."""
     await asyncio.wait(tasks)
     tasks.clear()
     await asyncio.sleep(0)  # their callbacks hold them for a turn
@@ -49,7 +49,7 @@ async def ended(tasks: list[asyncio.Future[Any]]) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_a_pool_that_is_left_says_nothing_of_its_calls(
+async def test_a_pool_that_is_left_logs_nothing_of_its_calls(
     call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Pool(2) as pool:
@@ -59,7 +59,7 @@ async def test_a_pool_that_is_left_says_nothing_of_its_calls(
 
 
 @pytest.mark.parametrize("call", ["apply", "map"])
-async def test_a_pool_that_is_left_by_an_error_says_nothing_of_its_calls(
+async def test_a_pool_that_is_left_by_an_error_logs_nothing_of_its_calls(
     call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks: list[asyncio.Future[Any]] = []
@@ -76,7 +76,7 @@ async def test_a_pool_that_is_left_by_an_error_says_nothing_of_its_calls(
 
 
 @pytest.mark.parametrize("call", ["apply", "map"])
-async def test_terminate_says_nothing_of_its_calls(
+async def test_terminate_logs_nothing_of_the_calls_of_its_pool(
     call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = Pool(2)
@@ -88,7 +88,7 @@ async def test_terminate_says_nothing_of_its_calls(
 
 
 @pytest.mark.filterwarnings("ignore:a pool of 1 workers was never closed:ResourceWarning")
-async def test_a_pool_that_is_forgotten_says_nothing_of_its_calls(
+async def test_a_pool_that_is_forgotten_logs_nothing_of_its_calls(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pool = Pool(1)
@@ -100,7 +100,9 @@ async def test_a_pool_that_is_forgotten_says_nothing_of_its_calls(
     assert caplog.text == ""
 
 
-async def test_a_worker_that_nobody_awaits_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_is_never_awaited_logs_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     worker = Worker(target=mishaps.fail_at_once, args=("unheard",))
     worker.start()
     tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(worker.join())]
@@ -109,7 +111,7 @@ async def test_a_worker_that_nobody_awaits_says_nothing(caplog: pytest.LogCaptur
     worker.close()
 
 
-async def test_who_awaits_later_gets_the_error() -> None:
+async def test_a_caller_that_awaits_later_gets_the_error() -> None:
     async with Pool(1) as pool:
         tasks = await started(pool, "apply")
     for task in tasks:
@@ -125,7 +127,7 @@ async def raise_from(pool: Pool, error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("how", ["of the program", "of a task"])
-async def test_other_errors_that_nobody_awaits_are_reported(how: str) -> None:
+async def test_other_errors_that_are_never_awaited_are_reported(how: str) -> None:
     reports: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, report: reports.append(report))
     async with Pool(1) as pool:

@@ -1,4 +1,4 @@
-"""The end of a process is noticed by a descriptor, and its exit code is right or not known."""
+"""The end of a process is noticed through a descriptor; its exit code is correct or None."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ THREADS, ROUNDS = 6, 12  # that ask about one process at once
 
 @pytest.fixture
 def switches() -> Iterator[None]:
-    """Threads come between each other anywhere."""
+    """Switch threads as often as possible, so that they interleave anywhere."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -40,7 +40,7 @@ def switches() -> Iterator[None]:
 
 @pytest.fixture(params=["pidfd", "sentinel"])
 def means(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By what the end is noticed."""
+    """The descriptor through which the end is noticed."""
     if request.param == "sentinel":
         monkeypatch.setattr(exits, "_pidfd_of", lambda pid: None)
     elif not hasattr(os, "pidfd_open"):
@@ -88,27 +88,27 @@ async def test_a_signal_is_a_negative_exit_code(
     assert exit_.exitcode == process.exitcode == -signal.SIGKILL
 
 
-async def test_the_end_is_told_once_in_the_loop(means: str, launch: Launch) -> None:
-    told = asyncio.Event()
+async def test_the_end_is_reported_once_in_the_loop(means: str, launch: Launch) -> None:
+    reported = asyncio.Event()
     calls = []
     watch_ = Exit(launch(targets.exit_soon, 3)).watch(
         asyncio.get_running_loop(),
-        lambda: (calls.append(watch_.exitcode), told.set()),
+        lambda: (calls.append(watch_.exitcode), reported.set()),
     )
-    await told.wait()
+    await reported.wait()
     await asyncio.sleep(0)
     assert calls == [3]
     watch_.close()
 
 
-async def test_a_watch_of_what_has_ended_calls_back(means: str, launch: Launch) -> None:
+async def test_a_watch_of_a_process_that_has_ended_calls_back(means: str, launch: Launch) -> None:
     process = launch(targets.sleep_long)
     process.kill()
     block_until_dead(process.pid)
-    told = asyncio.Event()
-    Exit(process).watch(asyncio.get_running_loop(), told.set)
-    assert not told.is_set()  # never from inside the call
-    await told.wait()
+    reported = asyncio.Event()
+    Exit(process).watch(asyncio.get_running_loop(), reported.set)
+    assert not reported.is_set()  # never from inside the call
+    await reported.wait()
 
 
 async def test_a_closed_watch_is_silent(means: str, launch: Launch) -> None:
@@ -123,10 +123,10 @@ async def test_a_closed_watch_is_silent(means: str, launch: Launch) -> None:
 
 @pytest.mark.row("B18")
 async def test_a_forked_grandchild_does_not_hide_the_end(tmp_path: Path, launch: Launch) -> None:
-    told = tmp_path / "pid"
-    exit_ = await end_of(launch(targets.fork_and_exit, str(told)))
+    pid_file = tmp_path / "pid"
+    exit_ = await end_of(launch(targets.fork_and_exit, str(pid_file)))
     assert exit_.exitcode == 5
-    grandchild = int(told.read_text())
+    grandchild = int(pid_file.read_text())
     os.kill(grandchild, signal.SIGKILL)
     await wait_for_exit([grandchild])
 
@@ -146,7 +146,7 @@ async def test_a_child_that_closes_its_sentinel_is_awaited_by_a_thread(
 
 
 @pytest.mark.row("E43")
-async def test_what_somebody_else_reaped_has_ended_with_an_unknown_code(
+async def test_a_process_that_other_code_reaped_has_ended_with_an_unknown_code(
     means: str, launch: Launch
 ) -> None:
     process = launch(targets.sleep_long)
@@ -171,7 +171,9 @@ async def test_a_code_that_multiprocessing_collected_first_is_right(
     assert exit_.exitcode == 4
 
 
-def test_waiting_without_a_loop(start_method: str, means: str, launch: Launch) -> None:
+def test_a_process_is_waited_for_without_a_loop(
+    start_method: str, means: str, launch: Launch
+) -> None:
     exit_ = Exit(launch(targets.exit_soon, 6))
     exit_.block()
     assert exit_.exitcode == 6
@@ -216,7 +218,7 @@ def test_all_threads_that_join_a_process_learn_its_exit_code(
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for _ in range(ROUNDS):
-        process = Process(target=targets.exit_when_told, args=(str(fifo), 7))
+        process = Process(target=targets.exit_when_released, args=(str(fifo), 7))
         process.start()
         assert in_loops_of_threads(join, lambda: fifo.write_bytes(b"")) == [7] * THREADS
         process.close()
@@ -231,14 +233,14 @@ def test_all_threads_that_join_a_worker_get_its_result(
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for _ in range(ROUNDS):
-        worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
+        worker = Worker(target=targets.zeros_when_released, args=(str(fifo), 1_000_000))
         worker.start()
         found = in_loops_of_threads(join, lambda: fifo.write_bytes(b""))
         assert found == [(1_000_000, 0)] * THREADS
         worker.close()
 
 
-async def test_no_descriptor_left_means_a_thread_waits(
+async def test_a_thread_waits_where_no_descriptor_is_left(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(fd: int) -> int:

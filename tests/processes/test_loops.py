@@ -66,7 +66,7 @@ def test_a_wait_ends_when_there_is_something_to_read(
 
 
 @pytest.mark.parametrize("timeout", [None, 0, -1, loops.ExactSelector.LONGEST])
-def test_other_waits_are_the_business_of_epoll_alone(
+def test_other_waits_are_left_to_epoll(
     selector: loops.ExactSelector, waits: list[float], timeout: float | None
 ) -> None:
     reader, writer = os.pipe()
@@ -117,7 +117,7 @@ async def settings_of_a_worker(_: int) -> str:
         ("asyncio.SelectorEventLoop()", "{} ExactSelector 42"),
     ],
 )
-def test_what_a_policy_of_the_main_module_has_set_stays(
+def test_the_loop_that_a_policy_of_the_main_module_sets_stays(
     tmp_path: Path, loop: str, expected: str
 ) -> None:
     program = f"""
@@ -149,7 +149,7 @@ def test_what_a_policy_of_the_main_module_has_set_stays(
     assert script.out.strip() == expected.format("_UnixSelectorEventLoop"), script.err
 
 
-def test_a_signal_that_arrives_while_a_loop_is_closed_is_not_complained_of(
+def test_a_signal_that_arrives_while_a_loop_is_closed_causes_no_warning(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """asyncio closes the pipe that signals are written to before it puts their handlers away."""

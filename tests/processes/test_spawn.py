@@ -42,7 +42,7 @@ def finish(process: Any) -> int | None:
     return exit_.exitcode
 
 
-def test_a_spawned_process_comes_alone(tmp_path: Path) -> None:
+def test_a_spawned_process_brings_no_other_process(tmp_path: Path) -> None:
     program = """
         import asyncio, psutil
         import core_targets as targets
@@ -65,7 +65,7 @@ def test_a_spawned_process_comes_alone(tmp_path: Path) -> None:
 
 
 async def test_a_resource_tracker_that_runs_is_shared_with_the_child() -> None:
-    lock = SPAWN.Lock()  # a named semaphore: the tracker is told of it
+    lock = SPAWN.Lock()  # a named semaphore, which the tracker registers
     from multiprocessing import resource_tracker
 
     assert resource_tracker._resource_tracker._fd is not None
@@ -199,7 +199,7 @@ def test_a_launch_does_not_wait_for_the_child_to_read(monkeypatch: pytest.Monkey
     assert finish(process) == 0
 
 
-def test_a_child_that_dies_on_its_way_up_is_told_by_its_exit_code(
+def test_a_child_that_dies_while_it_starts_is_reported_by_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = spawn._run
@@ -243,6 +243,6 @@ def test_the_class_of_processes_is_derived_from_that_of_the_context(method: str)
     assert issubclass(process_class(ctx), ctx.Process)  # type: ignore[arg-type,attr-defined]
 
 
-async def test_many_launches_at_once() -> None:
+async def test_many_processes_are_launched_at_once() -> None:
     results = await asyncio.gather(*(Worker(target=targets.get_pid) for _ in range(8)))
     assert len(set(results)) == 8

@@ -44,7 +44,7 @@ PARENTS_OWN = (
     "pool",
     "scheduler",
 )
-# the class of the process object is _spawn's, which needs the two of multiprocessing
+# the class of the process object (_processes/spawn.py) needs these two of multiprocessing
 ALLOWED = {
     "__future__",
     "gc",
@@ -100,7 +100,7 @@ if __name__ == "__main__":
 """
 
 
-def told(folder: Path, choice: str) -> list[str]:
+def observed(folder: Path, choice: str) -> list[str]:
     """What the workers of a pool, and a Worker, saw, where `choice` stands in the main module."""
     script = run_script(folder, GARBAGE.replace("CHOICE", choice))
     assert script.process.returncode == 0, script.err
@@ -109,7 +109,7 @@ def told(folder: Path, choice: str) -> list[str]:
 
 def test_garbage_is_collected_from_the_initializer_on_and_not_before(tmp_path: Path) -> None:
     (usual, *_) = gc.get_threshold()
-    pool, worker = told(tmp_path, "")
+    pool, worker = observed(tmp_path, "")
     assert pool == f"[True, True, True, {usual}, [{usual}], {usual}]"
     assert worker == f"[True, True, True, {usual}, [], {usual}]"
 
@@ -118,7 +118,7 @@ def test_a_module_that_chooses_how_garbage_is_collected_is_heeded_in_workers(
     tmp_path: Path,
 ) -> None:
     (usual, *_) = gc.get_threshold()
-    for line in told(tmp_path, "gc.disable()"):
+    for line in observed(tmp_path, "gc.disable()"):
         assert line.startswith(f"[True, True, False, {usual}, ")
-    for line in told(tmp_path, "gc.set_threshold(321)"):
+    for line in observed(tmp_path, "gc.set_threshold(321)"):
         assert line.startswith("[True, False, True, 321, ")

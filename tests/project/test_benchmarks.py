@@ -21,7 +21,7 @@ WORKLOADS = (
 ) + (",bells" if BUILT else "")
 
 needs_process_groups = pytest.mark.skipif(
-    sys.platform == "win32", reason="the suite stops whoever is not measured by SIGSTOP"
+    sys.platform == "win32", reason="the suite stops the peers that are not measured by SIGSTOP"
 )
 
 
@@ -114,19 +114,19 @@ def test_the_table_of_the_readme_goes_between_its_markers(tmp_path: Path) -> Non
     assert "## License" in text
 
 
-def test_info_tells_the_version_the_backend_and_why_it_is_that_one(
+def test_info_prints_the_version_the_backend_and_why_it_is_that_one(
     backend: str,
 ) -> None:
     printed = run("-m", "aiomultiprocess", "info")
-    told = dict(line.split(maxsplit=1) for line in printed.splitlines() if line[:1] != " ")
-    assert told["backend"] == f"{backend} (requested by AIOMULTIPROCESS_BACKEND)"
-    assert told["version"].startswith("1.")
-    assert "EventLoop" in told["loop"]
-    assert told["ring"].endswith("each way for a worker") == BUILT
-    assert told["extension"].startswith("amp_ext") == BUILT
+    info = dict(line.split(maxsplit=1) for line in printed.splitlines() if line[:1] != " ")
+    assert info["backend"] == f"{backend} (requested by AIOMULTIPROCESS_BACKEND)"
+    assert info["version"].startswith("1.")
+    assert "EventLoop" in info["loop"]
+    assert info["ring"].endswith("each way for a worker") == BUILT
+    assert info["extension"].startswith("amp_ext") == BUILT
 
 
-def test_info_fails_where_no_backend_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_fails_where_no_backend_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOMULTIPROCESS_BACKEND", "pigeon")
     assert "none: unknown backend 'pigeon'" in run("-m", "aiomultiprocess", "info", status=1)
 

@@ -1,4 +1,4 @@
-"""What the tests promise: no row of the catalogue (catalogue.py) is without one, and none hangs."""
+"""Every row of the catalogue (catalogue.py) has a test, and a test that hangs is ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chaos finds nothing in a few seconds, and would find what there is to find."""
+"""A few seconds of chaos find no fault, and each kind of fault would be found."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_task_is_resolved_once_while_workers_die(backend: str) -> None:
     assert not figures["deaths of workers"].startswith("0 ")
 
 
-# -- the accounts would tell ---------------------------------------------------------------------
+# -- the accounts find each fault ----------------------------------------------------------------
 
 
 def execute(accounts: Accounts, *numbers: int) -> None:
@@ -145,7 +145,7 @@ def test_samples_are_read_by_column_as_they_were_added(tmp_path: Path) -> None:
     assert [[*row] for row in zip(*columns.values(), strict=True)] == rows
 
 
-# -- and so would the watchdog -------------------------------------------------------------------
+# -- the watchdog finds a hang -------------------------------------------------------------------
 
 HANGING = """
 async with Pool(1, initializer=tasks.prepare, initargs=(os.devnull,)) as pool:

@@ -1,4 +1,4 @@
-"""What is installed, and that the suite tests it and not the folder beside it."""
+"""The installed package, which the suite tests, and not the folder beside it."""
 
 import importlib
 import subprocess

@@ -1,4 +1,4 @@
-"""What the README tells users to do holds where it is hard."""
+"""The recipes of the README hold under cancellation, refusals, threads and fork."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The tools of docs/verification.md work, and find nothing: a short run of each.
 
-What they ask is not a question of Python, so one run for all of them is enough; `make verify` runs
+What they check does not depend on the version of Python, so one run is enough; `make verify` runs
 them at length.
 """
 
@@ -42,7 +42,7 @@ def test_the_ring_is_sound_under_sanitizers_and_kills() -> None:
 @pytest.mark.row("C29")
 @needs("spin")
 def test_the_model_of_the_ring_holds_and_its_mutants_are_caught() -> None:
-    said = run("model", "describe_error")
+    said = run("model", "brief")
     assert said.count(" states, depth ") == 1
     assert said.count("caught: ") == 3
 

@@ -101,7 +101,7 @@ async def test_arguments_reach_the_target() -> None:
     [functools.partial(targets.Adder(2).add, 3), targets.Adder(5), targets.add_two],
     ids=["partial", "callable object", "partial of a method"],
 )
-async def test_anything_that_is_called_to_a_coroutine_is_a_target(target: Any) -> None:
+async def test_any_callable_that_returns_a_coroutine_is_a_target(target: Any) -> None:
     args = () if getattr(target, "args", ()) else (3,)
     assert await Worker(target=target, args=args) in (5, 8)
 
@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused_by_name(
 
 @pytest.mark.row("A2")
 @pytest.mark.parametrize("part", ["target", "args"])
-async def test_what_cannot_be_pickled_is_named_at_the_start(part: str) -> None:
+async def test_a_target_or_argument_that_cannot_be_pickled_is_named_at_the_start(part: str) -> None:
     async def local() -> None: ...
 
     arguments: dict[str, Any] = {"target": targets.echo, "args": ()}
@@ -199,7 +199,7 @@ async def test_what_cannot_be_pickled_is_named_at_the_start(part: str) -> None:
 
 @pytest.mark.row("A2")
 @pytest.mark.parametrize("make", ["Lock", "Queue"])
-def test_what_travels_while_a_process_starts_is_not_blamed(make: str) -> None:
+def test_an_argument_that_travels_only_while_a_process_starts_is_not_blamed(make: str) -> None:
     """A lock cannot be pickled at any other time, when the error is explained."""
     shared = getattr(core.get_context(), make)()
     process = Process(target=targets.echo, args=(shared,), kwargs={"x": lambda: 0})
@@ -265,7 +265,7 @@ def test_a_label_shows_nothing_that_a_function_holds(make: Any, label: str) -> N
 
 
 @pytest.mark.parametrize("cls", [Process, Worker])
-async def test_a_target_may_hold_what_cannot_be_shown(cls: type[Process]) -> None:
+async def test_a_target_may_hold_an_object_without_a_usable_repr(cls: type[Process]) -> None:
     for target in (functools.partial(targets.echo, targets.Unprintable()), targets.Unprintable()):
         process = cls(target=target)
         await process

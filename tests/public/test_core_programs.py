@@ -155,7 +155,7 @@ def test_a_program_that_gave_up_a_worker_with_a_large_result_ends(
 
         if __name__ == "__main__":
             set_start_method({start_method!r})
-            worker = Worker(target=targets.zeros_when_told, args=("fifo", 1_000_000))
+            worker = Worker(target=targets.zeros_when_released, args=("fifo", 1_000_000))
             asyncio.run(main()).close()  # only now it returns, to a parent that has no loop
             print("over")
     """
@@ -241,7 +241,7 @@ def test_processes_give_back_their_descriptors(start_method: str) -> None:
     assert descriptors() == before
 
 
-def test_the_module_is_light() -> None:
+def test_importing_the_module_loads_nothing_heavy() -> None:
     code = "import sys, aiomultiprocess.core, aiomultiprocess._processes.child; print(*sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     import subprocess

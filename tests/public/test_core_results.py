@@ -74,7 +74,7 @@ async def test_a_large_result_arrives_in_a_loop_that_outlives_the_one_that_start
 
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 3_000_000))
+    worker = Worker(target=targets.zeros_when_released, args=(str(fifo), 3_000_000))
     started, joined = threading.Event(), threading.Event()
     thread = threading.Thread(target=asyncio.run, args=(start(),))
     thread.start()
@@ -88,7 +88,7 @@ async def test_a_large_result_arrives_in_a_loop_that_outlives_the_one_that_start
 
 
 @posix
-async def test_a_signal_handler_may_ask_while_a_result_is_read(
+async def test_a_signal_handler_may_query_a_worker_while_its_result_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read, asked = os.readv, []
@@ -111,7 +111,7 @@ async def test_a_signal_handler_may_ask_while_a_result_is_read(
 def test_a_forked_copy_leaves_the_result_to_its_parent(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    worker = Worker(target=targets.zeros_when_told, args=(str(fifo), 1_000_000))
+    worker = Worker(target=targets.zeros_when_released, args=(str(fifo), 1_000_000))
     worker.start()
     assert worker._receiver is not None
     copy = os.fork()
@@ -208,7 +208,7 @@ async def test_worker_returns_even_base_exceptions(error: BaseException) -> None
 
 @pytest.mark.row("A6")
 @pytest.mark.parametrize("cls", [targets.EmptyError, targets.NoCauseError])
-async def test_worker_returns_an_exception_that_is_odd_when_it_is_looked_at(cls: Any) -> None:
+async def test_worker_returns_an_exception_that_misbehaves_when_it_is_inspected(cls: Any) -> None:
     result = await Worker(target=targets.fail, args=(cls("odd"),))
     assert type(result) is cls
     assert result.args == ("odd",)
@@ -279,7 +279,7 @@ async def test_terminate_and_kill_end_a_process(start_method: str) -> None:
 
 
 @pytest.mark.parametrize("call", [Process.terminate, Process.kill])
-def test_what_has_not_started_cannot_be_ended(call: Any) -> None:
+def test_a_process_that_has_not_started_cannot_be_ended(call: Any) -> None:
     with pytest.raises(ValueError, match="must start process"):
         call(Process(target=targets.get_pid))
 
@@ -295,7 +295,7 @@ async def test_a_join_that_times_out_leaves_the_process_running() -> None:
     await process.join(timeout=20)
 
 
-async def test_a_join_of_what_has_ended_does_not_time_out() -> None:
+async def test_a_join_of_a_process_that_has_ended_does_not_time_out() -> None:
     process = Process(target=targets.get_pid)
     await process
     await process.join(timeout=0)
@@ -318,7 +318,7 @@ async def test_a_cancelled_join_can_be_repeated() -> None:
     assert await worker.join() == worker.pid
 
 
-async def test_only_what_has_ended_is_closed() -> None:
+async def test_only_a_process_that_has_ended_is_closed() -> None:
     process = Worker(target=targets.wait_long)
     process.start()
     with pytest.raises(ValueError, match="still running"):
@@ -332,15 +332,15 @@ async def test_only_what_has_ended_is_closed() -> None:
             use()
 
 
-async def test_what_is_left_in_the_loop_is_cancelled_at_the_end(tmp_path: Path) -> None:
-    path = tmp_path / "told"
+async def test_a_task_that_is_left_in_the_loop_is_cancelled_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "note"
     await Process(target=targets.leave_a_task, args=(str(path),))
     assert path.read_text() == "cancelled"
 
 
 @pytest.mark.row("E43")
 @posix
-async def test_an_exit_code_that_somebody_else_took_is_not_known(start_method: str) -> None:
+async def test_an_exit_code_that_other_code_collected_is_unknown(start_method: str) -> None:
     if start_method == "forkserver":
         pytest.skip("children of the fork server cannot be reaped by us")
     process = Worker(target=targets.wait_long)
@@ -357,7 +357,7 @@ async def test_an_exit_code_that_somebody_else_took_is_not_known(start_method: s
 
 @pytest.mark.row("E43")
 @posix
-async def test_a_program_that_reaps_all_children_does_not_disturb_us() -> None:
+async def test_a_program_that_reaps_all_children_does_not_disturb_a_worker() -> None:
     worker = Worker(target=targets.get_pid)
     worker.start()
 

@@ -1,4 +1,4 @@
-"""Programs of 0.9.1: what they import is there, what they override or look for is refused."""
+"""Programs of 0.9.1: their imports work; what they override in vain or look up is refused."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def method(*args: Any) -> None:
 
 
 @pytest.mark.parametrize("name", POOL_HOOKS)
-def test_a_pool_that_overrides_what_nothing_calls_any_more_is_refused(name: str) -> None:
+def test_a_pool_that_overrides_a_method_that_is_no_longer_called_is_refused(name: str) -> None:
     with pytest.raises(TypeError, match=rf"OldPool\.{name} would never be called.*Instead: \w+"):
         type("OldPool", (Pool,), {name: method})
 
 
-def test_a_mixin_that_overrides_what_nothing_calls_any_more_is_refused() -> None:
+def test_a_mixin_that_overrides_a_method_that_is_no_longer_called_is_refused() -> None:
     class Counting:
         def queue_work(self, *args: Any) -> Any:
             return super().queue_work(*args)  # type: ignore[misc]
@@ -87,7 +87,9 @@ def test_a_mixin_that_overrides_what_nothing_calls_any_more_is_refused() -> None
 
 
 @pytest.mark.parametrize("name", ["run", "run_async"])
-def test_a_pool_worker_that_overrides_what_nothing_calls_any_more_is_refused(name: str) -> None:
+def test_a_pool_worker_that_overrides_a_method_that_is_no_longer_called_is_refused(
+    name: str,
+) -> None:
     with pytest.raises(TypeError, match=rf"OldWorker\.{name} would never be called"):
         type("OldWorker", (PoolWorker,), {name: method})
 
@@ -169,7 +171,7 @@ async def test_an_attribute_of_a_pool_that_is_gone_says_so(backend: str, name: s
         assert await results == [2]
 
 
-def test_an_attribute_that_never_was_is_missed_as_ever() -> None:
+def test_an_attribute_that_never_existed_is_an_ordinary_attribute_error() -> None:
     with pytest.raises(
         AttributeError, match=r"^'Pool' object has no attribute 'nonsense'$"
     ) as info:

@@ -1,4 +1,4 @@
-"""What users pass and cannot be is refused by its name and its value, with the way out."""
+"""An impossible argument is refused by its name and its value, with the way out."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_value_that_cannot_be_is_refused_where_it_is_passed(case: str) -> None:
+def test_an_impossible_value_is_refused_where_it_is_passed(case: str) -> None:
     call, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         call()
@@ -109,13 +109,13 @@ async def test_join_refuses_a_timeout_that_is_no_number() -> None:
 
 
 class Lost(RoundRobin):
-    """A scheduler that keeps what it should pass on."""
+    """A scheduler that does not call its base class."""
 
     def register_process(self, qid: QueueID) -> None:
         pass
 
 
-async def test_a_scheduler_that_knows_no_process_is_told_what_to_do() -> None:
+async def test_a_scheduler_that_knows_no_process_gets_an_error_with_the_way_out() -> None:
     async with Pool(1, scheduler=Lost()) as pool:
         with pytest.raises(RuntimeError, match=r"super\(\)\.register_process"):
             await pool.apply(workload.two)
@@ -165,7 +165,7 @@ def in_a_thread(call: Callable[[], object]) -> BaseException | None:
     def run() -> None:
         try:
             call()
-        except BaseException as error:  # noqa: BLE001 - it is looked at
+        except BaseException as error:  # noqa: BLE001 - the test inspects it
             errors.append(error)
 
     thread = threading.Thread(target=run)
@@ -258,7 +258,7 @@ async def test_the_ways_out_for_other_threads_work() -> None:
     assert not pool.running
 
 
-def test_a_pool_may_be_ended_while_its_loop_stands_still() -> None:
+def test_a_pool_may_be_ended_while_its_loop_is_not_running() -> None:
     with asyncio.Runner() as runner:
 
         async def make() -> Pool:

@@ -56,7 +56,7 @@ async def test_a_closed_reader_takes_nothing_from_another() -> None:
         assert [value async for value in results] == await results == [0, 2, 4, 6, 8]
 
 
-async def test_a_closed_reader_keeps_its_results_from_nobody() -> None:
+async def test_a_closed_reader_keeps_no_results_from_other_readers() -> None:
     async with Pool(1) as pool:
         results = pool.map(workload.double, range(5))
         gone = weakref.ref(results)

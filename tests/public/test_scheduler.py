@@ -1,4 +1,4 @@
-"""Schedulers: what 0.9.1's signatures promise to those who write their own."""
+"""Schedulers that users wrote against the signatures of 0.9.1."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from aiomultiprocess.types import Queue, R
 
 
 async def nothing() -> None:
-    """What is scheduled; no one runs it here."""
+    """What is scheduled; it never runs here."""
 
 
 def registered(workers: Sequence[int]) -> tuple[RoundRobin, list[QueueID]]:
-    """A round robin over queues, each with so many workers, told as a pool does it."""
+    """A round robin over queues, each with so many workers, registered as a pool does it."""
     scheduler = RoundRobin()
     qids = [scheduler.register_queue(object()) for _ in workers]
     for turn in range(max(workers)):

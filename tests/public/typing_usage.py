@@ -1,4 +1,4 @@
-"""What typical user code is inferred to be. mypy --strict reads this; nobody runs it."""
+"""What typical user code is inferred to be. mypy --strict reads this; it is never run."""
 
 import asyncio
 import math

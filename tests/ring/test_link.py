@@ -29,11 +29,18 @@ make = ring_support.make
 lane = ring_support.lane
 
 MOST = 128
-FIELDS = (18, 2, 2**32 - 1, 2**64 - 1, 7, 2**32 - 2)  # kind, flags, count, ident, offset, function
+FIELDS = (
+    18,
+    2,
+    2**32 - 1,
+    2**64 - 1,
+    7,
+    2**32 - 2,
+)  # kind, flags, count, chunk_id, offset, function
 
 
 class Sent:
-    """What goes through an outlet, and what does not."""
+    """Records what an outlet writes, and what it leaves to its owner."""
 
     def __init__(self, producer: Producer) -> None:
         self.outbox: list[str] = []
@@ -48,7 +55,7 @@ class Sent:
         self.others.append(frame)
 
     def frame(self, *payload: Any) -> bool:
-        """Send one, and tell whether it was written."""
+        """Send one; whether it was written."""
         kind, flags, count, chunk_id, offset, function = FIELDS
         before = len(self.others)
         self.outlet.send(
@@ -61,8 +68,8 @@ class Sent:
         return bool(select.select([self.bell], [], [], 0)[0])
 
 
-class Heard:
-    """What an inlet hands over."""
+class Received:
+    """Records what an inlet hands over."""
 
     def __init__(
         self, consumer: Consumer, sent: Sent, most_frames: int = 64, quarter: int = 256
@@ -104,14 +111,14 @@ class Heard:
 def test_a_frame_arrives_with_its_header_and_payload(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent)
+    received = Received(consumer, sent)
     assert sent.frame(b"one", bytearray(b"two"))
     assert sent.frame()
     sent.outlet.send(3)
-    assert heard.inlet.hand_over() == (0, False)
+    assert received.inlet.hand_over() == (0, False)
     sent.outlet.flush()
-    assert heard.inlet.hand_over() == (3, False)
-    assert heard.frames == [(*FIELDS, b"onetwo"), (*FIELDS, b""), (3, 0, 0, 0, 0, 0, b"")]
+    assert received.inlet.hand_over() == (3, False)
+    assert received.frames == [(*FIELDS, b"onetwo"), (*FIELDS, b""), (3, 0, 0, 0, 0, 0, b"")]
 
 
 def test_the_header_is_that_of_the_wire(lane: MakeLane) -> None:
@@ -128,12 +135,12 @@ def test_the_header_is_that_of_the_wire(lane: MakeLane) -> None:
 def test_a_payload_is_gone_when_its_handler_returns(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent)
+    received = Received(consumer, sent)
     sent.frame(b"x")
     sent.outlet.flush()
-    heard.inlet.hand_over()
+    received.inlet.hand_over()
     with pytest.raises(ValueError, match="released"):
-        len(heard.views[0])
+        len(received.views[0])
 
 
 def test_a_frame_that_is_too_large_or_has_no_room_is_left_to_the_owner(lane: MakeLane) -> None:
@@ -170,7 +177,7 @@ def test_the_bell_is_rung_for_a_reader_that_sleeps(lane: MakeLane) -> None:
     sent.frame()
     sent.outlet.flush()
     assert not sent.rung()
-    assert Heard(consumer, sent).inlet.drain() is False
+    assert Received(consumer, sent).inlet.drain() is False
     sent.outlet.flush()  # of nothing
     assert not sent.rung()
     sent.frame()
@@ -187,15 +194,15 @@ def test_nothing_is_sent_after_a_stop(lane: MakeLane) -> None:
     sent.frame(bytes(MOST))
     assert not sent.others
     producer.publish()
-    assert Heard(consumer, sent).inlet.hand_over() == (1, False)
+    assert Received(consumer, sent).inlet.hand_over() == (1, False)
 
 
-def test_corruption_is_told_and_not_raised(make: MakeMapping) -> None:
+def test_corruption_is_reported_and_not_raised(make: MakeMapping) -> None:
     mapping = make(256)
     sent = Sent(mapping.down_producer())
     with Words(mapping) as words:
         words[DOWN_HEAD] = 1 << 20
-    for _ in range(4):  # until the reader's cursor has to be looked at
+    for _ in range(4):  # until the writer has to read the reader's cursor
         sent.frame(bytes(64))
     sent.outlet.flush()
     assert len(sent.corruptions) == 3  # the third and the fourth frame, and the flush
@@ -211,53 +218,57 @@ def test_corruption_is_told_and_not_raised(make: MakeMapping) -> None:
         HEADER.pack(1, 0, 0, 0, 0, 0, 0, 0) + b"more",
     ],
 )
-def test_what_is_no_plain_frame_is_handed_over_as_it_is(lane: MakeLane, record: bytes) -> None:
+def test_a_record_that_is_no_whole_frame_is_handed_over_as_it_is(
+    lane: MakeLane, record: bytes
+) -> None:
     producer, consumer = lane(1024)
-    heard = Heard(consumer, Sent(producer))
+    received = Received(consumer, Sent(producer))
     producer.write((record,))
     producer.write((b"a",), BEGIN)
     producer.write((b"b",), END)
     producer.publish()
-    assert heard.inlet.hand_over() == (3, False)
-    assert heard.records == [(WHOLE, record), (BEGIN, b"a"), (END, b"b")]
-    assert not heard.frames
+    assert received.inlet.hand_over() == (3, False)
+    assert received.records == [(WHOLE, record), (BEGIN, b"a"), (END, b"b")]
+    assert not received.frames
 
 
 def test_a_batch_has_an_end(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent, most_frames=2)
+    received = Received(consumer, sent, most_frames=2)
     for _ in range(3):
         sent.frame()
     sent.outlet.flush()
-    assert heard.inlet.hand_over() == (2, True)
-    assert heard.inlet.hand_over() == (1, False)
-    assert heard.inlet.hand_over() == (0, False)
+    assert received.inlet.hand_over() == (2, True)
+    assert received.inlet.hand_over() == (1, False)
+    assert received.inlet.hand_over() == (0, False)
 
 
-def test_each_batch_is_told_and_the_reader_sleeps_after_the_last(lane: MakeLane) -> None:
+def test_the_end_of_each_batch_is_reported_and_the_reader_sleeps_after_the_last(
+    lane: MakeLane,
+) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent, most_frames=2)
+    received = Received(consumer, sent, most_frames=2)
     for _ in range(3):
         sent.frame()
     sent.outlet.flush()
-    assert heard.inlet.drain()
-    assert heard.batches == 1
-    assert not heard.asleep()
-    assert not heard.inlet.drain()
-    assert heard.batches == 2
-    assert heard.asleep()
-    assert not heard.inlet.drain()
-    assert heard.batches == 2
+    assert received.inlet.drain()
+    assert received.batches == 1
+    assert not received.asleep()
+    assert not received.inlet.drain()
+    assert received.batches == 2
+    assert received.asleep()
+    assert not received.inlet.drain()
+    assert received.batches == 2
 
 
-def test_what_comes_after_a_batch_keeps_the_reader_awake(lane: MakeLane) -> None:
+def test_a_frame_that_comes_after_a_batch_keeps_the_reader_awake(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent, most_frames=2)
+    received = Received(consumer, sent, most_frames=2)
     inlet = Inlet(
-        consumer, sent.outlet, heard.frame, heard.record, sent.outlet.flush, heard.called,
+        consumer, sent.outlet, received.frame, received.record, sent.outlet.flush, received.called,
         64, 1 << 20, 256,
     )  # fmt: skip
     sent.frame()
@@ -270,16 +281,16 @@ def test_what_comes_after_a_batch_keeps_the_reader_awake(lane: MakeLane) -> None
 def test_room_is_given_back_while_a_batch_is_handed_over(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent, quarter=100)
+    received = Received(consumer, sent, quarter=100)
     room: list[int] = []
-    heard.act = lambda: room.append(producer.free())
+    received.act = lambda: room.append(producer.free())
     for _ in range(4):
         sent.frame(bytes(28))
     while sent.frame(bytes(28)):
         pass
     full = producer.free()
     sent.outlet.flush()
-    heard.inlet.hand_over()
+    received.inlet.hand_over()
     assert room[0] == room[1] == full
     assert room[2] > full
 
@@ -287,39 +298,39 @@ def test_room_is_given_back_while_a_batch_is_handed_over(lane: MakeLane) -> None
 def test_nothing_is_handed_over_after_a_stop(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent)
-    heard.act = heard.inlet.stop
+    received = Received(consumer, sent)
+    received.act = received.inlet.stop
     for _ in range(3):
         sent.frame()
     sent.outlet.flush()
-    assert not heard.inlet.drain()
-    assert len(heard.frames) == 1
-    assert not heard.batches
-    assert heard.inlet.hand_over() == (0, False)
-    assert heard.asleep()
+    assert not received.inlet.drain()
+    assert len(received.frames) == 1
+    assert not received.batches
+    assert received.inlet.hand_over() == (0, False)
+    assert received.asleep()
 
 
-def test_a_reader_that_sleeps_is_asleep_until_somebody_publishes(lane: MakeLane) -> None:
+def test_a_reader_stays_asleep_until_a_frame_is_published(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent)
-    assert not heard.asleep()
+    received = Received(consumer, sent)
+    assert not received.asleep()
     assert consumer.sleep()
-    assert heard.asleep()
+    assert received.asleep()
     sent.frame()
-    assert heard.asleep()
+    assert received.asleep()
     assert producer.publish()
-    assert not heard.asleep()
+    assert not received.asleep()
 
 
 def test_a_reader_is_awake_while_it_hands_over(lane: MakeLane) -> None:
     producer, consumer = lane(1024)
     sent = Sent(producer)
-    heard = Heard(consumer, sent)
+    received = Received(consumer, sent)
     assert consumer.sleep()
     sent.frame()
     producer.publish()
-    heard.inlet.hand_over()
+    received.inlet.hand_over()
     sent.frame()
     assert not producer.publish()
 
@@ -335,7 +346,7 @@ class Street:
             consumer = mapping.down_consumer()
             sent = Sent(mapping.down_producer())
             self.senders.append(sent)
-            self.readers.append(Heard(consumer, sent))
+            self.readers.append(Received(consumer, sent))
             consumer.sleep()
         self.inlets = [reader.inlet for reader in self.readers]
 
@@ -350,7 +361,7 @@ class Street:
         return bool(select.select([self.bell], [], [], 0)[0])
 
 
-def test_a_bell_calls_those_who_have_something_to_do(make: MakeMapping) -> None:
+def test_a_bell_calls_the_readers_that_have_something_to_do(make: MakeMapping) -> None:
     street = Street(make)
     assert street.ring() == [0, 0, 0]
     street.senders[0].frame()
@@ -360,7 +371,7 @@ def test_a_bell_calls_those_who_have_something_to_do(make: MakeMapping) -> None:
     assert not street.rings_still()
 
 
-def test_a_bell_does_not_call_those_who_have_gone(make: MakeMapping) -> None:
+def test_a_bell_does_not_call_readers_that_have_gone(make: MakeMapping) -> None:
     street = Street(make)
     for sent in street.senders:
         sent.outbox.append("it waits for room")
@@ -368,7 +379,7 @@ def test_a_bell_does_not_call_those_who_have_gone(make: MakeMapping) -> None:
     assert street.ring() == [1, 0, 0]
 
 
-def test_a_bell_rings_on_for_those_whom_an_interrupt_has_kept_from_being_called(
+def test_a_bell_rings_on_for_readers_that_an_interrupt_kept_from_being_called(
     make: MakeMapping,
 ) -> None:
     street = Street(make)
@@ -386,9 +397,9 @@ def test_a_bell_rings_on_for_those_whom_an_interrupt_has_kept_from_being_called(
 
 def test_a_corrupt_ring_raises_and_hands_over_nothing(make: MakeMapping) -> None:
     mapping = make(256)
-    heard = Heard(mapping.down_consumer(), Sent(mapping.down_producer()))
+    received = Received(mapping.down_consumer(), Sent(mapping.down_producer()))
     with Words(mapping) as words:
         words[DOWN_TAIL] = 1 << 20
     with pytest.raises(RingCorruptError):
-        heard.inlet.hand_over()
-    assert not heard.frames
+        received.inlet.hand_over()
+    assert not received.frames

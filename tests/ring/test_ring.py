@@ -182,7 +182,7 @@ def test_a_sleeper_is_rung_once_for_what_comes_after(lane: MakeLane) -> None:
 
 
 @pytest.mark.row("C33")
-def test_nobody_sleeps_over_what_is_published(lane: MakeLane) -> None:
+def test_no_reader_falls_asleep_before_it_has_read_what_is_published(lane: MakeLane) -> None:
     """RING-9."""
     producer, consumer = lane()
     producer.write((b"one",))
@@ -192,7 +192,7 @@ def test_nobody_sleeps_over_what_is_published(lane: MakeLane) -> None:
     assert not producer.publish(), "sleep() that returned False asks for no bell"
 
 
-def test_who_is_awake_is_not_rung(lane: MakeLane) -> None:
+def test_a_reader_that_is_awake_is_not_rung(lane: MakeLane) -> None:
     producer, consumer = lane()
     assert consumer.sleep()
     consumer.awake()
@@ -201,7 +201,7 @@ def test_who_is_awake_is_not_rung(lane: MakeLane) -> None:
     assert not producer.publish(), "nothing new"
 
 
-def test_who_waits_for_room_is_rung_when_a_quarter_is_free(lane: MakeLane) -> None:
+def test_a_writer_that_waits_for_room_is_rung_when_a_quarter_is_free(lane: MakeLane) -> None:
     """RING-10."""
     producer, consumer = lane(256)
     count = fill_up(producer)
@@ -216,7 +216,7 @@ def test_who_waits_for_room_is_rung_when_a_quarter_is_free(lane: MakeLane) -> No
     assert not producer.want_room()
 
 
-def test_nobody_waits_for_room_that_is_there(lane: MakeLane) -> None:
+def test_no_writer_waits_for_room_that_is_free(lane: MakeLane) -> None:
     """RING-10: also when the room appears between the refusal and the question."""
     producer, consumer = lane(64)
     fill_up(producer)
@@ -229,7 +229,7 @@ def test_nobody_waits_for_room_that_is_there(lane: MakeLane) -> None:
     assert not consumer.release(), "want_room() that returned False asks for no bell"
 
 
-def test_order_that_could_lose_a_wake_up_is_refused(lane: MakeLane) -> None:
+def test_an_order_of_calls_that_could_lose_a_wake_up_is_refused(lane: MakeLane) -> None:
     """RING-10."""
     producer, consumer = lane()
     producer.write((b"one",))

@@ -1,4 +1,4 @@
-"""The ring over memory that holds what no sound peer writes: an error or data, never a fault.
+"""The ring over memory that no sound peer wrote gives an error or data, never a fault.
 
 The rules: RING-1 to RING-10 of amp_ext/ring.h.
 """

@@ -184,7 +184,7 @@ def test_a_view_is_read_only_and_flat(lane: MakeLane) -> None:
 
 @pytest.mark.row("D36")
 @pytest.mark.skipif(not LINUX, reason="seals are Linux's")
-def test_nobody_can_shrink_or_grow_the_memory(make: MakeMapping) -> None:
+def test_the_memory_can_neither_shrink_nor_grow(make: MakeMapping) -> None:
     mapping = make(64)
     for size in (0, PAGE, 1 << 20):
         with pytest.raises(PermissionError):
@@ -209,7 +209,7 @@ def test_memory_that_can_shrink_is_not_attached() -> None:
 
 @pytest.mark.row("D35")
 @pytest.mark.parametrize("disposition", ["SIG_IGN", "SIG_DFL"])
-def test_memory_that_cannot_be_had_is_an_oserror(disposition: str) -> None:
+def test_memory_that_the_system_refuses_is_an_oserror(disposition: str) -> None:
     """Never SIGBUS, when it is touched, nor SIGXFSZ."""
     script = f"""
         import resource, signal
@@ -231,7 +231,7 @@ def test_memory_that_cannot_be_had_is_an_oserror(disposition: str) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, str(errno.EFBIG), "")
 
 
-def test_descriptors_that_cannot_be_had_are_an_oserror() -> None:
+def test_descriptors_that_the_system_refuses_are_an_oserror() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)

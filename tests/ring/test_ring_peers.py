@@ -51,7 +51,7 @@ def numbered(n: int) -> bytes:
 
 @pytest.mark.row("C33")
 def test_no_wake_up_is_lost_between_two_processes(make: MakeMapping) -> None:
-    """RING-9, RING-10: nobody has a time limit, and both rings are full at once most of the
+    """RING-9, RING-10: neither peer has a time limit, and both rings are full at once most of the
     time."""
     mapping = make(256)
     producer, consumer = mapping.down_producer(), mapping.up_consumer()

@@ -1,4 +1,4 @@
-"""Lets this process do as it would on Windows, as far as another system can play it.
+"""Lets this process behave as on Windows, as far as another system can simulate it.
 
 `pretend` takes away what Windows lacks, and puts in what it has instead. A shared socket carries
 the pretence to the worker that receives it, so that workers do as their parent does.
@@ -50,7 +50,7 @@ def pretend(folder: Path, replace: Callable[[Any, str, object], None] = setattr)
     replace(socket.socket, "share", lambda sock, _pid: Shared(folder, sock))
     replace(windows, "_socket", Sockets)
     replace(windows, "_mmap", Pages(folder))
-    # there, a process runs before it is told anything
+    # there, a process runs before it gets its start-up message
     replace(popen_spawn_posix.Popen, "pid", None)
 
 

@@ -26,14 +26,14 @@ def begin(value: int, path: str) -> int:
 
 
 async def survive(value: int, path: str, deaths: int = 1) -> int:
-    """Takes its worker with it so many times, and then is done."""
+    """Kills its worker so many times, and then returns."""
     if begin(value, path) <= deaths:
         die("SIGKILL")
     return value
 
 
 async def meet_at_first(value: int, path: str, port: int, bad: tuple[int, ...] = ()) -> int:
-    """The first attempt calls in, and dies if it is told to; later ones die if they are `bad`."""
+    """The first attempt calls in, and dies if the test says so; later ones die if `bad`."""
     if begin(value, path) == 1:
         if await meet(port, value) == "die":
             die("SIGKILL")

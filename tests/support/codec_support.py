@@ -95,23 +95,23 @@ def shape(value: Any) -> Any:
     return _shape(value, {})
 
 
-def _shape(value: Any, met: dict[int, int]) -> Any:
+def _shape(value: Any, seen: dict[int, int]) -> Any:
     kind = type(value)
     if isinstance(value, float):
         return kind, struct.pack("=d", value)
     if not isinstance(value, list | tuple | dict | set | frozenset | Plain):
         return kind, value
     if value or not isinstance(value, tuple | frozenset):
-        if id(value) in met:
-            return "as above", met[id(value)]
-        met[id(value)] = len(met)
+        if id(value) in seen:
+            return "as above", seen[id(value)]
+        seen[id(value)] = len(seen)
     if isinstance(value, Plain):
-        return kind, _shape(value.value, met)
+        return kind, _shape(value.value, seen)
     if isinstance(value, dict):
-        return kind, tuple((_shape(key, met), _shape(item, met)) for key, item in value.items())
+        return kind, tuple((_shape(key, seen), _shape(item, seen)) for key, item in value.items())
     if isinstance(value, set | frozenset):  # their order is not kept, nor what they share
         return kind, frozenset(collections.Counter(map(shape, value)).items())
-    return kind, tuple(_shape(item, met) for item in value)
+    return kind, tuple(_shape(item, seen) for item in value)
 
 
 def nest(depth: int, inner: Any = None) -> Any:

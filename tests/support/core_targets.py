@@ -36,7 +36,7 @@ class Unprintable:
     """A callable that may not be shown: its repr could be huge, or raise."""
 
     def __repr__(self) -> str:
-        raise AssertionError("somebody wants a repr")
+        raise AssertionError("the repr was used")
 
     async def __call__(self) -> None: ...
 
@@ -61,7 +61,7 @@ class EmptyError(Exception):
 
 
 class NoCauseError(Exception):
-    """May be looked at, but for one thing."""
+    """Can be inspected, but for one attribute."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__cause__":
@@ -92,7 +92,7 @@ def make_loop() -> asyncio.AbstractEventLoop:
 
 
 def make_nothing() -> None:
-    """A loop_initializer that forgets to return the loop."""
+    """A loop_initializer that returns no loop."""
 
 
 def exit_soon(code: int) -> None:
@@ -186,14 +186,14 @@ async def count_to(end: int) -> list[int]:
     return list(range(end))
 
 
-async def zeros_when_told(fifo: str, size: int) -> bytes:
-    """Return once somebody who opened the FIFO to write has closed it."""
+async def zeros_when_released(fifo: str, size: int) -> bytes:
+    """Return once a writer has opened and closed the FIFO."""
     Path(fifo).read_bytes()  # noqa: ASYNC240 - nothing else runs here
     return bytes(size)
 
 
-async def exit_when_told(fifo: str, code: int) -> None:
-    """Leave at once when somebody who opened the FIFO to write has closed it."""
+async def exit_when_released(fifo: str, code: int) -> None:
+    """End the process once a writer has opened and closed the FIFO."""
     Path(fifo).read_bytes()  # noqa: ASYNC240 - nothing else runs here
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""What tests of the end of workers run in them: hooks that tell, and what holds an exit.
+"""What tests of the end of workers run in them: hooks that leave a note, and what delays an exit.
 
 Used by name, as `workload` is.
 """
@@ -39,7 +39,7 @@ def wait_in_a_hook(seconds: float) -> int:
     return os.getpid()
 
 
-# -- what holds an exit --------------------------------------------------------------------------
+# -- what delays an exit -----------------------------------------------------------------------
 
 
 def wait_for_ever() -> None:
@@ -47,7 +47,7 @@ def wait_for_ever() -> None:
 
 
 class Connection(threading.Thread):
-    """A library's connection that nobody closes, with a thread that waits for work."""
+    """A library's connection that is never closed, with a thread that waits for work."""
 
     def run(self) -> None:
         wait_for_ever()
@@ -69,7 +69,7 @@ async def leave_a_call_in_the_executor(value: object = None) -> object:
 
 
 async def leave_a_generator(value: object = None) -> object:
-    """Leave an asynchronous generator whose end takes for ever."""
+    """Leave an asynchronous generator that never finishes closing."""
 
     async def numbers() -> AsyncIterator[int]:
         try:

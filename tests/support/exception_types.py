@@ -81,7 +81,7 @@ class BadReduce(Exception):
 
 
 class NoCause(Exception):
-    """May be looked at, but for one thing."""
+    """Can be inspected, but for one attribute."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__cause__":
@@ -102,7 +102,7 @@ class NoClass(Exception):
 
 
 class NoAttributes(Exception):
-    """May not be looked at at all."""
+    """Raises whenever it is inspected."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("not now")
@@ -207,7 +207,7 @@ class ExitSubclass(SystemExit):
     pass
 
 
-#: What cannot even be looked at, which pytest would do with parameters.
+#: Errors that cannot be inspected, which pytest would do with parameters.
 UNSEEN: list[type[BaseException]] = [
     NoCause,
     NoContext,
@@ -218,7 +218,7 @@ UNSEEN: list[type[BaseException]] = [
 
 
 class ShownAsText:
-    """A block whose failure pytest can show: one that cannot be looked at would end its run."""
+    """A block whose failure pytest can show: one that cannot be inspected would end its run."""
 
     def __enter__(self) -> None:
         pass

@@ -17,7 +17,7 @@ from typing import Any
 
 from workload import meet, meet_blocking, note
 
-forked = 0  # the copy of whoever forks last; 0 in a copy
+forked = 0  # the pid of the last copy; 0 in a copy
 
 
 def fork() -> bool:
@@ -32,7 +32,7 @@ def exit_code() -> int:
     return os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
 
 
-# -- where the copy comes back to the engine -----------------------------------------------------
+# -- where the copy returns to the engine --------------------------------------------------------
 
 
 def fork_and_return(value: object) -> object:
@@ -259,7 +259,7 @@ STAYS_AWAY = {
 
 
 def fork_and_meet(port: int) -> None:
-    """Stay in the copy, and tell where."""
+    """Stay in the copy, and report its pid."""
     if fork():
         meet_blocking(port, "copy")
         os._exit(0)

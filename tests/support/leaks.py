@@ -1,4 +1,4 @@
-"""What a process holds, so that conftest.py can tell what a test has left behind."""
+"""What a process holds, so that conftest.py finds what a test has left behind."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def leaves_no_future(test: Callable[..., Awaitable[None]]) -> Callable[..., Awai
 
 
 def pending_futures() -> list[asyncio.Future[Any]]:
-    """The futures of the running loop, tasks among them, that somebody may still wait for."""
+    """The futures of the running loop, tasks among them, that are still pending."""
     loop, this = asyncio.get_running_loop(), asyncio.current_task()
     return [
         found

@@ -107,7 +107,7 @@ class MuteError(Exception):
 
 
 class MuteOut:
-    """Cannot be pickled, for a reason that cannot be told."""
+    """Cannot be pickled, for a reason that cannot be printed."""
 
     def __reduce__(self) -> Any:
         raise MuteError
@@ -118,7 +118,7 @@ def raise_mute() -> NoReturn:
 
 
 class MuteIn:
-    """Cannot be unpickled, for a reason that cannot be told."""
+    """Cannot be unpickled, for a reason that cannot be printed."""
 
     def __reduce__(self) -> Any:
         return raise_mute, ()
@@ -136,7 +136,7 @@ class LostError(Exception):
 
 
 class NoCauseError(Exception):
-    """May be looked at, but for one thing."""
+    """Can be inspected, but for one attribute."""
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__cause__":
@@ -145,7 +145,7 @@ class NoCauseError(Exception):
 
 
 class NoAttributesError(Exception):
-    """May not be looked at at all."""
+    """Raises whenever it is inspected."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("not now")
@@ -365,7 +365,7 @@ async def die_at(bad: int, way: str, value: int) -> int:
     if value == bad:
         await asyncio.sleep(0.05)  # results of tasks before this one leave first
         die(way)
-        await asyncio.Event().wait()  # until SIGTERM is heard
+        await asyncio.Event().wait()  # until SIGTERM arrives
     return value
 
 
@@ -398,7 +398,7 @@ def answer(kind: str, value: int) -> Any:
 
 
 def die_among(deadly: list[int], way: str, kind: str, value: int) -> Any:
-    """Finish at once, or take the process along."""
+    """Finish at once, or kill the process."""
     if value in deadly:
         die(way)
     return answer(kind, value)
@@ -468,7 +468,7 @@ async def publish_then_die(port: int) -> str:
 
 
 def leave_a_child(port: int) -> None:
-    """Die when told to, survived by a forked process that holds every descriptor."""
+    """Die when the test says so, survived by a forked process that holds every descriptor."""
     if os.fork() == 0:
         meet_blocking(port, "survivor")
         os._exit(0)
@@ -516,13 +516,13 @@ UP_TAIL = 768  # where a worker says how far it has written (ring.h)
 
 
 def damage_the_link(port: int) -> None:
-    """Deny that anything was started, tell the parent what cannot be, and stay."""
+    """Reset the count of started tasks, write impossible values into the link, and stay."""
     import ctypes
 
     meet_blocking(port, "about to")
     for line in mapped_memory():
         begin = int(line.partition("-")[0], 16)
-        if "-ledger" in line:
+        if "-page" in line:
             ctypes.memset(begin, 0, 8)  # its counter of started tasks (shared_page.py)
         else:
             ctypes.memset(begin + STARTED, 0, 8)

@@ -18,7 +18,7 @@ def payload(n: int) -> bytes:
     return n.to_bytes(8, "little") * (1 + n * 37 % 61)
 
 
-def hear(bell: Doorbell) -> None:
+def wait_for_bell(bell: Doorbell) -> None:
     """Sleep until the bell is rung."""
     poll = select.poll()
     poll.register(bell.fileno(), select.POLLIN)
@@ -36,7 +36,7 @@ def send(producer: Producer, frame: bytes, peer: Doorbell, mine: Doorbell) -> No
             if producer.publish():
                 peer.ring()
             if producer.want_room():
-                hear(mine)
+                wait_for_bell(mine)
 
 
 def receive(consumer: Consumer, peer: Doorbell, mine: Doorbell) -> list[tuple[int, bytes]]:
@@ -50,7 +50,7 @@ def receive(consumer: Consumer, peer: Doorbell, mine: Doorbell) -> list[tuple[in
         if records:
             return records
         if consumer.sleep():
-            hear(mine)
+            wait_for_bell(mine)
             consumer.awake()
 
 
@@ -72,7 +72,7 @@ def echo(memory: int, to_parent: int, to_me: int) -> None:
 
 
 def flood(memory: int) -> None:
-    """Write numbered frames for ever, and mark how many are published."""
+    """Write numbered frames until killed, and mark how many are published."""
     mapping = Mapping.attach(memory)
     producer = mapping.up_producer()
     n = 0
@@ -86,7 +86,7 @@ def flood(memory: int) -> None:
 
 
 def flip(memory: int) -> None:
-    """Write records for ever, and overwrite words of the mapping with rubbish as often."""
+    """Write records until killed, and overwrite words of the mapping with rubbish as often."""
     import mmap
 
     dice = random.Random(2)

@@ -94,7 +94,7 @@ def read_all(consumer: Consumer) -> list[tuple[int, bytes]]:
 
 
 def fill_up(producer: Producer, size: int = 8) -> int:
-    """Write records until there is no room, publish, and tell how many there are."""
+    """Write records until there is no room, and publish them; how many there are."""
     count = 0
     while producer.write((bytes(size),)):
         count += 1

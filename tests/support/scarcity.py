@@ -80,7 +80,7 @@ def each_refusal(call: Callable[[], Any], check: Callable[[Any], None], forever:
 
 
 def settled(outcome: Any) -> bool:
-    """Whether nothing of an outcome failed: a codec tells of failures in what it returns."""
+    """Whether nothing of an outcome failed: a codec returns its failures."""
     if isinstance(outcome, MemoryError):
         return False
     return not (isinstance(outcome, tuple) and outcome[-1])

@@ -1,6 +1,6 @@
-"""Items for test_stepper*.py: what user code finds in its task, leaves on it, and returns.
+"""Items for test_starter*.py: what user code finds in its task, leaves on it, and returns.
 
-Each is called with a `pause` and tells what it saw. A plain task must see the same.
+Each is called with a `pause` and returns what it saw. A plain task must see the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the stepper share; modules take its fixtures by `worker = …worker`.
+"""What the tests of the starter share; modules take its fixtures by `worker = …worker`.
 
 Both starters, on every loop there is here, also in debug mode.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-import starter_waits  # noqa: F401 (adds its items to those of stepper_items)
+import starter_waits  # noqa: F401 (adds its items to those of starter_items)
 from aiomultiprocess._pure import starter, tasks
 from starter_items import INHERITED
 
@@ -26,7 +26,7 @@ COMPILED = find_spec("amp_ext") is not None and find_spec("amp_ext.starter") is 
 
 
 async def no_pause() -> None:
-    """The item finishes in its first step, as far as it is up to this."""
+    """No pause: the item can finish in its first step."""
 
 
 async def short_pause() -> None:
@@ -116,13 +116,13 @@ class Worker:
 
 
 def _call_for(future: asyncio.Future[None], call: Callable[..., None], *args: Any) -> None:
-    """What a call raises is no item's failure: let not its test wait for ever."""
+    """A call that raises is no item's failure, so it ends the wait of its test."""
     try:
         call(*args)
     except BaseException as error:  # noqa: BLE001 - also what stops a loop
         if future.done():
             return
-        if isinstance(error, SystemExit | KeyboardInterrupt):  # of which no loop would be told
+        if isinstance(error, SystemExit | KeyboardInterrupt):  # which no loop would report
             future.set_exception(AssertionError(f"{type(error).__name__} left the starter"))
         else:
             future.set_exception(error)
@@ -133,7 +133,7 @@ async def _plain(func: Any, item: Any) -> Any:
     return (await value) if isawaitable(value) else value
 
 
-def told(outcome: tuple[Any, BaseException | None]) -> Any:
+def comparable(outcome: tuple[Any, BaseException | None]) -> Any:
     """An outcome as something that compares equal to another of its kind."""
     value, error = outcome
     return value if error is None else chain(error)
@@ -167,7 +167,7 @@ if find_spec("uvloop"):
 
 @pytest.fixture(params=LOOPS)
 def loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that has no reason to complain until its end."""
+    """A loop whose exception handler is never called."""
     complaints: list[dict[str, Any]] = []
     if request.param == "uvloop":
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()

@@ -1,6 +1,6 @@
-"""Items for test_stepper*.py: what user code does while it waits, is cancelled, or shares the loop.
+"""Items for test_starter*.py: what user code does while it waits, is cancelled, or shares the loop.
 
-As in stepper_items.py, to whose list they are added.
+As in starter_items.py, to whose list they are added.
 """
 
 from __future__ import annotations

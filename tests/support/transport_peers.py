@@ -16,7 +16,7 @@ HALF = 8_000_000
 
 
 def serve(link: Link, answer: Callable[[int, bytes], None]) -> None:
-    """Call `answer` with each frame's ident and payload until CLOSE comes."""
+    """Call `answer` with each frame's chunk_id and payload until CLOSE comes."""
     loop = asyncio.new_event_loop()
     done = loop.create_future()
 

@@ -39,8 +39,8 @@ def pattern(size: int, seed: int = 0) -> bytes:
     return (unit * (size // len(unit) + 1))[:size]
 
 
-class Ear:
-    """Everything that one link tells, and the means to wait for it."""
+class Receiver:
+    """Records every callback of one link, and waits for them."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -74,7 +74,7 @@ class Ear:
                 self._news.clear()
                 await self._news.wait()
 
-    async def hears(self, count: int) -> None:
+    async def receives(self, count: int) -> None:
         await self.until(lambda: len(self.frames) >= count)
 
     def _frame(self, *frame: Any) -> None:
@@ -108,8 +108,8 @@ class Pair:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         link, self.end = backend.create()
-        self.parent = Ear(link)
-        self.worker = Ear(self.end.open())
+        self.parent = Receiver(link)
+        self.worker = Receiver(self.end.open())
         self.end.release()
 
     def listen(self) -> Self:

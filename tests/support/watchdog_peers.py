@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 
 class Child:
-    """What the child runs: watches the parent, and then is idle, deaf or busy for ever."""
+    """What the child runs: watches the parent, and is idle, ignores signals or is busy."""
 
     def __init__(self, mode: str, native: bool, pidfd: int | None) -> None:
         self.mode = mode

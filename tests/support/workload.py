@@ -149,7 +149,7 @@ async def initialize_async() -> None:
 
 
 def note(path: str, text: object = "") -> None:
-    """Add one line to a file; whole, whoever else writes."""
+    """Add one line to a file in one write, so that it stays whole beside other writers."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(descriptor, f"{text}\n".encode())

@@ -1,4 +1,4 @@
-"""Which backend is chosen, by whom, and what is said where a choice is unavailable."""
+"""Which backend is chosen, what chooses it, and the error where a choice is unavailable."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import conftest
 from aiomultiprocess import _accel
 from aiomultiprocess._transport import select, shared_page, shm
 
-WITH_EXTENSION = pytest.mark.skipif(
-    "shm" not in conftest.BACKENDS, reason="tells of what is there when amp_ext is"
-)
+WITH_EXTENSION = pytest.mark.skipif("shm" not in conftest.BACKENDS, reason="needs amp_ext")
 SOURCE = Path(_accel.__file__).parent
 
 
@@ -35,7 +33,7 @@ def run(source: str) -> str:
     ).stdout.strip()  # fmt: skip
 
 
-def test_the_best_backend_that_can_be_had_is_the_default() -> None:
+def test_the_best_available_backend_is_the_default() -> None:
     selection = select.select()
     assert selection.name == conftest.BACKENDS[0]
 
@@ -125,7 +123,7 @@ def test_memory_that_is_refused_later_is_an_os_error() -> None:
 
 
 @WITH_EXTENSION
-def test_where_nothing_can_be_had_every_attempt_is_listed(
+def test_where_no_backend_is_available_every_attempt_is_listed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_accel, "EXTENSION_ERROR", ImportError("no such luck"))

@@ -1,7 +1,7 @@
 """The transport contract: frames arrive whole and in order, and nothing blocks or floods a loop.
 
 Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
-rules of aiomultiprocess/transport.py.
+rules of _transport/link.py.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def test_every_header_field_arrives_as_it_was_sent(pair: Pair) -> None:
             payload=[payload],
         )  # fmt: skip
     pair.parent.link.flush()
-    await pair.worker.hears(2)
+    await pair.worker.receives(2)
     assert pair.worker.frames == [small, large]
 
 
@@ -63,8 +63,8 @@ async def test_a_payload_of_any_size_arrives_both_ways(pair: Pair, size: int) ->
     down, up = pattern(size, 1), pattern(size, 2)
     say(pair.parent.link, 1, payload=down)
     say(pair.worker.link, 2, payload=up)
-    await pair.worker.hears(1)
-    await pair.parent.hears(1)
+    await pair.worker.receives(1)
+    await pair.parent.receives(1)
     assert pair.worker.payloads == [down]
     assert pair.parent.payloads == [up]
 
@@ -76,7 +76,7 @@ async def test_small_and_large_frames_arrive_in_the_order_of_their_sending(pair:
     for chunk_id, payload in enumerate(payloads):
         send(pair.parent.link, chunk_id, payload)
     pair.parent.link.flush()
-    await pair.worker.hears(len(payloads))
+    await pair.worker.receives(len(payloads))
     assert pair.worker.chunk_ids == list(range(len(payloads)))
     assert pair.worker.payloads == payloads
 
@@ -94,7 +94,7 @@ async def test_a_payload_of_several_segments_of_any_type_arrives_in_one_piece(pa
     ] * 20
     pair.parent.link.send(Kind.CHUNK, payload=segments)
     pair.parent.link.flush()
-    await pair.worker.hears(1)
+    await pair.worker.receives(1)
     assert pair.worker.payloads == [b"".join(segments)]
 
 
@@ -105,7 +105,7 @@ async def test_many_frames_wrap_around_many_times(pair: Pair) -> None:
         for payload in payloads:
             send(pair.parent.link, 0, payload)
         pair.parent.link.flush()
-        await pair.worker.hears(len(pair.worker.frames) + len(payloads))
+        await pair.worker.receives(len(pair.worker.frames) + len(payloads))
     assert pair.worker.payloads == [payload for payloads in rounds for payload in payloads]
 
 
@@ -116,7 +116,7 @@ async def test_a_payload_over_the_limit_is_refused_with_the_limit(pair: Pair) ->
     with pytest.raises(ValueError, match=f"limit of {frames.MAX_PAYLOAD} bytes"):
         pair.parent.link.send(Kind.CHUNK, payload=[segment] * 1025)
     say(pair.parent.link, 1)
-    await pair.worker.hears(1)
+    await pair.worker.receives(1)
     assert pair.worker.chunk_ids == [1]
 
 
@@ -133,7 +133,7 @@ async def test_of_a_frame_that_is_too_much_for_memory_nothing_is_sent(
     with scarcity.limited(32 * scarcity.MIB), pytest.raises(MemoryError):
         pair.parent.link.send(Kind.CHUNK, payload=[b"head", large])
     say(pair.parent.link, before)
-    await pair.worker.hears(before + 1)
+    await pair.worker.receives(before + 1)
     assert pair.worker.chunk_ids == [*range(before + 1)]
     assert not pair.parent.broken
     assert not pair.worker.broken
@@ -147,8 +147,8 @@ async def test_a_payload_that_is_too_much_for_memory_arrives_without_it(
 ) -> None:
     """FRAME-5: the frames behind it arrive, and so do the parts before it."""
     pair.listen()
-    heard: list[Any] = []
-    pair.worker.take = lambda *frame: heard.append(list(frame[-1].segments))
+    taken: list[Any] = []
+    pair.worker.take = lambda *frame: taken.append(list(frame[-1].segments))
     large: Any = b"x" * (160 * scarcity.MIB)
     if shape == "parts that can change":
         large = bytearray(large)
@@ -156,12 +156,12 @@ async def test_a_payload_that_is_too_much_for_memory_arrives_without_it(
     pair.parent.link.send(Kind.CHUNK, payload=payload)
     pair.parent.link.flush()
     with scarcity.limited(32 * scarcity.MIB):
-        await pair.worker.until(lambda: heard)
+        await pair.worker.until(lambda: taken)
     missing = len(large)
-    assert heard == [[missing] if shape == "one view" else [b"head", missing, b"tail"]]
+    assert taken == [[missing] if shape == "one view" else [b"head", missing, b"tail"]]
     pair.worker.take = None
     say(pair.parent.link, 7)
-    await pair.worker.hears(1)
+    await pair.worker.receives(1)
     assert pair.worker.chunk_ids == [7]
     assert not pair.worker.broken
 
@@ -185,7 +185,7 @@ async def test_a_frame_that_the_kernel_has_no_memory_for_now_arrives_later(
         assert len(failures) == times - 1
         assert pair.worker.link.congested
         say(pair.worker.link, 2)
-        await pair.parent.hears(2)
+        await pair.parent.receives(2)
         assert pair.parent.chunk_ids == [1, 2]
         assert pair.parent.payloads == [pattern(pipe.EAGER), b""]
         assert pair.worker.rooms == 1
@@ -203,17 +203,17 @@ async def test_a_full_channel_is_congested_until_its_outbox_is_empty(pair: Pair)
     pair.worker.listen()
     await pair.parent.until(lambda: pair.parent.rooms)
     assert not pair.parent.link.congested
-    await pair.worker.hears(count)
+    await pair.worker.receives(count)
     assert pair.worker.chunk_ids == list(range(count))
     assert pair.parent.rooms == 1
 
 
-async def test_what_is_sent_from_on_room_keeps_its_place(pair: Pair) -> None:
+async def test_a_frame_that_is_sent_from_on_room_keeps_its_place(pair: Pair) -> None:
     pair.parent.listen()
     count = flood(pair.parent.link)
     pair.parent.on_room = lambda: say(pair.parent.link, count)
     pair.worker.listen()
-    await pair.worker.hears(count + 1)
+    await pair.worker.receives(count + 1)
     assert pair.worker.chunk_ids == list(range(count + 1))
 
 
@@ -221,28 +221,28 @@ async def test_what_is_sent_from_on_room_keeps_its_place(pair: Pair) -> None:
 @pytest.mark.parametrize("size", [100, 1000, 200_000, FLOOD])
 async def test_two_full_directions_do_not_wait_for_each_other(pair: Pair, size: int) -> None:
     count = 2 * FLOOD // size
-    for ear in (pair.parent, pair.worker):
-        ear.listen()
-        say(ear.link, *range(count), payload=pattern(size))
-        assert ear.link.congested
-    for ear in (pair.parent, pair.worker):
-        await ear.hears(count)
-        assert ear.chunk_ids == list(range(count))
+    for receiver in (pair.parent, pair.worker):
+        receiver.listen()
+        say(receiver.link, *range(count), payload=pattern(size))
+        assert receiver.link.congested
+    for receiver in (pair.parent, pair.worker):
+        await receiver.receives(count)
+        assert receiver.chunk_ids == list(range(count))
 
 
 async def test_a_peer_that_answers_everything_at_once_does_not_deadlock(pair: Pair) -> None:
     pair.listen()
     pair.worker.act = lambda payload: say(pair.worker.link, 0, payload=bytes(payload))
     count = flood(pair.parent.link, 20_000)
-    await pair.parent.hears(count)
+    await pair.parent.receives(count)
     assert set(pair.parent.payloads) == {pattern(20_000)}
 
 
 @pytest.mark.row("C34")
-async def test_a_saturated_bell_neither_blocks_nor_swallows(pair: Pair) -> None:
+async def test_a_saturated_bell_neither_blocks_nor_loses_a_frame(pair: Pair) -> None:
     if isinstance(pair.end, shm.ShmChildEnd):
-        for ear in (pair.parent, pair.worker):
-            *_, fd = ear.link._bell.fds  # type: ignore[attr-defined]
+        for receiver in (pair.parent, pair.worker):
+            *_, fd = receiver.link._bell.fds  # type: ignore[attr-defined]
             with contextlib.suppress(BlockingIOError):
                 while True:  # an eventfd takes one of these, a pipe its size
                     os.write(fd, (2**64 - 2).to_bytes(8, "little"))
@@ -250,8 +250,8 @@ async def test_a_saturated_bell_neither_blocks_nor_swallows(pair: Pair) -> None:
     for chunk_id in range(10):
         say(pair.parent.link, chunk_id)
         say(pair.worker.link, chunk_id)
-    await pair.worker.hears(10)
-    await pair.parent.hears(10)
+    await pair.worker.receives(10)
+    await pair.parent.receives(10)
 
 
 # -- LINK-4: bounded turns -------------------------------------------------------------------------
@@ -262,14 +262,14 @@ async def test_a_turn_hands_over_a_bounded_batch(pair: Pair, size: int) -> None:
     pair.listen()
     count = max(3 * BATCH_FRAMES, 3 * BATCH_BYTES // size)
     say(pair.parent.link, *range(count), payload=pattern(size))
-    await pair.worker.hears(count)
+    await pair.worker.receives(count)
     await asyncio.sleep(0)
     assert sum(pair.worker.batches) == count
     assert max(pair.worker.batches) <= BATCH_FRAMES
     assert max(pair.worker.batches) * size <= BATCH_BYTES + pipe.BUFFER_SIZE + size
 
 
-async def test_the_loop_breathes_while_a_large_payload_arrives(pair: Pair) -> None:
+async def test_the_loop_runs_other_callbacks_while_a_large_payload_arrives(pair: Pair) -> None:
     pair.listen()
     turns = 0
 
@@ -281,5 +281,5 @@ async def test_the_loop_breathes_while_a_large_payload_arrives(pair: Pair) -> No
 
     asyncio.get_running_loop().call_soon(count_turns)
     say(pair.parent.link, 1, payload=bytes(32 << 20))
-    await pair.worker.hears(1)
+    await pair.worker.receives(1)
     assert turns >= 32

@@ -1,7 +1,7 @@
 """The transport contract: what handlers may do, and links that break, by a handler or by damage.
 
 Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
-rules of aiomultiprocess/transport.py.
+rules of _transport/link.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def test_a_handler_may_send_flush_and_close(pair: Pair) -> None:
 
     pair.worker.act = act
     say(pair.parent.link, *range(10), payload=b"payload")
-    await pair.parent.hears(2)
+    await pair.parent.receives(2)
     for _ in range(5):
         await asyncio.sleep(0)
     assert pair.worker.chunk_ids == [0, 1, 2]
@@ -59,7 +59,7 @@ async def test_a_payload_is_gone_after_its_handler(pair: Pair, size: int) -> Non
     kept: list[memoryview] = []
     pair.worker.act = kept.append
     say(pair.parent.link, 1, payload=pattern(size))
-    await pair.worker.hears(1)
+    await pair.worker.receives(1)
     await asyncio.sleep(0)
     with pytest.raises(ValueError, match="released"):
         bytes(kept[0])
@@ -88,8 +88,8 @@ async def test_a_handler_that_keeps_a_view_of_its_payload_breaks_its_link(pair: 
     await pair.worker.until(lambda: pair.worker.broken)
     assert [type(error) for error in pair.worker.broken] == [BufferError]
     pair.close()
-    assert bytes(kept.pop()) == pattern(100)  # memory outlives the link as long as it is looked at
-    pair.worker.broken.clear()  # a traceback looks at it too
+    assert bytes(kept.pop()) == pattern(100)  # memory outlives the link while a view exists
+    pair.worker.broken.clear()  # a traceback holds a view too
 
 
 async def test_links_may_be_closed_when_they_break(pair: Pair) -> None:
@@ -107,8 +107,8 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
 ) -> None:
     loop = asyncio.new_event_loop()
     pair = Pair(made)
-    for ear in (pair.parent, pair.worker):
-        ear.listen(loop)
+    for receiver in (pair.parent, pair.worker):
+        receiver.listen(loop)
 
     interrupts = iter([KeyboardInterrupt])
 
@@ -126,7 +126,7 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
     pair.worker.act, pair.worker.on_drained = act, on_drained
     say(pair.parent.link, *range(5))
     with pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(pair.worker.hears(6))  # as long as nothing interrupts it
+        loop.run_until_complete(pair.worker.receives(6))  # as long as nothing interrupts it
     asyncio.set_event_loop(loop)
     loop.run_until_complete(pair.worker.until(lambda: ends))
     assert ends == [5]
@@ -155,7 +155,7 @@ def test_keyboard_interrupt_passes_through_the_loop_and_the_link_goes_on(
         b"\xff" * frames.HEADER_SIZE,
     ],
 )
-async def test_a_header_that_nobody_sent_breaks_a_pipe(header: bytes) -> None:
+async def test_a_header_that_no_peer_writes_breaks_a_pipe(header: bytes) -> None:
     pair = Pair(pipe.PipeBackend()).listen()
     pair.parent.link._sock.send(header)  # type: ignore[attr-defined]
     await pair.worker.until(lambda: pair.worker.broken)
@@ -164,7 +164,7 @@ async def test_a_header_that_nobody_sent_breaks_a_pipe(header: bytes) -> None:
     pair.close()
 
 
-async def test_a_length_that_lies_costs_no_memory() -> None:
+async def test_a_false_length_costs_no_memory() -> None:
     pair = Pair(pipe.PipeBackend()).listen()
     header = frames.HEADER.pack(1, 0, 0, 0, 0, 0, 0, frames.MAX_PAYLOAD)
     pair.parent.link._sock.send(header + b"x")  # type: ignore[attr-defined]
@@ -178,7 +178,7 @@ async def test_a_length_that_lies_costs_no_memory() -> None:
 
 @pytest.fixture
 async def spoiled(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Pair, mmap.mmap]]:
-    """A pair of links over a ring, and its memory in the hands of a vandal."""
+    """A pair of links over a ring, and its memory, for a test to damage."""
     backend = select.select("shm").make()
     link, end = backend.create()
     memory = mmap.mmap(end._mapping.fd, 4096 + 2 * shm.CAPACITY)  # type: ignore[attr-defined]

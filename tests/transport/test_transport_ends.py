@@ -1,7 +1,7 @@
 """The transport contract: how links are started, where they run, and how they are closed.
 
 Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
-rules of aiomultiprocess/transport.py.
+rules of _transport/link.py.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ async def test_close_is_idempotent_and_everything_after_it_does_nothing(pair: Pa
     pair.listen()
     pair.worker.link.counter.mark_started(3)
     flood(pair.parent.link)
-    for ear in (pair.parent, pair.worker):
+    for receiver in (pair.parent, pair.worker):
         for _ in range(2):
-            ear.link.close()
-    for ear in (pair.parent, pair.worker):
-        say(ear.link, 1)
-        ear.link.drain_dead()
-        assert not ear.link.congested
+            receiver.link.close()
+    for receiver in (pair.parent, pair.worker):
+        say(receiver.link, 1)
+        receiver.link.drain_dead()
+        assert not receiver.link.congested
     assert pair.parent.link.started == 3
     await asyncio.sleep(0)
     assert pair.worker.frames == []
@@ -111,15 +111,15 @@ def new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop  # type: ignore[no-any-return]
 
 
-def test_uvloop_carries_it_too(
+def test_links_run_on_uvloop_too(
     new_uvloop: Callable[[], asyncio.AbstractEventLoop], made: Backend
 ) -> None:
     async def scenario() -> None:
         pair = Pair(made).listen()
         down = flood(pair.parent.link)
         up = flood(pair.worker.link, 300_000)
-        await pair.worker.hears(down)
-        await pair.parent.hears(up)
+        await pair.worker.receives(down)
+        await pair.parent.receives(up)
         assert pair.worker.chunk_ids == list(range(down))
         assert pair.parent.chunk_ids == list(range(up))
         pair.close()

@@ -1,4 +1,4 @@
-"""Payloads in parts: large segments arrive as the objects they were; nothing is paid in advance.
+"""Payloads in parts: large segments arrive as the types they were; nothing is allocated in advance.
 
 The rules: FRAME-2 to FRAME-4 of _wire/frames.py, LINK-10 of _transport/link.py.
 """
@@ -13,7 +13,7 @@ import pytest
 
 import transport_support
 from aiomultiprocess import _accel
-from aiomultiprocess._pure import buffer_builder as growing_
+from aiomultiprocess._pure import buffer_builder as buffer_builder_
 from aiomultiprocess._wire import assembly as assembly_
 from aiomultiprocess._wire import frames
 from aiomultiprocess._wire.frames import Kind
@@ -22,8 +22,10 @@ from transport_support import FLOOD, Pair, pattern
 made = transport_support.made
 pair = transport_support.pair
 
-GROWINGS = list(
-    {id(grow): grow for grow in (growing_.BufferBuilder, _accel.BufferBuilder)}.values()
+BUILDERS = list(
+    {
+        id(builder): builder for builder in (buffer_builder_.BufferBuilder, _accel.BufferBuilder)
+    }.values()
 )
 
 
@@ -45,7 +47,7 @@ async def test_large_segments_arrive_as_the_bytes_or_bytearrays_they_were(pair: 
         segments = [b"a", big, b"", b"b", memoryview(array), memoryview(array).toreadonly(), big]
         pair.parent.link.send(Kind.CHUNK, chunk_id=size, payload=segments)
         pair.parent.link.flush()
-        await pair.worker.hears(len(kept) + 1)
+        await pair.worker.receives(len(kept) + 1)
         await pair.worker.until(lambda: taken)
         assert taken == [segment for segment in segments if len(segment)]
         assert [type(one) for one in taken] == [bytes] * 3 + [bytearray] + [bytes] * 2
@@ -63,7 +65,7 @@ async def test_a_payload_of_too_many_segments_arrives_as_one_view(pair: Pair) ->
         segments = [pattern(1000, at) for at in range(count)]
         pair.parent.link.send(Kind.CHUNK, payload=segments)
         pair.parent.link.flush()
-        await pair.worker.hears(len(kinds) + 1)
+        await pair.worker.receives(len(kinds) + 1)
         await pair.worker.until(lambda: kinds)
         assert pair.worker.payloads[-1] == b"".join(segments)
     assert kinds == [frames.PayloadParts, memoryview]
@@ -76,20 +78,20 @@ async def test_a_frame_is_what_its_segments_were_when_it_was_sent(pair: Pair, si
     for chunk_id in range(3):
         pair.parent.link.send(Kind.CHUNK, chunk_id=chunk_id, payload=[b"head", memoryview(array)])
         array[:] = pattern(size, chunk_id + 1)
-        array += b"."  # a BufferError if it were still looked at
+        array += b"."  # a BufferError if a view were left
         del array[-1]
     pair.parent.link.flush()
-    await pair.worker.hears(3)
+    await pair.worker.receives(3)
     assert pair.worker.payloads == [b"head" + pattern(size, chunk_id) for chunk_id in range(3)]
 
 
-def test_sizes_of_parts_that_lie_cost_no_memory() -> None:
+def test_false_sizes_of_parts_cost_no_memory() -> None:
     made: list[int] = []
-    for grow in GROWINGS:
+    for builder in BUILDERS:
 
-        def counted(size: int, writable: bool, grow: Any = grow) -> Any:
+        def counted(size: int, writable: bool, builder: Any = builder) -> Any:
             made.append(size)
-            return grow(size, writable)
+            return builder(size, writable)
 
         assembly = assembly_.Assembly(counted)
         fields, half = (1, 0, 0, 0, 0, 0), frames.MAX_PAYLOAD // 2
@@ -102,15 +104,15 @@ def test_sizes_of_parts_that_lie_cost_no_memory() -> None:
         tracemalloc.stop()
         assert peak < 5 * 100 * 100_000
         assert assembly.missing == 2 * half - 10_000_000
-    assert made == [half] * len(GROWINGS)
+    assert made == [half] * len(BUILDERS)
 
 
-@pytest.mark.parametrize("grow", GROWINGS)
+@pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("writable", [False, True])
-def test_what_grows_from_pieces_is_their_sum(grow: Any, writable: bool) -> None:
+def test_a_buffer_that_is_built_from_pieces_is_their_sum(builder: Any, writable: bool) -> None:
     for size in (0, 1, 5000, 1 << 20, (1 << 20) + 1, 30_000_000):
         whole = memoryview(pattern(size))
-        buffer_builder = grow(size, writable)
+        buffer_builder = builder(size, writable)
         for at in range(0, size, 1_000_003):
             assert buffer_builder.missing == size - at
             buffer_builder.add(whole[at : at + 1_000_003])
@@ -122,4 +124,4 @@ def test_what_grows_from_pieces_is_their_sum(grow: Any, writable: bool) -> None:
         if writable:
             taken += b"it grows on"
     with pytest.raises(ValueError, match="missing"):
-        grow(1, writable).take()
+        builder(1, writable).take()

@@ -1,7 +1,7 @@
 """The transport contract between processes, alive and dead.
 
 Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
-rules of aiomultiprocess/transport.py.
+rules of _transport/link.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aiomultiprocess._wire.frames import Kind
 from transport_support import (
     METHODS,
     CountingSelector,
-    Ear,
+    Receiver,
     finished,
     pattern,
     run_counted,
@@ -36,14 +36,14 @@ no_process_outlives_its_test = transport_support.no_process_outlives_its_test
 @pytest.mark.parametrize("method", METHODS)
 async def test_every_start_method_hands_over_the_child_end(made: Backend, method: str) -> None:
     link, end = made.create()
-    ear = Ear(link).listen()
+    receiver = Receiver(link).listen()
     sizes = [0, 10, 5_000, 3_000_000, 1]
     for chunk_id, size in enumerate(sizes):  # before the process exists
         send(link, chunk_id, pattern(size, chunk_id))
     link.flush()
     process = start(method, peers.echo, end)
-    await ear.hears(len(sizes))
-    assert ear.payloads == [pattern(size, chunk_id) for chunk_id, size in enumerate(sizes)]
+    await receiver.receives(len(sizes))
+    assert receiver.payloads == [pattern(size, chunk_id) for chunk_id, size in enumerate(sizes)]
     link.send(Kind.CLOSE)
     link.flush()
     await finished(process)
@@ -51,24 +51,24 @@ async def test_every_start_method_hands_over_the_child_end(made: Backend, method
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_siblings_talk_at_the_same_time(made: Backend, method: str) -> None:
-    ears, processes = [], []
+    receivers, processes = [], []
     for _ in range(2):
         link, end = made.create()
-        ears.append(Ear(link).listen())
+        receivers.append(Receiver(link).listen())
         processes.append(start(method, peers.echo, end))
-    for ear in ears:
-        say(ear.link, *range(300), payload=pattern(3000))
-    for ear in ears:
-        await ear.hears(300)
-        assert ear.chunk_ids == list(range(300))
-    ears[0].link.send(Kind.CLOSE)
-    ears[0].link.flush()
+    for receiver in receivers:
+        say(receiver.link, *range(300), payload=pattern(3000))
+    for receiver in receivers:
+        await receiver.receives(300)
+        assert receiver.chunk_ids == list(range(300))
+    receivers[0].link.send(Kind.CLOSE)
+    receivers[0].link.flush()
     await finished(processes[0])
-    ears[0].link.close()
-    say(ears[1].link, 300)
-    await ears[1].hears(301)  # the end of one worker is nothing to the other
-    ears[1].link.send(Kind.CLOSE)
-    ears[1].link.flush()
+    receivers[0].link.close()
+    say(receivers[1].link, 300)
+    await receivers[1].receives(301)  # the end of one worker does not affect the other
+    receivers[1].link.send(Kind.CLOSE)
+    receivers[1].link.flush()
     await finished(processes[1])
 
 
@@ -78,11 +78,11 @@ async def test_a_worker_keeps_few_descriptors_and_passes_none_on(
 ) -> None:
     others = [made.create() for _ in range(3)]
     link, end = made.create()
-    ear = Ear(link).listen()
+    receiver = Receiver(link).listen()
     process = start(method, peers.count_descriptors, end)
     say(link, 1)
-    await ear.hears(1)
-    before, after, passed_on = map(int, ear.payloads[0].split())
+    await receiver.receives(1)
+    before, after, passed_on = map(int, receiver.payloads[0].split())
     if method == "fork":
         assert after < before  # what it had inherited of four links is gone, even of its siblings
     else:
@@ -128,17 +128,17 @@ def test_the_journal_is_readable_after_sigkill(made: Backend) -> None:
 
 
 @pytest.mark.row("B15", "C32")
-def test_the_dead_are_drained_to_their_last_whole_frame(made: Backend) -> None:
+def test_a_dead_peer_is_drained_to_its_last_whole_frame(made: Backend) -> None:
     loop = asyncio.new_event_loop()
     link, end = made.create()
-    ear = Ear(link).listen(loop)
+    receiver = Receiver(link).listen(loop)
     process = start("spawn", peers.publish_and_die, end, 200)
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
     link.drain_dead()  # all at once: the loop has not run at all
-    assert ear.payloads == [b"x" * chunk_id for chunk_id in range(200)]
-    assert ear.broken == []
-    say(link, *range(5000), payload=pattern(1000))  # to nobody
+    assert receiver.payloads == [b"x" * chunk_id for chunk_id in range(200)]
+    assert receiver.broken == []
+    say(link, *range(5000), payload=pattern(1000))  # to no reader
     loop.run_until_complete(asyncio.sleep(0))
     link.close()
     loop.close()
@@ -148,16 +148,16 @@ def test_the_dead_are_drained_to_their_last_whole_frame(made: Backend) -> None:
 def test_a_dead_peer_causes_no_busy_loop(made: Backend) -> None:
     async def scenario(selector: CountingSelector) -> None:
         link, end = made.create()
-        ear = Ear(link).listen()
+        receiver = Receiver(link).listen()
         process = start("spawn", peers.publish_and_die, end, 10)
-        await ear.hears(10)
+        await receiver.receives(10)
         await asyncio.to_thread(process.join, 20)
         for _ in range(50):
             await asyncio.sleep(0)
         before = selector.wakeups
         await asyncio.sleep(0.1)  # nothing is to happen
         assert selector.wakeups - before <= 2
-        assert ear.broken == []
+        assert receiver.broken == []
         link.close()
         process.close()
 

@@ -1,7 +1,7 @@
-"""The transport contract: nothing polls, nobody is woken for nothing, and no wake-up is lost.
+"""The transport contract: nothing polls, no wake-up is needless, and none is lost.
 
 Every backend passes these tests, regardless of how it works inside. LINK-1 ... LINK-10 are the
-rules of aiomultiprocess/transport.py.
+rules of _transport/link.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from aiomultiprocess._transport.link import BATCH_FRAMES, Backend
 from aiomultiprocess._wire.frames import Kind
 from transport_support import (
     CountingSelector,
-    Ear,
     Pair,
+    Receiver,
     finished,
     flood,
     pattern,
@@ -39,12 +39,12 @@ def test_an_idle_pair_makes_no_wake_up(made: Backend) -> None:
         pair = Pair(made).listen()
         say(pair.parent.link, 1, payload=pattern(5000))
         say(pair.worker.link, 2, payload=pattern(500_000))
-        await pair.worker.hears(1)
-        await pair.parent.hears(1)
+        await pair.worker.receives(1)
+        await pair.parent.receives(1)
         for _ in range(5):  # what the traffic left to do, sleep() at the end of a turn, is done
             await asyncio.sleep(0)
         before = selector.wakeups
-        await asyncio.sleep(0.3)  # nothing is to happen, and nothing has no event
+        await asyncio.sleep(0.3)  # nothing is to happen, for which there is no event
         assert selector.wakeups - before <= 2  # to fall asleep, and to wake from it
         pair.close()
 
@@ -70,11 +70,11 @@ def test_a_congested_pair_whose_peer_sleeps_makes_no_wake_up(made: Backend) -> N
 @conftest.FORK_WARNING
 async def test_a_ping_pong_of_sleepers_loses_no_wake_up(made: Backend) -> None:
     link, end = made.create()
-    ear = Ear(link).listen()
+    receiver = Receiver(link).listen()
     process = start("fork", peers.echo, end)
     for done in range(2000):
         say(link, done)
-        await ear.hears(done + 1)
+        await receiver.receives(done + 1)
     link.send(Kind.CLOSE)
     link.flush()
     await finished(process)
@@ -84,13 +84,13 @@ async def test_a_ping_pong_of_sleepers_loses_no_wake_up(made: Backend) -> None:
 def test_a_stream_wakes_its_reader_less_than_once_in_twenty_frames(made: Backend) -> None:
     async def scenario(selector: CountingSelector) -> None:
         link, end = made.create()
-        ear = Ear(link).listen()
+        receiver = Receiver(link).listen()
         process = start("fork", peers.stream, end, 20_000, 50)
-        await ear.hears(1)
+        await receiver.receives(1)
         before = selector.wakeups
-        await ear.hears(20_000)
+        await receiver.receives(20_000)
         assert (selector.wakeups - before) * 20 < 20_000
-        assert ear.chunk_ids == list(range(20_000))
+        assert receiver.chunk_ids == list(range(20_000))
         say(link, 0)
         await finished(process)
         link.close()
@@ -116,7 +116,7 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
         nonlocal sent
         if len(pair.parent.frames) == BATCH_FRAMES:  # the turn ends with this one, to be continued
             sent = flood(parent)
-            if isinstance(parent, shm.ShmLink):  # a socket tells of room as long as there is any
+            if isinstance(parent, shm.ShmLink):  # a socket reports room as long as there is any
                 loop = asyncio.get_running_loop()
                 loop.call_soon(make_room)
                 loop.call_soon(parent._listener._rung)  # before the continuation
@@ -124,7 +124,7 @@ async def test_room_that_is_announced_while_a_turn_is_continued_is_used(pair: Pa
     pair.parent.act = fill_up
     say(worker, *range(2 * BATCH_FRAMES))
     await pair.worker.until(lambda: sent and len(pair.worker.frames) == sent)
-    await pair.parent.hears(2 * BATCH_FRAMES)
+    await pair.parent.receives(2 * BATCH_FRAMES)
 
 
 async def test_frames_of_one_flush_arrive_in_one_batch(pair: Pair) -> None:
@@ -135,7 +135,7 @@ async def test_frames_of_one_flush_arrive_in_one_batch(pair: Pair) -> None:
         await asyncio.sleep(0)
     assert pair.worker.frames == []
     pair.parent.link.flush()
-    await pair.worker.hears(50)
+    await pair.worker.receives(50)
     await asyncio.sleep(0)
     assert pair.worker.batches == [50]
 
@@ -146,7 +146,7 @@ async def test_a_batch_rings_the_bell_once(pair: Pair) -> None:
     if isinstance(pair.parent.link, shm.ShmLink):
         for done in (1, 2, 3):
             say(pair.parent.link, *range(20))
-            say(pair.parent.link, *range(20))  # nobody sleeps: nobody is rung
+            say(pair.parent.link, *range(20))  # no reader sleeps, so no bell is rung
             assert pair.parent.link._producer.bells == done
-            await pair.worker.hears(40 * done)
+            await pair.worker.receives(40 * done)
             await asyncio.sleep(0)

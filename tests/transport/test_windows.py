@@ -1,4 +1,4 @@
-"""The fallbacks for Windows, on a system that plays it (as_on_windows.py).
+"""The fallbacks for Windows, on a system that simulates it (as_on_windows.py).
 
 test_transport.py runs the transport contract over them; here they carry whole pools. Nothing of
 this ran on Windows when it was written: there, the suite itself does.
@@ -161,26 +161,26 @@ def link() -> Iterator[tuple[Any, Any]]:
     made.close()
 
 
-def listen(link: Any, loop: asyncio.AbstractEventLoop, heard: Callable[[int], None]) -> None:
-    link.start(loop, lambda *frame: heard(frame[3]), on_room=lambda: None, on_broken=pytest.fail)
+def listen(link: Any, loop: asyncio.AbstractEventLoop, on_chunk: Callable[[int], None]) -> None:
+    link.start(loop, lambda *frame: on_chunk(frame[3]), on_room=lambda: None, on_broken=pytest.fail)
 
 
-def test_the_last_bytes_of_the_dead_are_waited_for(link: tuple[Any, Any]) -> None:
+def test_the_last_bytes_of_a_dead_peer_are_waited_for(link: tuple[Any, Any]) -> None:
     ours, theirs = link
     first, second = (frames.HEADER.pack(Kind.RESULTS, 0, 0, 0, at, 0, 0, 0) for at in (1, 2))
-    first_is_heard, chunk_ids = threading.Event(), []
+    first_has_arrived, chunk_ids = threading.Event(), []
 
     def under_way() -> None:
-        first_is_heard.wait(20)
+        first_has_arrived.wait(20)
         theirs.sendall(second)
         theirs.close()
 
-    def heard(chunk_id: int) -> None:
+    def on_chunk(chunk_id: int) -> None:
         chunk_ids.append(chunk_id)
-        first_is_heard.set()
+        first_has_arrived.set()
 
     loop = asyncio.new_event_loop()
-    listen(ours, loop, heard)
+    listen(ours, loop, on_chunk)
     theirs.setblocking(True)
     theirs.sendall(first)
     late = threading.Thread(target=under_way)
@@ -193,7 +193,7 @@ def test_the_last_bytes_of_the_dead_are_waited_for(link: tuple[Any, Any]) -> Non
     loop.close()
 
 
-def test_a_silent_peer_is_not_waited_for_for_ever(
+def test_the_wait_for_a_silent_peer_is_bounded(
     link: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(windows, "LAST_BYTES", 0.01)
@@ -228,7 +228,7 @@ def test_small_frames_do_not_wait_for_acknowledgements(link: tuple[Any, Any]) ->
     assert ours._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-def test_a_pair_that_is_refused_leaves_no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_that_is_refused_leaves_no_shared_page(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError("no more sockets")
 
@@ -237,10 +237,10 @@ def test_a_pair_that_is_refused_leaves_no_ledger(monkeypatch: pytest.MonkeyPatch
         windows.WindowsPipeBackend().create()
 
 
-# -- the ledger ------------------------------------------------------------------------------------
+# -- the shared page -------------------------------------------------------------------------------
 
 
-def test_a_ledger_is_found_by_its_name() -> None:
+def test_a_shared_page_is_found_by_its_name() -> None:
     ours = windows.NamedSharedPage.create()
     theirs = windows.NamedSharedPage(ours.name)
     other = windows.NamedSharedPage.create()
@@ -276,13 +276,13 @@ def process() -> Any:
     return process
 
 
-async def test_the_end_of_a_process_is_told_once_by_a_thread(process: Any) -> None:
-    told = asyncio.Event()
+async def test_the_end_of_a_process_is_reported_once_by_a_thread(process: Any) -> None:
+    ended = asyncio.Event()
     calls = []
     watch = exits.Exit(process).watch(
-        asyncio.get_running_loop(), lambda: (calls.append(watch.exitcode), told.set())
+        asyncio.get_running_loop(), lambda: (calls.append(watch.exitcode), ended.set())
     )
-    await told.wait()
+    await ended.wait()
     await asyncio.sleep(0)
     assert calls == [7]
     watch.close()

@@ -1,6 +1,6 @@
 """The codec, in Python and in Cython: both against each other, and against pickle.
 
-What is tested for is told in aiomultiprocess/codec.py; CODEC-1 to CODEC-10 are its invariants.
+The rules: CODEC-1 to CODEC-10 of _pure/codec.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def codec(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.row("C26")
 @settings(max_examples=300)
 @given(ITEMS, st.integers(0, 3), st.sampled_from([1, 2, 30, 64, 1000, 70_000, ALL]))
-def test_both_make_the_same_segments(items: list[Any], start: int, max_bytes: int) -> None:
+def test_both_codecs_make_the_same_segments(items: list[Any], start: int, max_bytes: int) -> None:
     results = [codec.encode_items(items, start, len(items), max_bytes) for codec in CODECS]
     assert all(result == results[0] for result in results)
     segments, count, error = results[0]
@@ -58,7 +58,7 @@ def test_both_make_the_same_segments(items: list[Any], start: int, max_bytes: in
 @pytest.mark.row("C26")
 @settings(max_examples=300)
 @given(ITEMS)
-def test_each_decodes_what_any_encodes_as_pickle_would(items: list[Any]) -> None:
+def test_each_codec_decodes_what_any_codec_encodes_as_pickle_would(items: list[Any]) -> None:
     expected = [shape(pickle.loads(pickle.dumps(item))) for item in items]
     for encoder, decoder in itertools.product(CODECS, repeat=2):
         decoded = decode(decoder, encode(encoder, items), len(items))
@@ -89,7 +89,7 @@ def test_payloads_of_limited_size_make_up_the_whole(items: list[Any], max_bytes:
         assert [shape(item) for item in decoded] == [shape(item) for item in items]
 
 
-def test_the_numbers_of_both_halves_are_the_same() -> None:
+def test_the_tags_of_both_codecs_are_the_same() -> None:
     source = (ROOT / "amp_ext" / "tags.pxd").read_text()
     theirs = {name: int(value) for name, value in re.findall(r"^ +(\w+) = (\d+)$", source, re.M)}
     ours = {name: value for name, value in vars(tags).items() if type(value) is int}
@@ -121,7 +121,7 @@ def test_what_an_item_holds_twice_stays_one_object(codec: Any) -> None:
         assert first == shared
 
 
-def test_a_large_str_met_twice_is_sent_once(codec: Any) -> None:
+def test_a_large_str_that_occurs_twice_is_sent_once(codec: Any) -> None:
     assert len(encode(codec, [["s" * 100_000] * 1000])) < 200_000
 
 

@@ -28,7 +28,7 @@ from codec_support import (
     shape,
 )
 
-#: What the name says it is not: random pickles may do anything, and allocate what they like.
+#: Not a pickle: random pickles may do anything, and allocate what they like.
 NOT_PICKLE = bytes.maketrans(bytes([tags.PICKLE]), bytes([tags.KEY]))
 
 
@@ -43,7 +43,7 @@ SAMPLE = [*NATIVE, {"a": 1, "b": [1, 2, 3, 4]}, {"a": 2, "b": "x" * 300}, *range
 
 
 def outcome(codec: Any, payload: bytes | frames.PayloadParts, count: int) -> Any:
-    """What comes of a payload: the shapes of its values, or "corrupt"; whatever else is raised."""
+    """The result of a payload: the shapes of its values, or "corrupt"; other errors are raised."""
     try:
         decoded = decode(codec, payload, count)
     except codec.CorruptFrameError:
@@ -126,7 +126,7 @@ def long(number: int) -> bytes:
     ],
     ids=lambda payload: payload[:12].hex(),
 )
-def test_what_breaks_the_rules_is_corrupt(codec: Any, payload: bytes) -> None:
+def test_a_payload_that_breaks_the_rules_is_corrupt(codec: Any, payload: bytes) -> None:
     with pytest.raises(codec.CorruptFrameError, match="before byte"):
         codec.decode_items(payload, 1)
 
@@ -201,7 +201,7 @@ def large_segments() -> list[Any]:
     return payload.segments
 
 
-def test_parts_that_are_not_the_encoders_are_corrupt(codec: Any) -> None:
+def test_parts_that_no_encoder_made_are_corrupt(codec: Any) -> None:
     whole = large_segments()
     wrong: list[list[Any]] = [[]]
     for at, segment in enumerate(whole):
@@ -238,7 +238,7 @@ def test_mutated_parts_are_corrupt_or_values_to_both_alike(seed: int) -> None:
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def test_nothing_leaks(codec: Any) -> None:
+def test_encoding_and_decoding_leak_nothing(codec: Any) -> None:
     shared = [1, 2]
     items = [*SAMPLE, [shared, shared], Plain(1), failing_load(ValueError), bytes(70_000)]
     payload = encode(codec, items)

@@ -1,6 +1,6 @@
 """Codecs, journals and buffers while memory is refused: CODEC-4, CODEC-10, RESULTS-2.
 
-All of it happens in processes of their own, as what is tested for is that they do not crash.
+Each test runs in a process of its own, because the failure it looks for is a crash.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ for large in ("x" * (40 * MIB), [0.5] * (8 * MIB), codec_support.Plain("x" * (40
         except MemoryError:
             print("refused")
     assert writer.append("after")
-ident, offset, count, payload = writer.take()
+chunk_id, offset, count, payload = writer.take()
 assert other.decode_items(joined(payload), count) == (["before", "after"] * 3, None)
 assert [entry.items for entry in read(memoryview(memory))] == [6]
 """,
@@ -252,7 +252,7 @@ for at in range(len(values) + 1):
 
 
 @pytest.mark.parametrize("writable", [False, True])
-def test_what_grows_from_pieces_survives_the_refusal_of_any_allocation(
+def test_a_buffer_builder_survives_the_refusal_of_any_allocation(
     name: str, writable: bool, tmp_path: Path, refusals: None
 ) -> None:
     out = run(

@@ -27,7 +27,7 @@ class Collections:
     def __init__(self, call, every):
         self.call, self.every, self.inside, self.count = call, every, False, 0
         self.kept = []
-    def hear(self, phase, info):
+    def on_collection(self, phase, info):
         self.kept.append(info)  # or the next dict would be made of it, without an allocation
         if not self.inside:
             self.inside = True
@@ -35,12 +35,12 @@ class Collections:
             self.call()
             self.inside = False
     def __enter__(self):
-        gc.callbacks.append(self.hear)
+        gc.callbacks.append(self.on_collection)
         gc.set_threshold(self.every)
         return self
     def __exit__(self, *error):
         gc.set_threshold(700)
-        gc.callbacks.remove(self.hear)
+        gc.callbacks.remove(self.on_collection)
 """
 
 
@@ -67,7 +67,7 @@ def test_a_container_that_changes_while_it_is_encoded_is_encoded_as_it_was_at_a_
         tmp_path,
         name,
         """
-def new_key(): return "".join(["key ", str(next(numbers))])  # of which nobody else has a reference
+def new_key(): return "".join(["key ", str(next(numbers))])  # with no other reference
 def fresh_dict(): return {new_key(): [new_key()] for _ in range(20)}
 def fresh_list(): return [{new_key(): new_key()} for _ in range(20)]
 def fresh_set(): return {(new_key(),) for _ in range(20)}

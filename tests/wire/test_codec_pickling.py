@@ -1,4 +1,4 @@
-"""Items that the codec pickles: whose failures are whose (CODEC-4), and whose reducers are used."""
+"""Items that the codec pickles: which item fails (CODEC-4), and which reducers are used."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_garbage_in_place_of_a_pickle_is_that_items_failure(codec: Any) -> None:
     assert isinstance(failures[1], ImportError)
 
 
-def test_keyboard_interrupt_is_nobodys_failure(codec: Any) -> None:
+def test_keyboard_interrupt_is_no_items_failure(codec: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         codec.encode_items([1, failing_dump(KeyboardInterrupt)], 0, 2, ALL)
     payload = encode(codec, [1, failing_load(KeyboardInterrupt)])
@@ -134,7 +134,7 @@ class Codec:
 
 
 class Odd:
-    """Cannot be pickled unless somebody registers how."""
+    """Cannot be pickled unless a reducer is registered."""
 
     def __reduce__(self) -> Any:
         raise TypeError("not by itself")
@@ -183,5 +183,5 @@ def test_nothing_of_an_item_is_held_once_it_is_pickled(codec: Any, size: int) ->
     known, buffer = weakref.ref(item), item.buffer
     encode(codec, [item])
     del item
-    buffer.clear()  # BufferError if somebody held a view
+    buffer.clear()  # BufferError if a view were left
     assert known() is None

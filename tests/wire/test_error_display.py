@@ -241,7 +241,7 @@ PROGRAM = """
         'await pool.map(tracebacks.look_up, ["missing"])',
     ],
 )
-def test_a_program_that_ends_by_it_prints_the_remote_traceback_once(
+def test_a_program_that_ends_by_the_error_prints_the_remote_traceback_once(
     tmp_path: Path, call: str
 ) -> None:
     script = run_script(tmp_path, PROGRAM.format(call=call))

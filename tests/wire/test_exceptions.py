@@ -128,7 +128,9 @@ def test_the_raised_error_is_of_the_original_type_too(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", PLAIN, ids=name_of)
-def test_what_must_not_be_raised_here_is_the_cause_of_a_plain_proxy(error: BaseException) -> None:
+def test_an_error_that_must_not_be_raised_here_is_the_cause_of_a_plain_proxy(
+    error: BaseException,
+) -> None:
     proxy = travel(raised(error))
     assert type(proxy) is ProxyException
     assert type(proxy.__cause__) is type(error)
@@ -138,7 +140,7 @@ def test_what_must_not_be_raised_here_is_the_cause_of_a_plain_proxy(error: BaseE
 
 @pytest.mark.row("A6")
 @pytest.mark.parametrize("error", LOST, ids=name_of)
-def test_what_cannot_be_rebuilt_arrives_as_text(error: BaseException) -> None:
+def test_an_error_that_cannot_be_rebuilt_arrives_as_text(error: BaseException) -> None:
     proxy = travel(raised(error))
     assert type(proxy) is ProxyException
     assert proxy.__cause__ is None
@@ -146,7 +148,9 @@ def test_what_cannot_be_rebuilt_arrives_as_text(error: BaseException) -> None:
 
 @pytest.mark.row("A6")
 @pytest.mark.parametrize("cls", errors.UNSEEN)
-def test_what_cannot_be_looked_at_arrives_at_least_as_text(cls: type[BaseException]) -> None:
+def test_an_error_that_cannot_be_inspected_arrives_at_least_as_text(
+    cls: type[BaseException],
+) -> None:
     with errors.ShownAsText():
         for proxy in (travel(cls("x")), travel(raised(cls("x")))):
             assert issubclass(type(proxy), ProxyException)
@@ -155,7 +159,9 @@ def test_what_cannot_be_looked_at_arrives_at_least_as_text(cls: type[BaseExcepti
 
 @pytest.mark.row("A6")
 @pytest.mark.parametrize("cls", errors.UNSEEN)
-def test_what_cannot_be_looked_at_may_be_in_the_chain_of_another(cls: type[BaseException]) -> None:
+def test_an_error_that_cannot_be_inspected_may_be_in_the_chain_of_another(
+    cls: type[BaseException],
+) -> None:
     with errors.ShownAsText():
         for error in (raised(ValueError("bad"), cause=cls("x")), raised_during(cls("x"))):
             proxy = travel(error)
@@ -164,13 +170,13 @@ def test_what_cannot_be_looked_at_may_be_in_the_chain_of_another(cls: type[BaseE
 
 
 @pytest.mark.row("A6")
-def test_of_what_cannot_be_looked_at_there_is_no_more_than_text() -> None:
+def test_an_error_that_cannot_be_inspected_arrives_as_no_more_than_text() -> None:
     with errors.ShownAsText():
         assert type(travel(raised(errors.NoAttributes("x")))) is ProxyException
 
 
 @pytest.mark.parametrize("error", [*COMBINED, *PLAIN, *LOST], ids=name_of)
-def test_str_is_the_traceback_from_there(error: BaseException) -> None:
+def test_str_is_the_remote_traceback(error: BaseException) -> None:
     text = str(travel(raised(error)))
     assert type(error).__name__ in text
     assert "raise error" in text
@@ -199,7 +205,7 @@ def test_the_error_travels_on_from_process_to_process(error: BaseException) -> N
 
 
 @pytest.mark.parametrize("error", COMBINED, ids=name_of)
-def test_it_travels_on_from_whatever_it_is_raised(error: BaseException) -> None:
+def test_the_error_travels_on_whatever_it_is_raised_from(error: BaseException) -> None:
     further = travel(raised(travel(error), cause=KeyError("another")))
     assert type(further.__cause__) is type(error)
 
@@ -230,7 +236,7 @@ def test_a_frozen_dataclass_can_be_raised_and_passed_on(cls: Any) -> None:
         pass_on()
 
 
-def test_slots_and_what_c_keeps_arrive() -> None:
+def test_slots_and_fields_that_c_keeps_arrive() -> None:
     proxy: Any = travel(slotted())
     assert (proxy.errno, proxy.strerror, proxy.filename) == (2, "no such thing", "here")
     assert (proxy.extra, proxy.hidden()) == ("extra", "hidden")
@@ -361,7 +367,7 @@ def test_repr_and_equality_do_not_depend_on_the_original() -> None:
     assert len({proxy}) == 1
 
 
-async def test_it_can_be_raised_through_futures_and_tasks() -> None:
+async def test_the_error_can_be_raised_through_futures_and_tasks() -> None:
     for error in (*COMBINED, *PLAIN):
         future = asyncio.get_running_loop().create_future()
         future.set_exception(travel(raised(error)))

@@ -72,7 +72,7 @@ def results(memory: bytes | bytearray) -> list[tuple[int, int, Any]]:
 
 
 def fill(writer: Any, step: Callable[[tuple[int, int, Any]], object] = lambda _: None) -> None:
-    """Two bursts, an error between them and one after; `step` hears of each before it is put."""
+    """Two bursts, an error between them and one after; `step` is called before each is put."""
     for at, value in enumerate(VALUES):
         if at in (0, 7):
             writer.begin(at, 10)
@@ -84,13 +84,13 @@ def fill(writer: Any, step: Callable[[tuple[int, int, Any]], object] = lambda _:
             assert writer.put(Kind.ERROR, 100 + at, 3, 1, [b"er", b"ror"])
 
 
-def test_what_was_written_is_read(kind: Any) -> None:
+def test_entries_are_read_as_they_were_written(kind: Any) -> None:
     memory, expected = bytearray(SIZE), []
     fill(kind(memoryview(memory)), expected.append)
     assert results(memory) == expected
 
 
-def test_both_write_the_same_bytes() -> None:
+def test_both_journals_write_the_same_bytes() -> None:
     memories = [bytearray(SIZE) for _ in KINDS]
     for kind, memory in zip(KINDS, memories, strict=True):
         fill(kind(memoryview(memory)))
@@ -135,7 +135,9 @@ def test_a_writer_killed_at_any_line_leaves_all_that_it_had_added() -> None:
     assert seen == set(range(len(put) + 1))
 
 
-def test_what_does_not_fit_is_sent_all_the_same_and_said_to_be_missing(kind: Any) -> None:
+def test_a_result_that_does_not_fit_is_sent_all_the_same_and_left_out_of_the_journal(
+    kind: Any,
+) -> None:
     memory = bytearray(128)
     writer = kind(memoryview(memory))
     writer.begin(1, 0)
@@ -165,14 +167,14 @@ def test_bytes_that_are_sent_from_where_they_are_are_not_copied(kind: Any) -> No
 
 @pytest.mark.parametrize("size", [10, tags.SEGMENT_MIN - 1])
 def test_nothing_of_a_value_is_held_once_it_is_written(kind: Any, size: int) -> None:
-    """It is the next item's to use again, and may be much: not for as long as no other comes."""
+    """A value may be large, so it must be freed even while no other item comes."""
     writer = kind(memoryview(bytearray(SIZE)))
     writer.begin(1, 0)
     value = WithBuffer(bytearray(size))
     known, buffer = weakref.ref(value), value.buffer
     writer.append(value)
     del value
-    buffer.clear()  # BufferError if somebody held a view
+    buffer.clear()  # BufferError if a view were left
     assert known() is None
     assert writer.take()[2] == 1
 
@@ -190,7 +192,7 @@ def test_a_value_that_cannot_be_pickled_leaves_nothing(kind: Any) -> None:
     assert [value for _, _, value in results(memory)] == [{"key": 1}, {"key": 2}]
 
 
-def test_after_a_reset_it_is_empty_unless_an_entry_is_open(kind: Any) -> None:
+def test_after_a_reset_a_journal_is_empty_unless_an_entry_is_open(kind: Any) -> None:
     memory = bytearray(SIZE)
     writer = kind(memoryview(memory))
     fill(writer)
@@ -248,7 +250,7 @@ def test_any_bytes_are_entries_or_an_error(data: st.DataObject) -> None:
     assert size <= len(memory) - FIRST
 
 
-def test_the_backend_has_the_best_there_is() -> None:
+def test_the_chosen_journal_is_the_best_available_one() -> None:
     assert _accel.Journal is KINDS[-1]
 
 

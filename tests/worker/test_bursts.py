@@ -1,5 +1,4 @@
-"""How long a worker runs items before it answers (_worker/engine.py, WORKER-4). Without a
-process."""
+"""How long a worker runs items before it answers (WORKER-4). Without a process."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from aiomultiprocess import _accel
 from aiomultiprocess._wire.frames import Kind, Mode
 from aiomultiprocess._worker import engine
 
-LONG, SHORT = 2_000, 100  # microseconds, on both sides of child.BURST
+LONG, SHORT = 2_000, 100  # microseconds, on both sides of BURST_NS
 
 
 class Link:
@@ -42,7 +41,7 @@ class Item:
 
 
 class Starter:
-    """Notes how long it may run; the first item of each chunk becomes a task, if it says so."""
+    """Notes how long it may run; the first item of a chunk becomes a task if it is "suspends"."""
 
     def __init__(self) -> None:
         self.bursts: list[int] = []  # nanoseconds

@@ -1,4 +1,4 @@
-"""Cancelling n calls takes work in proportion to n: counted in lines that the library runs."""
+"""Cancelling n calls takes work in proportion to n, counted in lines that the library runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lines:
 
 
 async def lines_to_cancel(count: int) -> int:
-    """What the parent runs to cancel so many calls that run, and to hear of their ends."""
+    """The lines that the parent runs to cancel so many calls and to receive their ends."""
     async with Meeting() as meeting, Pool(2, childconcurrency=1000) as pool:
         calls = [
             asyncio.ensure_future(pool.apply(workload.meet, (meeting.port, number)))

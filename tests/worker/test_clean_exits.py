@@ -62,7 +62,7 @@ async def test_no_second_request_to_end_cuts_the_hooks_short(tmp_path: Path, end
 
 
 @pytest.mark.row("G59")
-async def test_a_worker_that_is_told_to_end_by_the_system_runs_its_hooks(tmp_path: Path) -> None:
+async def test_a_worker_that_gets_sigterm_runs_its_hooks(tmp_path: Path) -> None:
     path = tmp_path / "said"
     async with Pool(1) as pool:
         pid = await pool.apply(endings.hook, (str(path),))
@@ -210,7 +210,7 @@ async def test_hooks_that_do_not_return_are_cut_off(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.row("G76")
-async def test_idle_threads_of_an_executor_hold_no_exit(caplog: pytest.LogCaptureFixture) -> None:
+async def test_idle_threads_of_an_executor_delay_no_exit(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool(1, maxtasksperchild=2)
     assert await pool.map(endings.use_the_executor, range(4)) == list(range(4))
     workers = list(pool.processes)

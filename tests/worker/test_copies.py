@@ -1,4 +1,4 @@
-"""Copies that items fork: they end where the engine would go on, and with the parent."""
+"""Copies that items fork end where they return to the engine, and with the parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
 ]
 
-ENDED = 1  # the exit code of a copy that came back
+ENDED = 1  # the exit code of a copy that returned to the engine
 WENT_ON = "a copy of a worker, forked by a task that went on in it"
 
 
@@ -31,7 +31,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 @pytest.mark.parametrize("fork", forking.COMES_BACK, ids=name_of)
-async def test_a_copy_ends_where_it_comes_back_and_its_worker_goes_on(
+async def test_a_copy_ends_where_it_returns_to_the_engine_and_its_worker_goes_on(
     fork: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with Pool(1) as pool:
@@ -90,7 +90,7 @@ async def test_a_forked_worker_has_no_copies_either() -> None:
 
 
 @pytest.mark.parametrize("fork", forking.STAYS_AWAY, ids=name_of)
-async def test_a_forked_process_that_does_not_come_back_is_left_alone(
+async def test_a_forked_process_that_does_not_return_to_the_engine_is_left_alone(
     fork: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with Pool(1) as pool:

@@ -68,7 +68,7 @@ WAYS: list[Callable[[int], Any]] = [
 
 @pytest.mark.row("G60")
 @pytest.mark.parametrize("way", WAYS)
-async def test_an_item_that_runs_a_loop_learns_what_to_do(
+async def test_an_item_that_runs_a_loop_gets_an_error_with_the_way_out(
     backend: str, capfd: pytest.CaptureFixture[str], way: Callable[[int], Any]
 ) -> None:
     async with Pool(1) as pool:
@@ -95,7 +95,7 @@ def other_error(n: int) -> Coroutine[Any, Any, int]:
 
 @pytest.mark.row("G60")
 @pytest.mark.parametrize("func", [never_awaited, other_error])
-async def test_a_coroutine_that_a_user_forgets_is_still_complained_of(
+async def test_a_coroutine_that_a_user_never_awaits_still_causes_a_warning(
     backend: str, capfd: pytest.CaptureFixture[str], func: Callable[[int], Any]
 ) -> None:
     async with Pool(1) as pool:

@@ -1,4 +1,4 @@
-"""Items that a starter runs cannot tell that it does: everything is as in a plain task (S1-S8)."""
+"""An item that a starter runs sees what it would see in a plain task (STARTER-1 to STARTER-8)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from starter_support import (
     PAUSES,
     RAISED,
     Worker,
+    comparable,
     in_loop,
     long_pause,
-    told,
 )
 
 loop = starter_support.loop
@@ -36,7 +36,7 @@ kind = starter_support.kind
 worker = starter_support.worker
 
 
-# -- items cannot tell -----------------------------------------------------------------------------
+# -- what an item sees -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_an_item_sees_what_it_would_see_in_a_plain_task(worker: Worker, behave: 
     expected = worker.plainly([(behave, pause) for pause in PAUSES * 2])
     INHERITED.reset(token)
     found = worker.outcomes(behave, PAUSES * 2)
-    assert [told(one) for one in found] == [told(one) for one in expected]
+    assert [comparable(one) for one in found] == [comparable(one) for one in expected]
 
 
 def test_items_of_all_kinds_do_not_see_each_other(worker: Worker) -> None:
@@ -55,7 +55,9 @@ def test_items_of_all_kinds_do_not_see_each_other(worker: Worker) -> None:
     token = INHERITED.set("inherited")
     expected = worker.plainly(todo)
     INHERITED.reset(token)
-    assert [told(one) for one in worker.outcomes(_behave, todo)] == [told(one) for one in expected]
+    assert [comparable(one) for one in worker.outcomes(_behave, todo)] == [
+        comparable(one) for one in expected
+    ]
 
 
 def _behave(item: tuple[Any, Pause]) -> Any:
@@ -90,7 +92,9 @@ def test_a_request_by_aiohttp_is_answered(worker: Worker) -> None:
 @pytest.mark.row("A7")
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("stopper", [SystemExit, KeyboardInterrupt])
-def test_what_stops_a_loop_is_an_outcome(worker: Worker, stopper: Any, pause: Pause) -> None:
+def test_an_exception_that_stops_a_loop_is_an_outcome(
+    worker: Worker, stopper: Any, pause: Pause
+) -> None:
     async def stop(n: int) -> Any:
         kept.append(me())
         await pause()
@@ -98,16 +102,16 @@ def test_what_stops_a_loop_is_an_outcome(worker: Worker, stopper: Any, pause: Pa
 
     kept: list[asyncio.Task[Any]] = []
     found = worker.outcomes(stop, [1, 2])
-    assert [told(one) for one in found] == [(stopper, [n], None, None) for n in ("1", "2")]
+    assert [comparable(one) for one in found] == [(stopper, [n], None, None) for n in ("1", "2")]
     assert [repr(task.exception()) for task in kept] == [repr(error) for _, error in found]
 
 
-def test_what_stops_a_loop_is_an_outcome_of_a_function(worker: Worker) -> None:
+def test_an_exception_that_stops_a_loop_is_an_outcome_of_a_function(worker: Worker) -> None:
     [(_, error)] = worker.outcomes(sys.exit, [3])
     assert repr(error) == "SystemExit(3)"
 
 
-def test_what_stops_a_loop_is_an_outcome_after_a_cancellation(worker: Worker) -> None:
+def test_an_exception_that_stops_a_loop_is_an_outcome_after_a_cancellation(worker: Worker) -> None:
     async def stop(n: int) -> Any:
         asyncio.get_running_loop().call_soon(me().cancel)
         try:
@@ -151,7 +155,7 @@ def test_a_function_is_called_as_the_mode_says(worker: Worker, mode: int, items:
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("kept", [False, True], ids=["", "its task is kept"])
 @pytest.mark.parametrize("cls", UNSEEN)
-def test_an_exception_that_cannot_be_looked_at_is_an_outcome(
+def test_an_exception_that_cannot_be_inspected_is_an_outcome(
     worker: Worker, cls: Any, kept: bool, pause: Pause
 ) -> None:
     async def fail(n: int) -> None:
@@ -171,7 +175,7 @@ def test_an_exception_that_cannot_be_looked_at_is_an_outcome(
                 assert type(error) is cls
 
 
-# -- what becomes of values ------------------------------------------------------------------------
+# -- values of items -------------------------------------------------------------------------------
 
 
 class Cancelling:

@@ -1,4 +1,4 @@
-"""The tasks of items: one for each, none left, and made by the loop's own factory (S1-S8)."""
+"""The tasks of items: one for each, none left, and made by the loop's own factory (STARTER-1)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from starter_support import (
     EVER,
     PAUSES,
     Worker,
+    comparable,
     no_pause,
     short_pause,
-    told,
 )
 
 loop = starter_support.loop
@@ -45,7 +45,7 @@ def test_a_task_that_was_kept_is_the_items_own_and_done(worker: Worker, pause: P
     found = worker.outcomes(keep, [1, 2, 3])
     assert len(set(kept)) == 3
     assert [_tasks.outcome(task) for task in kept] == found
-    assert [told(one) for one in found] == [1, (ValueError, ["2"], None, None), 3]
+    assert [comparable(one) for one in found] == [1, (ValueError, ["2"], None, None), 3]
 
 
 def test_a_task_known_weakly_ends_with_its_item(worker: Worker) -> None:
@@ -155,7 +155,7 @@ def test_a_suspended_item_can_be_cancelled(worker: Worker) -> None:
         tasks[n].cancel(f"item {n}")
 
     tasks: list[asyncio.Task[Any]] = []
-    found = [told(one) for one in worker.outcomes(wait, [0, 1])]
+    found = [comparable(one) for one in worker.outcomes(wait, [0, 1])]
     assert [(one[0], one[1]) for one in found] == [
         (asyncio.CancelledError, [f"item {n}"]) for n in range(2)
     ]
@@ -167,7 +167,7 @@ def test_an_item_is_not_cancelled_by_the_cancellation_of_another(worker: Worker)
             me().cancel()
         return me().cancelling()
 
-    found = [told(one) for one in worker.outcomes(cancel, list(range(6)))]
+    found = [comparable(one) for one in worker.outcomes(cancel, list(range(6)))]
     assert found[::2] == [0, 0, 0]
     assert [one[0] for one in found[1::2]] == [asyncio.CancelledError] * 3
 
@@ -217,7 +217,7 @@ def test_the_loops_task_factory_makes_the_tasks(worker: Worker, factory: Any, pa
     worker.loop.set_task_factory(factory)
     special = factory is _special
     try:
-        found = [told(one) for one in worker.outcomes(item, [1, 2, 3])]
+        found = [comparable(one) for one in worker.outcomes(item, [1, 2, 3])]
         functions = worker.outcomes(str, [1, 2])
     finally:
         worker.loop.set_task_factory(None)

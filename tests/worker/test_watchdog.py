@@ -20,7 +20,7 @@ BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.watchdog") is no
 needs_extension = pytest.mark.skipif(not BUILT, reason="the extension is not built")
 NATIVE = pytest.param("native", marks=needs_extension)
 SOURCES = ["pidfd", "sentinel"] if hasattr(os, "pidfd_open") else ["sentinel"]
-LIMIT = 5.0  # seconds: what DESIGN promises
+LIMIT = 5.0  # seconds
 
 
 @contextmanager
@@ -38,12 +38,12 @@ def family(mode: str, native: str, source: str, method: str) -> Iterator[subproc
 
 
 def orphan(mode: str, native: str, source: str, method: str) -> tuple[bytes, float]:
-    """Kill the parent; what the child still said, and after how many seconds it was gone."""
+    """Kill the parent; what the child printed, and after how many seconds it was gone."""
     with family(mode, native, source, method) as process:
         began = time.monotonic()
         os.kill(process.pid, signal.SIGKILL)
         assert process.stdout is not None
-        said = process.stdout.read()  # to its end: nobody holds the other end any more
+        said = process.stdout.read()  # to its end: no process holds the other end any more
         return said, time.monotonic() - began
 
 

@@ -1,4 +1,4 @@
-"""Functions as workers have received them, and what stands in for those that cannot be had."""
+"""Functions that workers receive, and the stand-ins for those that cannot be unpickled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Failing:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Any]:
-    """Loads a function whose unpickling raises this."""
+    """Load a function whose unpickling raises this."""
 
     def load(error: BaseException) -> Any:
         monkeypatch.setitem(globals(), "RAISED", [error])
@@ -51,25 +51,25 @@ def raised_by(function: Any, *args: Any) -> Any:
     """What a call raises."""
     try:
         function(*args)
-    except BaseException as error:  # noqa: BLE001 - as the stepper does
+    except BaseException as error:  # noqa: BLE001 - as the starter does
         return error
     finally:
         del args  # this frame is in the traceback
     raise AssertionError("it returned")
 
 
-# -- a function that cannot be had (A2, A6) --------------------------------------------------------
+# -- a function that cannot be unpickled (A2, A6) --------------------------------------------------
 
 
 @pytest.mark.row("A2")
-def test_a_function_that_cannot_be_had_has_a_stand_in_that_raises_why() -> None:
+def test_a_function_that_cannot_be_unpickled_has_a_stand_in_that_raises_the_reason() -> None:
     function = functions.load_function(memoryview(UNKNOWN))
     error = raised_by(function, 1)
     assert isinstance(error, ModuleNotFoundError)
 
 
 @pytest.mark.row("A2")
-def test_each_call_of_it_raises_with_the_same_traceback() -> None:
+def test_each_call_of_a_stand_in_raises_with_the_same_traceback() -> None:
     function = functions.load_function(memoryview(UNKNOWN))
 
     def length() -> int:
@@ -79,7 +79,7 @@ def test_each_call_of_it_raises_with_the_same_traceback() -> None:
 
 
 @pytest.mark.row("A2")
-def test_its_traceback_keeps_no_argument_alive() -> None:
+def test_the_traceback_of_a_stand_in_keeps_no_argument_alive() -> None:
     function = functions.load_function(memoryview(UNKNOWN))
 
     def made() -> Argument:
@@ -109,7 +109,7 @@ def test_a_frozen_exception_of_an_import_is_raised_as_it_is(
     # not exceptions: pytest looks at parameters
     [errors.NoCause, errors.NoClass, errors.NoAttributes],
 )
-def test_an_exception_of_an_import_that_cannot_be_looked_at_is_raised_all_the_same(
+def test_an_exception_of_an_import_that_cannot_be_inspected_is_raised_all_the_same(
     load: Callable[[BaseException], Any], cls: type[BaseException]
 ) -> None:
     with errors.ShownAsText():
@@ -119,7 +119,7 @@ def test_an_exception_of_an_import_that_cannot_be_looked_at_is_raised_all_the_sa
             assert same
 
 
-# -- an argument that cannot be had ----------------------------------------------------------------
+# -- an argument that cannot be unpickled ----------------------------------------------------------
 
 
 class LonelyError(Exception):

@@ -1,6 +1,5 @@
-"""How a worker answers items: together (results.py, RESULTS-1), a failure alone (RESULTS-2), and so
-that what has
-finished outlives it (_worker/engine.py, WORKER-6).
+"""How a worker answers items: together (RESULTS-1), a failure alone (RESULTS-2), and so that a
+finished item outlives it (WORKER-6).
 
 Without a process: a worker engine on a loop of its own, over a link that notes what is sent.
 """
@@ -54,7 +53,7 @@ class Link:
         pass
 
     def kept(self) -> list[Sent]:
-        """What the parent would hear from the journal if the worker died now."""
+        """What the parent would read in the journal if the worker died now."""
         entries = journal.read(memoryview(bytes(self.memory)))
         return [(entry.kind, entry.offset, entry.items) for entry in entries]
 
@@ -214,7 +213,7 @@ def test_a_result_that_cannot_be_sent_fails_alone(worker: Worker, at_once: bool)
     assert sent == [(Kind.RESULTS, 0, 2), (Kind.ERROR, 2, 0), (Kind.RESULTS, 3, 1)]
 
 
-def test_nobody_takes_its_entry_from_a_burst(worker: Worker) -> None:
+def test_no_other_chunk_writes_into_the_open_entry_of_a_burst(worker: Worker) -> None:
     """An item that runs the loop from inside lets others end while it is run (RESULTS-1)."""
     refused = []
 
@@ -236,9 +235,9 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
     engine, loop = worker.engine, worker.loop
 
     def inside(what: str) -> str:
-        spare = asyncio.current_task(loop)
-        assert spare is not None
-        asyncio.tasks._leave_task(loop, spare)
+        reusable = asyncio.current_task(loop)
+        assert reusable is not None
+        asyncio.tasks._leave_task(loop, reusable)
         worker.gates["a"].set()
         of_the_turn = len(loop._ready)  # type: ignore[attr-defined]
         for _ in range(8):
@@ -246,7 +245,7 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
             loop._run_once()  # type: ignore[attr-defined]
         for _ in range(of_the_turn):  # the turn we are in has counted them, and asks for as many
             loop.call_soon(lambda: None)
-        asyncio.tasks._enter_task(loop, spare)
+        asyncio.tasks._enter_task(loop, reusable)
         return what
 
     engine._functions[2] = inside
@@ -261,7 +260,7 @@ def test_items_that_end_inside_another_are_answered_after_it(worker: Worker) -> 
 def test_an_item_that_is_cancelled_inside_another_is_answered_once_and_so_are_those_after_it(
     worker: Worker,
 ) -> None:
-    """A CANCEL that is heard within a burst (RESULTS-1) comes too late for the items of that
+    """A CANCEL that arrives within a burst (RESULTS-1) comes too late for the items of that
     burst."""
 
     def item(n: int) -> int:
@@ -302,7 +301,7 @@ def test_an_item_may_let_its_worker_be_terminated_inside_it(
 
 
 @pytest.mark.row("A3")
-def test_an_argument_that_cannot_be_had_fails_though_its_turn_begins_with_no_time_left(
+def test_an_argument_that_cannot_be_unpickled_fails_though_its_turn_begins_with_no_time_left(
     worker: Worker,
 ) -> None:
     called = []
@@ -346,7 +345,7 @@ def test_each_answer_outlives_the_process_before_another_item_runs(worker: Worke
     assert worker.link.kept() == []  # and what was published is not kept twice
 
 
-# -- what nobody foresaw ---------------------------------------------------------------------------
+# -- errors of the engine itself -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["by itself", "inside another"])

@@ -1,8 +1,8 @@
-"""What `python -m aiomultiprocess bench` does: a short look, here, against the standard library.
+"""`python -m aiomultiprocess bench`: a short comparison with the standard library's pools.
 
-The sides take turns, round after round, until the time is used up; what is shown are medians. The
-standard library's pools run the synchronous twins, since they cannot run coroutines, with chunks of
-an eighth of the input. The repository's benchmarks/ has all peers, and more to measure.
+The sides take turns, round after round, until the time is used up; the table shows medians. The
+standard library's pools cannot run coroutines, so they run a synchronous twin of each, in chunks of
+an eighth of the input. benchmarks/ in the repository compares more peers and measures more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def wait_sync(seconds: float) -> None:
 
 
 class Side(Protocol):
-    """One of what is compared, with its pool open."""
+    """One side of the comparison, with its pool open."""
 
     title: str
     coroutines: bool
@@ -115,7 +115,7 @@ class Row(NamedTuple):
 def mapping(
     coroutine: Callable[..., Any], twin: Callable[..., Any], items: Sequence[Any], amount: float
 ) -> Callable[[Side], Awaitable[float]]:
-    """Measures a map: `amount` a second."""
+    """A measure of one map: `amount`, divided by the seconds that the map took."""
 
     async def measure(side: Side) -> float:
         begin = perf_counter()
@@ -151,14 +151,14 @@ def rows() -> list[Row]:
 async def compare(seconds: float) -> tuple[list[Side], list[Row], list[list[list[float]]]]:
     """The sides, the rows, and the figures by row and side."""
     end = perf_counter() + seconds
-    # those that fork come first: a process without threads or a busy loop is what they are used to
+    # the pools that fork come first: they are made to fork a process without threads
     sides: list[Side] = [Multiprocessing(), Executor()]
     table = rows()
     found: list[list[list[float]]] = [[[], [], []] for _ in table]
     try:
         sides.insert(0, Ours())
         for side in sides:
-            await table[0].measure(side)  # every worker has started
+            await table[0].measure(side)  # so that every worker has started
         while True:
             for row, figures in zip(table, found, strict=True):
                 for side, values in zip(sides, figures, strict=True):

@@ -1,4 +1,4 @@
-"""What `python -m aiomultiprocess info` tells: first thing to ask for in a bug report."""
+"""`python -m aiomultiprocess info`: what a bug report should contain first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core import get_context
 
 
 def show() -> int:
-    """Print it; the exit status is 1 if no backend is available."""
+    """Print the table; the exit status is 1 if no backend is available."""
     try:
         selection = select.select()
     except (RuntimeError, ValueError) as error:

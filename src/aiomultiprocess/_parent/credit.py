@@ -1,4 +1,4 @@
-"""Credit: how many tasks one worker may hold. Enough never to run dry, too few to hoard.
+"""Credit: how many tasks one worker may hold, so that it neither runs dry nor hoards tasks.
 
 A worker runs at most `childconcurrency` tasks at once, one in each *slot*. Credit decides how many
 more wait at the worker behind them. That *backlog* is what the worker can start in `HORIZON`
@@ -40,7 +40,7 @@ BURST_US = 2000  # microseconds that a worker may run before it sends results: H
 # would run dry while they travel
 CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
-GROWTH = 16  # one measurement enlarges a backlog at most so many times: the first is short
+GROWTH = 16  # a measurement enlarges a backlog at most by this factor: the first one is short
 
 
 class Pace:

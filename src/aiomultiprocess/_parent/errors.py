@@ -1,7 +1,8 @@
 """The errors that callers get: each names the task, what was wrong and the way out.
 
-The queue (queue.py) explains errors that a task's own code did not raise, the engine a worker that
-did not start, and sources and routers what code of the user's raised in the parent.
+The queue (queue.py) calls this module for errors that a task's own code did not raise, the
+supervisor (supervisor.py) for a worker that did not start, and sources and routers (sources.py,
+routing.py) for what the user's code raised in the parent.
 """
 
 from __future__ import annotations
@@ -130,13 +131,13 @@ def _shown(owner: TaskOwner, item: Any) -> str:
 
 
 def _item(owner: TaskOwner, handle: Any) -> str:
-    """How messages name what a task is called with."""
+    """The name, in messages, of what a task is called with."""
     what = f"item {handle}" if isinstance(handle, int) else "an argument"
     return f"{what} of a call of {owner.function.label}"
 
 
 def _task(owner: TaskOwner, handle: Any) -> str:
-    """How messages name a task: one of a map by its item, an `apply` by its function."""
+    """The name of a task in messages: of a map, its item; of an `apply`, its function."""
     return _item(owner, handle) if isinstance(handle, int) else owner.function.label
 
 
@@ -150,7 +151,7 @@ def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
 
 
 def load_error(payload: Any) -> BaseException | exceptions.Failure:
-    """The exception of an item, or MemoryError if it does not fit into memory here."""
+    """The exception in a payload, or MemoryError if it does not fit into memory here."""
     try:
         return exceptions.load_answer(as_bytes(payload), _accel.loads)
     except MemoryError as error:
@@ -159,7 +160,7 @@ def load_error(payload: Any) -> BaseException | exceptions.Failure:
         )
 
 
-#: What ends programs. Callbacks let it pass; the loop and its tasks may run on afterwards.
+#: Exceptions that end programs. Callbacks let them pass; the loop may run on afterwards.
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 
 

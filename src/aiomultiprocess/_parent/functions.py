@@ -1,11 +1,11 @@
-"""The functions of a pool: pickled once, named by number afterwards.
+"""The functions of a pool: each is pickled once, and later frames name it by its number.
 
 A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
 other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
-change: it is pickled anew for each call of `map`, `starmap` or `apply`, and forgotten with it; so
-is a class method of a builtin type, such as `date.fromisoformat`, which would never be met again.
-In the worker each item gets a copy of such state for itself, as it does of its arguments, unless
-that state cannot change.
+change: it is pickled anew for each call of `map`, `starmap` or `apply`, and dropped with that call.
+So is a class method of a builtin type, such as `date.fromisoformat`: each access makes a new
+object, so the table would never find it again. In the worker, each item gets its own copy of such
+state, as of its arguments, unless that state cannot change.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Function:
 
 
 class FunctionTable:
-    """Finds the `Function` for what a user passed, and refuses what cannot travel."""
+    """Finds the `Function` for what a user passed, and refuses what cannot be pickled."""
 
     def __init__(self, dumps: Callable[[object], bytes]) -> None:
         self._dumps = dumps
         self._ids = itertools.count(1)
-        # by the address of a plain function, as long as that lives: a WeakKeyDictionary takes
+        # by the address of a plain function, while that lives: a WeakKeyDictionary would take
         # several times as long, at every `apply`
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
@@ -88,7 +88,7 @@ class FunctionTable:
 def is_plain(func: object) -> bool:
     """Whether `func` travels by reference and so has no state of its own.
 
-    A method of a builtin object, such as `[].append`, is a builtin function too, but has.
+    A method of a builtin object, such as `[].append`, is a builtin function too, but has state.
     """
     if isinstance(func, types.BuiltinFunctionType):
         return func.__self__ is None or isinstance(func.__self__, types.ModuleType | type)
@@ -96,12 +96,12 @@ def is_plain(func: object) -> bool:
 
 
 def is_fleeting(func: object) -> bool:
-    """Whether `func` is another object each time that it is asked for: a builtin class method."""
+    """Whether each access to `func` makes a new object: it is a builtin class method."""
     return isinstance(func, types.BuiltinFunctionType) and isinstance(func.__self__, type)
 
 
 def is_immutable(value: object) -> bool:
-    """Whether items may share one copy of `value`: nothing they do to it can show."""
+    """Whether items may share one copy of `value`, because they cannot change it."""
     if isinstance(value, functools.partial):
         parts = (value.func, *value.args, *value.keywords.values())
         return type(value) is functools.partial and all(map(is_immutable, parts))

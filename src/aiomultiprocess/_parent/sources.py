@@ -21,9 +21,9 @@ from .errors import INTERRUPTS, as_exception
 
 T = TypeVar("T")
 
-PULL_SECONDS = 0.004  # for so long an iterator may be pulled ahead of need, which blocks the loop
+PULL_SECONDS = 0.004  # how long one look ahead may pull an iterator, which blocks the loop
 
-#: Texts of errors of an input that was closed or changed after it was passed.
+#: Words in the error of an input that was closed or changed after the user passed it.
 STALE = ("closed", "during iteration")
 READ_LATER = (
     "the input of a map is read as there is room for its items, later than the call: leave it open "
@@ -154,7 +154,7 @@ class IteratorSource:
         return self._ended and not self._pulled
 
     def at_hand(self, n: int) -> int:
-        """Pull ahead, one item and then ever more at a time, for at most `PULL_SECONDS`."""
+        """Pull ahead: one item, then twice as many each time, for at most `PULL_SECONDS`."""
         until, step = monotonic() + PULL_SECONDS, 1
         while len(self._pulled) < n and not self._ended:
             self._pull(min(n, len(self._pulled) + step))
@@ -171,7 +171,7 @@ class IteratorSource:
         return items
 
     def _pull(self, n: int) -> None:
-        """Pull until `n` items wait here; those that came stay if an interrupt strikes."""
+        """Pull until `n` items wait here; an interrupt loses none of those that came."""
         try:
             # extend() keeps the items that came before an exception
             self._pulled.extend(islice(self._iterator, n - len(self._pulled)))
@@ -179,7 +179,7 @@ class IteratorSource:
                 self._end()
         except INTERRUPTS as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                self._end(error)  # it may have struck in the input's code, which is then broken
+                self._end(error)  # it struck in the input's code, which may be broken now
             raise
         except BaseException as error:  # noqa: BLE001 - the input failed: raised at the await
             self._end(error)
@@ -209,7 +209,7 @@ class AsyncSource:
     """An async iterable: a task of ours awaits its items, a bounded number ahead of need."""
 
     left = None
-    AHEAD = 64  # items that wait here at most
+    AHEAD = 64  # the most items that wait here
 
     def __init__(self, iterable: AsyncIterable[Any], on_items: Callable[[], None]) -> None:
         self.error: BaseException | None = None

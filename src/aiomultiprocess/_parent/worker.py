@@ -3,16 +3,15 @@
     launched --READY--> ready --leave(): CLOSE--> leaving --LEAVING--> exiting --> exited
         |                 |                          ^
         |                 +--- end(): SIGTERM, and SIGKILL after the grace period
-        +--- exits before READY: a failed start; the engine decides what that means
+        +--- exits before READY: a failed start (supervisor.py)
 
 POOLWORKER-1  `on_exit` is called once for each launched worker, in its loop, unless `kill_now` came
     first.
 POOLWORKER-2  A worker costs the parent a constant number of descriptors: those of its link, and the
     two by which its exit is noticed (its pidfd and multiprocessing's sentinel).
 POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread
-    that an item has left, or a hook, could hold it for ever. If it takes more than a moment,
-    `on_linger` is
-    called once, so that another worker need not wait for it.
+    that an item has left, or a hook, could hold it for ever. If its exit takes more than a moment,
+    `on_linger` is called once, so that the supervisor can replace it.
 """
 
 from __future__ import annotations

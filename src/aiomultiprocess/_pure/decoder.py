@@ -1,7 +1,6 @@
-"""Payloads to items; the format of a payload and the invariants CODEC-1 to CODEC-10 stand in
-`codec`.
+"""Decodes payloads. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-10.
 
-`amp_ext/decoder.pyx` does the same in Cython; a rule changed here is changed there.
+`amp_ext/decoder.pyx` does the same in Cython: change both together.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from .tags import (
     CorruptFrameError,
 )
 
-#: A payload of up to so many bytes is copied first: bytes are faster to read than a view.
+#: A payload of at most this size is copied first: bytes are faster to read than a view.
 _COPY_MAX: Final = 64 * 1024
 _RUNS: Final = {
     INT8S: ("b", 1),
@@ -46,8 +45,9 @@ def decode_items(
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     """Decode a payload of `count` items.
 
-    Returns as many values, and the failures by their place if there are any: where unpickling
-    raised, the value is None. Raises CorruptFrameError for what no encoder can have made (CODEC-7).
+    Returns `count` values, and a dict of failures by the item's index, or None if all succeeded.
+    The value of an item that failed is None. Raises CorruptFrameError for a payload that no encoder
+    can have made (CODEC-7).
     """
     if isinstance(payload, PayloadParts):
         return _decode(b"", count, payload.segments)
@@ -70,14 +70,15 @@ def _decode(
     try:
         return decoder.items(count)
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
-        # Beyond the end; not UTF-8; not hashable. User code is run in _unpickle only.
+        # a read beyond the end; not UTF-8; not hashable. Only _unpickle runs user code.
         why = str(error)
-    # out here, so that the error's traceback with its views of the payload is not kept (CODEC-8)
+    # raised out here, so that it does not keep the other error, whose traceback has views of the
+    # payload (CODEC-8)
     raise decoder.corrupt(why)
 
 
 class _Missing:
-    """Bytes that did not arrive, for want of memory (CODEC-10): nothing can be read here."""
+    """A segment that did not arrive, for lack of memory (CODEC-10): reading it raises."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -94,8 +95,7 @@ def _no_memory(size: int) -> MemoryError:
 
 
 class _Decoder:
-    """Where we are in one payload: in `data`, or in one of the segments that are not taken
-    (CODEC-8)."""
+    """Reads one payload: `data`, or the segments that do not become values (CODEC-8)."""
 
     def __init__(
         self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()
@@ -103,7 +103,7 @@ class _Decoder:
         self.at = 0
         self._data: Any = data
         self._in_segments = len(segments) > 0
-        self._segments = list(segments)[::-1]  # those to come, the last first
+        self._segments = list(segments)[::-1]  # those not read yet, the last first
         self._behind = 0  # bytes before _data
         self._ahead = sum(map(size_of, segments))  # bytes after it
         self._keys: list[str] = []  # CODEC-6
@@ -121,22 +121,22 @@ class _Decoder:
         if self._segments:
             segment = self._segments[-1]
             if isinstance(segment, int):
-                self._data = _Missing(segment)  # it is ahead for ever
+                self._data = _Missing(segment)  # _ahead still counts its bytes
                 return
             if type(segment) is not bytes:
-                raise self.corrupt("a bytearray where no buffer is")
+                raise self.corrupt("a bytearray that is not a buffer of a pickle")
             self._data = self._segments.pop()
             self._ahead -= len(self._data)
 
     def _take_segment(self, kind: type, size: int) -> Any:
         """The next segment as a value of its own (CODEC-8)."""
         if self.at != len(self._data) or not self._segments:
-            raise self.corrupt(f"{size} bytes that are no segment")
+            raise self.corrupt(f"{size} bytes that are not a segment of their own")
         segment = self._segments.pop()
         if isinstance(segment, int):
             raise _no_memory(segment)
         if type(segment) is not kind or len(segment) != size:
-            raise self.corrupt(f"a segment that is no {kind.__name__} of {size} bytes")
+            raise self.corrupt(f"a segment that is not of type {kind.__name__} with {size} bytes")
         self._behind += size
         self._ahead -= size
         self._go_on()
@@ -151,13 +151,13 @@ class _Decoder:
         try:
             while len(values) < count:
                 self._add_item(values, failures, count)
-        except MemoryError as error:  # what is behind the item cannot be found (CODEC-10)
+        except MemoryError as error:  # the items behind it cannot be found (CODEC-10)
             error = error.with_traceback(None)  # which would keep views of the payload (CODEC-8)
             failures.update(dict.fromkeys(range(len(values), count), error))
             values.extend([None] * (count - len(values)))
         else:
             if self.at != len(self._data) or self._segments:
-                raise self.corrupt("more than the items")
+                raise self.corrupt("bytes after the last item")
         return values, failures or None
 
     def _add_item(self, values: list[Any], failures: dict[int, BaseException], count: int) -> None:
@@ -191,7 +191,7 @@ class _Decoder:
                 return pickle.loads(pickled, buffers=buffers)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # noqa: BLE001 - it ran user code: CODEC-4
+            except BaseException as error:  # noqa: BLE001 - user code ran (CODEC-4)
                 failures[place] = error
                 return None
 
@@ -203,7 +203,7 @@ class _Decoder:
             code, width = _RUNS[tag]
             number = self._number()
             if not 0 < number <= count - len(values):
-                raise self.corrupt(f"a run of {number} among {count}")
+                raise self.corrupt(f"a run of {number} values among {count}")
             at = self._skip(number * width)
             values.extend(struct.unpack_from(f"={number}{code}", self._data, at))
         else:
@@ -249,7 +249,7 @@ class _Decoder:
         return key
 
     def _enter(self, depth: int, least: int) -> int:
-        """How many members a container has."""
+        """Begin a container: check its depth, and return its number of members."""
         if depth >= MAX_DEPTH:
             raise self.corrupt(f"more than {MAX_DEPTH} nested containers")
         count = self._number()
@@ -257,7 +257,7 @@ class _Decoder:
         return count
 
     def _check_count(self, count: int, least: int) -> None:
-        """CODEC-7: no room for more members than there can be."""
+        """CorruptFrameError if the bytes left are too few for `count` members (CODEC-7)."""
         if not 0 <= count * least <= len(self._data) - self.at + self._ahead:
             raise self.corrupt(f"{count} members")
 
@@ -273,7 +273,7 @@ class _Decoder:
         return number if number < LONG_SIZE else self._unpack("=Q", 8)
 
     def _bytes_as(self, kind: type) -> Any:
-        """Size and bytes, as an object of their own."""
+        """Read a size and as many bytes; returns them as an object of their own."""
         size = self._number()
         if size >= SEGMENT_MIN and self._in_segments:
             return self._take_segment(kind, size)
@@ -286,7 +286,7 @@ class _Decoder:
         return data
 
     def _skip(self, size: int) -> int:
-        """Move on by `size` bytes; where they begin."""
+        """Skip `size` bytes; returns where they begin."""
         at = self.at
         if size > len(self._data) - at:
             raise self.corrupt(f"{size} bytes")
@@ -300,12 +300,12 @@ class _Decoder:
 
 
 def _foreign(decoder: _Decoder, _: int) -> NoReturn:
-    raise decoder.corrupt("a tag that has no place there")
+    raise decoder.corrupt("a tag that is not valid there")
 
 
 _Reader: TypeAlias = Callable[[_Decoder, int], Any]
 
-#: By tag, from NONE to PICKLE.
+#: The reader of each tag, from NONE to PICKLE.
 _READERS: Final[tuple[_Reader, ...]] = (
     lambda decoder, _: None,
     lambda decoder, _: False,

@@ -1,7 +1,7 @@
 """What the coroutine of an item's task awaits, and the task itself (`amp_ext.driver` is compiled).
 
 Only the starter uses this module; its theory and rules (STARTER-1 to STARTER-8) are in starter.py.
-`asyncio.Task` does what is not here. An `ItemCoroutine` has two sides: the one that a coroutine
+`asyncio.Task` does the rest. An `ItemCoroutine` has two sides: the one that a coroutine
 uses of what it awaits (`send`, `throw`), and the one that a task uses of the future it waits for
 (`add_done_callback`, `cancel`, `result`).
 """
@@ -69,7 +69,7 @@ class ItemCoroutine:
         self.cancelled = False  # the task was cancelled while it waited at the gate
         #: Arguments of a cancellation in the first step, to be requested again after the adoption.
         self.cancel_message: list[Any] | None = None
-        self.inner = inner  # the item's coroutine; a copy of the worker halts it (copies.py)
+        self.inner = inner  # the item's coroutine; in a forked copy, a `Halted` (copies.py)
         self.number = 0  # of the item, counted over all that this worker started
         #: Gets what the item returns, before anything else can run.
         self.on_value: Callable[[Any], object] | None = None

@@ -1,10 +1,10 @@
-"""Items to payloads; the format of a payload and the invariants CODEC-1 to CODEC-10 stand in
-`codec`.
+"""Encodes items. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-10.
 
-`amp_ext/encoder.pyx` does the same in Cython; a rule changed here is changed there.
+`amp_ext/encoder.pyx` does the same in Cython: change both together.
 
-Code of the user's may run between any two instructions here: a finalizer, a thread, a signal's
-handler. So of what can change, members are put from a copy. The Cython one is never interrupted.
+User code may run between any two instructions here: a finalizer, another thread, a signal handler.
+So the encoder copies a container that can change before it puts the members. Nothing interrupts the
+encoder in Cython.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ _WIDTHS: Final = (
 )
 
 
-#: CODEC-9: how modules end whose reducers share memory, as torch.multiprocessing.reductions.
+#: CODEC-9: the end of the names of modules whose reducers share memory, such as
+#: torch.multiprocessing.reductions.
 SHARING: Final = ".multiprocessing.reductions"
 
 _INTS: Final = tuple((least, Struct(f"=B{code}").pack, tag) for tag, _, code, least in _WIDTHS)
@@ -72,8 +73,8 @@ def encode_items(
 ) -> tuple[list[Segment], int, BaseException | None]:
     """Encode items[start:stop] until the payload has `max_bytes`, an item fails, or all are done.
 
-    At least one item is tried. Returns the payload in segments, how many items are in it, and the
-    failure of the item after them, if that is why it ends there.
+    It tries at least one item. Returns the segments of the payload, the number of items in it, and
+    the failure of the item after them, or None if that did not fail.
     """
     if start < 0:
         raise ValueError(f"start is {start}: items are counted from their beginning")
@@ -91,7 +92,7 @@ def encode_items(
         at += taken
     try:
         return encoder.segments(), at - start, error
-    except MemoryError as failure:  # of bytes there is a copy for a while: too much may be the last
+    except MemoryError as failure:  # `segments` copies bytes: the last item may be too large for it
         encoder.take_back()
         return encoder.segments(), last - start, failure
 
@@ -105,28 +106,27 @@ def dumps(obj: object) -> bytes:
     return file.getvalue()
 
 
-_registered: dict[type, Any] = {}  # what ForkingPickler had when _lasting was made of it
-_lasting: dict[type, Any] = {}
+_registered: dict[type, Any] = {}  # ForkingPickler's reducers, of which _persistent was made
+_persistent: dict[type, Any] = {}
 
 
 def _reducers() -> dict[type, Any]:
-    """What `multiprocessing` would pickle with now, but by value (CODEC-9); looked up late, and so
-    cheap
-    to import.
+    """The reducers that `multiprocessing` uses now, less those that share memory (CODEC-9).
+
+    It imports `multiprocessing.reduction` only when called, so this module is cheap to import.
     """
-    global _lasting, _registered
+    global _persistent, _registered
     from multiprocessing.reduction import ForkingPickler
 
     extra: dict[type, Any] = getattr(ForkingPickler, "_extra_reducers", {})
     if extra != _registered:
-        _lasting = {kind: reduce for kind, reduce in extra.items() if not _shares(kind, reduce)}
+        _persistent = {kind: reduce for kind, reduce in extra.items() if not _shares(kind, reduce)}
         _registered = extra.copy()
-    return {**copyreg.dispatch_table, **_lasting}
+    return {**copyreg.dispatch_table, **_persistent}
 
 
 def _shares(kind: Any, reduce: object) -> bool:
-    """CODEC-9: whether a registered reducer shares memory of this process for what pickles by
-    itself."""
+    """Whether a reducer shares memory, and its type pickles without it too (CODEC-9)."""
     return (getattr(reduce, "__module__", None) or "").endswith(SHARING) and (
         kind.__reduce_ex__ is not object.__reduce_ex__
         or kind.__reduce__ is not object.__reduce__
@@ -143,12 +143,12 @@ class _Encoder:
 
     def __init__(self) -> None:
         self._out = bytearray()
-        # CODEC-8: the whole payload but its last part, which is _out
+        # CODEC-8: all of the payload before its last part, which is _out
         self._done: list[Segment] = []
         self._done_size = 0
         self._keys: dict[str, int] = {}  # CODEC-6
-        self._mark = (0, 0, self._out, 0, 0)  # how all was before the item (CODEC-4)
-        self._met: set[int] = set()  # CODEC-3: by id, of the item that is being encoded
+        self._mark = (0, 0, self._out, 0, 0)  # the state before the item (CODEC-4)
+        self._seen: set[int] = set()  # CODEC-3: ids of objects in the item being encoded
         self._pickler: _ItemPickler | None = None
 
     def size(self) -> int:
@@ -164,7 +164,7 @@ class _Encoder:
         return parts
 
     def _pieces(self, part: bytearray) -> list[bytes]:
-        """What was put together, as bytes; in two if the last item begins in there (CODEC-10)."""
+        """A part as bytes; in two if the last item begins in it and is large (CODEC-10)."""
         _, _, out, cut, _ = self._mark
         if part is not out or not cut or len(part) - cut < SEGMENT_MIN:
             return [bytes(part)] if part else []
@@ -176,7 +176,7 @@ class _Encoder:
     def put_items(
         self, items: Sequence[object], at: int, stop: int
     ) -> tuple[int, BaseException | None]:
-        """Encode the next item, or all of the next run; how many these are, or why it fails."""
+        """Encode the next item or run; returns how many items that were, or 0 and the failure."""
         self.mark()
         try:
             taken = self.put_run(items, at, stop)
@@ -185,13 +185,13 @@ class _Encoder:
                 taken = 1
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - it ran user code: CODEC-4
+        except BaseException as error:  # noqa: BLE001 - user code ran (CODEC-4)
             self.take_back()
             return 0, error
         return taken, None
 
     def _put_item(self, item: object) -> None:
-        self._met.clear()
+        self._seen.clear()
         try:
             self._put(item, 0)
         except _ForeignError:
@@ -199,12 +199,12 @@ class _Encoder:
             self._put_pickle(item)
 
     def mark(self) -> None:
-        """The next item begins here."""
+        """Save the state before the next item."""
         parts, keys = len(self._done), len(self._keys)
         self._mark = parts, self._done_size, self._out, len(self._out), keys
 
     def take_back(self) -> None:
-        """CODEC-4: be as before the item."""
+        """Restore the state before the item (CODEC-4)."""
         parts, self._done_size, self._out, size, key_count = self._mark
         del self._done[parts:], self._out[size:]
         while len(self._keys) > key_count:
@@ -220,7 +220,7 @@ class _Encoder:
             self._put_bytes(view)
         self._put_bytes(pickled)
         pickler.forget()
-        self._pickler = pickler  # one that raised is not used again
+        self._pickler = pickler  # a pickler that raised is not used again
 
     # -- values --------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class _Encoder:
         elif kind is bool:
             self._out.append(TRUE if value else FALSE)
         elif kind is bytes:
-            self._meet(value, len(value) >= SHARED_MIN)
+            self._see(value, len(value) >= SHARED_MIN)
             self._out.append(BYTES)
             self._put_bytes(value)
         elif depth >= MAX_DEPTH:
@@ -246,17 +246,17 @@ class _Encoder:
             self._put_container(kind, value, depth + 1)
 
     def _put_container(self, kind: type, value: Any, depth: int) -> None:
-        """Put one that can change as it is now, whatever a thread or a finalizer makes of it."""
+        """Put a container; of one that can change a copy, as other code may change it meanwhile."""
         if kind is dict:
-            self._meet(value)
+            self._see(value)
             self._put_dict(value, depth)
         elif kind is list or kind is tuple:
-            self._meet(value, kind is list or value)
+            self._see(value, kind is list or value)
             members = [*value] if kind is list else value
             self._put_size(LIST if kind is list else TUPLE, len(members))
             self._put_sequence(members, depth)
         elif kind is set or kind is frozenset:
-            self._meet(value, kind is set or value)
+            self._see(value, kind is set or value)
             members = [*value]
             self._put_size(SET if kind is set else FROZENSET, len(members))
             for member in members:
@@ -264,12 +264,12 @@ class _Encoder:
         else:
             raise _ForeignError("of a type without a tag")
 
-    def _meet(self, value: object, matters: object = True) -> None:
-        """CODEC-3: meet an object of this item, and not a second time."""
+    def _see(self, value: object, matters: object = True) -> None:
+        """Note an object of this item; _ForeignError if the item holds it twice (CODEC-3)."""
         if matters:
-            if id(value) in self._met:
+            if id(value) in self._seen:
                 raise _ForeignError("met twice")
-            self._met.add(id(value))
+            self._seen.add(id(value))
 
     def _put_dict(self, value: dict[Any, Any], depth: int) -> None:
         pairs = {**value}
@@ -282,7 +282,7 @@ class _Encoder:
             self._put(member, depth)
 
     def _put_key(self, key: str) -> None:
-        """CODEC-6."""
+        """Put a key of a dict, or its number if it has one (CODEC-6)."""
         number = self._keys.get(key)
         if number is not None:
             self._out += bytes((KEY, number))
@@ -301,8 +301,7 @@ class _Encoder:
     # -- numbers, text and bytes ---------------------------------------------------------------
 
     def put_run(self, values: Sequence[Any], start: int, stop: int) -> int:
-        """CODEC-5: put the run that begins at `start`; how many values it has, 0 if there is
-        none."""
+        """Put the run that begins at `start`; returns its number of values, or 0 (CODEC-5)."""
         stop = min(stop, len(values))
         if stop - start < RUN_MIN:
             return 0
@@ -333,15 +332,15 @@ class _Encoder:
         self._put_bytes(value.to_bytes(size, sys.byteorder, signed=True))
 
     def _put_str(self, value: str) -> int:
-        """Put a str; how many bytes of UTF-8 it is."""
-        self._meet(value, len(value) >= SHARED_MIN)
+        """Put a str; returns its number of bytes in UTF-8."""
+        self._see(value, len(value) >= SHARED_MIN)
         encoded = value.encode("utf-8", "surrogatepass")
         self._put_size(STR, len(encoded))
         self._out += encoded
         return len(encoded)
 
     def _put_bytes(self, value: bytes | memoryview) -> None:
-        """Put size and bytes, the bytes as a segment of their own if they are many (CODEC-8)."""
+        """Put size and bytes; `SEGMENT_MIN` or more bytes are a segment of their own (CODEC-8)."""
         self._put_number(len(value))
         if len(value) < SEGMENT_MIN:
             self._out += value
@@ -365,12 +364,12 @@ class PayloadBuilder(_Encoder):
     """A payload that is made item by item, as results come in."""
 
     def add(self, item: object) -> bytes | bytearray:
-        """Encode one more item, whatever that takes; its bytes, none if it is not in one piece.
+        """Encode one more item; returns its bytes, or b"" if they are not in one piece.
 
-        Whatever is raised while it is pickled leaves nothing behind (CODEC-4).
+        An exception raised while the item is pickled leaves nothing in the payload (CODEC-4).
         """
         if type(item) is int and not self._done:
-            for least, pack_int, tag in _INTS:  # no more than this, most results are such
+            for least, pack_int, tag in _INTS:  # a short cut: most results are such ints
                 if least <= item < -least:
                     data = pack_int(tag, item)
                     self._out += data
@@ -399,7 +398,7 @@ class _ItemPickler:
         return self._file.getvalue(), self._buffers
 
     def forget(self) -> None:
-        """Be as new. What is held of an item could not be freed, and its buffers not be resized."""
+        """Drop what is left of the item, so that it can be freed and its buffers resized."""
         self._pickler.clear_memo()
         self._buffers.clear()
         self._file.seek(0)
@@ -407,7 +406,7 @@ class _ItemPickler:
 
 
 def _narrowest(run: Sequence[int]) -> tuple[int, str]:
-    """The tag and the format of the narrowest run that holds these."""
+    """The tag and the format of the narrowest run that holds these ints."""
     low, high = min(run), max(run)
     for _, tag, code, least in _WIDTHS[:-1]:
         if least <= low and high < -least:

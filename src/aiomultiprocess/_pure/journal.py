@@ -1,4 +1,7 @@
-"""The worker's side of a journal (`_wire/journal.py`); `amp_ext.journal` in Python."""
+"""The worker's side of a journal: the twin of `amp_ext.journal` in Python.
+
+`_wire/journal.py` has the format, and the rules JOURNAL-1 to JOURNAL-5.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ class Journal:
         self._memory = memory
         self._words = memory.cast("B").cast("Q")
         self._size = len(memory)
-        self._end = self._at = _FIRST  # of the closed entries, and of all
-        self._count = self._items = 0  # items of the open entry: those in it, and all
+        self._end = self._at = _FIRST  # where the closed entries end, and where all entries end
+        self._count = self._items = 0  # of the open entry: items that are in memory, and all
         self._fits = True
         self._payload: PayloadBuilder | None = None  # None: no entry is open
         self._place = (0, 0)
@@ -37,9 +40,9 @@ class Journal:
             self._at = start + _HEAD
 
     def append(self, item: object) -> bool:
-        """Add a result to the open entry; False if it would not outlive this process (JOURNAL-4).
+        """Add a result to the open entry; False if the journal has no room for it (JOURNAL-4).
 
-        What is raised while it is pickled leaves the entry as it was.
+        An exception raised while the result is pickled leaves the entry as it was.
         """
         data = self._open_payload().add(item)
         self._items += 1
@@ -53,9 +56,9 @@ class Journal:
         return self._fits
 
     def take(self) -> tuple[int, int, int, Sequence[Segment]]:
-        """Close the entry: chunk, first item, number of items, and the payload to be sent.
+        """Close the entry; returns chunk, first item, number of items, and the payload to send.
 
-        Where there is no memory for the payload, MemoryError: the entry is closed all the same.
+        MemoryError if there is no memory for the payload; the entry is closed even then.
         """
         payload, self._payload = self._open_payload(), None
         if self._count:
@@ -72,7 +75,7 @@ class Journal:
     def put(
         self, kind: int, chunk_id: int, offset: int, count: int, payload: Sequence[Segment]
     ) -> bool:
-        """Add a whole entry; False if it does not fit, or another is open (JOURNAL-4)."""
+        """Add a whole entry; False if it does not fit, or if an entry is open (JOURNAL-4)."""
         start, length = _aligned(self._end), sum(map(len, payload))
         at = start + _HEAD
         if self._payload is not None or not length or at + length > self._size:
@@ -92,7 +95,7 @@ class Journal:
             self._end = _FIRST
 
     def close(self) -> None:
-        """Release the memory. What is added after that, or meanwhile, goes nowhere."""
+        """Release the memory. Results that are added later, or meanwhile, are dropped."""
         self._payload = None
         self._fits = False
         self._words.release()

@@ -17,8 +17,8 @@ after the adoption, what runs the item's coroutine. A task that waits for a futu
 callback that wakes the task. The starter calls this callback itself, and so steps the task at once,
 without a turn of the loop.
 
-If the loop has a task factory, that makes the tasks of all items that are coroutines. (Except
-asyncio's eager factory: to start tasks eagerly is what a starter does anyway.)
+If the loop has a task factory, it makes the tasks of all items that are coroutines. (Except
+asyncio's eager factory, because a starter itself starts tasks eagerly.)
 
 STARTER-1  An item runs in a real task that is no other item's at that time. The item finds it as a
     new task is: no callbacks, attributes, cancellation requests, references or weak references.
@@ -60,7 +60,7 @@ __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
 _TOUCHED: Final = 4  # ended a burst: the item finished, and left traces on its task (STARTER-3)
 _FACTORY: Final = 5  # ended a burst: the loop's task factory makes the task of a coroutine
 
-#: Types whose values are no awaitables, so that nothing more needs to be checked.
+#: Types whose values are no awaitables, so that `run` checks nothing more.
 _VALUES: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
 
 

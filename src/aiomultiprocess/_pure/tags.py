@@ -1,6 +1,6 @@
-"""What encoder and decoder agree upon: tags and limits. `codec` says what they mean.
+"""Tags and limits that encoder and decoder share. `codec` says what they mean.
 
-`amp_ext/tags.pxd` has the same numbers for the Cython half; a test compares the two.
+`amp_ext/tags.pxd` has the same numbers for Cython; a test compares the two.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ FLOATS: Final = 22
 
 #: The first byte of a size or number that does not fit into one.
 LONG_SIZE: Final = 255
-#: CODEC-3: containers nested deeper go by pickle, and so do str and bytes as long as this if met
-#: twice.
+#: CODEC-3: an item is pickled if it nests containers deeper than MAX_DEPTH, or holds a str or bytes
+#: of this length twice.
 MAX_DEPTH: Final = 32
 SHARED_MIN: Final = 4096
 #: CODEC-5: the shortest run.
 RUN_MIN: Final = 4
-#: CODEC-6: how many keys have numbers, and how long they may be.
+#: CODEC-6: how many keys have numbers, and how many bytes each may have.
 KEY_COUNT: Final = 256
 KEY_SIZE: Final = 64
-#: CODEC-8: bytes as long as this are a segment of their own, uncopied.
+#: CODEC-8: bytes of this size or more are a segment of their own, and are not copied.
 SEGMENT_MIN: Final = 64 * 1024
 
 

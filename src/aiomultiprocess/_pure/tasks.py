@@ -1,8 +1,8 @@
-"""What both starters (`starter`, `amp_ext.starter`) and the worker engine know of `asyncio.Task`.
+"""What both starters (`starter`, `amp_ext.starter`) and the worker engine do with `asyncio.Task`.
 
-Here are the task of an item (`Item`), the makers of its coroutine and of a task that waits at its
-gate (see starter.py), and the outcome of a task. All is called on the loop's thread, in a callback
-of the running loop.
+This module has the task of an item (`Item`), the functions that make its coroutine and a task that
+waits at its gate (see starter.py), and the outcome of a task. Call them on the loop's thread, in a
+callback of the running loop.
 """
 
 from __future__ import annotations
@@ -147,9 +147,10 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
 
 
 def as_coroutine(called: Any) -> Any:
-    """A coroutine that awaits an awaitable of another type; what is not awaitable, as it is.
+    """A coroutine that awaits `called`, or `called` itself if it is not awaitable.
 
-    Such awaitables are futures, generators of `types.coroutine`, and objects with `__await__`.
+    `called` is no coroutine. Other awaitables are futures, generators of `types.coroutine`, and
+    objects with `__await__`.
     """
     return _await(called) if inspect.isawaitable(called) else called
 

@@ -162,7 +162,7 @@ class WorkerEngine:
             self._starter.close()
 
     def abandon(self) -> None:
-        """In a copy of the worker: give up link, journal and items (copies.py, FK1)."""
+        """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
         self._copied = True
         self._results.close()
         self._link.abandon()

@@ -126,7 +126,7 @@ def main(spec: WorkerSpec) -> None:
 
 
 def watch_parent(parent_fd: int | None) -> None:
-    """In a copy of this worker: end with the parent, as the worker does (copies.py, FK3)."""
+    """In a copy of this worker: end with the parent, as the worker does (copies.py, COPY-3)."""
     watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
 
 

@@ -1,19 +1,19 @@
 """Chaos: a steady mixed load on a pool whose workers die at random, and exact accounts of it.
 
-    python -m tests.chaos --seconds 3600 --seed 1        (from the root; `make chaos` does it)
+    python -m tests.project.chaos --seconds 3600 --seed 1    (from the root, or `make chaos`)
 
     load.py, killers.py --> Pool --> tasks.py in workers --> a journal of executions
             |                                                      |
             +--> accounts.py: a journal of outcomes ---------------+--> report.py: the verdict
 
 CHAOS-1  Each task has a number. It must end in exactly one outcome, and be executed exactly once;
-    at most once if its worker died or nobody waited for it; a retried task as often as is allowed.
-CHAOS-2  What was executed is told by the workers' own journal, not by the pool: 8 bytes, appended
+    at most once if its worker died or its caller gave up; a retried task as often as is allowed.
+CHAOS-2  The workers' own journal, not the pool, records what was executed: 8 bytes, appended
     by one system call before the task does anything else, so that SIGKILL finds it whole or absent.
 CHAOS-3  A result names its task, so that one task's result cannot pass for another's.
 CHAOS-4  Both journals are files, read at the end, and so is meter.py's table of samples, so that
     the parent's memory shows only what the pool keeps.
-CHAOS-5  Every death is explained: by a signal that was sent, or a task that was told to end its
+CHAOS-5  Every death has a known cause: a signal that was sent, or a task that was to end its
     worker.
 CHAOS-6  A death costs tasks that were started. A worker may die between the mark and the journal,
     so that each death may cost one that was not executed, but no more.

@@ -1,4 +1,4 @@
-"""The accounts: what was submitted, what became of it, and what was executed."""
+"""The accounts: what was submitted, how it ended, and what was executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aiomultiprocess import ProxyException, WorkerLostError
 from chaos.tasks import EXIT_CODE, Task
 
 FLUSH = 4096  # outcomes kept in memory
-SHOWN = 20  # faults that are told in words
+SHOWN = 20  # faults that are shown in words
 
 #: How a worker that we end may exit; anything else is a fault.
 OUR_EXITS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM, EXIT_CODE}
@@ -40,7 +40,7 @@ MEANING = {
     Outcome.UNSENT: ("an argument that cannot be sent", 0),
     Outcome.WORKER_LOST: ("WorkerLostError", 0),
     Outcome.CANCELLED: ("cancelled or timed out", 0),
-    Outcome.DROPPED: ("nobody read on", 0),
+    Outcome.DROPPED: ("not read to the end", 0),
 }
 
 
@@ -103,7 +103,7 @@ class Verdict:
 
 
 class Accounts:
-    """Numbers tasks, judges what became of them, and keeps a journal of it (CHAOS-4)."""
+    """Numbers tasks, judges how each of them ended, and keeps a journal of it (CHAOS-4)."""
 
     def __init__(self, folder: Path) -> None:
         self.executed = folder / "executed"

@@ -39,7 +39,7 @@ def medians_of(values: Sequence[float]) -> list[float]:
 
 @dataclass
 class Report:
-    """All that a run has to tell."""
+    """All that a run has found."""
 
     verdict: Verdict
     deaths: Counter[str]

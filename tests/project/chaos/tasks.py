@@ -1,4 +1,4 @@
-"""What the workers run: a task notes that it was executed, then does as it was told."""
+"""What the workers run: a task notes that it was executed, then does what its fields say."""
 
 from __future__ import annotations
 
