@@ -1,7 +1,7 @@
-"""The pool: what a user touches.
+"""The public pool: `Pool` and `PoolResult`.
 
-`Pool` checks what it is given and turns each call into a job (job.py) for the engine (engine.py);
-`PoolResult` reads the job's results. Nothing of the transport or the workers shows here.
+`Pool` checks its arguments, and gives the engine (engine.py) a call for each `apply` and a job
+(job.py) for each map. `PoolResult` reads the results of a job. Nothing here knows frames or links.
 """
 
 from __future__ import annotations
@@ -23,15 +23,11 @@ from collections.abc import (
     Sequence,
 )
 from multiprocessing.util import Finalize
-from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
 
 from . import _legacy
 from ._arguments import check_synchronous, checked_sequence, count, natural, whole
-from ._parent.engine import CLOSED, OPEN, Engine
-from ._parent.job import ANOTHER_LOOP, Job, Reader
-from ._parent.sources import source_of
-from ._parent.worker import PoolWorker, WorkerOptions
+from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -42,7 +38,6 @@ from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .types import (
     LoopInitializer,
     PoolTask,
-    PoolTerminatedError,
     ProxyException,
     Queue,
     QueueID,
@@ -52,10 +47,15 @@ from .types import (
     TracebackStr,
 )
 
+if TYPE_CHECKING:
+    from ._parent.engine import Engine
+    from ._parent.job import Job
+    from ._parent.worker import PoolWorker
+
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
 
-# Also what is only imported here, as programs of 0.9.1 import it from here.
+# Includes names that are only imported here: programs of 0.9.1 import them from this module.
 __all__ = [
     "CHILD_CONCURRENCY",
     "MAX_TASKS_PER_CHILD",
@@ -80,14 +80,18 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-NO_LOOP = (
-    "no event loop runs in this thread, and a pool is used in one: call it in a coroutine that "
-    "asyncio.run() runs, or, if the pool's loop runs in another thread, by "
-    "asyncio.run_coroutine_threadsafe(coroutine, loop)"
-)
+
+def __getattr__(name: str) -> object:
+    """`PoolWorker`, at its first use: it needs the engine, which a worker does not."""
+    if name == "PoolWorker":
+        from ._parent.worker import PoolWorker
+
+        return PoolWorker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 _running_loop = asyncio._get_running_loop  # None where none runs
-_process = os.getpid()  # of this process: kept, as to ask for it at every `apply` is not cheap
+_process = os.getpid()  # kept, because to ask for it at every `apply` is slow
 
 
 def _after_fork() -> None:
@@ -99,24 +103,33 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
+    """The coroutine behind `await`: it refers to the pool, not to the `PoolResult` (JOB-5)."""
+    try:
+        return await results
+    except Exception as error:
+        prepare_for_caller(error)
+        raise
+
+
 class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     """The results of one `map` or `starmap`.
 
-    Awaited, it gives the list of all results in the order of the input, or raises the first error.
-    With `async for` it gives each result as soon as it and all before it are ready; the error of an
-    item is raised at its place, and the same iterator may be asked for the next one. Both may be
-    done any number of times, by several tasks. (The input being an iterator, results that were read
-    are dropped after a while; see `Pool.map`.)
+    Awaiting it gives the list of all results in the order of the input, or raises the first error.
+    `async for` gives each result as soon as it and all before it are ready. It raises the error of
+    an item at the item's place; the same iterator can then go on with the next item. Several tasks
+    may do both, any number of times. (If the input is an iterator, results that were read are
+    dropped after a while; see `Pool.map`.)
     """
 
     def __init__(self, pool: Pool, job: Job) -> None:
-        if not isinstance(job, Job):
+        if not hasattr(job, "await_all"):
             raise TypeError(f"a PoolResult is made by map and starmap, not from {job!r}")
         self.pool = pool
         self._job = job
         weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
 
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+    if not TYPE_CHECKING:  # or type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.RESULT)
@@ -130,129 +143,15 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         return await self
 
     def __aiter__(self) -> AsyncGenerator[R, None]:
-        """A reader of its own, with the methods of an async generator: `aclose` releases it.
+        """A new iterator with the methods of an async generator; `aclose` ends it.
 
-        Unlike a generator it goes on after the error of an item.
+        Unlike a generator, it goes on after the error of an item.
         """
-        engine = self.pool._bind()
-        reader = self._job.add_reader()
-        released = weakref.finalize(reader, engine.reader_gone, self._job)
-        released.atexit = False
-        return _ResultIterator(self, reader, released)
+        return self.pool._bind().read(self._job, keep=self)
 
     def results_generator(self) -> AsyncGenerator[R, None]:
         """The same as `aiter(result)`, for `contextlib.aclosing` and programs of 0.9.1."""
         return self.__aiter__()
-
-
-async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
-    """What an `await` waits for: it keeps the pool, but not the `PoolResult` (job.py, JOB-5)."""
-    try:
-        return await results
-    except PoolTerminatedError as error:
-        _end_quietly(error)
-        without_our_frames(error)
-        raise
-    except Exception as error:
-        without_our_frames(error)
-        raise
-
-
-def _end_quietly(error: Exception) -> None:
-    """Keep asyncio from reporting the running task if `error` ends it and nothing awaits it.
-
-    Who leaves a pool with calls under way expects that they end. 0.9.1 said nothing either.
-    """
-    task = asyncio.current_task()
-    if task is not None and type(error) is PoolTerminatedError:  # no subclass: a task raised that
-        task.remove_done_callback(_mark_as_retrieved)
-        task.add_done_callback(_mark_as_retrieved)
-
-
-def _mark_as_retrieved(task: asyncio.Task[Any]) -> None:
-    # not by `exception()`, which would mark another error as well
-    if type(getattr(task, "_exception", None)) is PoolTerminatedError:
-        task.exception()
-
-
-class _ResultIterator(AsyncGenerator[R, None]):
-    """One pass over a PoolResult, which it keeps alive until it ends or is closed.
-
-    0.9.1 had an async generator here. Unlike one, it goes on after the error of an item, and
-    several tasks may wait for a step each; steps under way when it is closed get their results.
-    """
-
-    __slots__ = ("__weakref__", "_reader", "_released", "_result")
-
-    def __init__(
-        self, result: PoolResult[R], reader: Reader, released: Callable[[], object]
-    ) -> None:
-        self._result: PoolResult[R] | None = result
-        self._reader: Reader | None = reader
-        self._released = released
-
-    async def __anext__(self) -> R:
-        reader = self._reader
-        if reader is None:
-            raise StopAsyncIteration
-        try:
-            result: R = await reader.next()
-        except StopAsyncIteration:
-            self._close()
-            raise
-        except PoolTerminatedError as error:
-            _end_quietly(error)
-            without_our_frames(error)
-            raise
-        except Exception as error:
-            without_our_frames(error)
-            raise
-        return result
-
-    async def asend(self, value: None, /) -> R:
-        """The next result; nothing is done with `value`."""
-        if value is not None and self._reader is not None and self._reader.index == 0:
-            raise TypeError("can't send non-None value to a just-started async generator")
-        return await self.__anext__()
-
-    async def athrow(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
-        """Close it and raise the exception, unless it has ended: then do nothing."""
-        if self._reader is not None:
-            self._close()
-            await super().athrow(typ, val, tb)
-
-    async def aclose(self) -> None:
-        """End it: an endless input is pulled no further for it, and its results may be freed."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = self._result = None
-            self._released()
-
-    @property
-    def ag_running(self) -> bool:
-        """Whether a step waits for its result."""
-        return self._reader is not None and self._reader.is_waiting
-
-    @property
-    def ag_suspended(self) -> bool:
-        """Whether it has not ended, and no step waits."""
-        return self._reader is not None and not self._reader.is_waiting
-
-    @property
-    def ag_await(self) -> None:
-        """None: a generator has here what it awaits."""
-
-    @property
-    def ag_frame(self) -> None:
-        """None: there is no frame that stays from one step to the next."""
-
-    @property
-    def ag_code(self) -> CodeType:
-        """The code of a step."""
-        return type(self).__anext__.__code__
 
 
 class Pool:
@@ -260,15 +159,15 @@ class Pool:
 
     Each worker runs an event loop of its own, with up to `childconcurrency` tasks at once. Use it
     as `async with Pool() as pool:`, which ends with `terminate()` and `join()`. A pool may be made
-    before a loop runs; its workers then start with its first use, and it belongs to that loop.
+    before a loop runs; its first use then starts the workers, and binds the pool to the loop.
 
     Arguments:
         processes: number of workers; None or 0 means the CPUs that this process may use.
         initializer: called as `initializer(*initargs)` in each worker before its first task; not a
             coroutine function. If it fails, the pool is broken and its calls raise that error.
-        initargs: what the initializer is called with; None means nothing.
-        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. One that
-            does not exit after that is killed 3 seconds later, and replaced before.
+        initargs: arguments of the initializer; None means no arguments.
+        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. A worker
+            that does not exit then is killed after 3 seconds, and replaced earlier.
         childconcurrency: how many tasks one worker runs at once, at least 1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
@@ -276,13 +175,14 @@ class Pool:
         exception_handler: called in the worker with the exception of each task that fails, also
             with a CancelledError that the task raised by itself; not for a task that is cancelled
             because its caller was, or the pool was terminated.
-        backend: "shm" (shared memory) or "pipe"; None leaves the choice to the environment variable
-            AIOMULTIPROCESS_BACKEND, else to what this machine has.
+        backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
+            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
 
     Raises:
-        ValueError, TypeError: an argument that cannot be; the message names it.
-        RuntimeError: the backend that was asked for is not available, with the reason.
-        OSError: workers cannot be started; at the first use that breaks the pool.
+        ValueError, TypeError: an argument has a wrong value or type; the message names it.
+        RuntimeError: the backend is not available; the message gives the reason.
+        OSError: workers cannot be started. If the first use of the pool starts them, it raises
+            this, and the pool is broken.
     """
 
     def __init__(
@@ -314,7 +214,7 @@ class Pool:
         self.initializer = initializer
         self.initargs = checked_sequence("initargs", initargs)
         self.loop_initializer = loop_initializer
-        # as in 0.9.1, what is too small means the least there is
+        # as in 0.9.1, a number that is too small means the smallest valid one
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
@@ -326,11 +226,11 @@ class Pool:
             self._bind()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """TypeError for a subclass of 0.9.1's times whose overridden methods nothing would call."""
+        """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.POOL_HOOKS)
 
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
+    if not TYPE_CHECKING:  # or type checkers would accept any attribute
 
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.POOL)
@@ -341,7 +241,7 @@ class Pool:
         return self
 
     async def __aexit__(self, *args: object) -> None:
-        """Terminate the pool, and wait until its workers are gone."""
+        """Terminate the pool, and wait until its workers have exited."""
         self.terminate()
         await self.join()
 
@@ -392,23 +292,23 @@ class Pool:
     ) -> Any:
         """Run `func(*args, **kwds)` in a worker and return its result.
 
-        A task that is cancelled while it waits here cancels the call in the worker.
+        If the caller is cancelled while it awaits this, the call in the worker is cancelled too.
 
         Arguments:
             func: a coroutine function or a plain function, importable in the worker.
-            args, kwds: what it is called with.
-            retries: how many times `func` may run again, in another worker, because the one that
-                ran it died; then nothing else runs in that worker beside it. What it did before
-                its worker died is done again. What it raises is its result, and not retried.
+            args, kwds: arguments of `func`.
+            retries: how many times `func` may run again, in another worker, if the worker that ran
+                it dies. It then runs alone in that worker, and repeats what it had done before the
+                death. An exception that it raises is its result, and is not retried.
 
         Raises:
-            ProxyException: what the function raised; also an instance of the original's type where
-                the two can be combined, with the original as its `__cause__`, or as a
-                pickle.PicklingError for a result that cannot be pickled.
+            ProxyException: the function raised an exception. The error is also an instance of that
+                exception's type where the two can be combined, and has it as its `__cause__`. For
+                a result that cannot be pickled, it is a pickle.PicklingError too.
             WorkerLostError: the worker died while it ran the function, and no retry is left.
-            PoolTerminatedError: the pool was terminated first.
+            PoolTerminatedError: the pool was terminated before the call ended.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError, ValueError: func, args, kwds or retries is of a wrong type, or negative.
+            TypeError, ValueError: func, args, kwds or retries has a wrong type, or is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
@@ -429,8 +329,7 @@ class Pool:
             engine.cancel_call(calls, future)
             raise
         except Exception as error:
-            _end_quietly(error)
-            without_our_frames(error)
+            prepare_for_caller(error)
             raise
 
     @overload
@@ -460,13 +359,13 @@ class Pool:
     ) -> PoolResult[Any]:
         """Run `func(item)` in the workers for each item.
 
-        A sequence is copied at the call, and so is any other iterable that is no iterator (a set, a
-        dict, a view of one). An iterator, a generator or an async iterable is read *later than the
-        call* (0.9.1 read it at once), as there is room: some thousands of items ahead of an `async
-        for`, or to its end once the result is awaited. Until then a file or a cursor must stay open
-        and a dict unchanged, and two maps over one iterator share its items. `list(...)` of it is
-        read at once. Of an iterator, results that an `async for` has read stay readable for about
-        65,536 items.
+        A sequence is copied at the call, and so is any other iterable that is not an iterator (a
+        set, a dict, a view of one). An iterator, a generator or an async iterable is read *later
+        than the call* (0.9.1 read it at once), when workers have room: some thousands of items
+        ahead of an `async for`, or to its end once the result is awaited. Until then a file or a
+        cursor must stay open and a dict unchanged, and two maps over one iterator share its items.
+        To have the input read at once, pass `list(...)` of it. If the input is an iterator, results
+        that an `async for` has read stay readable for about 65,536 items.
 
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
@@ -520,15 +419,10 @@ class Pool:
         engine = self._use()
         retries = natural("retries", retries)
         try:
-            function = engine.functions.of(func)
+            job = engine.submit_map(func, mode, iterable, retries)
         except pickle.PicklingError as error:
             without_our_frames(error)
             raise
-        job = Job(
-            func, function, mode, engine.on_more, engine.on_settled, retries, loop=engine.loop
-        )
-        job.open(source_of(iterable, lambda: engine.on_more(job)))
-        engine.submit_job(job)
         return PoolResult(self, job)
 
     # -- the end -------------------------------------------------------------------------------
@@ -536,10 +430,10 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; workers end when every task is done. Wait with `join`.
 
-        A worker that has nothing to do any more has 3 seconds for its exit: threads that tasks have
-        left in it, or hooks, could hold it for ever.
+        A worker that has no more work gets 3 seconds to exit, then it is killed: threads that tasks
+        left in it, or exit hooks, could otherwise hold it for ever.
 
-        Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
         self._check_process()
         self._check_thread("close")
@@ -551,10 +445,10 @@ class Pool:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
         Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
-        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. A task of
-        the program that ends by PoolTerminatedError and is not awaited is not reported.
+        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. If a
+        task of the program ends by PoolTerminatedError and is not awaited, asyncio reports nothing.
 
-        Raises RuntimeError in another thread while the pool's loop runs, or in a forked copy.
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
         self._check_process()
         self._check_thread("terminate")
@@ -563,7 +457,7 @@ class Pool:
             self._engine.terminate()
 
     async def join(self) -> None:
-        """Wait until all workers are gone. Raises RuntimeError unless the pool was closed."""
+        """Wait until all workers have exited. RuntimeError if the pool is still open."""
         self._check_process()
         if not self._closed:
             raise RuntimeError("pool is still open: call close() or terminate() before join()")
@@ -578,7 +472,7 @@ class Pool:
         engine = self._engine
         if (
             engine is None
-            or engine.state is not OPEN
+            or engine.state is not engine.OPEN
             or _process != self._pid
             or _running_loop() is not engine.loop
         ):
@@ -586,7 +480,7 @@ class Pool:
         return engine
 
     def _use_first(self) -> Engine:
-        """The same for what may be the first use, and for what is refused."""
+        """The engine, for a call that may be the first use, or that is refused."""
         if self._closed:
             raise RuntimeError(CLOSED)
         self._check_process()
@@ -602,6 +496,10 @@ class Pool:
         loop = loops.running_loop()
         if loop is None:
             raise RuntimeError(NO_LOOP)
+        # here, because every worker imports this module if the main module names `Pool`
+        from ._parent.engine import Engine
+        from ._parent.worker import WorkerOptions
+
         options = WorkerOptions(
             context=self.context,
             concurrency=self.childconcurrency,
@@ -612,8 +510,8 @@ class Pool:
             exception_handler=self.exception_handler,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
-        # not by weakref: at exit that may come after multiprocessing, which joins all children. The
-        # finalizer of a forgotten pool holds the engine, which does not hold the pool (ENGINE-2)
+        # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
+        # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
@@ -625,7 +523,7 @@ class Pool:
                 raise RuntimeError(NO_LOOP if running is None else ANOTHER_LOOP)
 
     def _check_thread(self, name: str) -> None:
-        """Nothing of the engine may run beside its loop; where that stands still, it may."""
+        """RuntimeError in another thread while the loop runs: the engine is not thread-safe."""
         loop = None if self._engine is None else self._engine.loop
         if loop is not None and loop.is_running() and loops.running_loop() is not loop:
             raise RuntimeError(

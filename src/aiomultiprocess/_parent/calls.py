@@ -35,10 +35,10 @@ class CallQueue:
         self._on_done = on_done
         self._persistent = persistent
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
-        # those that are not settled, with the chunk in which each was sent last (FEED-4)
+        # calls that are not settled, with the chunk in which each was sent last (FEED-4)
         self._open: dict[asyncio.Future[Any], Chunk | None] = {}
         self.expect = self._open.setdefault
-        """Count one more call, which `wait` follows, or a chunk that carries it."""
+        """Count one more call; then either `wait` queues it, or a chunk carries it."""
         self.wait = self._waiting.append
         """Queue a call that is expected: its future, and its arguments and keyword arguments."""
         self._retries: dict[asyncio.Future[Any], int] = {}  # of calls that may run again
@@ -72,7 +72,10 @@ class CallQueue:
 
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
         """Record the chunk in which these calls travel (FEED-4)."""
-        self._open.update(dict.fromkeys(handles, chunk))
+        if len(handles) == 1:  # as in `deliver`
+            self._open[handles[0]] = chunk
+        else:
+            self._open.update(dict.fromkeys(handles, chunk))
 
     def chunk_of(self, future: asyncio.Future[Any]) -> Chunk | None:
         """The chunk in which a call was sent last, None if it was not sent or is settled."""
@@ -113,7 +116,7 @@ class CallQueue:
             self._on_done(self)
 
     def pool_closes(self) -> None:
-        """Be done once all calls are settled: no more will come."""
+        """Call `on_done` once all calls are settled: no more calls will come."""
         self._persistent = False
         if not self._open:
             self._on_done(self)

@@ -10,10 +10,10 @@ replaces those that die (supervisor.py). All of it runs in callbacks of one even
 timed except the grace period of `terminate`, the exit of a worker, and the next attempt at what the
 system has refused.
 
-ENGINE-1  A feed is in `_open` from its first task until its last is settled: closing waits for all.
-    The calls of a plain function stay there while there may be more of them, until the pool closes.
-ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and cleaned
-    up.
+ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
+    for all. The calls of a plain function stay there until the pool closes, as more may come.
+ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
+    workers ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
 from multiprocessing import util
 from typing import Any
@@ -35,15 +36,17 @@ from .._transport.link import Backend
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
+from .callers import CLOSED
 from .calls import CallQueue
 from .functions import FunctionTable
+from .iterators import ResultIterator
 from .job import Job
 from .queue import Queue
 from .routing import RoutedTasks, Router
+from .sources import source_of
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
 
-CLOSED = "pool is closed: it takes no more calls, make another"
 EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
 log = logging.getLogger(__name__)
@@ -56,11 +59,10 @@ class State(Enum):
     TERMINATED = "terminated"
 
 
-OPEN = State.OPEN  # to find an enum's member takes long
-
-
 class Engine:
     """The workers, queues and unfinished tasks of one pool."""
+
+    OPEN = State.OPEN  # found faster than an enum's member
 
     def __init__(
         self,
@@ -132,9 +134,22 @@ class Engine:
         if self.state is not State.OPEN:
             raise RuntimeError(CLOSED)
 
-    def submit_job(self, job: Job) -> None:
-        """Give all tasks of a job to the workers."""
-        if self.state is not OPEN:  # its input was asked for items, and may have ended the pool
+    def submit_map(
+        self,
+        func: Callable[..., Any],
+        mode: Mode,
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        retries: int,
+    ) -> Job:
+        """Give a `map` or `starmap` to the workers."""
+        function = self.functions.of(func)
+        job = Job(func, function, mode, self.on_more, self.on_settled, retries, loop=self.loop)
+        job.open(source_of(iterable, lambda: self.on_more(job)))
+        self._submit_job(job)
+        return job
+
+    def _submit_job(self, job: Job) -> None:
+        if self.state is not self.OPEN:  # reading its input may have ended the pool
             job.source.stop()
             self.check_open()
         if job.done:
@@ -164,7 +179,7 @@ class Engine:
             tid = TaskID(next(self._task_ids))
             queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
             future.add_done_callback(lambda _: self._complete(tid))
-        if self.state is not OPEN:  # code of the user's was run above, and may have ended the pool
+        if self.state is not self.OPEN:  # the scheduler, or pickling, may have ended the pool
             future.cancel()
             self.check_open()
         calls = queue.calls.get(function.id)
@@ -209,6 +224,13 @@ class Engine:
         elif self._only is not None:
             self._only.offer(job)
 
+    def read(self, job: Job, *, keep: object) -> ResultIterator[Any]:
+        """An iterator over the results of a job; it keeps `keep` alive until it ends."""
+        reader = job.add_reader()
+        released = weakref.finalize(reader, self.reader_gone, job)
+        released.atexit = False
+        return ResultIterator(keep, reader, released)
+
     def reader_gone(self, job: Job) -> None:
         """An `async for` over the job's results was dropped; may be called from any thread."""
         if not job.done and self.loop.is_running():
@@ -223,7 +245,7 @@ class Engine:
             self.loop.call_soon_threadsafe(job.drop_unread)
 
     def on_settled(self, source: CallQueue | Job) -> None:
-        """The last task of a feed is settled."""
+        """The last task of a source is settled."""
         self._open.discard(source)
         for queue in self.queues.values():
             queue.forget(source, source.function)

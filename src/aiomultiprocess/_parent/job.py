@@ -32,6 +32,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from .._wire.frames import Mode
+from .callers import ANOTHER_LOOP
 from .errors import INTERRUPTS
 from .feed import Handles
 from .functions import Function
@@ -40,14 +41,8 @@ from .sources import SequenceSource, Source
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
 FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
-STEP_GROWTH = 8  # by which this number grows, as long as frames have room for all
+STEP_GROWTH = 8  # factor by which that number grows while frames have room for all
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
-
-ANOTHER_LOOP = (
-    "this pool belongs to another event loop: make one here, or call it in its own loop by "
-    "asyncio.run_coroutine_threadsafe(coroutine, loop). A program that makes a loop for each call "
-    "(Flask, asgiref) does best with one pool in one loop that runs in a thread"
-)
 
 PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
 FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
@@ -141,7 +136,7 @@ class Job:
         try:
             items = self.source.take(min(n, self._step, self._look_ahead()))
         except INTERRUPTS:
-            if self.source.exhausted:  # the interrupt ended the input, which is not asked again
+            if self.source.exhausted:  # the interrupt ended the input: no later `take` would notice
                 self._end_of_input()
             raise
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
@@ -247,7 +242,7 @@ class Job:
     def await_all(self) -> Coroutine[Any, Any, list[Any]]:
         """The results in input order; raises the first error as soon as one is known."""
         self.want_all()
-        # here, not when the coroutine starts: another await may end before that (JOB-5)
+        # counted now, not when the coroutine starts: another await may end before that (JOB-5)
         self._awaiting += 1
         return self._all_results()
 
@@ -278,6 +273,11 @@ class Job:
             assert self._error_of_the_rest is not None
             raise self._fresh(self._error_of_the_rest)
         return value
+
+    def value_at(self, index: int) -> Any:
+        """The result of one task, or PENDING or FAILED if there is none (yet, or any more)."""
+        at = index - self._base
+        return self._values[at] if 0 <= at < len(self._values) else PENDING
 
     def add_reader(self) -> Reader:
         """A new position for an `async for`, at the first task."""
@@ -326,7 +326,7 @@ class Job:
         return self._bytes / max(1, self._settled) * results
 
     def _drop_read(self, count: int) -> None:
-        # without readers, the last step of a closed one calls this: it drops nothing
+        # the last step of a closed reader may call this when no reader is left: nothing is dropped
         slowest = min((reader.index for reader in self._readers), default=self._base)
         count = min(count, slowest - self._base)
         if count > 0:
@@ -417,8 +417,26 @@ class Reader:
         return self._job.is_waiting(self)
 
     def close(self) -> None:
-        """Stop to hold back what the job drops, and how far it looks ahead."""
+        """Stop limiting which results the job drops, and how far it looks ahead."""
         self._job.drop_reader(self)
+
+    def next_ready(self) -> Any:
+        """The next result, or PENDING if `next` has to be awaited: for an error, say.
+
+        Most results are ready when an `async for` comes to them, and a coroutine costs more than
+        all else here.
+        """
+        index, job = self.index, self._job
+        value = job.value_at(index)
+        if value is PENDING or value is FAILED:
+            return PENDING
+        self.index = index + 1
+        try:
+            job.has_moved(self)
+        except INTERRUPTS:  # raised by the input or a scheduler: the result is read again
+            self.index = index
+            raise
+        return value
 
     async def next(self) -> Any:
         index = self.index

@@ -57,6 +57,7 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
 LEAVING = int(Kind.LEAVING)
+APPLY = Mode.APPLY
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
@@ -226,7 +227,7 @@ class Queue:
         work_is_ample = (
             None if left is None else left > 2 * len(self.workers) * credit.concurrency_seen
         )
-        contended = source.mode is not Mode.APPLY and self._contended_until > monotonic()
+        contended = source.mode is not APPLY and self._contended_until > monotonic()
         room = credit.room(
             link.started, source.function.id, work_is_ample=work_is_ample, contended=contended
         )
@@ -302,8 +303,8 @@ class Queue:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
             worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
-            if isinstance(owner, (CallQueue, RetryTask)):
-                owner.note_chunk(handles, chunk)
+            if owner.mode is APPLY:
+                cast("CallQueue | RetryTask", owner).note_chunk(handles, chunk)
             now = monotonic()
             burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
             credit.send(count, function.id, now, size)

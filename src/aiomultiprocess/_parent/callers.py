@@ -1,0 +1,49 @@
+"""What the callers of a pool see: the texts of refusals, and errors prepared for them.
+
+A worker imports this module if the user's main module imports `Pool`. So it imports only what it
+must.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .._wire.tracebacks import without_our_frames
+from ..types import PoolTerminatedError
+
+CLOSED = "pool is closed: it takes no more calls, make another"
+NO_LOOP = (
+    "no event loop runs in this thread, and a pool needs one: call it in a coroutine that "
+    "asyncio.run() runs, or, if the pool's loop runs in another thread, by "
+    "asyncio.run_coroutine_threadsafe(coroutine, loop)"
+)
+ANOTHER_LOOP = (
+    "this pool belongs to another event loop: make one here, or call it in its own loop by "
+    "asyncio.run_coroutine_threadsafe(coroutine, loop). A program that makes a loop for each call "
+    "(Flask, asgiref) does best with one pool in one loop that runs in a thread"
+)
+
+
+def prepare_for_caller(error: BaseException) -> None:
+    """Prepare an error for the task that waits for it: call it where the error leaves our code."""
+    _end_quietly(error)
+    without_our_frames(error)
+
+
+def _end_quietly(error: BaseException) -> None:
+    """Keep asyncio from reporting the running task if `error` ends it and nothing awaits it.
+
+    A program that leaves a pool with calls under way expects that they end. 0.9.1 reported nothing
+    either.
+    """
+    task = asyncio.current_task()
+    if task is not None and type(error) is PoolTerminatedError:  # a subclass comes from a task
+        task.remove_done_callback(_mark_as_retrieved)
+        task.add_done_callback(_mark_as_retrieved)
+
+
+def _mark_as_retrieved(task: asyncio.Task[Any]) -> None:
+    # not by `exception()`, which would mark another error as well
+    if type(getattr(task, "_exception", None)) is PoolTerminatedError:
+        task.exception()
