@@ -438,7 +438,7 @@ cdef class Encoder:
         return NEW_KEY
 
     cdef int make_keys(self) except -1:
-        self.numbers = {}  # first, because `keys` is what tells that both exist
+        self.numbers = {}  # first, because a `keys` that is set says that both exist
         self.keys = <Keys *>PyMem_Calloc(1, sizeof(Keys))
         if self.keys == NULL:
             raise MemoryError()
