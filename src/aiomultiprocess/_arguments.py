@@ -8,10 +8,41 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import operator
 import reprlib
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import Any, Final, NamedTuple, TypeGuard
+
+
+class TaskOptions(NamedTuple):
+    """What a caller decides about the tasks of one `map` or `apply`."""
+
+    retries: int = 0  # how often a task may run again after its worker died
+    timeout: float | None = None  # seconds that a task may run; None: no limit
+    priority: int = 0  # of the tasks that wait in one queue, the higher go first
+
+
+DEFAULT_OPTIONS: Final = TaskOptions()
+
+
+def task_options(retries: int, task_timeout: float | None, priority: int) -> TaskOptions:
+    """The options of a call, each checked."""
+    if type(retries) is int and not retries and task_timeout is None and priority == 0:
+        return DEFAULT_OPTIONS
+    return TaskOptions(
+        natural("retries", retries),
+        limit("task_timeout", task_timeout),
+        whole("priority", priority),
+    )
+
+
+def limit(name: str, value: float | None) -> float | None:
+    """A positive, finite number of seconds, or None for no limit."""
+    number = seconds(name, value)
+    if number is not None and not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds or None, got {value!r}")
+    return number
 
 
 def count(name: str, value: int | None) -> int:

@@ -10,24 +10,28 @@ import asyncio
 import logging
 import os
 import pickle
-import weakref
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterable,
     Awaitable,
     Callable,
-    Coroutine,
-    Generator,
     Iterable,
     Mapping,
     Sequence,
 )
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from . import _legacy
-from ._arguments import check_synchronous, checked_sequence, count, natural, whole
+from ._arguments import (
+    TaskOptions,
+    check_synchronous,
+    checked_sequence,
+    count,
+    task_options,
+    whole,
+)
 from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
+from ._parent.result import PoolResult
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -49,7 +53,6 @@ from .types import (
 
 if TYPE_CHECKING:
     from ._parent.engine import Engine
-    from ._parent.job import Job
     from ._parent.worker import PoolWorker
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
@@ -101,57 +104,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-async def _keep(pool: Pool, results: Coroutine[Any, Any, list[R]]) -> list[R]:
-    """The coroutine behind `await`: it refers to the pool, not to the `PoolResult` (JOB-5)."""
-    try:
-        return await results
-    except Exception as error:
-        prepare_for_caller(error)
-        raise
-
-
-class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
-    """The results of one `map` or `starmap`.
-
-    Awaiting it gives the list of all results in the order of the input, or raises the first error.
-    `async for` gives each result as soon as it and all before it are ready. It raises the error of
-    an item at the item's place; the same iterator can then go on with the next item. Several tasks
-    may do both, any number of times. (If the input is an iterator, results that were read are
-    dropped after a while; see `Pool.map`.)
-    """
-
-    def __init__(self, pool: Pool, job: Job) -> None:
-        if not hasattr(job, "await_all"):
-            raise TypeError(f"a PoolResult is made by map and starmap, not from {job!r}")
-        self.pool = pool
-        self._job = job
-        weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.RESULT)
-
-    def __await__(self) -> Generator[Any, None, list[R]]:
-        self.pool._check_loop()
-        return _keep(self.pool, self._job.await_all()).__await__()
-
-    async def results(self) -> list[R]:
-        """Wait for all results and return them in the order of the input."""
-        return await self
-
-    def __aiter__(self) -> AsyncGenerator[R, None]:
-        """A new iterator with the methods of an async generator; `aclose` ends it.
-
-        Unlike a generator, it goes on after the error of an item.
-        """
-        return self.pool._bind().read(self._job, keep=self)
-
-    def results_generator(self) -> AsyncGenerator[R, None]:
-        """The same as `aiter(result)`, for `contextlib.aclosing` and programs of 0.9.1."""
-        return self.__aiter__()
 
 
 class Pool:
@@ -270,6 +222,8 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> R: ...
 
     @overload
@@ -280,6 +234,8 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> R: ...
 
     async def apply(
@@ -289,6 +245,8 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> Any:
         """Run `func(*args, **kwds)` in a worker and return its result.
 
@@ -312,14 +270,13 @@ class Pool:
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
-        if type(retries) is not int or retries < 0:
-            retries = natural("retries", retries)
+        options = task_options(retries, task_timeout, priority)
         if type(args) is not tuple:
             args = checked_sequence("args", args)
         if kwds is not None and not isinstance(kwds, Mapping):
             raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
         try:
-            future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, retries)
+            future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, options)
         except pickle.PicklingError as error:
             without_our_frames(error)
             raise
@@ -339,6 +296,8 @@ class Pool:
         iterable: Iterable[T] | AsyncIterable[T],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[R]: ...
 
     @overload
@@ -348,6 +307,8 @@ class Pool:
         iterable: Iterable[T] | AsyncIterable[T],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[R]: ...
 
     def map(
@@ -356,6 +317,8 @@ class Pool:
         iterable: Iterable[Any] | AsyncIterable[Any],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[Any]:
         """Run `func(item)` in the workers for each item.
 
@@ -379,7 +342,8 @@ class Pool:
             ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
-        return self._submit(func, Mode.MAP, iterable, retries)
+        options = task_options(retries, task_timeout, priority)
+        return self._submit(func, Mode.MAP, iterable, options)
 
     @overload
     def starmap(
@@ -388,6 +352,8 @@ class Pool:
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[R]: ...
 
     @overload
@@ -397,6 +363,8 @@ class Pool:
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[R]: ...
 
     def starmap(
@@ -405,21 +373,23 @@ class Pool:
         iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
         *,
         retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
     ) -> PoolResult[Any]:
         """Run `func(*item)` in the workers for each item, itself a sequence; otherwise as `map`."""
-        return self._submit(func, Mode.STAR, iterable, retries)
+        options = task_options(retries, task_timeout, priority)
+        return self._submit(func, Mode.STAR, iterable, options)
 
     def _submit(
         self,
         func: Callable[..., Any],
         mode: Mode,
         iterable: Iterable[Any] | AsyncIterable[Any],
-        retries: int,
+        options: TaskOptions,
     ) -> PoolResult[Any]:
         engine = self._use()
-        retries = natural("retries", retries)
         try:
-            job = engine.submit_map(func, mode, iterable, retries)
+            job = engine.submit_map(func, mode, iterable, options)
         except pickle.PicklingError as error:
             without_our_frames(error)
             raise

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
+from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
 from .feed import Handles
 from .functions import Function
@@ -19,16 +20,30 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
+def call_key(function: Function, options: TaskOptions) -> Hashable:
+    """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
+    if options is DEFAULT_OPTIONS:
+        return function.id
+    return function.id, options.timeout, options.priority
+
+
 class CallQueue:
-    """All waiting `apply` calls of one function; their callers await the handles."""
+    """All waiting `apply` calls of one function and the same options; callers await the handles."""
 
     mode = Mode.APPLY
 
     def __init__(
-        self, function: Function, on_done: Callable[[CallQueue], None], *, persistent: bool = False
+        self,
+        function: Function,
+        on_done: Callable[[CallQueue], None],
+        options: TaskOptions = DEFAULT_OPTIONS,
+        *,
+        persistent: bool = False,
     ) -> None:
         """`on_done` is called when all calls are settled; if `persistent`, once the pool closes."""
         self.function = function
+        self.options = options
+        self.key = call_key(function, options)
         self.queued = False
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""

@@ -31,13 +31,14 @@ from multiprocessing import util
 from typing import Any
 
 from .. import _accel
+from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes import loops
 from .._transport.link import Backend
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .callers import CLOSED
-from .calls import CallQueue
+from .calls import CallQueue, call_key
 from .functions import FunctionTable
 from .iterators import ResultIterator
 from .job import Job
@@ -139,11 +140,11 @@ class Engine:
         func: Callable[..., Any],
         mode: Mode,
         iterable: Iterable[Any] | AsyncIterable[Any],
-        retries: int,
+        options: TaskOptions,
     ) -> Job:
         """Give a `map` or `starmap` to the workers."""
         function = self.functions.of(func)
-        job = Job(func, function, mode, self.on_more, self.on_settled, retries, loop=self.loop)
+        job = Job(func, function, mode, self.on_more, self.on_settled, options, loop=self.loop)
         job.open(source_of(iterable, lambda: self.on_more(job)))
         self._submit_job(job)
         return job
@@ -169,7 +170,7 @@ class Engine:
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwds: dict[str, Any],
-        retries: int = 0,
+        options: TaskOptions = DEFAULT_OPTIONS,
     ) -> tuple[asyncio.Future[Any], CallQueue]:
         """Give one `apply` to the workers: its result, and the calls that it is one of."""
         function = self.functions.of(func)
@@ -182,13 +183,14 @@ class Engine:
         if self.state is not self.OPEN:  # the scheduler, or pickling, may have ended the pool
             future.cancel()
             self.check_open()
-        calls = queue.calls.get(function.id)
+        key = function.id if options is DEFAULT_OPTIONS else call_key(function, options)
+        calls = queue.calls.get(key)
         if calls is None:
-            calls = CallQueue(function, self.on_settled, persistent=function.permanent)
-            queue.calls[function.id] = calls
+            calls = CallQueue(function, self.on_settled, options, persistent=function.permanent)
+            queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
-        if retries:
-            calls.allow(future, retries)
+        if options.retries:
+            calls.allow(future, options.retries)
         queue.call(calls, future, (args, kwds))
         return future, calls
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from .._arguments import TaskOptions
 from .._wire.frames import Mode
 from .functions import Function
 
@@ -37,6 +38,7 @@ class TaskOwner(Protocol):
 
     function: Function
     mode: Mode
+    options: TaskOptions
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         """Take back tasks that no worker has started; they are handed out first (FEED-2)."""

@@ -31,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
 from .callers import ANOTHER_LOOP
 from .errors import INTERRUPTS
@@ -72,13 +73,14 @@ class Job:
         mode: Mode,
         on_more: Callable[[Job], None],
         on_done: Callable[[Job], None],
-        retries: int = 0,
+        options: TaskOptions = DEFAULT_OPTIONS,
         *,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.func = func
         self.function = function
         self.mode = mode
+        self.options = options
         self.router: Routing | None = None  # None: every task goes to the pool's only queue
         self.queued = False
         self.done = False
@@ -86,7 +88,6 @@ class Job:
         self.source: Source = SequenceSource(())
         self._on_more = on_more
         self._on_done = on_done
-        self._retries = retries
         self._returned: deque[tuple[int, Any]] = deque()  # put back: handed out first (FEED-2)
         self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
         self._last = 0  # how many the last `take` returned
@@ -161,7 +162,7 @@ class Job:
         self._returned.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def retries_of(self, handle: int) -> int:
-        return self._retries
+        return self.options.retries
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         base = self._base

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
@@ -67,7 +67,7 @@ class Queue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
-        self.calls: dict[int, CallQueue] = {}  # by the id of their function
+        self.calls: dict[Hashable, CallQueue] = {}  # by their `key`
         self.retry_queue = RetryQueue()
         self._sources: deque[TaskSource] = deque()
         self._loop = loop
@@ -196,8 +196,8 @@ class Queue:
 
         A function with state is pickled for one source; so no later source uses this one.
         """
-        if self.calls.get(function.id) is source:
-            del self.calls[function.id]
+        if isinstance(source, CallQueue) and self.calls.get(source.key) is source:
+            del self.calls[source.key]
         if function.permanent:
             return
         for worker in self.workers:

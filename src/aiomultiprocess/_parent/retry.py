@@ -60,11 +60,21 @@ class RetryTask:
     It passes its result or error on to the owner that it had first.
     """
 
-    __slots__ = ("_losses", "_owner", "_retry_queue", "function", "handle", "item", "mode")
+    __slots__ = (
+        "_losses",
+        "_owner",
+        "_retry_queue",
+        "function",
+        "handle",
+        "item",
+        "mode",
+        "options",
+    )
 
     def __init__(self, retry_queue: RetryQueue, owner: TaskOwner, handle: Any, item: Any) -> None:
         self.function = owner.function
         self.mode = owner.mode
+        self.options = owner.options
         self.handle = handle
         self.item = item
         self._owner = owner

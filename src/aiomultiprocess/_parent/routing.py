@@ -26,6 +26,7 @@ class RoutedTasks:
         self.offer = offer
         self.function = job.function
         self.mode = job.mode
+        self.options = job.options
         self.queued = False
         self.waiting: deque[tuple[int, Any]] = deque()
         self._job = job
