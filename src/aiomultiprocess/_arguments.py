@@ -11,7 +11,7 @@ import inspect
 import math
 import operator
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
 
 
@@ -73,14 +73,22 @@ def whole(name: str, value: int) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
-def check_callable(func: object) -> None:
-    """Raise TypeError, where the user passes it, for a value that no worker can run."""
+def check_callable(func: object, *, generator: bool = False) -> None:
+    """Raise TypeError, where the user passes it, for a value that no worker can run.
+
+    `generator`: whether it is for a stream, which alone can run a generator function.
+    """
     if not callable(func):
         raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
-    if inspect.isasyncgenfunction(func):
+    if generator and is_coroutine_function(func):
         raise TypeError(
-            f"{label_of(func)} is an async generator function and has no single result; "
-            "pass a coroutine function or a plain function"
+            f"{label_of(func)} is a coroutine function and has a single result: use `apply`, or "
+            "pass a generator function or an async generator function"
+        )
+    if not generator and inspect.isasyncgenfunction(func):
+        raise TypeError(
+            f"{label_of(func)} is an async generator function and has no single result: use "
+            "`stream`, or pass a coroutine function or a plain function"
         )
 
 
@@ -125,6 +133,15 @@ def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
             f"{name} must be a sequence of arguments, not {shown}: pass ({shown},) for one argument"
         )
     return tuple(values)
+
+
+def checked_mapping(name: str, values: object) -> dict[str, Any]:
+    """The keyword arguments of a function, as a dict; None means no arguments."""
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} must be a mapping of keyword arguments, got {values!r}")
+    return dict(values)
 
 
 def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:

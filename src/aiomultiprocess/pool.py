@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from . import _legacy
 from ._arguments import (
+    DEFAULT_OPTIONS,
     TaskOptions,
+    check_callable,
     check_synchronous,
+    checked_mapping,
     checked_sequence,
     count,
     task_options,
@@ -32,6 +35,7 @@ from ._arguments import (
 )
 from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
 from ._parent.result import PoolResult
+from ._parent.stream import Stream
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -273,10 +277,9 @@ class Pool:
         options = task_options(retries, task_timeout, priority)
         if type(args) is not tuple:
             args = checked_sequence("args", args)
-        if kwds is not None and not isinstance(kwds, Mapping):
-            raise TypeError(f"kwds must be a mapping of keyword arguments, got {kwds!r}")
+        named = checked_mapping("kwds", kwds)
         try:
-            future, calls = engine.submit_call(func, args, dict(kwds) if kwds else {}, options)
+            future, calls = engine.submit_call(func, args, named, options)
         except pickle.PicklingError as error:
             without_our_frames(error)
             raise
@@ -379,6 +382,61 @@ class Pool:
         """Run `func(*item)` in the workers for each item, itself a sequence; otherwise as `map`."""
         options = task_options(retries, task_timeout, priority)
         return self._submit(func, Mode.STAR, iterable, options)
+
+    @overload
+    def stream(
+        self,
+        func: Callable[..., AsyncIterable[R]],
+        args: Sequence[Any] | None = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        ahead: int = 64,
+    ) -> Stream[R]: ...
+
+    @overload
+    def stream(
+        self,
+        func: Callable[..., Iterable[R]],
+        args: Sequence[Any] | None = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        ahead: int = 64,
+    ) -> Stream[R]: ...
+
+    def stream(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any] | None = (),
+        kwds: Mapping[str, Any] | None = None,
+        *,
+        ahead: int = 64,
+    ) -> Stream[Any]:
+        """Run the generator `func(*args, **kwds)` in a worker; `async for` reads its values.
+
+        The generator starts with the first step, and takes one of the worker's places until it
+        ends. An error that it raises comes after the values before it. A loop that may end early
+        belongs into `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
+        the generator in the worker, whose `finally` blocks run.
+
+        Arguments:
+            func: an async generator function or a generator function, importable in the worker.
+            args, kwds: what it is called with.
+            ahead: how many values may be produced and not read yet, at least 1.
+
+        Raises:
+            TypeError, ValueError: an argument that cannot be; the message names it.
+
+        The first step raises what `map` raises. A step raises what the generator raises, as
+        `apply` does; WorkerLostError if its worker died; PoolTerminatedError.
+        """
+        check_callable(func, generator=True)
+        ahead = whole("ahead", ahead)
+        if ahead < 1:
+            raise ValueError(f"ahead must be at least 1, got {ahead}")
+        positional, named = checked_sequence("args", args), checked_mapping("kwds", kwds)
+        return Stream(
+            lambda: self._use().submit_stream(func, positional, named, ahead, DEFAULT_OPTIONS)
+        )
 
     def _submit(
         self,

@@ -27,6 +27,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
+from functools import partial
 from multiprocessing import util
 from typing import Any
 
@@ -39,12 +40,14 @@ from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .callers import CLOSED
 from .calls import CallQueue, call_key
+from .chunk import Chunk
 from .functions import FunctionTable
 from .iterators import ResultIterator
 from .job import Job
 from .queue import Queue
 from .routing import RoutedTasks, Router
 from .sources import source_of
+from .stream_source import StreamSource
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
 
@@ -83,7 +86,7 @@ class Engine:
         # with one queue and the default scheduler the answer is known: it is not asked per task
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
-        self._open: set[CallQueue | Job] = set()
+        self._open: set[CallQueue | Job | StreamSource] = set()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -194,18 +197,49 @@ class Engine:
         queue.call(calls, future, (args, kwds))
         return future, calls
 
-    def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
-        """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""
-        chunk = calls.chunk_of(future)
-        for worker in self.supervisor.workers if chunk is not None else ():
-            assert chunk is not None
+    def submit_stream(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+        ahead: int,
+        options: TaskOptions,
+    ) -> StreamSource:
+        """Give one stream to the workers."""
+        function = self.functions.of(func, generator=True)
+        on_done: Callable[[StreamSource], None] = self.on_settled
+        queue = self._only
+        if queue is None:
+            tid = TaskID(next(self._task_ids))
+            queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
+            on_done = partial(self._on_stream_done, tid)
+        self.check_open()  # the scheduler, or pickling, may have ended the pool
+        item = (args, kwds, ahead)
+        source = StreamSource(function, item, options, self._cancel_chunk, on_done, loop=self.loop)
+        self._open.add(source)
+        queue.offer(source)
+        return source
+
+    def _on_stream_done(self, tid: TaskID, source: StreamSource) -> None:
+        self._complete(tid)
+        self.on_settled(source)
+
+    def _cancel_chunk(self, chunk: Chunk, offset: int = 0) -> bool:
+        """Cancel one task in the worker that holds its chunk; False if none does any more."""
+        for worker in self.supervisor.workers:
             if worker.chunks.get(chunk.first) is chunk:
-                offset = chunk.offset_of(future)
                 worker.link.send(Kind.CANCEL, chunk_id=chunk.first, offset=offset)
                 if not self._to_flush:
                     self.loop.call_soon(self._flush_cancelled)
                 self._to_flush.add(worker)
-                return
+                return True
+        return False
+
+    def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
+        """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""
+        chunk = calls.chunk_of(future)
+        if chunk is not None and self._cancel_chunk(chunk, chunk.offset_of(future)):
+            return
         for queue in self.queues.values():
             if queue.retry_queue.drop(future):
                 queue.dispatch_all()  # a worker may have been kept free for it
@@ -246,7 +280,7 @@ class Engine:
         if job.mark_unreferenced() and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.drop_unread)
 
-    def on_settled(self, source: CallQueue | Job) -> None:
+    def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
         for queue in self.queues.values():

@@ -123,9 +123,9 @@ def explain_loss(
 
 
 def _shown(owner: TaskOwner, item: Any) -> str:
-    if owner.mode is not Mode.APPLY:
+    if owner.mode not in (Mode.APPLY, Mode.STREAM):
         return shown(item)
-    args, kwargs = item
+    args, kwargs = item[:2]
     values = (*args, *kwargs.values())
     return shown(values[0] if len(values) == 1 else values)
 

@@ -48,8 +48,8 @@ class FunctionTable:
         # several times as long, at every `apply`
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
-    def of(self, func: Callable[..., Any]) -> Function:
-        """The number and pickle of `func`.
+    def of(self, func: Callable[..., Any], *, generator: bool = False) -> Function:
+        """The number and pickle of `func`, which may be a generator function for a stream alone.
 
         Raises TypeError for something that is not callable or is an async generator function, and
         pickle.PicklingError for a callable that a worker could not import.
@@ -57,7 +57,7 @@ class FunctionTable:
         known = self._known.get(id(func))
         if known is not None and known[0]() is func:
             return known[1]
-        check_callable(func)
+        check_callable(func, generator=generator)
         function = Function(next(self._ids), func, self._pickle(func))
         if function.permanent:
             self._remember(func, function)

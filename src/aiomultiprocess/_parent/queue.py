@@ -44,6 +44,7 @@ from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explai
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .retry import RetryQueue, RetryTask, recover_results
+from .stream_source import StreamSource
 
 if TYPE_CHECKING:
     from .worker import PoolWorker
@@ -56,8 +57,8 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
-LEAVING = int(Kind.LEAVING)
-APPLY = Mode.APPLY
+LEAVING, VALUES = int(Kind.LEAVING), int(Kind.VALUES)
+APPLY, STREAM = Mode.APPLY, Mode.STREAM
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
@@ -303,8 +304,8 @@ class Queue:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
             worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
-            if owner.mode is APPLY:
-                cast("CallQueue | RetryTask", owner).note_chunk(handles, chunk)
+            if owner.mode is APPLY or owner.mode is STREAM:
+                cast("CallQueue | StreamSource | RetryTask", owner).note_chunk(handles, chunk)
             now = monotonic()
             burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
             credit.send(count, function.id, now, size)
@@ -391,8 +392,9 @@ class Queue:
             count, values = 1, [None]
             errors = {0: load_error(payload)}
         else:
-            on_notice(worker, kind, count, payload)
-            return
+            if kind == VALUES:
+                return self._on_values(worker, chunk_id, count, payload)
+            return on_notice(worker, kind, count, payload)
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
             if self._over:  # user code ended the pool, while a value was unpickled
@@ -415,6 +417,16 @@ class Queue:
             causes = explain_each(kind, errors, owner, handles)
             explain_star(chunk, offset, causes)
             settle_each(owner, handles, values, causes, len(payload) // count)
+
+    def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
+        """Pass on the values of a stream that has not ended."""
+        chunk = worker.chunks.get(chunk_id)
+        if chunk is None or not isinstance(chunk.owner, StreamSource):
+            raise CorruptHeaderError(f"values of chunk {chunk_id}, which is no stream here")
+        values, errors = decode_items(payload, count)
+        source = chunk.owner
+        causes = explain_each(RESULTS, errors, source, [source] * count) if errors else {}
+        source.receive(worker, values, causes)
 
     def on_drained(self, worker: PoolWorker) -> None:
         """Adapt a worker's credit after a batch of its frames, and send what it allows."""

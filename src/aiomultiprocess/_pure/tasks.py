@@ -61,7 +61,14 @@ _UNNAMED: Final = "aiomultiprocess-item"
 
 #: Modules whose frames are between a task and the item's code in a traceback.
 _OURS: Final = frozenset(
-    {__name__, "aiomultiprocess._pure.driver", "amp_ext.driver", "amp_ext.starter"}
+    {
+        __name__,
+        "aiomultiprocess._pure.driver",
+        "aiomultiprocess._worker.functions",
+        "aiomultiprocess._worker.streams",
+        "amp_ext.driver",
+        "amp_ext.starter",
+    }
 )
 
 _Item = TypeVar("_Item", bound="Item")

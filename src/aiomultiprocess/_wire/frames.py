@@ -118,6 +118,7 @@ class Kind(IntEnum):
     CHUNK = 3
     CANCEL = 4  # chunk_id, offset: item
     CLOSE = 5  # finish the items that the worker has, then exit
+    PULL = 6  # chunk_id: of a stream, count: so many more values may come
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
     BROKEN = 17  # the initializer failed; payload: its exception
@@ -125,6 +126,7 @@ class Kind(IntEnum):
     ERROR = 19  # chunk_id, offset: item; payload: the exception
     NEED_WORK = 20  # count: free slots; no item waits in the worker
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
+    VALUES = 23  # chunk_id: of a stream, count: values; payload: the next values
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
 
 
@@ -134,6 +136,7 @@ class Mode(IntEnum):
     MAP = 0  # func(item)
     STAR = 1  # func(*item)
     APPLY = 2  # item is (args, kwargs)
+    STREAM = 3  # item is (args, kwargs, ahead): the values of a generator, at most `ahead` unread
 
 
 class CorruptHeaderError(ValueError):

@@ -45,8 +45,9 @@ import signal
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
 from .._processes import copies
@@ -55,14 +56,18 @@ from .._transport.link import Link
 from .._wire import exceptions
 from .._wire.frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
 from . import leaving
-from .functions import load_function
+from .functions import StreamFunction, load_function
 from .leaving import GRACE
 from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
 
+if TYPE_CHECKING:
+    from .streams import Channel
+
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
 CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes longer
 MODES = len(Mode)
+MAP, STREAM = int(Mode.MAP), int(Mode.STREAM)
 
 RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
 
@@ -95,6 +100,7 @@ class WorkerEngine:
         #: Tasks of suspended items. None: the result is journaled, the task is not done yet.
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
+        self._streams: dict[int, Channel] = {}  # of those that run, by chunk
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
         self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
@@ -217,7 +223,7 @@ class WorkerEngine:
         payload: memoryview,
     ) -> None:
         if kind != CHUNK:
-            self._on_notice(kind, flags, chunk_id, offset, function, payload)
+            self._on_notice(kind, flags, count, chunk_id, offset, function, payload)
             return
         if self.terminated or self.broken:
             return
@@ -225,6 +231,8 @@ class WorkerEngine:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
         items, failures = _accel.decode_items(payload, count)
         func = self._functions[function]
+        if flags == STREAM:
+            flags, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id))
         self._chunks[chunk_id] = ReceivedChunk(chunk_id, flags, func, items, failures or {})
         self._advertised_free = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
@@ -233,6 +241,7 @@ class WorkerEngine:
         self,
         kind: int,
         flags: int,
+        count: int,
         chunk_id: int,
         offset: int,
         function: int,
@@ -245,10 +254,20 @@ class WorkerEngine:
             del self._functions[function]
         elif kind == Kind.CANCEL:
             self._on_cancel(chunk_id, offset)
+        elif kind == Kind.PULL:
+            if chunk_id in self._streams:  # else it has ended
+                self._streams[chunk_id].pull(count)
         elif kind == Kind.CLOSE:
             self._closing = True
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
+
+    def _send_values(self, chunk_id: int, values: Any, ahead: int) -> Coroutine[Any, Any, int]:
+        """The coroutine of an item that is a generator."""
+        from .streams import Channel, run_stream
+
+        self._streams[chunk_id] = channel = Channel(self._loop, self._link, chunk_id, ahead)
+        return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
     def _on_cancel(self, chunk_id: int, offset: int) -> None:
         task = self._places.get((chunk_id, offset))

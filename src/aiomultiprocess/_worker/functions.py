@@ -6,7 +6,7 @@ stand-in takes its place that raises the reason, so that its items fail, and no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .. import _accel
@@ -47,6 +47,22 @@ class Stateful:
         function = _accel.loads(self.payload)
         self.loading = False
         return function(*args, **kwargs)
+
+
+class StreamFunction:
+    """Stands for a generator function: makes the coroutine that sends the values of a stream."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        send_values: Callable[[Any, int], Coroutine[Any, Any, int]],
+    ) -> None:
+        self.func = func
+        self._send_values = send_values
+
+    def __call__(self, item: tuple[Any, Any, int]) -> Coroutine[Any, Any, int]:
+        args, kwds, ahead = item
+        return self._send_values(self.func(*args, **kwds), ahead)
 
 
 class Unloadable:

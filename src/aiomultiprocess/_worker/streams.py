@@ -1,0 +1,120 @@
+"""Streams: an item that is a generator, and sends its values while it runs.
+
+The parent's side, and what both owe each other, is in _parent/stream_source.py. The engine replaces
+the function of a chunk of mode STREAM by a `StreamFunction` (functions.py). The item is then the
+coroutine `run_stream`, which iterates over the generator; the values leave through a `Channel`. The
+engine imports this module for its first stream.
+
+STREAM-4  A value is encoded when the generator yields it, as a result is when its item returns.
+    Values of one turn leave in one frame; so do those of `BURST_NS`, if the generator computes.
+STREAM-5  A generator that finds its values unread waits; one that does not suspend lets other items
+    run every `BURST_NS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, closing, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from .. import _accel
+from .._pure import tasks
+from .._wire.frames import Kind
+from ..types import shown
+
+if TYPE_CHECKING:
+    from .._transport.link import Link
+
+BATCH_BYTES = 16 << 10  # of values that wait for the end of the turn
+BURST_NS = 500_000  # nanoseconds (STREAM-4, STREAM-5)
+
+
+class Channel:
+    """The way of a stream's values to the parent."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, link: Link, chunk_id: int, ahead: int
+    ) -> None:
+        self.count = 0  # values in all
+        self._loop = loop
+        self._link = link
+        self._chunk_id = chunk_id
+        self._room = ahead  # values that may be produced now
+        self._waiter: asyncio.Future[None] | None = None
+        # a journal encodes value by value; of this one only the payload is used
+        self._batch = _accel.Journal(memoryview(bytearray(BATCH_BYTES)))
+        self._batched = 0
+        self._since = time.monotonic_ns()  # the generator has run, without others, since then
+
+    def pull(self, count: int) -> None:
+        """The reader has taken `count` values."""
+        self._room += count
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def put(self, value: object) -> None:
+        """Send a value, and wait as long as too many are unread."""
+        if not self._batched:
+            self._batch.begin(self._chunk_id, 0)
+        try:
+            fits = self._batch.append(value)
+        except BaseException as error:
+            if not self._batched:
+                self._batch.take()
+            raise tasks.unsendable(value, error) from error
+        self._batched += 1
+        if self._batched == 1:
+            self._loop.call_soon(self.flush)
+        self._room -= 1
+        if not fits:
+            self.flush()
+        if self._room <= 0 or time.monotonic_ns() - self._since > BURST_NS:
+            self.flush()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        await asyncio.sleep(0)
+        while self._room <= 0:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        self._since = time.monotonic_ns()
+
+    def flush(self) -> None:
+        """Send the values that wait."""
+        if not self._batched:
+            return
+        count, self._batched = self._batched, 0
+        *_, payload = self._batch.take()
+        self._batch.reset()
+        self.count += count
+        self._link.send(Kind.VALUES, count=count, chunk_id=self._chunk_id, payload=payload)
+        self._link.flush()
+
+
+async def run_stream(values: Any, channel: Channel, on_end: Callable[[], object]) -> int:
+    """Send the values of a generator; returns how many there were (STREAM-1)."""
+    try:
+        if isinstance(values, AsyncIterator):
+            async with _closed_by("aclose", aclosing, values):
+                async for value in values:
+                    await channel.put(value)
+        elif isinstance(values, Iterator):
+            with _closed_by("close", closing, values):
+                for value in values:
+                    await channel.put(value)
+        else:
+            raise TypeError(
+                f"a stream needs a generator or an iterator, but its function returned "
+                f"{shown(values)}: pass a generator function or an async generator function"
+            )
+    finally:
+        channel.flush()
+        on_end()
+    return channel.count
+
+
+def _closed_by(method: str, closer: Callable[[Any], Any], values: object) -> Any:
+    """A context that closes an iterator, if it has that method."""
+    return closer(values) if hasattr(values, method) else nullcontext()

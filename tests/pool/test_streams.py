@@ -1,0 +1,300 @@
+"""`Pool.stream`: the values of a generator in a worker, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import streams
+import workload
+from aiomultiprocess import (
+    Pool,
+    PoolTerminatedError,
+    ProxyException,
+    RoundRobin,
+    WorkerLostError,
+    set_start_method,
+)
+
+
+async def read(stream: Any) -> list[Any]:
+    return [value async for value in stream]
+
+
+async def read_into(found: list[Any], stream: Any) -> None:
+    async for value in stream:
+        found.append(value)  # noqa: PERF401 - those before an error count
+
+
+@pytest.mark.parametrize("func", [streams.count_up, streams.count_plainly])
+@pytest.mark.parametrize("stop", [0, 1, 2, 63, 64, 65, 1000])
+async def test_values_come_in_order(backend: str, func: Callable[..., Any], stop: int) -> None:
+    async with Pool(2, backend=backend) as pool:
+        assert await read(pool.stream(func, (stop,))) == list(range(stop))
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_arguments_by_name_reach_the_generator(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        assert await read(pool.stream(streams.count_up, (5,), {"start": 3})) == [3, 4]
+        assert await read(pool.stream(streams.count_up, None, {"stop": 2})) == [0, 1]
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+async def test_a_stream_runs_under_each_start_method(method: str) -> None:
+    set_start_method(method)
+    async with Pool(1) as pool:
+        assert await read(pool.stream(streams.count_up, (100,))) == list(range(100))
+
+
+async def test_many_streams_run_side_by_side_with_calls(backend: str) -> None:
+    async with Pool(2, backend=backend) as pool:
+        results = await asyncio.gather(
+            *[read(pool.stream(streams.slow, (50,))) for _ in range(20)],
+            *[pool.apply(workload.double, (n,)) for n in range(20)],
+        )
+    assert results == [list(range(50))] * 20 + [2 * n for n in range(20)]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 64])
+@pytest.mark.parametrize("func", [streams.count_produced, streams.produce_plainly])
+async def test_no_more_than_ahead_values_are_produced_before_the_reader(
+    backend: str, func: Callable[..., Any], ahead: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "produced"
+    async with Pool(1, backend=backend) as pool:
+        async with aclosing(pool.stream(func, (str(path),), ahead=ahead)) as values:
+            for n in range(200):
+                assert await anext(values) == n
+                produced = path.read_bytes().count(b".")
+                assert produced <= n + 1 + ahead + 1  # the one that waits was made
+            assert b"x" not in path.read_bytes()
+        assert path.read_bytes().endswith(b"x")  # its `finally` has run
+
+
+async def test_a_stream_that_is_dropped_closes_its_generator(backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "produced"
+
+    async def break_early(pool: Pool) -> None:
+        async for value in pool.stream(streams.count_produced, (str(path),)):
+            if value == 10:
+                break
+
+    async with Pool(1, backend=backend) as pool:
+        await break_early(pool)
+        gc.collect()
+        while not path.read_bytes().endswith(b"x"):  # noqa: ASYNC110 - another process's file
+            await asyncio.sleep(0.01)
+        pool.close()
+        await pool.join()
+
+
+async def test_a_stream_that_was_never_read_starts_nothing(backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "produced"
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.count_produced, (str(path),))
+        assert await pool.apply(workload.two) == 2
+        await stream.aclose()
+        assert await read(stream) == []
+        assert not path.exists()
+
+
+async def test_an_error_comes_after_the_values_before_it_and_once(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.count_and_fail, (100,))
+        found: list[int] = []
+        with pytest.raises(LookupError, match="after 100") as caught:
+            await read_into(found, stream)
+        assert found == list(range(100))
+        assert isinstance(caught.value, ProxyException)
+        trace = str(caught.value)
+        assert "in count_and_fail" in trace
+        assert "_worker" not in trace
+        assert "amp_ext" not in trace
+        assert await read(stream) == []
+
+
+async def test_a_dead_worker_is_an_error_after_the_values_that_it_sent(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        found: list[int] = []
+        with pytest.raises(WorkerLostError, match=r"SIGKILL during .*count_and_die"):
+            await read_into(found, pool.stream(streams.count_and_die, (100,), ahead=1000))
+        assert found == list(range(100))
+        assert await read(pool.stream(streams.count_up, (3,))) == [0, 1, 2]
+
+
+async def test_a_value_is_what_it_was_when_it_was_yielded(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        values = await read(pool.stream(streams.same_list, (5,)))
+    assert values == [list(range(n + 1)) for n in range(5)]
+
+
+async def test_a_value_that_cannot_be_pickled_ends_the_stream_at_its_place(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.unpicklable_third)
+        assert [await anext(stream), await anext(stream)] == [1, 2]
+        with pytest.raises(pickle.PicklingError, match=r"unpicklable_third"):
+            await anext(stream)
+        assert await read(stream) == []
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_a_value_that_cannot_be_unpickled_ends_the_stream_at_its_place(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.unloadable_third)
+        assert [await anext(stream), await anext(stream)] == [1, 2]
+        with pytest.raises(ProxyException, match="could not be unpickled"):
+            await anext(stream)
+        assert await read(stream) == []
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_what_the_generator_raises_while_it_is_closed_is_raised(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.fail_while_closing)
+        assert await anext(stream) == 1
+        with pytest.raises(OSError, match="while closing"):
+            await stream.aclose()
+        await stream.aclose()  # once
+
+
+async def test_a_pool_that_is_terminated_ends_its_streams(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.fail_while_closing)
+        assert await anext(stream) == 1
+        step = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        pool.terminate()
+        with pytest.raises(PoolTerminatedError):
+            await step
+
+
+async def test_a_pool_that_closes_waits_for_a_stream_that_is_read(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.slow, (100,), ahead=4)
+        assert await anext(stream) == 0
+        pool.close()
+        assert await read(stream) == list(range(1, 100))
+        await pool.join()
+        with pytest.raises(RuntimeError, match="closed"):
+            await anext(pool.stream(streams.count_up, (1,)))
+
+
+async def test_a_step_that_is_cancelled_loses_no_value(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.slow, (200,), ahead=8)
+        found: list[int] = []
+        while len(found) < 200:
+            try:
+                async with asyncio.timeout(0.0005):
+                    found.append(await anext(stream))
+            except TimeoutError:
+                continue
+        assert found == list(range(200))
+
+
+async def test_large_values_travel(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        sizes = [len(value) async for value in pool.stream(streams.large, (5, 3 << 20), ahead=2)]
+    assert sizes == [3 << 20] * 5
+
+
+class Recorder(RoundRobin):
+    """A user's scheduler that records what it hears of tasks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduled: list[int] = []
+        self.completed: list[int] = []
+
+    def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        self.scheduled.append(task_id)
+        return super().schedule_task(task_id, func, args, kwargs)
+
+    def complete_task(self, task_id: Any) -> None:
+        self.completed.append(task_id)
+        super().complete_task(task_id)
+
+
+async def test_a_users_scheduler_chooses_the_queue_and_learns_of_the_end(backend: str) -> None:
+    scheduler = Recorder()
+    async with Pool(2, queuecount=2, scheduler=scheduler, backend=backend) as pool:
+        assert await read(pool.stream(streams.count_up, (10,))) == list(range(10))
+        with pytest.raises(LookupError):
+            await read(pool.stream(streams.count_and_fail, (10,)))
+        assert len(scheduler.scheduled) == 2
+        assert scheduler.completed == scheduler.scheduled
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((3,), TypeError, "func must be callable"),
+        ((workload.double, (1,)), TypeError, "use `apply`"),
+        ((streams.count_up, 3), TypeError, "args must be a sequence"),
+        ((streams.count_up, (), [1]), TypeError, "kwds must be a mapping"),
+    ],
+)
+async def test_what_no_stream_can_run_is_refused_at_the_call(
+    arguments: Any, error: type[Exception], message: str
+) -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(error, match=message):
+            pool.stream(*arguments)
+        for ahead, refusal in ((0, ValueError), (-1, ValueError), ("x", TypeError)):
+            with pytest.raises(refusal, match="ahead must be"):
+                pool.stream(streams.count_up, (1,), ahead=ahead)  # type: ignore[call-overload]
+
+
+async def test_a_function_that_returns_no_iterator_fails_with_its_name_and_the_way_out(
+    backend: str,
+) -> None:
+    async with Pool(1, backend=backend) as pool:
+        with pytest.raises(TypeError, match="pass a generator function"):
+            await anext(pool.stream(streams.no_generator))
+        with pytest.raises(pickle.PicklingError, match="lambda"):
+            await anext(pool.stream(lambda: iter(())))
+        with pytest.raises(pickle.PicklingError, match="an argument of a call of"):
+            await anext(pool.stream(streams.count_up, (lambda: 1,)))
+
+
+async def test_closing_a_stream_that_waits_in_its_queue_ends_it_at_once(
+    backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "produced"
+    async with Pool(1, childconcurrency=1, backend=backend) as pool:
+        async with aclosing(pool.stream(streams.slow, (10_000,))) as busy:
+            assert await anext(busy) == 0
+            waiting = pool.stream(streams.count_produced, (str(path),))
+            step = asyncio.ensure_future(anext(waiting))
+            await asyncio.sleep(0)
+            await waiting.aclose()
+            with pytest.raises((StopAsyncIteration, asyncio.CancelledError)):
+                await step
+        assert await pool.apply(workload.two) == 2
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("func", [streams.compute, streams.compute_plainly])
+async def test_a_generator_that_computes_lets_other_items_of_its_worker_run(
+    backend: str, func: Callable[..., Any]
+) -> None:
+    """It never suspends; its values arrive while it computes, and a call beside it ends."""
+    pool = Pool(1, backend=backend)
+    async with pool, aclosing(pool.stream(func, ahead=1_000_000)) as values:
+        assert await anext(values) == 0
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_two_tasks_may_read_one_stream(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        stream = pool.stream(streams.slow, (300,), ahead=8)
+        first, second = await asyncio.gather(read(stream), read(stream))
+    assert sorted(first + second) == list(range(300))
