@@ -389,12 +389,13 @@ class Queue:
         if kind == RESULTS:
             values, errors = decode_items(payload, count)
         elif kind in (ERROR, REFUSED):
-            count, values = 1, [None]
-            errors = {0: load_error(payload)}
+            count, values, errors = 1, [None], {0: load_error(payload)}
         else:
             if kind == VALUES:
-                return self._on_values(worker, chunk_id, count, payload)
-            return on_notice(worker, kind, count, payload)
+                self._on_values(worker, chunk_id, count, payload)
+            else:
+                on_notice(worker, kind, count, payload)
+            return
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
             if self._over:  # user code ended the pool, while a value was unpickled
@@ -415,8 +416,7 @@ class Queue:
             owner.deliver(handles, values, len(payload))
         else:
             causes = explain_each(kind, errors, owner, handles)
-            explain_star(chunk, offset, causes)
-            settle_each(owner, handles, values, causes, len(payload) // count)
+            settle_failed(chunk, offset, handles, values, causes, len(payload))
 
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
         """Pass on the values of a stream that has not ended."""
@@ -465,6 +465,19 @@ class Queue:
             if not source.queued:
                 source.queued = True
                 self._sources.appendleft(source)
+
+
+def settle_failed(
+    chunk: Chunk,
+    offset: int,
+    handles: Handles,
+    values: list[Any],
+    causes: dict[int, BaseException],
+    size: int,
+) -> None:
+    """Settle the tasks of a report in which those of `causes`, by offset, have failed."""
+    explain_star(chunk, offset, causes)
+    settle_each(chunk.owner, handles, values, causes, size // len(values))
 
 
 def level_of(held: list[int], tasks: int) -> int:
