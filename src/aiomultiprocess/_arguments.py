@@ -58,6 +58,14 @@ def natural(name: str, value: int) -> int:
     return number
 
 
+def positive(name: str, value: int) -> int:
+    """A whole number that is at least 1."""
+    number = whole(name, value)
+    if number < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return number
+
+
 def seconds(name: str, value: float | None) -> float | None:
     """A number of seconds, or None for no limit."""
     if value is not None and not hasattr(type(value), "__float__"):
@@ -94,6 +102,8 @@ def check_callable(func: object, *, generator: bool = False) -> None:
 
 def is_coroutine_function(target: object) -> bool:
     """Whether calling `target` makes a coroutine, as far as can be seen before the call."""
+    while isinstance(target, functools.partial):
+        target = target.func
     if inspect.iscoroutinefunction(target):
         return True
     marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13

@@ -30,6 +30,7 @@ from ._arguments import (
     checked_mapping,
     checked_sequence,
     count,
+    positive,
     task_options,
     whole,
 )
@@ -131,6 +132,9 @@ class Pool:
         exception_handler: called in the worker with the exception of each task that fails, also
             with a CancelledError that the task raised by itself; not for a task that is cancelled
             because its caller was, or the pool was terminated.
+        threads: how many threads each worker has for plain functions, so that those that block wait
+            side by side; None: a plain function runs on the worker's loop and blocks it. A thread
+            cannot be interrupted: a cancelled call keeps it until the function returns.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
 
@@ -153,6 +157,7 @@ class Pool:
         loop_initializer: LoopInitializer | None = None,
         exception_handler: Callable[[BaseException], object] | None = None,
         *,
+        threads: int | None = None,
         backend: str | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
@@ -174,6 +179,7 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        self.threads = None if threads is None else positive("threads", threads)
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -430,9 +436,7 @@ class Pool:
         `apply` does; WorkerLostError if its worker died; PoolTerminatedError.
         """
         check_callable(func, generator=True)
-        ahead = whole("ahead", ahead)
-        if ahead < 1:
-            raise ValueError(f"ahead must be at least 1, got {ahead}")
+        ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_mapping("kwds", kwds)
         return Stream(
             lambda: self._use().submit_stream(func, positional, named, ahead, DEFAULT_OPTIONS)
@@ -532,6 +536,7 @@ class Pool:
             context=self.context,
             concurrency=self.childconcurrency,
             lifetime=self.maxtasksperchild,
+            threads=self.threads or 0,
             loop=loops.spec_of(loop, self.loop_initializer),
             initializer=self.initializer,
             initargs=self.initargs,

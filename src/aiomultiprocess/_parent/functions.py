@@ -18,7 +18,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .._arguments import check_callable, label_of
+from .._arguments import check_callable, is_coroutine_function, label_of
+from .._wire.frames import BLOCKING, STATEFUL
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error
 
@@ -28,14 +29,16 @@ ATOMS = {type(None), bool, int, float, complex, str, bytes}
 class Function:
     """A callable as a worker gets it: a number and, the first time, its pickle."""
 
-    __slots__ = ("__weakref__", "id", "label", "payload", "permanent", "stateful")
+    __slots__ = ("__weakref__", "flags", "id", "label", "payload", "permanent")
 
     def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
         self.id = number
         self.label = label_of(func)
         self.payload = payload
         self.permanent = is_plain(func) and not is_fleeting(func)
-        self.stateful = not is_immutable(func)
+        self.flags = 0 if is_immutable(func) else STATEFUL
+        if not is_coroutine_function(func):
+            self.flags |= BLOCKING
 
 
 class FunctionTable:

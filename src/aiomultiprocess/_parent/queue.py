@@ -345,7 +345,7 @@ class Queue:
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
         worker.link.send(
             Kind.FUNCTION,
-            flags=function.stateful,
+            flags=function.flags,
             function=function.id,
             payload=[function.payload],
         )

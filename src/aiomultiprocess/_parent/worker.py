@@ -56,6 +56,7 @@ class WorkerOptions:
         context: BaseContext,
         concurrency: int,
         lifetime: int,  # tasks until a worker is replaced, 0: no limit
+        threads: int,  # for plain functions, 0: these run on the loop
         loop: loops.LoopSpec,
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
@@ -64,6 +65,7 @@ class WorkerOptions:
         self.context = context
         self.concurrency = concurrency
         self.lifetime = lifetime
+        self.threads = threads
         self.loop = loop
         self.initializer = initializer
         self.initargs = initargs
@@ -111,6 +113,7 @@ class PoolWorker(Process):
         spec = main.WorkerSpec(
             end=end,
             concurrency=options.concurrency,
+            threads=options.threads,
             parent_pid=os.getpid(),
             parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
             loop=options.loop,

@@ -66,6 +66,7 @@ _OURS: Final = frozenset(
         "aiomultiprocess._pure.driver",
         "aiomultiprocess._worker.functions",
         "aiomultiprocess._worker.streams",
+        "aiomultiprocess._worker.threads",
         "amp_ext.driver",
         "amp_ext.starter",
     }

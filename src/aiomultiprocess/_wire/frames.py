@@ -111,7 +111,7 @@ class Kind(IntEnum):
     """What a frame says. The comments name the header fields that it uses, and its payload."""
 
     # parent -> worker
-    FUNCTION = 1  # function: its number, flags: 1 if it has state; payload: the pickled callable
+    FUNCTION = 1  # function: its number, flags: STATEFUL, BLOCKING; payload: the pickled callable
     FORGET = 2  # function: a number that no later chunk names
     # chunk_id, count: items, function, flags: Mode, offset: microseconds that the worker may run
     # before it sends results; payload: the items
@@ -128,6 +128,11 @@ class Kind(IntEnum):
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
     VALUES = 23  # chunk_id: of a stream, count: values; payload: the next values
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
+
+
+#: Flags of a FUNCTION.
+STATEFUL: Final = 1  # each item gets a copy of its own
+BLOCKING: Final = 2  # a plain function: it runs in a thread, if the worker has threads
 
 
 class Mode(IntEnum):

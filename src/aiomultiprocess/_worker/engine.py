@@ -54,15 +54,16 @@ from .._processes import copies
 from .._pure import tasks
 from .._transport.link import Link
 from .._wire import exceptions
-from .._wire.frames import MAX_COUNT, CorruptHeaderError, Kind, Mode
+from .._wire.frames import BLOCKING, MAX_COUNT, CorruptHeaderError, Kind, Mode
 from . import leaving
-from .functions import StreamFunction, load_function
+from .functions import StreamFunction, Unloadable, load_function, unwrapped
 from .leaving import GRACE
 from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
 
 if TYPE_CHECKING:
     from .streams import Channel
+    from .threads import Threads
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
 CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes longer
@@ -85,6 +86,7 @@ class WorkerEngine:
         link: Link,
         concurrency: int,
         exception_handler: Callable[[BaseException], object] | None,
+        threads: int = 0,
     ) -> None:
         self.terminated = False
         self.cut_off = False  # terminated while an item ran (WORKER-9)
@@ -93,6 +95,11 @@ class WorkerEngine:
         self._link = link
         self._results = ResultSender(link, exception_handler)
         self._concurrency = concurrency
+        self._threads: Threads | None = None
+        if threads:
+            from .threads import Threads
+
+            self._threads = Threads(loop, threads, self._schedule_turn)
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
         #: Chunks with items that are not started, by id, in the order in which they arrived.
@@ -232,6 +239,7 @@ class WorkerEngine:
         items, failures = _accel.decode_items(payload, count)
         func = self._functions[function]
         if flags == STREAM:
+            func = unwrapped(func)  # a generator runs on the loop
             flags, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id))
         self._chunks[chunk_id] = ReceivedChunk(chunk_id, flags, func, items, failures or {})
         self._advertised_free = 0
@@ -249,7 +257,7 @@ class WorkerEngine:
     ) -> None:
         """A frame that brings no items."""
         if kind == Kind.FUNCTION:
-            self._functions[function] = load_function(payload, flags)
+            self._functions[function] = self._loaded(payload, flags)
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:
@@ -261,6 +269,14 @@ class WorkerEngine:
             self._closing = True
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
+
+    def _loaded(self, payload: memoryview, flags: int) -> Callable[..., Any]:
+        func = load_function(payload, flags)
+        if self._threads is None or not flags & BLOCKING or type(func) is Unloadable:
+            return func
+        from .threads import ThreadedFunction
+
+        return ThreadedFunction(func, self._threads)
 
     def _send_values(self, chunk_id: int, values: Any, ahead: int) -> Coroutine[Any, Any, int]:
         """The coroutine of an item that is a generator."""
@@ -303,6 +319,8 @@ class WorkerEngine:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
             chunk = next(iter(chunks.values()))
+            if self._threads is not None and self._threads.must_wait(chunk.func):  # THREAD-1
+                break
             if not self._advance(chunk, deadline):
                 self._schedule_turn()  # WORKER-4
                 break
@@ -422,6 +440,8 @@ class WorkerEngine:
         Once for each number of free slots that is higher than the one sent since the last chunk.
         """
         free = min(self._concurrency - len(self._running), MAX_COUNT)
+        if self._threads is not None and self._threads.busy:
+            free = min(free, self._threads.free)
         if not self._chunks and free > self._advertised_free and not self._closing:
             self._advertised_free = free
             self._link.send(Kind.NEED_WORK, count=free)

@@ -11,13 +11,13 @@ from typing import Any
 
 from .. import _accel
 from .._pure import tasks
-from .._wire.frames import Payload, as_bytes
+from .._wire.frames import STATEFUL, Payload, as_bytes
 
 
-def load_function(payload: Payload, stateful: int = False) -> Callable[..., Any]:
+def load_function(payload: Payload, flags: int = 0) -> Callable[..., Any]:
     """The function of a FUNCTION frame, or an `Unloadable` if it cannot be unpickled."""
     try:
-        if stateful:
+        if flags & STATEFUL:
             return Stateful(payload)
         function: Callable[..., Any] = _accel.loads(as_bytes(payload))
     except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
@@ -43,13 +43,29 @@ class Stateful:
         self.loading = False  # stays True if unpickling a copy fails (received_chunk.stage_of)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.load()(*args, **kwargs)
+
+    def load(self) -> Callable[..., Any]:
+        """A fresh copy of the function."""
         self.loading = True
-        function = _accel.loads(self.payload)
+        function: Callable[..., Any] = _accel.loads(self.payload)
         self.loading = False
-        return function(*args, **kwargs)
+        return function
 
 
-class StreamFunction:
+class Wrapper:
+    """The base of callables that stand for `func` and do more than to call it."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+
+def unwrapped(func: Any) -> Callable[..., Any]:
+    """The user's function, or its stand-in, behind a `Wrapper`."""
+    return func.func if issubclass(type(func), Wrapper) else func  # type: ignore[no-any-return]
+
+
+class StreamFunction(Wrapper):
     """Stands for a generator function: makes the coroutine that sends the values of a stream."""
 
     def __init__(
@@ -57,7 +73,7 @@ class StreamFunction:
         func: Callable[..., Any],
         send_values: Callable[[Any, int], Coroutine[Any, Any, int]],
     ) -> None:
-        self.func = func
+        super().__init__(func)
         self._send_values = send_values
 
     def __call__(self, item: tuple[Any, Any, int]) -> Coroutine[Any, Any, int]:

@@ -43,6 +43,7 @@ class WorkerSpec:
         *,
         end: ChildEnd,
         concurrency: int,
+        threads: int,
         parent_pid: int,
         parent_fd: Handover | None,  # the parent's own pidfd, None where there is none
         loop: loops.LoopSpec,
@@ -52,6 +53,7 @@ class WorkerSpec:
     ) -> None:
         self.end = end
         self.concurrency = concurrency
+        self.threads = threads
         self.parent_pid = parent_pid
         self.parent_fd = parent_fd
         self.loop = loop
@@ -101,7 +103,7 @@ def main(spec: WorkerSpec) -> None:
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
+    engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler, spec.threads)
     copies.protect(engine, partial(watch_parent, parent_fd), loop)
     try:
         engine.run(spec.initializer, spec.initargs, failure)

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 NOTE: Final = (
     "A pool runs this function on the event loop of a worker, within which no other can run. Make "
-    "it a coroutine function (async def), and await there what asyncio.run() or the like gets now."
+    "it a coroutine function (async def), and await there what asyncio.run() or the like gets now. "
+    "Or give the pool threads=, for plain functions: they run in threads of a worker then."
 )
 
 #: Messages of asyncio, uvloop and anyio.

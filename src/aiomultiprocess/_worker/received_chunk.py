@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from .._wire.exceptions import Stage
 from .._wire.frames import Mode
-from .functions import Stateful, StreamFunction, Unloadable, raise_error
+from .functions import Stateful, Unloadable, raise_error, unwrapped
 
 MAP = int(Mode.MAP)
 
@@ -85,8 +85,7 @@ def stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
     """What failed, if a stand-in for the user's function raised `error`; else None."""
     if func is raise_error:
         return None if type(error) is GivenUp else Stage.ARGUMENT
-    if type(func) is StreamFunction:
-        func = func.func
+    func = unwrapped(func)
     if type(func) is Unloadable or (type(func) is Stateful and func.loading):
         return Stage.FUNCTION
     return None

@@ -1,0 +1,124 @@
+"""Threads for plain functions that block: `Pool(threads=...)`.
+
+An item whose function is plain becomes a coroutine item: `run_in_thread` gives the call to a thread
+of the worker and waits for it on the loop. The engine imports this module if its pool has threads.
+
+THREAD-1  An item starts when a thread takes it: while none is free, the engine starts neither it
+    nor an item behind it (engine.py, WORKER-1).
+THREAD-2  A thread cannot be interrupted. An item that is cancelled ends, by that cancellation, when
+    its thread has returned; until then it keeps its slot.
+THREAD-3  Only the call runs in the thread, in a copy of the item's context. An awaitable that it
+    returns is awaited on the loop, and so is every answer written there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+from .._processes import copies
+from .functions import Stateful, Wrapper
+
+#: A call, and the future that gets its value and error.
+Job: TypeAlias = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
+Outcome: TypeAlias = tuple[Any, BaseException | None]
+
+
+class Threads:
+    """The threads of a worker; they are started when they are needed, and daemons."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, limit: int, on_free: Callable[[], object]
+    ) -> None:
+        self.busy = 0
+        self._on_free = on_free
+        self._loop = loop
+        self._limit = limit
+        self._started = 0
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+
+    @property
+    def free(self) -> int:
+        """How many more calls can run now."""
+        return self._limit - self.busy
+
+    def must_wait(self, func: object) -> bool:
+        """Whether an item of `func` cannot start now (THREAD-1)."""
+        return not self.free and type(func) is ThreadedFunction
+
+    def start(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
+        """Run `call` in a free thread."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        if self.busy == self._started:
+            number = self._started + 1
+            threading.Thread(
+                target=self._serve, name=f"aiomultiprocess-thread-{number}", daemon=True
+            ).start()
+            self._started = number
+        self.busy += 1
+        self._jobs.put((future, call))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            future, call = self._jobs.get()
+            outcome = _outcome_of(call)
+            if copies.is_copy():  # the call has forked, and returned in the copy (COPY-2)
+                copies.end()
+            try:
+                self._loop.call_soon_threadsafe(self._finish, future, outcome)
+            except RuntimeError:  # the worker ends, and its loop is closed
+                return
+            del future, call, outcome  # or this frame would keep them until the next call
+
+    def _finish(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        self.busy -= 1
+        if not future.done():
+            future.set_result(outcome)
+        self._on_free()
+
+
+def _outcome_of(call: Callable[[], Any]) -> Outcome:
+    try:
+        return call(), None
+    except BaseException as error:  # noqa: BLE001 - raised on the loop, where the item waits
+        return None, error
+
+
+class ThreadedFunction(Wrapper):
+    """Stands for a plain function: each call makes the coroutine that runs it in a thread."""
+
+    def __init__(self, func: Callable[..., Any], threads: Threads) -> None:
+        super().__init__(func)
+        self._threads = threads
+
+    def __call__(self, *args: Any, **kwds: Any) -> Coroutine[Any, Any, Any]:
+        # unpickled here, so that an error is reported as one of the function
+        func = self.func.load() if type(self.func) is Stateful else self.func
+        return run_in_thread(self._threads, func, args, kwds)
+
+
+async def run_in_thread(
+    threads: Threads, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]
+) -> Any:
+    """The item: call a function in a thread, and await what it returns if that is awaitable."""
+    context = contextvars.copy_context()
+    future = threads.start(lambda: context.run(func, *args, **kwds))
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as cancellation:  # THREAD-2
+            cancelled = cancellation
+    value, error = future.result()
+    try:
+        if cancelled is not None or error is not None:
+            raise cancelled or error  # type: ignore[misc]
+    finally:
+        del cancelled, error  # the traceback and this frame would keep each other alive
+    return await value if inspect.isawaitable(value) else value

@@ -1,0 +1,147 @@
+"""`Pool(threads=...)`: plain functions run in threads of their worker."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blocking
+import workload
+from aiomultiprocess import Pool, ProxyException
+
+THREAD = "aiomultiprocess-thread-"
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def touch(path: str | Path) -> None:
+    Path(path).touch()
+
+
+async def until_exists(path: str) -> None:
+    while not exists(path):  # noqa: ASYNC110 - a worker makes it
+        await asyncio.sleep(0.005)
+
+
+async def test_plain_functions_wait_side_by_side(backend: str) -> None:
+    async with Pool(1, threads=4, backend=backend) as pool:
+        names = await asyncio.gather(*[pool.apply(blocking.meet, (4,)) for _ in range(4)])
+        assert sorted(names) == [f"{THREAD}{n}" for n in range(1, 5)]
+        assert len(set(await pool.map(blocking.meet, [4] * 8))) == 4
+
+
+async def test_no_more_calls_run_than_there_are_threads(backend: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "go")
+    async with Pool(1, threads=2, backend=backend) as pool:
+        calls = [pool.apply(blocking.wait_for_file, (path + str(n),)) for n in range(3)]
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        await until_exists(path + "1.begun")
+        assert not exists(path + "2.begun")
+        touch(path + "0")
+        await tasks[0]
+        touch(path + "1")
+        touch(path + "2")
+        assert len(set(await asyncio.gather(*tasks))) == 1
+
+
+async def test_coroutine_functions_and_streams_stay_on_the_loop(backend: str) -> None:
+    async with Pool(1, threads=1, backend=backend) as pool:
+        assert await pool.apply(blocking.loop_thread_name) == "MainThread"
+        assert (await pool.apply(blocking.thread_name)).startswith(THREAD)
+        partial = functools.partial(functools.partial(blocking.loop_thread_name))
+        assert await pool.apply(partial) == "MainThread"
+        assert (await pool.apply(functools.partial(blocking.thread_name))).startswith(THREAD)
+        assert (await pool.map(blocking.Callable(), [1]))[0].startswith(THREAD)
+        assert await pool.map(blocking.AsyncCallable(), [1]) == ["MainThread"]
+
+
+async def test_an_awaitable_that_the_function_returns_is_awaited_on_the_loop(backend: str) -> None:
+    async with Pool(1, threads=1, backend=backend) as pool:
+        made, awaited = await pool.apply(blocking.returns_coroutine)
+        assert made.startswith(THREAD)
+        assert awaited == "MainThread"
+        waiting = asyncio.ensure_future(pool.apply(blocking.waits_for_ever))
+        assert (await pool.apply(blocking.thread_name)).startswith(THREAD)  # the thread is free
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_a_thread_may_run_a_loop_of_its_own_and_the_loop_names_the_way_out(
+    backend: str,
+) -> None:
+    async with Pool(1, threads=2, backend=backend) as pool:
+        assert await pool.map(blocking.run_a_loop, range(10)) == list(range(10))
+    async with Pool(1, backend=backend) as pool:
+        with pytest.raises(RuntimeError) as caught:
+            await pool.apply(blocking.run_a_loop, (1,))
+        assert any("threads=" in note for note in caught.value.__notes__)
+
+
+async def test_errors_are_those_of_the_function(backend: str) -> None:
+    async with Pool(1, threads=2, backend=backend) as pool:
+        with pytest.raises(LookupError, match="no 7") as caught:
+            await pool.apply(blocking.fail, (7,))
+        trace = str(caught.value)
+        assert isinstance(caught.value, ProxyException)
+        assert "in fail" in trace
+        assert "_worker" not in trace
+        assert "amp_ext" not in trace
+        with pytest.raises(ProxyException, match="SystemExit"):
+            await pool.apply(blocking.leave)
+        assert await pool.map(workload.double, range(100)) == [2 * n for n in range(100)]
+
+
+async def test_a_cancelled_call_keeps_its_thread_until_the_function_returns(
+    backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "go"
+    async with Pool(1, threads=1, backend=backend) as pool:
+        call = asyncio.ensure_future(pool.apply(blocking.wait_for_file, (str(path),)))
+        await until_exists(f"{path}.begun")
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        after = asyncio.ensure_future(pool.apply(blocking.thread_name))
+        await asyncio.wait([after], timeout=0.1)
+        assert not after.done()
+        touch(path)
+        assert (await after).startswith(THREAD)
+
+
+async def test_context_variables_of_one_call_do_not_reach_the_next(backend: str) -> None:
+    async with Pool(1, threads=1, backend=backend) as pool:
+        assert await pool.map(blocking.set_user, ["a", "b", "c"]) == ["nobody"] * 3
+
+
+async def test_a_copy_of_the_worker_that_a_call_forks_does_no_harm(backend: str) -> None:
+    async with Pool(1, threads=2, backend=backend) as pool:
+        pid = await pool.apply(os.getpid)
+        assert (
+            await asyncio.gather(*[pool.apply(blocking.fork_and_return) for _ in range(4)])
+            == [pid] * 4
+        )
+
+
+async def test_a_pool_that_ends_does_not_wait_for_a_blocked_thread(
+    backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "go"
+    async with Pool(1, threads=1, backend=backend) as pool:
+        call = asyncio.ensure_future(pool.apply(blocking.wait_for_file, (str(path),)))
+        await until_exists(f"{path}.begun")
+    with pytest.raises(RuntimeError, match="terminated"):
+        await call
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])
+def test_threads_must_be_a_positive_whole_number(threads: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="threads must be"):
+        Pool(1, threads=threads)
