@@ -39,6 +39,22 @@ def test_the_tour_holds_what_it_asserts_and_prints_nothing(tmp_path: Path) -> No
     assert run("tour.py", tmp_path) == ("", "")
 
 
+def test_the_log_parser_counts_what_its_log_holds(tmp_path: Path) -> None:
+    out, err = run("log_parser.py", tmp_path)
+    assert re.fullmatch(r"200,000 requests, \d\d,\d{3} failed\n(0\.\d{4} s  /page/\d+\n){3}", out)
+    assert err == ""
+    log = tmp_path / "access.log"
+    log.write_text('10.0.0.1 [now] "GET /a" 200 0.5\nno request\n10.0.0.1 [now] "GET /b" 500 1.5\n')
+    out, _ = run("log_parser.py", tmp_path, str(log))
+    assert out == "2 requests, 1 failed\n1.5000 s  /b\n0.5000 s  /a\n"
+
+
+def test_the_example_of_blocking_libraries_stores_every_page(tmp_path: Path) -> None:
+    out, err = run("blocking.py", tmp_path)
+    assert out.endswith("128 pages are stored\n")
+    assert err == ""
+
+
 @pytest.mark.row("G71")
 def test_the_demo_does_its_three_jobs_and_prints_plain_lines_to_a_file(tmp_path: Path) -> None:
     sizes = ("--urls", "60", "--files", "40", "--numbers", "5000", "--workers", "2")
