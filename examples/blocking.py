@@ -2,8 +2,8 @@
 
     python examples/blocking.py
 
-Each page of a small web server (it runs in this program) takes 0.1 s. A plain function on the loop of
-a worker would block it, so two workers would fetch two pages at a time; here they fetch 32.
+Each page of a small web server (it runs in this program) takes 0.1 s. A plain function on the
+loop of a worker would block it, so two workers would fetch two pages at a time; here they fetch 32.
 """
 
 import asyncio
