@@ -396,12 +396,12 @@ class Pool:
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
         runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
-        `apply`.
+        `apply`. Of the calls and maps that wait, those of a higher `priority` go first.
 
         Raises:
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError: func is not callable, the input is not iterable, or retries is not a whole
-                number.
+            TypeError: func is not callable, the input is not iterable, or retries or priority is
+                not a whole number.
             ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """

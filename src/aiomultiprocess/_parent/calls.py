@@ -28,6 +28,11 @@ def call_key(function: Function, options: TaskOptions) -> Hashable:
     return function.id, options.timeout, options.priority
 
 
+def is_persistent(function: Function, options: TaskOptions) -> bool:
+    """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
+    return function.permanent and options.timeout is None and not options.priority
+
+
 class CallQueue:
     """All waiting `apply` calls of one function and the same options; callers await the handles."""
 

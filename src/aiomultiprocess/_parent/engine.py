@@ -11,7 +11,8 @@ timed except the grace period of `terminate`, the exit of a worker, and the next
 system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function stay there until the pool closes, as more may come.
+    for all. The calls of a plain function, without a priority or a time limit, stay there until the
+    pool closes, as more may come.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 """
@@ -39,7 +40,7 @@ from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .call import ApplyCall, Call
 from .callers import CLOSED
-from .calls import CallQueue, call_key
+from .calls import CallQueue, call_key, is_persistent
 from .functions import FunctionTable
 from .iterators import ResultIterator
 from .job import Job
@@ -194,8 +195,8 @@ class Engine:
                 function,
                 self.on_settled,
                 options,
-                persistent=function.permanent,
-                on_cancel=self._cancel_call,
+                persistent=is_persistent(function, options),
+                on_cancel=self.cancel_call,
             )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
@@ -218,7 +219,7 @@ class Engine:
         call.add_done_callback(lambda _: self._complete(tid))
         return queue
 
-    def _cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
+    def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
         """The caller gave up on one of `calls`: stop it wherever it is (CALL-1, FEED-4)."""
         if self.loop.is_closed():  # its workers will be killed
             return
