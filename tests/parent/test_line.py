@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from typing import Any, cast
 
 import pytest
+from test_queue import Setting, Worker, ignore
 
+import workload
+from aiomultiprocess import _accel
 from aiomultiprocess._arguments import TaskOptions
+from aiomultiprocess._parent.calls import CallQueue
 from aiomultiprocess._parent.feed import TaskSource
+from aiomultiprocess._parent.functions import FunctionTable
+from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.line import Line
+from aiomultiprocess._parent.queue import Queue
+from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._wire.frames import Mode
 
 
 class Source:
@@ -101,3 +111,56 @@ def test_a_line_equals_one_deque_for_each_priority(seed: int) -> None:
         assert bool(line) == bool(model)
         if model:
             assert line[0] is model[max(model)][0]
+
+
+# -- the line in a queue -------------------------------------------------------------------------
+
+
+class PrioritizedMap(Setting):
+    """A worker with a backlog of quick tasks, of a map that has a priority."""
+
+    def __init__(self, priority: int) -> None:
+        super().__init__()
+        self.job.options = TaskOptions(priority=priority)
+        self.queue._respect_priorities()
+
+    def chunks_after_calls(self, priority: int) -> list[tuple[int, int]]:
+        """What the worker is sent when ten calls of a priority come."""
+        before = len(self.sent)
+        function = self.table.of(workload.two)
+        options = TaskOptions(priority=priority)
+        calls = CallQueue(function, lambda _: None, options)
+        for _ in range(10):
+            future = asyncio.get_running_loop().create_future()
+            self.queue.call(calls, future, ((), {}))
+        self.queue.dispatch_all()
+        return [(task, count) for task, count in self.sent[before:] if task == function.id]
+
+
+@pytest.mark.parametrize("priority", [-7, 0, 7])
+async def test_calls_overtake_a_map_of_their_priority(priority: int) -> None:
+    assert PrioritizedMap(priority).chunks_after_calls(priority)
+
+
+async def test_calls_overtake_a_map_of_a_lower_priority() -> None:
+    assert PrioritizedMap(1).chunks_after_calls(2)
+
+
+async def test_calls_do_not_overtake_a_map_of_a_higher_priority() -> None:
+    assert PrioritizedMap(2).chunks_after_calls(1) == []
+
+
+@pytest.mark.parametrize("priority", [-7, 7])
+async def test_few_items_with_a_priority_are_spread_evenly(priority: int) -> None:
+    queue = Queue(asyncio.get_running_loop())
+    workers = [Worker() for _ in range(3)]
+    queue.workers.extend(workers)  # type: ignore[arg-type]
+    function = FunctionTable(_accel.dumps).of(workload.double)
+    loop = asyncio.get_running_loop()
+    options = TaskOptions(priority=priority)
+    for _ in range(2):
+        job = Job(workload.double, function, Mode.MAP, ignore, ignore, options, loop=loop)
+        job.open(source_of(range(3), ignore))
+        queue.offer(job)
+    queue.dispatch_all()
+    assert [worker.credit.in_flight for worker in workers] == [1, 1, 1]

@@ -182,9 +182,7 @@ async def test_tasks_that_were_not_started_return_to_their_priority() -> None:
         doomed = pool.apply(workload.meet, (meeting.port, "doomed"))
         first = await meeting.arrivals.get()
         results = [
-            asyncio.ensure_future(
-                pool.starmap(workload.meet, [(meeting.port, p)] * 4, priority=p)
-            )
+            asyncio.ensure_future(pool.starmap(workload.meet, [(meeting.port, p)] * 4, priority=p))
             for p in (-1, 0, 1)
         ]
         os.kill(first.pid, signal.SIGKILL)

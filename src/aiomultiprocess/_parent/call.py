@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Coroutine
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..types import PoolTerminatedError, R
 from .callers import mark_as_retrieved, prepare_for_caller
@@ -63,8 +63,7 @@ class ApplyCall(Call[R], Coroutine[Any, Any, R]):
 
     __slots__ = ()
 
-    __name__: ClassVar[str] = "apply"  # in the repr of a task
-    __qualname__: ClassVar[str] = "Pool.apply"
+    __name__ = "Pool.apply"  # in the repr of a task
     cr_running = False
     cr_frame = None
 

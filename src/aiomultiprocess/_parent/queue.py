@@ -148,9 +148,8 @@ class Queue:
 
     def _respect_priorities(self) -> None:
         """From now on, serve sources of a higher priority first (QUEUE-7)."""
-        if isinstance(self._sources, deque):
-            self._sources = Line(self._sources)
-            self._call_backlog = Line(self._call_backlog)
+        if isinstance(self._sources, deque) and isinstance(self._call_backlog, deque):
+            self._sources, self._call_backlog = Line(self._sources), Line(self._call_backlog)
 
     def _dispatch_soon(self) -> None:
         if not self._dispatch_scheduled:
