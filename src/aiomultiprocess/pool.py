@@ -296,29 +296,26 @@ class Pool:
         if loop is None or (engine is not None and engine.loop is not loop):
             return self._apply_later(func, args, kwds, retries, task_timeout, priority)
         try:
-            return self._submit_apply(func, args, kwds, retries, task_timeout, priority)
+            if engine is None or engine.state is not engine.OPEN or _process != self._pid:
+                engine = self._use_first()
+            options = task_options(retries, task_timeout, priority)
+            if type(args) is not tuple:
+                args = checked_sequence("args", args)
+            keywords = {} if kwds is None else checked_keywords("kwds", kwds)
+            return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
         except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call
             return _refused(error, loop)
 
-    def _submit_apply(
-        self,
-        func: Callable[..., Any],
-        args: Sequence[Any] | None,
-        kwds: Mapping[str, Any] | None,
-        retries: int,
-        task_timeout: float | None,
-        priority: int,
-    ) -> ApplyCall[Any]:
-        engine = self._use()
-        options = task_options(retries, task_timeout, priority)
-        if type(args) is not tuple:
-            args = checked_sequence("args", args)
-        keywords = {} if kwds is None else checked_keywords("kwds", kwds)
-        return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
-
-    async def _apply_later(self, func: Callable[..., Any], *args: Any) -> Any:
+    async def _apply_later(
+        self, func: Callable[..., Any], args: Any, kwds: Any, *options: Any
+    ) -> Any:
+        """The same, submitted when the coroutine runs, if that is in the pool's loop."""
         try:
-            return await self._submit_apply(func, *args)
+            self._use()
+            retries, task_timeout, priority = options
+            return await self.apply(
+                func, args, kwds, retries=retries, task_timeout=task_timeout, priority=priority
+            )
         except Exception as error:
             prepare_for_caller(error)
             raise
