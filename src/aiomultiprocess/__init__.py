@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from . import scheduler as scheduler
     from . import types as types
     from .core import Process, Worker, set_context, set_start_method
-    from .pool import Pool, PoolResult
+    from .pool import Call, Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
     from .types import PoolTerminatedError, ProxyException, QueueID, TaskID, WorkerLostError
 
 __author__ = "Amethyst Reese and aiomultiprocess contributors"
 
 __all__ = [
+    "Call",
     "Pool",
     "PoolResult",
     "PoolTerminatedError",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Call": "pool",
     "Pool": "pool",
     "PoolResult": "pool",
     "PoolTerminatedError": "types",

@@ -11,8 +11,9 @@ import inspect
 import math
 import operator
 import reprlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeGuard
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
 
 class TaskOptions(NamedTuple):
@@ -22,6 +23,8 @@ class TaskOptions(NamedTuple):
     timeout: float | None = None  # seconds that a task may run; None: no limit
     priority: int = 0  # of the tasks that wait in one queue, the higher go first
 
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_OPTIONS: Final = TaskOptions()
 
@@ -73,6 +76,14 @@ def seconds(name: str, value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
+def patience(name: str, value: float | None) -> float | None:
+    """How many seconds to wait, not negative; None for no limit."""
+    number = seconds(name, value)
+    if number is not None and not number >= 0:
+        raise ValueError(f"{name} must be a number of seconds from 0 on, or None, got {value!r}")
+    return number
+
+
 def whole(name: str, value: int) -> int:
     """The value as an int; its type may be any with `__index__`, such as NumPy's integers."""
     try:
@@ -112,6 +123,15 @@ def is_coroutine_function(target: object) -> bool:
     return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
 
 
+def mark_coroutine_function(function: F) -> F:
+    """Let `iscoroutinefunction` be true for a function whose result passes for a coroutine."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(function)
+    else:
+        vars(function)["_is_coroutine"] = vars(asyncio.coroutines)["_is_coroutine"]
+    return function
+
+
 def check_synchronous(name: str, function: object) -> None:
     """Refuse a value that cannot be called, or whose call makes a coroutine: nothing awaits it."""
     if function is None:
@@ -145,8 +165,8 @@ def checked_sequence(name: str, values: object) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def checked_mapping(name: str, values: object) -> dict[str, Any]:
-    """The keyword arguments of a function, as a dict; None means no arguments."""
+def checked_keywords(name: str, values: object) -> dict[str, Any]:
+    """The keyword arguments of a function, as a dict; None means none."""
     if values is None:
         return {}
     if not isinstance(values, Mapping):

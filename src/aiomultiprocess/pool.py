@@ -19,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
@@ -27,9 +27,11 @@ from ._arguments import (
     TaskOptions,
     check_callable,
     check_synchronous,
-    checked_mapping,
+    checked_keywords,
     checked_sequence,
     count,
+    mark_coroutine_function,
+    patience,
     positive,
     task_options,
     whole,
@@ -57,16 +59,20 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
     from ._parent.worker import PoolWorker
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
 
+P = ParamSpec("P")
+
 # Includes names that are only imported here: programs of 0.9.1 import them from this module.
 __all__ = [
     "CHILD_CONCURRENCY",
     "MAX_TASKS_PER_CHILD",
+    "Call",
     "LoopInitializer",
     "Pool",
     "PoolResult",
@@ -90,12 +96,23 @@ log = logging.getLogger(__name__)
 
 
 def __getattr__(name: str) -> object:
-    """`PoolWorker`, at its first use: it needs the engine, which a worker does not."""
+    """`PoolWorker` and `Call`, at their first use: a worker needs neither."""
+    if name == "Call":
+        from ._parent.call import Call
+
+        return Call
     if name == "PoolWorker":
         from ._parent.worker import PoolWorker
 
         return PoolWorker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _refused(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
+    from ._parent.call import refuse  # not at the top, as in `Pool._bind`
+
+    without_our_frames(error)
+    return refuse(error, loop)
 
 
 _running_loop = asyncio._get_running_loop  # None where none runs
@@ -225,7 +242,7 @@ class Pool:
     # -- calls ---------------------------------------------------------------------------------
 
     @overload
-    async def apply(
+    def apply(
         self,
         func: Callable[..., Awaitable[R]],
         args: Sequence[Any] | None = None,
@@ -234,10 +251,10 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
-    ) -> R: ...
+    ) -> ApplyCall[R]: ...
 
     @overload
-    async def apply(
+    def apply(
         self,
         func: Callable[..., R],
         args: Sequence[Any] | None = None,
@@ -246,9 +263,10 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
-    ) -> R: ...
+    ) -> ApplyCall[R]: ...
 
-    async def apply(
+    @mark_coroutine_function
+    def apply(
         self,
         func: Callable[..., Any],
         args: Sequence[Any] | None = None,
@@ -258,9 +276,11 @@ class Pool:
         task_timeout: float | None = None,
         priority: int = 0,
     ) -> Any:
-        """Run `func(*args, **kwds)` in a worker and return its result.
+        """Run `func(*args, **kwds)` in a worker; awaiting the `Call` gives its result.
 
-        If the caller is cancelled while it awaits this, the call in the worker is cancelled too.
+        The call is under way from now on. If an awaiting task is cancelled, so is the call in the
+        worker. For `asyncio.run` and the like, the `Call` passes for a coroutine. Called outside
+        the pool's loop, `apply` returns a coroutine, which submits the call in the pool's loop.
 
         Arguments:
             func: a coroutine function or a plain function, importable in the worker.
@@ -268,34 +288,74 @@ class Pool:
             retries: how many times `func` may run again, in another worker, if the worker that ran
                 it dies. It then runs alone in that worker, and repeats what it had done before the
                 death. An exception that it raises is its result, and is not retried.
+            priority: of the calls and maps that wait, those of a higher priority go first. It may
+                be negative. What runs is not interrupted.
 
-        Raises:
+        Awaiting the call raises:
             ProxyException: the function raised an exception. The error is also an instance of that
                 exception's type where the two can be combined, and has it as its `__cause__`. For
                 a result that cannot be pickled, it is a pickle.PicklingError too.
             WorkerLostError: the worker died while it ran the function, and no retry is left.
             PoolTerminatedError: the pool was terminated before the call ended.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError, ValueError: func, args, kwds or retries has a wrong type, or is negative.
+            TypeError, ValueError: an argument has a wrong type, or is negative.
+            RuntimeError: the pool is closed, or belongs to another loop or process.
+        """
+        engine, loop = self._engine, _running_loop()
+        if loop is None or (engine is not None and engine.loop is not loop):
+            return self._apply_later(func, args, kwds, retries, task_timeout, priority)
+        try:
+            if engine is None or engine.state is not engine.OPEN or _process != self._pid:
+                engine = self._use_first()
+            options = task_options(retries, task_timeout, priority)
+            if type(args) is not tuple:
+                args = checked_sequence("args", args)
+            keywords = {} if kwds is None else checked_keywords("kwds", kwds)
+            return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
+        except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call
+            return _refused(error, loop)
+
+    async def _apply_later(
+        self, func: Callable[..., Any], args: Any, kwds: Any, *options: Any
+    ) -> Any:
+        """The same, submitted when the coroutine runs, if that is in the pool's loop."""
+        try:
+            self._use()
+            retries, task_timeout, priority = options
+            return await self.apply(
+                func, args, kwds, retries=retries, task_timeout=task_timeout, priority=priority
+            )
+        except Exception as error:
+            prepare_for_caller(error)
+            raise
+
+    @overload
+    def submit(
+        self, func: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Call[R]: ...
+
+    @overload
+    def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
+
+    def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+        """Run `func(*args, **kwargs)` in a worker: a `Call`, an `asyncio.Future` of the result.
+
+        The call is under way from now on. Cancelling it, or a task that awaits it, cancels it in
+        the worker too, and does not wait for its `finally` blocks; `asyncio.shield` prevents this.
+        There are no options: `apply` has them. Awaiting the call raises what awaiting that of
+        `apply` does.
+
+        Raises:
+            pickle.PicklingError: the function cannot be sent; the message says why. (An argument
+                that cannot be sent is the error of the call.)
+            TypeError: func is not callable.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
-        options = task_options(retries, task_timeout, priority)
-        if type(args) is not tuple:
-            args = checked_sequence("args", args)
-        named = checked_mapping("kwds", kwds)
         try:
-            future, calls = engine.submit_call(func, args, named, options)
+            return engine.submit_call(engine.CALL, self, func, args, kwargs)
         except pickle.PicklingError as error:
             without_our_frames(error)
-            raise
-        try:
-            return await future
-        except asyncio.CancelledError:
-            engine.cancel_call(calls, future)
-            raise
-        except Exception as error:
-            prepare_for_caller(error)
             raise
 
     @overload
@@ -342,12 +402,12 @@ class Pool:
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
         runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
-        `apply`.
+        `apply`. Of the calls and maps that wait, those of a higher `priority` go first.
 
         Raises:
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError: func is not callable, the input is not iterable, or retries is not a whole
-                number.
+            TypeError: func is not callable, the input is not iterable, or retries or priority is
+                not a whole number.
             ValueError: retries is negative.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
@@ -437,7 +497,7 @@ class Pool:
         """
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
-        positional, named = checked_sequence("args", args), checked_mapping("kwds", kwds)
+        positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)
         return Stream(
             lambda: self._use().submit_stream(func, positional, named, ahead, DEFAULT_OPTIONS)
         )
@@ -488,14 +548,57 @@ class Pool:
         if self._engine is not None:
             self._engine.terminate()
 
-    async def join(self) -> None:
-        """Wait until all workers have exited. RuntimeError if the pool is still open."""
+    async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in Process
+        """Wait until all workers have exited; the pool must have been closed or terminated.
+
+        Arguments:
+            timeout: in seconds; None waits for ever.
+
+        Raises:
+            TimeoutError: the workers have not exited in time; the pool stays as it is.
+            RuntimeError: the pool is still open, or belongs to another loop or process.
+            TypeError, ValueError: timeout is no number, or is negative.
+        """
+        limit = patience("timeout", timeout)
         self._check_process()
         if not self._closed:
             raise RuntimeError("pool is still open: call close() or terminate() before join()")
         if self._engine is not None:
             self._check_loop()
-            await self._engine.join()
+            async with asyncio.timeout(limit):
+                await self._engine.join()
+
+    async def shutdown(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - as in `join`
+        """Close the pool, let its tasks finish, terminate it, and wait for its workers.
+
+        If this is cancelled while it waits, it terminates the pool at once and does not wait until
+        the workers have exited: `join` does. To give up waiting and let tasks run on, use `close`
+        and `join(timeout)`.
+
+        Arguments:
+            timeout: how many seconds the tasks may take; None: as long as they need.
+
+        Returns:
+            How many tasks were cut off: they had not ended after `timeout` seconds. Of an input of
+            unknown length, only the items that were read count.
+
+        Raises:
+            RuntimeError: the pool belongs to another loop or process.
+            TypeError, ValueError: timeout is no number, or is negative; the pool stays open.
+        """
+        limit = patience("timeout", timeout)
+        self._check_process()
+        self._check_loop()
+        self.close()
+        cut_off = 0
+        try:
+            await self.join(limit)
+        except TimeoutError:
+            cut_off = 0 if self._engine is None else self._engine.unsettled
+        finally:
+            self.terminate()
+        await self.join()
+        return cut_off
 
     # -- binding -------------------------------------------------------------------------------
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, assert_type
 
 from aiomultiprocess import (
+    Call,
     Pool,
     PoolResult,
     PoolTerminatedError,
@@ -97,15 +98,40 @@ async def applies() -> None:
         assert_type(await pool.apply(halve, (1,)), float)
         assert_type(await pool.apply(spell, (1,), retries=3), str)
         assert_type(await pool.apply(halve, (1,), retries=3), float)
+        assert_type(await pool.apply(spell, (1,), priority=-1), str)
+        assert_type(await asyncio.create_task(pool.apply(spell, (1,))), str)
+        assert_type(await asyncio.wait_for(pool.apply(halve, (1,)), 1), float)
+        async with asyncio.TaskGroup() as group:
+            task = assert_type(group.create_task(pool.apply(spell, (1,))), asyncio.Task[str])
+        print(await task)
+        loop = asyncio.get_running_loop()
+        assert_type(asyncio.run_coroutine_threadsafe(pool.apply(halve, (1,)), loop).result(), float)
+        future: asyncio.Future[str] = pool.apply(spell, (1,))
+        coroutine: Coroutine[Any, Any, float] = pool.apply(power, (1, 2.0))
+        waiting: list[Call[float]] = [pool.apply(halve, (1,)), pool.submit(halve, 1)]
+        print(await future, await coroutine, await asyncio.gather(*waiting))
     except WorkerLostError as lost:
         assert_type(lost, WorkerLostError)
     except (PoolTerminatedError, ProxyException) as error:
         print(error)
     finally:
         pool.close()
-        assert_type(await pool.join(), None)
+        assert_type(await pool.join(timeout=1.5), None)
+        assert_type(await pool.shutdown(), int)
+        assert_type(await pool.shutdown(timeout=1), int)
     assert_type(pool.backend, str)
     Pool(scheduler=First(), queuecount=1).terminate()
+
+
+async def submits() -> None:
+    pool = Pool()
+    assert_type(await assert_type(pool.submit(spell, 1), Call[str]), str)
+    assert_type(await pool.submit(halve, 1), float)
+    assert_type(await pool.submit(power, 1, exponent=2.0), float)
+    gathered = await asyncio.gather(pool.submit(spell, 1), pool.submit(halve, 2))
+    assert_type(gathered, tuple[str, float])
+    pool.submit(spell, "1")  # type: ignore[call-overload]
+    pool.submit(power, 1)  # type: ignore[call-overload]
 
 
 async def processes() -> None:

@@ -39,11 +39,12 @@ def _end_quietly(error: BaseException) -> None:
     """
     task = asyncio.current_task()
     if task is not None and type(error) is PoolTerminatedError:  # a subclass comes from a task
-        task.remove_done_callback(_mark_as_retrieved)
-        task.add_done_callback(_mark_as_retrieved)
+        task.remove_done_callback(mark_as_retrieved)
+        task.add_done_callback(mark_as_retrieved)
 
 
-def _mark_as_retrieved(task: asyncio.Task[Any]) -> None:
+def mark_as_retrieved(task: asyncio.Future[Any]) -> None:
+    """A done callback: asyncio does not report this task if it ended with its pool."""
     # not by `exception()`, which would mark another error as well
     if type(getattr(task, "_exception", None)) is PoolTerminatedError:
         task.exception()

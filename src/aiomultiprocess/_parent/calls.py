@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
+from .call import fail
 from .feed import Handles
 from .functions import Function
 
@@ -27,6 +28,11 @@ def call_key(function: Function, options: TaskOptions) -> Hashable:
     return function.id, options.timeout, options.priority
 
 
+def is_persistent(function: Function, options: TaskOptions) -> bool:
+    """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
+    return function.permanent and options.timeout is None and not options.priority
+
+
 class CallQueue:
     """All waiting `apply` calls of one function and the same options; callers await the handles."""
 
@@ -39,8 +45,12 @@ class CallQueue:
         options: TaskOptions = DEFAULT_OPTIONS,
         *,
         persistent: bool = False,
+        on_cancel: Callable[[CallQueue, asyncio.Future[Any]], None] | None = None,
     ) -> None:
-        """`on_done` is called when all calls are settled; if `persistent`, once the pool closes."""
+        """`on_done` is called when all calls are settled; if `persistent`, once the pool closes.
+
+        `on_cancel` is called with a call that its caller gave up.
+        """
         self.function = function
         self.options = options
         self.key = call_key(function, options)
@@ -48,6 +58,8 @@ class CallQueue:
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""
         self._on_done = on_done
+        self._on_cancel = on_cancel
+        self._cancelled = 0  # calls that were cancelled since `drop_cancelled` dropped any
         self._persistent = persistent
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
         # calls that are not settled, with the chunk in which each was sent last (FEED-4)
@@ -99,6 +111,32 @@ class CallQueue:
     def retries_of(self, handle: asyncio.Future[Any]) -> int:
         return 0 if handle.done() else self._retries.get(handle, 0)
 
+    def cancel(self, call: asyncio.Future[Any]) -> None:
+        """Stop a call that its caller gave up, wherever it is."""
+        if self._on_cancel is not None:
+            self._on_cancel(self, call)
+
+    def drop_cancelled(self) -> None:
+        """Drop the waiting calls that were cancelled, if they may be half of all: one more was.
+
+        So cancelling n calls takes time in proportion to n; `take` passes over those that are left.
+        """
+        self._cancelled += 1
+        if 2 * self._cancelled < len(self._waiting):
+            return
+        self._cancelled = 0
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self._waiting.extend(pair for pair in waiting if not pair[0].done())
+        for call, _ in waiting:
+            if call.done():
+                self._settle(call)
+
+    @property
+    def unsettled(self) -> int:
+        """How many calls have no result yet and were not given up."""
+        return sum(not call.done() for call in self._open)
+
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         still_open = self._open
         # most results come alone, and then `zip` would take as long as all the rest
@@ -115,7 +153,7 @@ class CallQueue:
 
     def fail(self, handle: asyncio.Future[Any], error: BaseException) -> None:
         if not handle.done():
-            handle.set_exception(error)
+            fail(handle, error)
         self._settle(handle)
 
     def fail_all(self, error: BaseException) -> None:

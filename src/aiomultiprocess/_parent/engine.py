@@ -11,7 +11,8 @@ timed except the grace period of `terminate`, the exit of a worker, and the next
 system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function stay there until the pool closes, as more may come.
+    for all. The calls of a plain function, without a priority or a time limit, stay there until the
+    pool closes, as more may come.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 """
@@ -29,7 +30,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
 from functools import partial
 from multiprocessing import util
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -38,8 +39,9 @@ from .._transport.link import Backend
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
+from .call import ApplyCall, Call
 from .callers import CLOSED
-from .calls import CallQueue, call_key
+from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
 from .functions import FunctionTable
 from .iterators import ResultIterator
@@ -55,6 +57,8 @@ EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread 
 
 log = logging.getLogger(__name__)
 
+CallT = TypeVar("CallT", bound="Call[Any]")
+
 
 class State(Enum):
     OPEN = "open"
@@ -67,6 +71,7 @@ class Engine:
     """The workers, queues and unfinished tasks of one pool."""
 
     OPEN = State.OPEN  # found faster than an enum's member
+    CALL, APPLY_CALL = Call, ApplyCall  # for the pool, which imports this module late
 
     def __init__(
         self,
@@ -76,7 +81,6 @@ class Engine:
         scheduler: Scheduler,
     ) -> None:
         self.loop = loop
-        self._new_future = loop.create_future
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
         self.supervisor = Supervisor(loop, options, channels, self.queues, self)
@@ -170,32 +174,53 @@ class Engine:
 
     def submit_call(
         self,
+        kind: type[CallT],
+        pool: object,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwds: dict[str, Any],
         options: TaskOptions = DEFAULT_OPTIONS,
-    ) -> tuple[asyncio.Future[Any], CallQueue]:
-        """Give one `apply` to the workers: its result, and the calls that it is one of."""
+    ) -> CallT:
+        """Give one `apply` or `submit` to the workers; the call keeps `pool` alive (CALL-3)."""
         function = self.functions.of(func)
-        future: asyncio.Future[Any] = self._new_future()
+        call = kind(loop=self.loop)
+        call.pool = pool
         queue = self._only
         if queue is None:
-            tid = TaskID(next(self._task_ids))
-            queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
-            future.add_done_callback(lambda _: self._complete(tid))
+            queue = self._schedule(call, func, args, kwds)
         if self.state is not self.OPEN:  # the scheduler, or pickling, may have ended the pool
-            future.cancel()
+            asyncio.Future.cancel(call)  # it has no source
             self.check_open()
         key = function.id if options is DEFAULT_OPTIONS else call_key(function, options)
         calls = queue.calls.get(key)
         if calls is None:
-            calls = CallQueue(function, self.on_settled, options, persistent=function.permanent)
+            calls = CallQueue(
+                function,
+                self.on_settled,
+                options,
+                persistent=is_persistent(function, options),
+                on_cancel=self.cancel_call,
+            )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
         if options.retries:
-            calls.allow(future, options.retries)
-        queue.call(calls, future, (args, kwds))
-        return future, calls
+            calls.allow(call, options.retries)
+        call.source = calls
+        queue.call(calls, call, (args, kwds))
+        return call
+
+    def _schedule(
+        self,
+        call: asyncio.Future[Any],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+    ) -> Queue:
+        """The queue that the scheduler chooses for a call; the scheduler learns when it is done."""
+        tid = TaskID(next(self._task_ids))
+        queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
+        call.add_done_callback(lambda _: self._complete(tid))
+        return queue
 
     def submit_stream(
         self,
@@ -236,7 +261,9 @@ class Engine:
         return False
 
     def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
-        """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""
+        """The caller gave up on one of `calls`: stop it wherever it is (CALL-1, FEED-4)."""
+        if self.loop.is_closed():  # its workers will be killed
+            return
         chunk = calls.chunk_of(future)
         if chunk is not None and self._cancel_chunk(chunk, chunk.offset_of(future)):
             return
@@ -244,6 +271,7 @@ class Engine:
             if queue.retry_queue.drop(future):
                 queue.dispatch_all()  # a worker may have been kept free for it
                 return
+        calls.drop_cancelled()
 
     def _flush_cancelled(self) -> None:
         """Wake each worker once for all cancellations of a turn."""
@@ -331,6 +359,11 @@ class Engine:
             self._kill()
         elif self.state is not State.TERMINATED:
             self._give_up(State.TERMINATED, PoolTerminatedError("the pool was terminated"))
+
+    @property
+    def unsettled(self) -> int:
+        """How many tasks have neither a result nor an error, as far as inputs were read."""
+        return sum(source.unsettled for source in self._open)
 
     async def join(self) -> None:
         """Wait until every worker has gone; the pool must have been closed or terminated."""

@@ -123,6 +123,11 @@ class Job:
         left = self.source.left
         return None if left is None else left + len(self._returned)
 
+    @property
+    def unsettled(self) -> int:
+        """How many tasks are not settled; of an input of unknown length, those that were taken."""
+        return self._taken - self._settled + (self.source.left or 0)
+
     def at_hand(self, n: int) -> int:
         returned = len(self._returned)
         if n <= returned:

@@ -23,6 +23,9 @@ QUEUE-6  Even spread. Whether an item waits or computes is not known before it r
     is never refused one. If more tasks are left than all workers have room for, this limits
     nothing. An input of unknown length is looked at only as far as this takes: at most `LOOK_AHEAD`
     items, and only those that arrive within a few milliseconds (sources.py).
+QUEUE-7  Sources of a higher priority are served first (line.py), and no call overtakes one; retry
+    tasks go before all (RETRY-3). What a worker holds is not taken back. A source that has no task
+    at hand leaves the line, so that those of a lower priority do not wait for it.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explain_star, load_error
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
+from .line import Line
 from .retry import RetryQueue, RetryTask, recover_results
 from .stream_source import StreamSource
 
@@ -70,9 +74,9 @@ class Queue:
         self.workers: list[PoolWorker] = []
         self.calls: dict[Hashable, CallQueue] = {}  # by their `key`
         self.retry_queue = RetryQueue()
-        self._sources: deque[TaskSource] = deque()
+        self._sources: deque[TaskSource] | Line[TaskSource] = deque()
         self._loop = loop
-        self._call_backlog: deque[CallQueue] = deque()  # calls that may overtake
+        self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
         self._contended_until = 0.0
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
@@ -116,6 +120,8 @@ class Queue:
         """
         if not source.queued:
             source.queued = True
+            if source.options.priority:
+                self._respect_priorities()
             self._sources.append(source)
         if not self._dispatch_scheduled:
             for worker in self.workers:
@@ -132,9 +138,19 @@ class Queue:
     def _line_up(self, source: TaskSource) -> None:
         """Put a source that is not in line to the front; workers are served soon."""
         if source not in self._sources:
-            source.queued = True
-            self._sources.appendleft(source)
+            self._put_first(source)
         self._dispatch_soon()
+
+    def _put_first(self, source: TaskSource) -> None:
+        source.queued = True
+        if source.options.priority:
+            self._respect_priorities()
+        self._sources.appendleft(source)
+
+    def _respect_priorities(self) -> None:
+        """From now on, serve sources of a higher priority first (QUEUE-7)."""
+        if isinstance(self._sources, deque) and isinstance(self._call_backlog, deque):
+            self._sources, self._call_backlog = Line(self._sources), Line(self._call_backlog)
 
     def _dispatch_soon(self) -> None:
         if not self._dispatch_scheduled:
@@ -172,12 +188,15 @@ class Queue:
             return
         self._contended_until = monotonic() + CONTENTION_SECONDS
         calls = backlog[0]
+        if self._sources and calls.options.priority < self._sources[0].options.priority:
+            return
         room = worker.credit.overtake(worker.link.started, calls.function.id)
         handles, items = calls.take(room)
         if handles:
             self._send_chunk(worker, calls, handles, items)
             worker.credit.have_overtaken()
-            backlog.rotate(-1)
+            if self._call_backlog and self._call_backlog[0] is calls:
+                self._call_backlog.rotate(-1)
 
     def clear(self) -> None:
         """Drop all tasks and chunks: the pool is over, and the engine settles every task.
@@ -254,7 +273,7 @@ class Queue:
             self._line_up(source)
             raise
         if refused and not self._over:
-            self._sources.appendleft(source)
+            self._put_first(source)
             return False
         source.queued = source.left != 0 and bool(handles)
         if source.queued:  # a source that had nothing is offered again when it has more
@@ -463,8 +482,7 @@ class Queue:
         if not isinstance(owner, RetryTask):  # which has put itself into a line of its own
             source = cast("TaskSource", owner)
             if not source.queued:
-                source.queued = True
-                self._sources.appendleft(source)
+                self._put_first(source)
 
 
 def settle_failed(

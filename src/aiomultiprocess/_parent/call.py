@@ -1,0 +1,154 @@
+"""What `submit` and `apply` return: one call in a worker, as a future of the pool's loop.
+
+The engine makes a `Call` and gives it to a queue: it is the handle of its task (feed.py), and the
+worker's answer becomes its result. So it can be awaited by several tasks, and `asyncio.gather`
+needs no task for it.
+
+`apply` was a coroutine function, and programs give what it returns to `create_task`, to a TaskGroup
+or to `asyncio.run`. So it returns an `ApplyCall`, which passes for a coroutine as well: `send`,
+`throw` and `close`, as a task calls them.
+
+CALL-1  Cancelling a call cancels its task, wherever that is: it leaves its queue, or is cancelled
+    in its worker. The call itself is cancelled at once, and does not wait for the worker.
+CALL-2  The coroutine's methods have no state of their own, as several tasks may use them at once: a
+    call that is done gives its result, one that is not gives itself, to be waited for.
+CALL-3  A call that is not done keeps its pool alive, although the engine does not (ENGINE-2): the
+    caller may have dropped the pool and kept the call.
+CALL-4  A program that leaves a pool with calls under way expects that they end. So if a call ends
+    by PoolTerminatedError, neither it nor what waits for it is reported as never retrieved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine
+from typing import Any, NoReturn, Protocol
+
+from ..types import PoolTerminatedError, R
+from .callers import mark_as_retrieved, prepare_for_caller
+
+
+class CallSource(Protocol):
+    """What a call needs of the task source that has it (calls.py)."""
+
+    def cancel(self, call: asyncio.Future[Any]) -> None:
+        """Stop a call that its caller gave up."""
+
+
+class Call(asyncio.Future[R]):
+    """One call in a worker, as `Pool.submit` returns it: an `asyncio.Future` of its result.
+
+    It is under way from the beginning. `cancel` cancels its task in the worker, and does not wait
+    for that task's `finally` blocks. As with any future, it is cancelled too if a task that awaits
+    it is cancelled; `asyncio.shield` prevents this.
+    """
+
+    __slots__ = ("pool", "source")
+
+    source: CallSource
+    """The source that has its task; not set while the call is not submitted."""
+    pool: object  # only held (CALL-3)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the call and its task in the worker (CALL-1); False if the call is done."""
+        if not super().cancel(msg):
+            return False
+        self.source.cancel(self)
+        return True
+
+
+class ApplyCall(Call[R], Coroutine[Any, Any, R]):
+    """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
+
+    __slots__ = ()
+
+    __name__ = "Pool.apply"  # in the repr of a task
+    cr_running = False
+    cr_frame = None
+
+    @property
+    def cr_suspended(self) -> bool:
+        """Whether the call is under way: anyio cancels only tasks that are."""
+        return not self.done()
+
+    def send(self, value: object, /) -> Any:
+        """Raise StopIteration with the result, or return what the running task must wait for."""
+        if not self.done():
+            self._asyncio_future_blocking = True
+            return self
+        try:
+            result = self.result()
+        except Exception as error:
+            prepare_for_caller(error)
+            raise
+        raise StopIteration(result)
+
+    def throw(
+        self,
+        kind: Any,
+        value: Any = None,
+        traceback: types.TracebackType | None = None,
+        /,
+    ) -> NoReturn:
+        """Raise an exception where the coroutine waits: it ends the call."""
+        self.close()
+        error: BaseException = value if isinstance(value, BaseException) else kind
+        if isinstance(error, type):
+            error = error() if value is None else error(value)
+        try:
+            raise error if traceback is None else error.with_traceback(traceback)
+        except BaseException:
+            prepare_for_caller(error)
+            raise
+
+    def close(self) -> None:
+        """Cancel the call, unless it is done."""
+        if not self.done():
+            self.cancel()
+
+
+def refuse(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
+    """A call that has failed with `error`: it was never submitted."""
+    call: ApplyCall[Any] = ApplyCall(loop=loop)
+    if isinstance(error, StopIteration):  # which no future takes; a coroutine raised the same
+        refusal = RuntimeError("coroutine raised StopIteration")
+        refusal.__cause__ = error
+        error = refusal
+    call.set_exception(error)
+    return call
+
+
+def fail(call: asyncio.Future[Any], error: BaseException) -> None:
+    """Let a call end by `error`."""
+    if type(error) is not PoolTerminatedError:  # a subclass comes from a task
+        call.set_exception(error)
+        return
+    _mark_waiters(call)
+    call.set_exception(error)
+    call.exception()
+
+
+def _mark_waiters(future: asyncio.Future[Any]) -> None:
+    """CALL-4: mark what waits for a future, directly or through another."""
+    left = [future]
+    while left:
+        for callback, _ in left.pop()._callbacks or ():
+            waiter = _waiter_of(callback)
+            if waiter is not None and waiter.remove_done_callback(mark_as_retrieved) == 0:
+                left.append(waiter)
+            if waiter is not None:
+                waiter.add_done_callback(mark_as_retrieved)
+
+
+def _waiter_of(callback: Any) -> asyncio.Future[Any] | None:
+    """The future or task that a done callback of a future completes, if it is one of asyncio's.
+
+    A task waits by a method of its own; `gather` and `shield` by a function inside a function, of
+    which `outer` is what they have returned.
+    """
+    waiter = getattr(callback, "__self__", None)
+    if isinstance(callback, types.FunctionType) and callback.__module__ == "asyncio.tasks":
+        cells = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
+        waiter = cells["outer"].cell_contents if "outer" in cells else None
+    return waiter if isinstance(waiter, asyncio.Future) else None
