@@ -424,6 +424,26 @@ def test_another_loop_is_refused_when_it_runs_the_call() -> None:
         asyncio.run(pool.apply(workload.two))
 
 
+async def test_another_loop_cannot_run_a_call_that_is_under_way() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        call = pool.apply(workload.meet, (meeting.port,))
+        arrival = await meeting.arrivals.get()
+
+        async def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="another event loop") as raised:
+                await asyncio.create_task(call)
+            assert_no_frame_of_ours(raised.value)
+            task = asyncio.create_task(call)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert not call.done()
+        arrival.release()
+        assert await call == "go"
+
+
 # -- tasks that are not awaited ------------------------------------------------------------------
 
 
