@@ -17,6 +17,9 @@ CALL-3  A call that is not done keeps its pool alive, although the engine does n
 CALL-4  A program that leaves a pool with calls under way expects that they end. So if a call ends
     by PoolTerminatedError, neither it nor what waits for it is reported as never retrieved.
 CALL-5  No other thread cancels a call while its loop runs, as that writes into a worker's link.
+CALL-6  `asyncio.wait` takes what `ensure_future` returned, but no coroutines. So an `ApplyCall` is
+    a `TakenCall`, and no coroutine any more, once `ensure_future` or `gather` takes it: they look
+    for `_asyncio_future_blocking`. A task does so too with what it waits for, while that is true.
 """
 
 from __future__ import annotations
@@ -74,8 +77,11 @@ class Call(asyncio.Future[R]):
         return asyncio._get_running_loop() is loop or not loop.is_running()
 
 
-class ApplyCall(Call[R], Coroutine[Any, Any, R]):
-    """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
+class TakenCall(Call[R]):
+    """A call of `apply` that counts as a future alone (CALL-6).
+
+    It has what a task needs that has begun to run it as a coroutine.
+    """
 
     __slots__ = ()
 
@@ -111,7 +117,7 @@ class ApplyCall(Call[R], Coroutine[Any, Any, R]):
     ) -> NoReturn:
         """Raise an exception where the coroutine waits: it ends the call."""
         if self.may_change():
-            self.close()
+            self.cancel()
         error: BaseException = value if isinstance(value, BaseException) else kind
         if isinstance(error, type):
             error = error() if value is None else error(value)
@@ -121,10 +127,30 @@ class ApplyCall(Call[R], Coroutine[Any, Any, R]):
             prepare_for_caller(error)
             raise
 
+
+_blocking: Any = vars(asyncio.Future)["_asyncio_future_blocking"]
+_is_blocking = _blocking.__get__
+
+
+def _is_waited_for(call: ApplyCall[Any]) -> bool:
+    if _is_blocking(call):
+        return True
+    call.__class__ = TakenCall  # type: ignore[assignment]  # CALL-6
+    return False
+
+
+class ApplyCall(TakenCall[R], Coroutine[Any, Any, R]):
+    """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
+
+    __slots__ = ()
+
+    _asyncio_future_blocking: bool = property(  # type: ignore[assignment]
+        _is_waited_for, _blocking.__set__
+    )
+
     def close(self) -> None:
         """Cancel the call, unless it is done."""
-        if not self.done():
-            self.cancel()
+        self.cancel()
 
 
 def refuse(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
