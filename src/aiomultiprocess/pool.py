@@ -337,7 +337,7 @@ class Pool:
     @overload
     def submit(self, func: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Call[R]: ...
 
-    def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+    def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `func(*args, **kwargs)` in a worker: a `Call`, an `asyncio.Future` of the result.
 
         The call is under way from now on. Cancelling it, or a task that awaits it, cancels it in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import gc
 import inspect
 import os
@@ -53,6 +54,11 @@ async def in_a_coroutine(call: Any) -> Any:
     return await call
 
 
+async def in_a_coroutine_that_ignores(call: Any) -> None:
+    with contextlib.suppress(ProxyException):
+        await call
+
+
 async def in_gather(call: Any) -> Any:
     [result] = await asyncio.gather(call)
     return result
@@ -81,7 +87,7 @@ async def test_its_result_comes_through(run: Any) -> None:
     async with Pool(1) as pool:
         assert await run(pool.apply(workload.double, (3,))) == 6
         call = pool.apply(workload.double, (3,))
-        await asyncio.wait_for(call, 60)
+        await call
         assert await run(call) == 6  # which is done
 
 
@@ -91,7 +97,7 @@ async def test_its_error_comes_through_without_frames_of_ours(run: Any) -> None:
         for done in (False, True):
             call = pool.apply(mishaps.fail_at_once, ("so",))
             if done:
-                await asyncio.gather(call, return_exceptions=True)
+                await in_a_coroutine_that_ignores(call)
             with pytest.raises((ProxyException, ExceptionGroup)) as raised:
                 await run(call)
             error: BaseException = raised.value
@@ -134,8 +140,23 @@ async def test_two_tasks_may_run_the_same_call() -> None:
         arrival = await meeting.arrivals.get()
         tasks = [asyncio.create_task(call) for _ in range(2)]
         await asyncio.sleep(0)
+        future = asyncio.ensure_future(call)  # from now on it is no coroutine
         arrival.release()
-        assert await asyncio.gather(*tasks, call) == ["go"] * 3
+        assert await asyncio.gather(*tasks, future) == ["go"] * 3
+
+
+async def test_a_task_that_runs_what_was_taken_as_a_future_can_be_cancelled() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        call = pool.apply(workload.meet, (meeting.port,))
+        arrival = await meeting.arrivals.get()
+        task = asyncio.create_task(call)
+        await asyncio.sleep(0)
+        assert asyncio.ensure_future(call) is call
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert call.cancelled()
+        await arrival.gone
 
 
 async def test_a_task_group_that_takes_no_more_cancels_the_call() -> None:
@@ -190,6 +211,38 @@ async def test_asyncio_wait_refuses_it_as_it_refuses_coroutines() -> None:
             await asyncio.wait([call])
         done, _ = await asyncio.wait([asyncio.create_task(call)])
         assert [task.result() for task in done] == [2]
+
+
+async def test_asyncio_wait_takes_what_ensure_future_and_gather_took() -> None:
+    async with Pool(1) as pool:
+        calls = [asyncio.ensure_future(pool.apply(workload.two)) for _ in range(3)]
+        done, pending = await asyncio.wait(calls)
+        assert done == set(calls)
+        assert not pending
+        calls = [pool.apply(workload.two) for _ in range(3)]
+        together = asyncio.gather(*calls)
+        await asyncio.wait([*calls, together])
+        assert await together == [2, 2, 2]
+
+
+async def test_ensure_future_makes_a_future_that_is_no_coroutine() -> None:
+    async with Pool(1) as pool:
+        call = pool.apply(workload.two)
+        future = asyncio.ensure_future(call)
+        assert future is call
+        assert isinstance(future, Call)
+        assert not asyncio.iscoroutine(future)
+        with pytest.raises(TypeError, match="a coroutine was expected"):
+            await asyncio.create_task(future)  # type: ignore[arg-type]
+        assert await future == await call == 2
+
+
+async def test_a_call_that_was_awaited_passes_for_a_coroutine_still() -> None:
+    async with Pool(1) as pool:
+        call = pool.apply(workload.two)
+        assert await call == 2
+        assert asyncio.iscoroutine(call)
+        assert await asyncio.create_task(call) == 2
 
 
 async def test_a_task_that_runs_it_can_be_shown() -> None:
@@ -422,6 +475,26 @@ def test_another_loop_is_refused_when_it_runs_the_call() -> None:
     asyncio.run(use())
     with pytest.raises(RuntimeError):
         asyncio.run(pool.apply(workload.two))
+
+
+async def test_another_loop_cannot_run_a_call_that_is_under_way() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        call = pool.apply(workload.meet, (meeting.port,))
+        arrival = await meeting.arrivals.get()
+
+        async def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="another event loop") as raised:
+                await asyncio.create_task(call)
+            assert_no_frame_of_ours(raised.value)
+            task = asyncio.create_task(call)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert not call.done()
+        arrival.release()
+        assert await call == "go"
 
 
 # -- tasks that are not awaited ------------------------------------------------------------------

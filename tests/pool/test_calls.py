@@ -134,6 +134,14 @@ async def test_a_call_keeps_its_pool() -> None:
     await pool.join()
 
 
+async def test_a_call_works_under_every_start_method(start_method: str) -> None:
+    async with Pool(2) as pool:
+        calls = [pool.submit(workload.double, 1), pool.apply(workload.double, (2,), priority=1)]
+        assert await asyncio.gather(*calls) == [2, 4]
+        calls[0] = pool.submit(workload.wait_for_ever)
+        assert await pool.shutdown(0.05) == 1
+
+
 # -- refusals ------------------------------------------------------------------------------------
 
 
@@ -219,6 +227,18 @@ async def test_cancelling_one_awaiter_cancels_the_call_for_all(submit: Any) -> N
         assert first.cancelled()
         assert second.cancelled()
         await arrival.gone
+
+
+@both
+async def test_another_thread_may_not_cancel_a_call(submit: Any) -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        call = submit(pool, workload.meet, meeting.port)
+        arrival = await meeting.arrivals.get()
+        with pytest.raises(RuntimeError, match=r"use loop.call_soon_threadsafe\(call.cancel\)"):
+            await asyncio.to_thread(call.cancel)
+        await asyncio.to_thread(asyncio.get_running_loop().call_soon_threadsafe, call.cancel)
+        await arrival.gone
+        assert call.cancelled()
 
 
 @both

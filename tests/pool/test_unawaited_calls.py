@@ -35,14 +35,9 @@ CALLS: dict[str, Callable[[Pool], Awaitable[Any]]] = {
 
 async def started(pool: Pool, call: str) -> list[asyncio.Future[Any]]:
     """Some of these calls, each in a task that is never awaited."""
-    tasks = [as_task(CALLS[call](pool)) for _ in range(3)]
+    tasks = [asyncio.ensure_future(CALLS[call](pool)) for _ in range(3)]
     await pool.apply(workload.two)
     return tasks
-
-
-def as_task(call: Awaitable[Any]) -> asyncio.Future[Any]:
-    """A task of its own, which `asyncio.ensure_future` does not make of an `apply`."""
-    return asyncio.create_task(call) if asyncio.iscoroutine(call) else asyncio.ensure_future(call)
 
 
 async def ended(tasks: list[asyncio.Future[Any]]) -> None:
@@ -140,7 +135,7 @@ async def test_other_errors_that_are_never_awaited_are_reported(how: str) -> Non
             task = asyncio.ensure_future(raise_from(pool, LookupError))
             await pool.apply(workload.two)
         else:
-            task = asyncio.create_task(pool.apply(mishaps.fail_at_once, ("aloud",)))
+            task = asyncio.ensure_future(pool.apply(mishaps.fail_at_once, ("aloud",)))
             await asyncio.wait([task])
     tasks: list[asyncio.Future[Any]] = [task]
     del task

@@ -16,6 +16,10 @@ CALL-3  A call that is not done keeps its pool alive, although the engine does n
     caller may have dropped the pool and kept the call.
 CALL-4  A program that leaves a pool with calls under way expects that they end. So if a call ends
     by PoolTerminatedError, neither it nor what waits for it is reported as never retrieved.
+CALL-5  No other thread cancels a call while its loop runs, as that writes into a worker's link.
+CALL-6  `asyncio.wait` takes what `ensure_future` returned, but no coroutines. So an `ApplyCall` is
+    a `TakenCall`, and no coroutine any more, once `ensure_future` or `gather` takes it: they look
+    for `_asyncio_future_blocking`. A task does so too with what it waits for, while that is true.
 """
 
 from __future__ import annotations
@@ -26,7 +30,12 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, Protocol
 
 from ..types import PoolTerminatedError, R
-from .callers import mark_as_retrieved, prepare_for_caller
+from .callers import ANOTHER_LOOP, mark_as_retrieved, prepare_for_caller
+
+ANOTHER_THREAD = (
+    "cancel() of a call was called outside the pool's event loop, which runs in another thread: "
+    "use loop.call_soon_threadsafe(call.cancel)"
+)
 
 
 class CallSource(Protocol):
@@ -51,15 +60,28 @@ class Call(asyncio.Future[R]):
     pool: object  # only held (CALL-3)
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the call and its task in the worker (CALL-1); False if the call is done."""
+        """Cancel the call and its task in the worker (CALL-1); False if the call is done.
+
+        Raises RuntimeError in another thread while the pool's loop runs.
+        """
+        if not self.may_change():
+            raise RuntimeError(ANOTHER_THREAD)
         if not super().cancel(msg):
             return False
         self.source.cancel(self)
         return True
 
+    def may_change(self) -> bool:
+        """Whether this is the thread of the call's loop, or that loop does not run (CALL-5)."""
+        loop = self.get_loop()
+        return asyncio._get_running_loop() is loop or not loop.is_running()
 
-class ApplyCall(Call[R], Coroutine[Any, Any, R]):
-    """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
+
+class TakenCall(Call[R]):
+    """A call of `apply` that counts as a future alone (CALL-6).
+
+    It has what a task needs that has begun to run it as a coroutine.
+    """
 
     __slots__ = ()
 
@@ -74,10 +96,12 @@ class ApplyCall(Call[R], Coroutine[Any, Any, R]):
 
     def send(self, value: object, /) -> Any:
         """Raise StopIteration with the result, or return what the running task must wait for."""
-        if not self.done():
-            self._asyncio_future_blocking = True
-            return self
         try:
+            if not self.done():
+                if asyncio._get_running_loop() is not self.get_loop():
+                    raise RuntimeError(ANOTHER_LOOP)
+                self._asyncio_future_blocking = True
+                return self
             result = self.result()
         except Exception as error:
             prepare_for_caller(error)
@@ -92,20 +116,41 @@ class ApplyCall(Call[R], Coroutine[Any, Any, R]):
         /,
     ) -> NoReturn:
         """Raise an exception where the coroutine waits: it ends the call."""
-        self.close()
+        if self.may_change():
+            self.cancel()
         error: BaseException = value if isinstance(value, BaseException) else kind
         if isinstance(error, type):
             error = error() if value is None else error(value)
         try:
-            raise error if traceback is None else error.with_traceback(traceback)
+            raise error if traceback is None else BaseException.with_traceback(error, traceback)
         except BaseException:
             prepare_for_caller(error)
             raise
 
+
+_blocking: Any = vars(asyncio.Future)["_asyncio_future_blocking"]
+_is_blocking = _blocking.__get__
+
+
+def _is_waited_for(call: ApplyCall[Any]) -> bool:
+    if _is_blocking(call):
+        return True
+    call.__class__ = TakenCall  # type: ignore[assignment]  # CALL-6
+    return False
+
+
+class ApplyCall(TakenCall[R], Coroutine[Any, Any, R]):
+    """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
+
+    __slots__ = ()
+
+    _asyncio_future_blocking: bool = property(  # type: ignore[assignment]
+        _is_waited_for, _blocking.__set__
+    )
+
     def close(self) -> None:
         """Cancel the call, unless it is done."""
-        if not self.done():
-            self.cancel()
+        self.cancel()
 
 
 def refuse(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
