@@ -12,8 +12,8 @@ system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
     for all. The calls of a plain function stay there until the pool closes, as more may come.
-    So it is for a cancelled job, whose last task is settled when the workers have reported what they
-    held of it (JOB-7): `join` waits for `finally` blocks of items that were cancelled.
+    The last task of a cancelled job is settled when workers have reported what they held of it
+    (JOB-7): `join` waits for the `finally` blocks of items that were cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 """

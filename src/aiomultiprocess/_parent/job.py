@@ -401,7 +401,7 @@ class Job:
     def add_completion_reader(self) -> CompletionReader:
         """A new position for an `as_completed`, at the first task that was ready."""
         log = self._log
-        if log is None:  # results that are there come in the order of their indices
+        if log is None:  # results that are there come in the order of indices (COMPLETION-1)
             log = CompletionLog(self._loop)
             log.add([at for at, value in enumerate(self._values) if value is not PENDING])
             if self._taken in self._errors:
@@ -477,7 +477,7 @@ class Job:
                 del self._errors[index]
 
     def _drop_logged(self, log: CompletionLog, count: int) -> None:
-        """Drop those of the first `count` results of a log that each reader has read.
+        """COMPLETION-3: drop those of the first `count` results of a log that all have read.
 
         The place of a result stays as long as that of an older one, which may run for ever.
         """
@@ -491,10 +491,9 @@ class Job:
             if index < self._taken:
                 self._values[index - self._base] = DROPPED
             self._errors.pop(index, None)
-        values = enumerate(self._values)
-        self._drop_first(
-            next((at for at, value in values if value is not DROPPED), len(self._values))
-        )
+        values = self._values
+        kept = (at for at, value in enumerate(values) if value is not DROPPED)
+        self._drop_first(next(kept, len(values)))
 
     def _drop_first(self, count: int) -> None:
         del self._values[:count]

@@ -24,7 +24,7 @@ INTERVAL = 0.1  # seconds (PROGRESS-1)
 
 
 class Reporter:
-    """Calls `show` with the progress of one job, in the context in which the map was called."""
+    """Reports the progress of one job by `show`, in the context in which the map was called."""
 
     def __init__(
         self, show: Callable[[Progress], object], loop: asyncio.AbstractEventLoop, label: str
