@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from test_pool_scheduler import ByParity
 
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError
 from aiomultiprocess._parent import job as jobs
 from support import Meeting
-from test_pool_scheduler import ByParity
 
 pytestmark = pytest.mark.usefixtures("backend")
 

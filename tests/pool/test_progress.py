@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import io
+import itertools
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tqdm.asyncio import tqdm
 import mishaps
 import workload
 from aiomultiprocess import Pool, Progress
-from support import Meeting, pool_script, run_script
+from support import Meeting, outcomes, pool_script, run_script
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -40,8 +42,7 @@ async def test_progress_counts_failures_that_stand_for_results(way: bool) -> Non
     async with Pool(1) as pool:
         items = [(3, i) for i in range(6)]
         results = pool.starmap(mishaps.fail_at, items, return_exceptions=way)
-        async for _ in results.as_completed():
-            pass
+        await outcomes(results)
         assert results.progress == Progress(6, 1, 6)
 
 
@@ -77,7 +78,9 @@ async def test_a_result_has_the_length_of_its_input_and_is_always_true() -> None
             await results
 
 
-async def test_tqdm_over_a_result_shows_a_total() -> None:
+async def test_tqdm_over_a_result_shows_a_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread, and no lock that is shared memory
+    monkeypatch.setattr(tqdm, "_lock", threading.RLock(), raising=False)
     shown = io.StringIO()
     async with Pool(1) as pool:
         bar = tqdm(pool.map(workload.double, range(30)), file=shown)
@@ -118,7 +121,7 @@ async def test_a_callable_is_called_at_most_ten_times_a_second() -> None:
             workload.double, range(300_000), progress=lambda progress: times.append(loop.time())
         )
     *during, _last = times
-    gaps = [after - before for before, after in zip(during, during[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(during)]
     assert all(gap > 0.09 for gap in gaps)
 
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from test_pool_scheduler import ByParity
 
 import mishaps
 import workload
 from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, WorkerLostError
 from support import Meeting
-from test_pool_scheduler import ByParity
 
 pytestmark = pytest.mark.usefixtures("backend")
 

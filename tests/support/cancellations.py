@@ -13,9 +13,8 @@ from workload import meet, note
 
 async def return_when_cancelled(port: int, token: object = "") -> object:
     """Swallow the cancellation; the result comes too late."""
-    await meet(port, token)
     try:
-        await asyncio.Event().wait()
+        await meet(port, token)
     except asyncio.CancelledError:
         await meet(port, f"late {token}")
     return token

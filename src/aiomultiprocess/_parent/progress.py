@@ -34,6 +34,7 @@ class Reporter:
         self._label = label
         self._context = contextvars.copy_context()
         self._timer: asyncio.TimerHandle | None = None
+        self._last: Progress | None = None  # what was reported
         self._next_at = 0.0  # the earliest time of the next call
         self._failed = False
 
@@ -42,6 +43,8 @@ class Reporter:
         self._progress = progress
         if isinstance(self._show, Bar):
             self.note_change()
+        else:
+            self._last = progress()
 
     def note_change(self) -> None:
         """Report soon."""
@@ -57,8 +60,11 @@ class Reporter:
 
     def _report(self) -> None:
         self._timer = None
-        self._next_at = self._loop.time() + INTERVAL
-        self._call(self._show, self._progress())
+        progress = self._progress()
+        if progress != self._last:  # the change may be one that it does not show
+            self._last = progress
+            self._next_at = self._loop.time() + INTERVAL
+            self._call(self._show, progress)
 
     def _report_last(self, progress: Progress) -> None:
         self._call(self._show, progress)
