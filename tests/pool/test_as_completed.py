@@ -222,7 +222,9 @@ async def test_an_item_that_runs_long_does_not_hold_up_an_endless_input(
         iterator = results.as_completed()
         arrival = await meeting.next()
         beyond = jobs.LOOK_AHEAD_ITEMS + 5000
-        assert sorted([await anext(iterator) for _ in range(beyond)]) == list(range(1, beyond + 1))
+        found = {await anext(iterator) for _ in range(beyond)}
+        assert len(found) == beyond
+        assert 0 not in found
         job = results._job
         assert sum(value is jobs.DROPPED for value in job._values) >= beyond - 4000
         arrival.release()

@@ -235,17 +235,15 @@ async def test_what_cannot_show_progress_is_refused_by_name() -> None:
 
 def test_a_bar_starts_no_process_and_no_thread(tmp_path: Path, start_method: str) -> None:
     """A resource tracker, which a lock of multiprocessing needs, or the monitor of tqdm."""
-    source = pool_script(
-        """
-        async with Pool(1) as pool:
-            await pool.map(workload.double, range(100), progress=True)
-            import threading
-            print("threads", [thread.name for thread in threading.enumerate()])
-            from tqdm import tqdm
-            print("lock", hasattr(tqdm, "_lock"))
-        """.replace("        ", "", 1).replace("\\n        ", "\\n"),
-        setup=f"set_start_method({start_method!r})",
-    )
+    body = """
+async with Pool(1) as pool:
+    await pool.map(workload.double, range(100), progress=True)
+    import threading
+    print("threads", [thread.name for thread in threading.enumerate()])
+    from tqdm import tqdm
+    print("lock", hasattr(tqdm, "_lock"))
+"""
+    source = pool_script(body, setup=f"set_start_method({start_method!r})")
     script = run_script(tmp_path, source)
     assert "lock False" in script.out, script.err
     assert "TMonitor" not in script.out

@@ -65,7 +65,7 @@ def test_what_runs_of_a_range_is_cancelled_and_each_item_is_answered_once(
         cancel(worker, 7, 0, count)
         await worker.turns(lambda: len(worker.link.sent) == 3)
         await worker.turns(lambda: bool(engine._running))
-        assert [place for place in engine._running.values()] == [(8, 0)]
+        assert list(engine._running.values()) == [(8, 0)]
         cancel(worker, 8, 0, 1)
         cancel(worker, 9, 0, 1)  # all of it was answered before
         await worker.turns(lambda: not engine._running)

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from .callers import ANOTHER_LOOP
 from .errors import INTERRUPTS
 from .places import FAILED, PENDING
+
+FEWEST = 64  # indices that are dropped together, at least
 
 
 class LoggedResults(Protocol):
@@ -83,12 +86,18 @@ class CompletionLog:
                 self._waiters.remove(future)
 
     def drop(self, count: int, below: int | None) -> list[int]:
-        """Drop up to `count` of the first indices, before the first that is not below `below`."""
-        read = self._order[: max(count, 0)]
+        """Drop up to `count` of the first indices, before the first that is not below `below`.
+
+        None if these are fewer than `FEWEST`: each time costs a move of all that stay.
+        """
         if below is not None:
-            read = read[: next((at for at, index in enumerate(read) if index >= below), len(read))]
-        del self._order[: len(read)]
-        self.base += len(read)
+            first = enumerate(islice(self._order, max(count, 0)))
+            count = next((at for at, index in first if index >= below), count)
+        if count < FEWEST:
+            return []
+        read = self._order[:count]
+        del self._order[:count]
+        self.base += count
         return read
 
 

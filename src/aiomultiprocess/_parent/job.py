@@ -354,8 +354,9 @@ class Job:
             raise
         finally:
             self._awaiting -= 1
-            if self._marked:
-                self._cancel_if_marked()
+            # not at once: a coroutine may also be closed in another thread, or after its loop
+            if self._marked and not self.done and self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._cancel_if_marked)
         if self._errors and not self.cancelled:
             raise self._fresh(self._errors[min(self._errors)])
         rest = self._error_of_the_rest
