@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from .core import Process, Worker, set_context, set_start_method
     from .pool import Call, Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
-    from .types import PoolTerminatedError, ProxyException, QueueID, TaskID, WorkerLostError
+    from .types import (
+        PoolTerminatedError,
+        Progress,
+        ProxyException,
+        QueueID,
+        TaskID,
+        WorkerLostError,
+    )
 
 __author__ = "Amethyst Reese and aiomultiprocess contributors"
 
@@ -27,6 +34,7 @@ __all__ = [
     "PoolResult",
     "PoolTerminatedError",
     "Process",
+    "Progress",
     "ProxyException",
     "QueueID",
     "RoundRobin",
@@ -46,6 +54,7 @@ _HOMES = {
     "PoolResult": "pool",
     "PoolTerminatedError": "types",
     "Process": "core",
+    "Progress": "types",
     "ProxyException": "types",
     "QueueID": "types",
     "RoundRobin": "scheduler",

@@ -92,6 +92,25 @@ def whole(name: str, value: int) -> int:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError for a value that is neither True nor False."""
+    if type(value) is not bool:
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_progress(progress: object) -> None:
+    """Refuse a value of `progress=` that is neither a bool nor a synchronous callable."""
+    if type(progress) is bool:
+        return
+    if is_coroutine_function(progress):
+        raise ValueError(f"progress must be True or a synchronous function, not {progress!r}")
+    if not callable(progress):
+        raise TypeError(
+            "progress must be True for a bar, False, or a function that takes a Progress, "
+            f"got {progress!r}"
+        )
+
+
 def check_callable(func: object, *, generator: bool = False) -> None:
     """Raise TypeError, where the user passes it, for a value that no worker can run.
 

@@ -19,13 +19,15 @@ from collections.abc import (
     Sequence,
 )
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
     DEFAULT_OPTIONS,
     TaskOptions,
     check_callable,
+    check_flag,
+    check_progress,
     check_synchronous,
     checked_keywords,
     checked_sequence,
@@ -49,6 +51,7 @@ from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .types import (
     LoopInitializer,
     PoolTask,
+    Progress,
     ProxyException,
     Queue,
     QueueID,
@@ -367,6 +370,8 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
+        return_exceptions: Literal[False] = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> PoolResult[R]: ...
 
     @overload
@@ -378,7 +383,35 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
+        return_exceptions: Literal[False] = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> PoolResult[R]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T], Awaitable[R]],
+        iterable: Iterable[T] | AsyncIterable[T],
+        *,
+        retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
+        return_exceptions: bool,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> PoolResult[R | BaseException]: ...
+
+    @overload
+    def map(
+        self,
+        func: Callable[[T], R],
+        iterable: Iterable[T] | AsyncIterable[T],
+        *,
+        retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
+        return_exceptions: bool,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> PoolResult[R | BaseException]: ...
 
     def map(
         self,
@@ -388,6 +421,8 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
+        return_exceptions: bool = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> PoolResult[Any]:
         """Run `func(item)` in the workers for each item.
 
@@ -404,15 +439,25 @@ class Pool:
         runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
         `apply`. Of the calls and maps that wait, those of a higher `priority` go first.
 
+        Arguments:
+            return_exceptions: let the error of an item, also a WorkerLostError or
+                PoolTerminatedError, be the result in its place, as in `asyncio.gather`. Still
+                raised are an error of the input, the end of a pool before the input of an iterator
+                has ended, and the CancelledError of a map that was cancelled.
+            progress: True shows a bar of tqdm (the extra `progress`). A function is called on the
+                pool's loop with a `Progress`: at most ten times a second while items end, and once
+                at the end. What it raises goes to the loop's exception handler, the first time.
+
         Raises:
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError: func is not callable, the input is not iterable, or retries or priority is
-                not a whole number.
-            ValueError: retries is negative.
+            TypeError: func is not callable, the input is not iterable, or an argument has a wrong
+                type.
+            ValueError: retries is negative, or progress is a coroutine function.
+            ImportError: progress is True, and tqdm is not installed.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         options = task_options(retries, task_timeout, priority)
-        return self._submit(func, Mode.MAP, iterable, options)
+        return self._submit(func, Mode.MAP, iterable, options, return_exceptions, progress)
 
     @overload
     def starmap(
@@ -423,6 +468,34 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
+        return_exceptions: Literal[False] = False,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> PoolResult[R]: ...
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., Awaitable[R]],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
+        return_exceptions: bool,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> PoolResult[R | BaseException]: ...
+
+    @overload
+    def starmap(
+        self,
+        func: Callable[..., R],
+        iterable: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        retries: int = 0,
+        task_timeout: float | None = None,
+        priority: int = 0,
+        return_exceptions: Literal[False] = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> PoolResult[R]: ...
 
     @overload
@@ -434,7 +507,9 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
-    ) -> PoolResult[R]: ...
+        return_exceptions: bool,
+        progress: bool | Callable[[Progress], object] = False,
+    ) -> PoolResult[R | BaseException]: ...
 
     def starmap(
         self,
@@ -444,10 +519,12 @@ class Pool:
         retries: int = 0,
         task_timeout: float | None = None,
         priority: int = 0,
+        return_exceptions: bool = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> PoolResult[Any]:
         """Run `func(*item)` in the workers for each item, itself a sequence; otherwise as `map`."""
         options = task_options(retries, task_timeout, priority)
-        return self._submit(func, Mode.STAR, iterable, options)
+        return self._submit(func, Mode.STAR, iterable, options, return_exceptions, progress)
 
     @overload
     def stream(
@@ -508,10 +585,21 @@ class Pool:
         mode: Mode,
         iterable: Iterable[Any] | AsyncIterable[Any],
         options: TaskOptions,
+        return_exceptions: bool,
+        progress: bool | Callable[[Progress], object],
     ) -> PoolResult[Any]:
+        check_flag("return_exceptions", return_exceptions)
+        check_progress(progress)
         engine = self._use()
         try:
-            job = engine.submit_map(func, mode, iterable, options)
+            job = engine.submit_map(
+                func,
+                mode,
+                iterable,
+                options,
+                return_exceptions=return_exceptions,
+                progress=progress,
+            )
         except pickle.PicklingError as error:
             without_our_frames(error)
             raise

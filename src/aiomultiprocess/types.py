@@ -134,6 +134,20 @@ class WorkerLostError(RuntimeError):
         return f"exited with code {self.exitcode}"
 
 
+class Progress(NamedTuple):
+    """How far a `map` or `starmap` is.
+
+    Attributes:
+        done: how many items have ended, with those that failed; not those that were cancelled.
+        failed: how many of them failed.
+        total: how many items there are; None while that is unknown, as for an iterator.
+    """
+
+    done: int
+    failed: int
+    total: int | None
+
+
 class PoolTerminatedError(RuntimeError):
     """The pool was terminated before this task could finish."""
 

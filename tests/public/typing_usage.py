@@ -11,6 +11,7 @@ from aiomultiprocess import (
     PoolResult,
     PoolTerminatedError,
     Process,
+    Progress,
     ProxyException,
     QueueID,
     RoundRobin,
@@ -46,6 +47,10 @@ def prepare(level: int) -> None:
 
 def report(error: BaseException) -> None:
     print(error)
+
+
+def show(progress: Progress) -> None:
+    print(progress.done, progress.failed)
 
 
 class First(Scheduler):
@@ -86,6 +91,24 @@ async def maps() -> None:
         assert_type(await pool.starmap(power, [(2, 0.5)], retries=2), list[float])
         async for word in pool.map(spell, [1, 2]):
             assert_type(word, str)
+        assert_type(len(results), int)
+        assert_type(results.progress, Progress)
+        assert_type(results.progress.total, int | None)
+        assert_type(results.done(), bool)
+        assert_type(results.cancel(), bool)
+        completed = results.as_completed()
+        async for word in completed:
+            assert_type(word, str)
+        assert_type(completed.index, int | None)
+        async for pair in pool.map(halve, [1, 2]).as_completed(with_index=True):
+            assert_type(pair, tuple[int, float])
+        excepted = pool.map(spell, [1, 2], return_exceptions=True)
+        assert_type(await excepted, list[str | BaseException])
+        assert_type(await pool.map(halve, [1], return_exceptions=True), list[float | BaseException])
+        powers = pool.starmap(power, [(2, 0.5)], return_exceptions=True, progress=True)
+        assert_type(await powers, list[float | BaseException])
+        assert_type(await pool.map(spell, [1], return_exceptions=False), list[str])
+        assert_type(await pool.starmap(power, [(2, 0.5)], progress=show), list[float])
         gathered = await asyncio.gather(pool.apply(spell, (1,)), pool.apply(halve, (2,)))
         assert_type(gathered, tuple[str, float])
 

@@ -75,6 +75,11 @@ class CallQueue:
         self._retries[future] = retries
 
     @property
+    def origin(self) -> CallQueue:
+        """Itself: feed.py, `TaskOwner`."""
+        return self
+
+    @property
     def left(self) -> int:
         return len(self._waiting)
 

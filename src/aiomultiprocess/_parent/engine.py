@@ -12,7 +12,9 @@ system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
     for all. The calls of a plain function, without a priority or a time limit, stay there until the
-    pool closes, as more may come.
+    pool closes, as more may come. The last task of a cancelled job is settled when workers have
+    reported what they held of it (JOB-7): `join` waits for the `finally` blocks of items that were
+    cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 """
@@ -38,14 +40,15 @@ from .._processes import loops
 from .._transport.link import Backend
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
-from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
+from ..types import PoolTerminatedError, Progress, QueueID, TaskID, describe_error
 from .call import ApplyCall, Call
 from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
 from .functions import FunctionTable
-from .iterators import ResultIterator
+from .iterators import CompletionIterator, ResultIterator
 from .job import Job
+from .progress import Bar, Reporter
 from .queue import Queue
 from .routing import RoutedTasks, Router
 from .sources import source_of
@@ -91,6 +94,7 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job | StreamSource] = set()
+        self._cancelled_jobs: set[Job] = set()  # in this turn
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -148,10 +152,25 @@ class Engine:
         mode: Mode,
         iterable: Iterable[Any] | AsyncIterable[Any],
         options: TaskOptions,
+        *,
+        return_exceptions: bool = False,
+        progress: bool | Callable[[Progress], object] = False,
     ) -> Job:
         """Give a `map` or `starmap` to the workers."""
         function = self.functions.of(func)
-        job = Job(func, function, mode, self.on_more, self.on_settled, options, loop=self.loop)
+        show = Bar() if progress is True else progress
+        job = Job(
+            func,
+            function,
+            mode,
+            self.on_more,
+            self.on_settled,
+            options,
+            loop=self.loop,
+            on_cancelled=self.on_cancelled,
+            return_exceptions=return_exceptions,
+            reporter=None if show is False else Reporter(show, self.loop, function.label),
+        )
         job.open(source_of(iterable, lambda: self.on_more(job)))
         self._submit_job(job)
         return job
@@ -254,7 +273,7 @@ class Engine:
         for worker in self.supervisor.workers:
             if worker.chunks.get(chunk.first) is chunk:
                 worker.link.send(Kind.CANCEL, chunk_id=chunk.first, offset=offset)
-                if not self._to_flush:
+                if not self._to_flush and not self._cancelled_jobs:
                     self.loop.call_soon(self._flush_cancelled)
                 self._to_flush.add(worker)
                 return True
@@ -275,13 +294,37 @@ class Engine:
 
     def _flush_cancelled(self) -> None:
         """Wake each worker once for all cancellations of a turn."""
+        jobs, self._cancelled_jobs = self._cancelled_jobs, set()
+        if jobs:
+            self._cancel_chunks(jobs)
         workers, self._to_flush = self._to_flush, set()
         for worker in workers:
             worker.link.flush()
 
+    def on_cancelled(self, job: Job) -> None:
+        """A job was cancelled: drop what waits of it, and stop what workers hold.
+
+        Its chunks are looked for at the end of this turn: one may just be in the making, as the
+        code that cancels can be the input's, or that of an item that is pickled.
+        """
+        for queue in self.queues.values():
+            queue.drop(job)
+        if not self._to_flush and not self._cancelled_jobs:
+            self.loop.call_soon(self._flush_cancelled)
+        self._cancelled_jobs.add(job)
+
+    def _cancel_chunks(self, jobs: set[Job]) -> None:
+        """Send one CANCEL frame for each chunk of these jobs."""
+        for worker in self.supervisor.workers:
+            for chunk in worker.chunks.values():
+                if chunk.owner.origin in jobs:
+                    count = len(chunk.handles)
+                    worker.link.send(Kind.CANCEL, chunk_id=chunk.first, count=count)
+                    self._to_flush.add(worker)
+
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""
-        if job not in self._open:
+        if job.cancelled or job not in self._open:
             return
         if job.router is not None:
             job.router.route(1)
@@ -291,9 +334,21 @@ class Engine:
     def read(self, job: Job, *, keep: object) -> ResultIterator[Any]:
         """An iterator over the results of a job; it keeps `keep` alive until it ends."""
         reader = job.add_reader()
+        return ResultIterator(keep, reader, self._released(reader, job))
+
+    def read_completed(
+        self, job: Job, *, keep: object, with_index: bool
+    ) -> CompletionIterator[Any]:
+        """As `read`, in the order in which the results are ready."""
+        reader = job.add_completion_reader()
+        released = self._released(reader, job)
+        return CompletionIterator(keep, reader, released, with_index=with_index)
+
+    def _released(self, reader: object, job: Job) -> Callable[[], object]:
+        """What to call when a reader ends; it is also called when the reader is collected."""
         released = weakref.finalize(reader, self.reader_gone, job)
         released.atexit = False
-        return ResultIterator(keep, reader, released)
+        return released
 
     def reader_gone(self, job: Job) -> None:
         """An `async for` over the job's results was dropped; may be called from any thread."""

@@ -40,6 +40,10 @@ class TaskOwner(Protocol):
     mode: Mode
     options: TaskOptions
 
+    @property
+    def origin(self) -> object:
+        """The task source that the caller made: a job or a `CallQueue`."""
+
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         """Take back tasks that no worker has started; they are handed out first (FEED-2)."""
 

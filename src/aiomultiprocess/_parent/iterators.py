@@ -1,4 +1,4 @@
-"""`ResultIterator`: one `async for` over the results of a map."""
+"""One pass over the results of a map: `async for`, or `as_completed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from ..types import R
 from .callers import prepare_for_caller
-from .job import PENDING, Reader
+from .completions import CompletionReader
+from .job import Reader
+from .places import PENDING
 
 
 class ResultIterator(AsyncGenerator[R, None]):
@@ -20,9 +22,14 @@ class ResultIterator(AsyncGenerator[R, None]):
 
     __slots__ = ("__weakref__", "_reader", "_released", "_result")
 
-    def __init__(self, result: object, reader: Reader, released: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        result: object,
+        reader: Reader | CompletionReader,
+        released: Callable[[], object],
+    ) -> None:
         self._result: object = result
-        self._reader: Reader | None = reader
+        self._reader: Reader | CompletionReader | None = reader
         self._released = released
 
     async def __anext__(self) -> R:
@@ -86,3 +93,35 @@ class ResultIterator(AsyncGenerator[R, None]):
     def ag_code(self) -> CodeType:
         """The code of a step."""
         return type(self).__anext__.__code__
+
+
+class CompletionIterator(ResultIterator[R]):
+    """One `as_completed`: results in the order in which they are ready, or pairs with the index."""
+
+    __slots__ = ("_completions", "_with_index")
+
+    def __init__(
+        self,
+        result: object,
+        reader: CompletionReader,
+        released: Callable[[], object],
+        *,
+        with_index: bool,
+    ) -> None:
+        super().__init__(result, reader, released)
+        self._with_index = with_index
+        self._completions = reader
+
+    @property
+    def index(self) -> int | None:
+        """The index, in the input, of the result or error that came last; None before the first.
+
+        The error of the input itself, which comes last, has the index after its last item.
+        """
+        return self._completions.last
+
+    async def __anext__(self) -> R:
+        result = await super().__anext__()
+        if self._with_index:
+            return self._completions.last, result  # type: ignore[return-value]
+        return result

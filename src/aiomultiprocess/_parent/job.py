@@ -2,8 +2,9 @@
 
 On one side a job is a *task source* (feed.py): queues take tasks from it and report their results
 to it. On the other side callers wait for results, either for all of them (`await_all`) or for one
-after another (`Reader`, one for each `async for`). The engine opens a job, and learns from it when
-it has more tasks (`on_more`) and when its last task is settled (`on_done`).
+after another (`Reader`, one for each `async for`; `CompletionReader`, one for each `as_completed`,
+completions.py). The engine opens a job, and learns from it when it has more tasks (`on_more`), when
+its caller has cancelled it (`on_cancelled`), and when its last task is settled (`on_done`).
 
 The input is a `Source` (sources.py). An input is *bounded* if its length is known (a sequence); an
 iterator or async iterable is not.
@@ -20,6 +21,15 @@ JOB-5  Each `await` gives a list of its own. Copying a million results blocks th
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
     is pickled. Tasks that were being taken or put back then have failed with all others, and are
     neither handed out nor queued again.
+JOB-7  A cancelled job is `done` for its callers at once: results that were there stay, all others
+    are a CancelledError, and what a worker reports later is dropped, as for a cancelled Future. For
+    the engine it is settled (`on_done`) when the last of its tasks that were handed out is reported
+    or put back.
+JOB-8  An error stands at the place of the result that it replaces. `return_exceptions` makes it
+    that result. An error that has no place is raised all the same: that of the input, and, for an
+    unbounded input that was not read to its end, what ended the job. So is a cancellation.
+JOB-9  A job is *marked* when an `await` of it is cancelled. A marked job is cancelled once no
+    caller can wait for it: no `await` and no reader is left, and its PoolResult is gone.
 """
 
 from __future__ import annotations
@@ -29,24 +39,29 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
+from .._wire.tracebacks import without_our_frames
+from ..types import Progress
 from .callers import ANOTHER_LOOP
+from .completions import CompletionLog, CompletionReader
 from .errors import INTERRUPTS
 from .feed import Handles
 from .functions import Function
+from .places import DROPPED, FAILED, PENDING
+from .progress import Reporter
 from .sources import SequenceSource, Source
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
 FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
 STEP_GROWTH = 8  # factor by which that number grows while frames have room for all
+CANCELLED = "the map was cancelled"
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 
-PENDING: Any = type("Pending", (), {"__repr__": lambda self: "<pending>"})()
-FAILED: Any = type("Failed", (), {"__repr__": lambda self: "<failed>"})()
+AnyReader = TypeVar("AnyReader", "Reader", CompletionReader)
 
 
 class Routing(Protocol):
@@ -58,13 +73,24 @@ class Routing(Protocol):
     def complete_all(self) -> None:
         """Report to the scheduler that all tasks have ended."""
 
+    def drop_waiting(self) -> None:
+        """Put back into a cancelled job what was given to a queue and not sent."""
+
 
 class Job:
     """One `map` or `starmap`: a cursor into the input, and the results so far.
 
     `on_more` is called when there may be tasks again after `take` returned none; `on_done` once,
-    when the last task is settled.
+    when the last task is settled; `on_cancelled` before it, if the caller cancels the job.
+    `reporter` shows the job's progress.
     """
+
+    router: Routing | None = None  # None: every task goes to the pool's only queue
+    queued = False
+    done = False
+    cancelled = False
+    length: int | None = None  # how many items a bounded input had
+    wanted_all = False
 
     def __init__(
         self,
@@ -76,23 +102,28 @@ class Job:
         options: TaskOptions = DEFAULT_OPTIONS,
         *,
         loop: asyncio.AbstractEventLoop,
+        on_cancelled: Callable[[Job], object] = lambda _: None,
+        return_exceptions: bool = False,
+        reporter: Reporter | None = None,
     ) -> None:
         self.func = func
         self.function = function
         self.mode = mode
         self.options = options
-        self.router: Routing | None = None  # None: every task goes to the pool's only queue
-        self.queued = False
-        self.done = False
-        self.wanted_all = False
         self.source: Source = SequenceSource(())
         self._on_more = on_more
         self._on_done = on_done
+        self._on_cancelled = on_cancelled
+        self._return_exceptions = return_exceptions  # JOB-8
+        self._reporter = reporter
+        self._log: CompletionLog | None = None  # from the first `as_completed` on
         self._returned: deque[tuple[int, Any]] = deque()  # put back: handed out first (FEED-2)
         self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
         self._last = 0  # how many the last `take` returned
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
+        self._failed = 0  # of those that are settled
+        self._late = 0  # tasks of a cancelled job that are not reported yet (JOB-7)
         self._bytes = 0  # size of all results so far
         self._values: list[Any] = []  # results from index _base on
         self._base = 0
@@ -102,17 +133,22 @@ class Job:
         self._was_read = False
         self._awaiting = 0  # callers that await all results now
         self._unreferenced = False  # no other caller can begin to read
+        self._marked = False  # JOB-9
+        self._lost: int | None = None  # the first result that was dropped
         self._pool_closes = False
         self._loop = loop
         self._waiters: dict[asyncio.Future[None], int] = {}  # each for the result of an index
         self._waiters_for_all: dict[asyncio.Future[None], None] = {}
-        self._readers: weakref.WeakSet[Reader] = weakref.WeakSet()
+        self._readers: weakref.WeakSet[Reader | CompletionReader] = weakref.WeakSet()
 
     # -- the queues' side ---------------------------------------------------------------------
 
     def open(self, source: Source) -> None:
         """Set the input; a job whose input is empty is done at once."""
         self.source = source
+        self.length = source.left
+        if self._reporter is not None:
+            self._reporter.begin(self.progress)
         if not self._is_bounded:
             self._step = FIRST_STEP
         if source.exhausted:
@@ -158,6 +194,8 @@ class Job:
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         if self._error_of_the_rest is not None:  # JOB-6
+            if self.cancelled:
+                self._count_late(len(handles))
             return
         self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
         if type(handles) is range and handles.stop == self._taken and self.source.unread(items):
@@ -167,9 +205,17 @@ class Job:
         self._returned.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def retries_of(self, handle: int) -> int:
-        return self.options.retries
+        return 0 if self.cancelled else self.options.retries
+
+    @property
+    def origin(self) -> Job:
+        """Itself: feed.py, `TaskOwner`."""
+        return self
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
+        if self.cancelled:  # JOB-7
+            self._count_late(len(values))
+            return
         base = self._base
         if type(handles) is range:
             self._values[handles.start - base : handles.stop - base] = values
@@ -178,33 +224,81 @@ class Job:
                 self._values[index - base] = value
         self._settled += len(values)
         self._bytes += size
+        if self._log is not None:
+            self._log.add(handles)
         self._after_change()
 
     def fail(self, handle: int, error: BaseException) -> None:
-        self._values[handle - self._base] = FAILED
-        self._errors[handle] = error
+        if self.cancelled:  # JOB-7
+            self._count_late(1)
+            return
+        if self._return_exceptions:  # JOB-8
+            without_our_frames(error)
+            self._values[handle - self._base] = error
+        else:
+            self._values[handle - self._base] = FAILED
+            self._errors[handle] = error
         self._settled += 1
+        self._failed += 1
+        if self._log is not None:
+            self._log.add((handle,))
         self._after_change()
 
     def fail_all(self, error: BaseException) -> None:
-        self._returned.clear()
-        left = self.source.left or 0
-        self.source.stop()
-        self._values = [FAILED if value is PENDING else value for value in self._values]
-        self._values += [FAILED] * left
-        self._taken += left
-        if not self._is_bounded:  # items that were never pulled fail as one, after the last
-            self._errors.setdefault(self._taken, error)
-        self._error_of_the_rest = error
-        self._settled = self._taken
+        if not self.cancelled:
+            settled = self._settled
+            self._fail_rest(error, error if self._return_exceptions else FAILED)
+            self._settled = self._taken
+            self._failed += self._settled - settled
         if self.router is not None:
             self.router.complete_all()
         self._finish()
 
+    def cancel(self) -> bool:
+        """Give up what is not settled (JOB-7); False if nothing is left of it."""
+        if self.done or self.cancelled:  # the second: the input's end ran code of the user's
+            return False
+        # one more, so that `on_done` is not called before the end of this method
+        self._late = self._taken - self._settled - len(self._returned) + 1
+        self.cancelled = True
+        self._fail_rest(asyncio.CancelledError(CANCELLED), FAILED)
+        self._end_for_callers()
+        if self.router is not None:
+            self.router.drop_waiting()
+        self._on_cancelled(self)
+        self._count_late(1)
+        return True
+
+    def _fail_rest(self, error: BaseException, stand_in: Any) -> None:
+        """Stop the input, and let all that is not settled fail: `stand_in` takes the places."""
+        self._returned.clear()
+        left = self.source.left or 0
+        self.source.stop()
+        rest = [] if self._log is None else self._unsettled(left)
+        self._values = [stand_in if value is PENDING else value for value in self._values]
+        self._values += [stand_in] * left
+        self._taken += left
+        self._error_of_the_rest = error
+        if self._log is not None:
+            self._log.add(rest)
+        if not self._is_bounded:  # items that were never pulled fail as one, after the last
+            self._fail_input(error)
+
+    def _unsettled(self, left: int) -> list[int]:
+        values, end = self._values, self._taken
+        waiting = [at for at, value in enumerate(values, self._base) if value is PENDING]
+        return [*waiting, *range(end, end + left)]
+
+    def _count_late(self, count: int) -> None:
+        """JOB-7: so many tasks of a cancelled job are reported, put back or dropped."""
+        self._late -= count
+        if not self._late:
+            self._on_done(self)
+
     def mark_unreferenced(self) -> bool:
         """Record that no other caller can begin to read; True if `drop_unread` must follow."""
         self._unreferenced = True
-        return not self.done and not self.wanted_all
+        return not self.done and (self._marked or not self.wanted_all)
 
     def drop_unread(self) -> None:
         """End the job without its readers.
@@ -212,14 +306,16 @@ class Job:
         A job that was never read runs to its end, as `map` promises. An unbounded input that was
         read in part is pulled no further: an endless one would keep the pool from closing.
         """
-        if self.done:
+        if self.done or self._cancel_if_marked():
             return
         if not self._was_read:
             self.want_all()
         elif not self._is_bounded and not self.wanted_all and not self.source.exhausted:
             self.source.stop()
-            self._errors[self._taken] = RuntimeError(
-                "the input was pulled no further: the pool was closed and its reader had left"
+            self._fail_input(
+                RuntimeError(
+                    "the input was pulled no further: the pool was closed and its reader had left"
+                )
             )
             self._after_change()
 
@@ -232,6 +328,8 @@ class Job:
 
     def reader_gone(self) -> None:
         """End the job if the pool closes and its last `async for` has ended early."""
+        if self._cancel_if_marked():
+            return
         if self._pool_closes and not self._readers:
             self.drop_unread()
 
@@ -239,7 +337,7 @@ class Job:
 
     def want_all(self) -> None:
         """Pull the input to its end, as a caller awaits all results."""
-        self._require_kept(0)
+        self._require_all_kept()
         if not self.wanted_all:
             self.wanted_all = True
             if not self.queued and not self.source.exhausted:
@@ -256,25 +354,42 @@ class Job:
         try:
             while not self.done and not self._errors:
                 await self._wait(None)
+        except asyncio.CancelledError:
+            self._marked = True
+            raise
         finally:
             self._awaiting -= 1
-        if self._errors:
+            # not at once: a coroutine may also be closed in another thread, or after its loop
+            if self._marked and not self.done and self._loop.is_running():
+                self._loop.call_soon_threadsafe(self._cancel_if_marked)
+        if self._errors and not self.cancelled:
             raise self._fresh(self._errors[min(self._errors)])
-        if self._error_of_the_rest is not None:
-            raise self._fresh(self._error_of_the_rest)
+        rest = self._error_of_the_rest
+        if rest is not None and (self.cancelled or not self._return_exceptions):  # JOB-8
+            raise self._fresh(rest)
         last = self._unreferenced and not self._awaiting  # JOB-5
         return self._values if last else self._values.copy()
 
-    async def result_at(self, index: int) -> Any:
-        """The result of one task when it is ready; StopAsyncIteration past the last one."""
+    def _cancel_if_marked(self) -> bool:
+        """JOB-9: cancel a marked job if no caller can wait for it; returns whether it is."""
+        last = self._unreferenced and not self._awaiting and not self._readers
+        return self._marked and last and self.cancel()
+
+    async def wait_for(self, index: int) -> None:
+        """Wait until the outcome of one task is there."""
         while not self._is_ready(index):
             await self._wait(index)
+
+    def outcome(self, index: int) -> Any:
+        """The result of one task that is ready; StopAsyncIteration past the last one."""
         if index in self._errors:
             raise self._fresh(self._errors[index])
         if index >= self._taken:
             raise StopAsyncIteration
         self._require_kept(index)
         value = self._values[index - self._base]
+        if value is DROPPED:
+            self._require_all_kept()
         if value is FAILED:
             assert self._error_of_the_rest is not None
             raise self._fresh(self._error_of_the_rest)
@@ -287,13 +402,27 @@ class Job:
 
     def add_reader(self) -> Reader:
         """A new position for an `async for`, at the first task."""
-        self._require_kept(0)
-        reader = Reader(self)
+        return self._added(Reader(self))
+
+    def add_completion_reader(self) -> CompletionReader:
+        """A new position for an `as_completed`, at the first task that was ready."""
+        log = self._log
+        if log is None:  # results that are there come in the order of indices (COMPLETION-1)
+            log = CompletionLog(self._loop)
+            log.add([at for at, value in enumerate(self._values) if value is not PENDING])
+            if self._taken in self._errors:
+                log.add((self._taken,))
+        reader = self._added(CompletionReader(self, log))
+        self._log = log
+        return reader
+
+    def _added(self, reader: AnyReader) -> AnyReader:
+        self._require_all_kept()
         self._readers.add(reader)
         self._was_read = True
         return reader
 
-    def drop_reader(self, reader: Reader) -> None:
+    def drop_reader(self, reader: Reader | CompletionReader) -> None:
         """Remove a reader: look-ahead and kept results then depend on the others alone."""
         self._readers.discard(reader)
 
@@ -301,13 +430,20 @@ class Job:
         """Whether a step of the reader waits for its result."""
         return reader.index > 0 and not self._is_ready(reader.index - 1)
 
-    def has_moved(self, reader: Reader) -> None:
+    def progress(self) -> Progress:
+        """How many tasks have ended, and of how many."""
+        total = self.length
+        if total is None and self.source.exhausted and self._error_of_the_rest is None:
+            total = self._taken
+        return Progress(self._settled, self._failed, total)
+
+    def has_moved(self, reader: Reader | CompletionReader) -> None:
         """Pull more of an unbounded input, and drop old results, as a reader has moved (JOB-2)."""
         if self._is_bounded or self.wanted_all:  # JOB-1
             return
         if not self.queued and not self.source.exhausted and self._look_ahead() > 0:
             self._on_more(self)
-        kept = reader.index - self._base
+        kept = reader.index - (self._base if self._log is None else self._log.base)
         if kept > 2 * HISTORY_ITEMS or (kept > 64 and self._bytes_of(kept) > LOOK_AHEAD_BYTES):
             self._drop_read(max(64, kept // 2))
 
@@ -332,21 +468,56 @@ class Job:
         return self._bytes / max(1, self._settled) * results
 
     def _drop_read(self, count: int) -> None:
+        if self._log is not None:
+            if any(isinstance(reader, CompletionReader) for reader in self._readers):
+                self._drop_logged(self._log, count)
+                return
+            self._log = None  # no other reader can begin: results are dropped
         # the last step of a closed reader may call this when no reader is left: nothing is dropped
         slowest = min((reader.index for reader in self._readers), default=self._base)
         count = min(count, slowest - self._base)
         if count > 0:
-            del self._values[:count]
-            self._base += count
+            self._lost = 0
+            self._drop_first(count)
             for index in [index for index in self._errors if index < self._base]:
                 del self._errors[index]
 
+    def _drop_logged(self, log: CompletionLog, count: int) -> None:
+        """COMPLETION-3: drop those of the first `count` results of a log that all have read.
+
+        The place of a result stays as long as that of an older one, which may run for ever.
+        """
+        ends = [reader.index for reader in self._readers if isinstance(reader, CompletionReader)]
+        slowest = [reader.index for reader in self._readers if isinstance(reader, Reader)]
+        read = log.drop(min(count, min(ends) - log.base), min(slowest, default=None))
+        if not read:
+            return
+        self._lost = read[0]
+        for index in read:
+            if index < self._taken:
+                self._values[index - self._base] = DROPPED
+            self._errors.pop(index, None)
+        values = self._values
+        kept = (at for at, value in enumerate(values) if value is not DROPPED)
+        self._drop_first(next(kept, len(values)))
+
+    def _drop_first(self, count: int) -> None:
+        del self._values[:count]
+        self._base += count
+
+    def _require_all_kept(self) -> None:
+        if self._lost is not None:
+            self._refuse_dropped(self._lost)
+
     def _require_kept(self, index: int) -> None:
         if index < self._base:
-            raise RuntimeError(
-                f"result {index} was dropped after it had been read: results of an iterator are "
-                f"kept for about {HISTORY_ITEMS} items; pass a list to read them again"
-            )
+            self._refuse_dropped(index)
+
+    def _refuse_dropped(self, index: int) -> NoReturn:
+        raise RuntimeError(
+            f"result {index} was dropped after it had been read: results of an iterator are "
+            f"kept for about {HISTORY_ITEMS} items; pass a list to read them again"
+        )
 
     def _is_ready(self, index: int) -> bool:
         if index < self._taken:
@@ -370,31 +541,51 @@ class Job:
 
     def _fresh(self, error: BaseException) -> BaseException:
         """`error` without the traceback that earlier raises of it have added."""
+        if type(error) is asyncio.CancelledError:  # each awaiter's task may change its own
+            return asyncio.CancelledError(*error.args)
         origin = self._origin if error is self.source.error else None
         return BaseException.with_traceback(error, origin)
 
     def _end_of_input(self) -> None:
         error = self.source.error
         if error is not None:
-            self._errors[self._taken] = error
-            self._origin = error.__traceback__
+            self._fail_input(error)
         self._after_change()
+
+    def _fail_input(self, error: BaseException) -> None:
+        """What the input raised, or why it was read no further, follows the last result."""
+        if self._taken in self._errors:
+            return
+        self._errors[self._taken] = error
+        if error is self.source.error:
+            self._origin = error.__traceback__
+        if self._log is not None:
+            self._log.add((self._taken,))
 
     def _after_change(self) -> None:
         if self.source.exhausted and self._settled == self._taken and not self.done:
-            error = self.source.error
-            if error is not None and self._taken not in self._errors:
-                self._errors[self._taken] = error  # an async iterable failed after the last take
-                self._origin = error.__traceback__
+            if self.source.error is not None:  # an async iterable failed after the last take
+                self._fail_input(self.source.error)
             self._finish()
-        elif self._waiters or self._waiters_for_all:
+            return
+        if self._waiters or self._waiters_for_all:
             self._wake()
+        if self._reporter is not None:
+            self._reporter.note_change()
 
     def _finish(self) -> None:
         if not self.done:
-            self.done = True
-            self._wake()
+            self._end_for_callers()
             self._on_done(self)
+
+    def _end_for_callers(self) -> None:
+        self.done = True
+        if self._reporter is not None:
+            self._reporter.end()
+            self._reporter = None
+        if self._log is not None:
+            self._log.wake()
+        self._wake()
 
     def _wake(self) -> None:
         if self.done or self._errors:
@@ -448,8 +639,13 @@ class Reader:
         index = self.index
         self.index = index + 1
         try:
-            return await self._job.result_at(index)
-        except (StopAsyncIteration, asyncio.CancelledError):
+            await self._job.wait_for(index)
+        except asyncio.CancelledError:
+            self.index = index
+            raise
+        try:
+            return self._job.outcome(index)
+        except StopAsyncIteration:
             self.index = index
             raise
         finally:

@@ -211,6 +211,14 @@ class Queue:
         for worker in self.workers:
             worker.chunks.clear()
 
+    def drop(self, job: object) -> None:
+        """Drop what waits of a cancelled job (JOB-7); chunks stay until they are reported."""
+        for source in [source for source in self._sources if source.origin is job]:
+            self._sources.remove(source)
+            source.queued = False
+        if self.retry_queue.drop_tasks_of(job):
+            self._dispatch_soon()  # a worker may have been kept free for them
+
     def forget(self, source: object, function: Function) -> None:
         """Drop a source whose tasks are all settled, and its function if that has state.
 

@@ -85,6 +85,11 @@ class RetryTask:
         """How many more times it may lose its worker and run again (RETRY-1)."""
         return self._owner.retries_of(handle) - self._losses
 
+    @property
+    def origin(self) -> object:
+        """The task source that the caller made."""
+        return self._owner.origin
+
     def lose(self) -> None:
         """Go to the end of the line: the worker died after it had started this task."""
         self._losses += 1
@@ -192,6 +197,14 @@ class RetryQueue:
         del self.line[retry_task]
         retry_task.fail(handle, asyncio.CancelledError())
         return True
+
+    def drop_tasks_of(self, job: object) -> bool:
+        """Remove the tasks of a cancelled job from the line; False if none was there."""
+        waiting = [retry_task for retry_task in self.line if retry_task.origin is job]
+        for retry_task in waiting:
+            del self.line[retry_task]
+            retry_task.fail(retry_task.handle, asyncio.CancelledError())
+        return bool(waiting)
 
     def settle(self, retry_task: RetryTask) -> None:
         """Forget a task that has its result or error (RETRY-4)."""

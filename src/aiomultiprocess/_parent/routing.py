@@ -33,6 +33,11 @@ class RoutedTasks:
         self._router = router
 
     @property
+    def origin(self) -> Job:
+        """The job."""
+        return self._job
+
+    @property
     def left(self) -> int | None:
         return len(self.waiting) if self._job.source.exhausted else None
 
@@ -48,6 +53,9 @@ class RoutedTasks:
         return [index for index, _ in pairs], [item for _, item in pairs]
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
+        if self._job.cancelled:
+            self._router.drop(handles, items)
+            return
         self.waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def retries_of(self, handle: int) -> int:
@@ -105,7 +113,13 @@ class Router:
             raise interrupt
 
     def _route_one(self, index: int, item: Any) -> bool:
-        """Put a task into its share; if the scheduler fails, fail the task and return False."""
+        """Put a task into its share; if the scheduler fails, fail the task and return False.
+
+        The input or the scheduler may cancel the job meanwhile (JOB-7).
+        """
+        if self.job.cancelled:
+            self.drop([index], [item])
+            return False
         try:
             if self.job.mode is Mode.STAR:  # an iterator can be read only once: send what was read
                 if not is_iterable(item):
@@ -116,6 +130,9 @@ class Router:
             self.job.fail(index, as_exception(error, "the scheduler"))
             if isinstance(error, INTERRUPTS):
                 raise
+            return False
+        if self.job.cancelled:
+            self.drop([index], [item])
             return False
         share.waiting.append((index, item))
         if not share.queued:
@@ -131,6 +148,18 @@ class Router:
         """Report to the scheduler that a task has ended."""
         if index in self._ids:  # else the scheduler has ended the pool: see complete_all
             self._completed(self._ids.pop(index))
+
+    def drop(self, handles: Handles, items: list[Any]) -> None:
+        """Give tasks of a cancelled job up, and report to the scheduler that they have ended."""
+        for index in handles:
+            self.complete(index)
+        self.job.put_back(handles, items)
+
+    def drop_waiting(self) -> None:
+        """Drop what waits in the queues, as the job was cancelled."""
+        for share in self.shares.values():
+            pairs, share.waiting = list(share.waiting), deque()
+            self.drop([index for index, _ in pairs], [item for _, item in pairs])
 
     def complete_all(self) -> None:
         """Report that all tasks have ended."""

@@ -97,6 +97,7 @@ class SequenceSource:
 
     def stop(self) -> None:
         self._items = ()
+        self._next = 0
 
 
 class ListSource:

@@ -116,7 +116,9 @@ class Kind(IntEnum):
     # chunk_id, count: items, function, flags: Mode, offset: microseconds that the worker may run
     # before it sends results; payload: the items
     CHUNK = 3
-    CANCEL = 4  # chunk_id, offset: item
+    # chunk_id, offset: item, count: 0; or count: this many items from `offset` on, whose results
+    # will not be read: those that are not started may be answered with any
+    CANCEL = 4
     CLOSE = 5  # finish the items that the worker has, then exit
     PULL = 6  # chunk_id: of a stream, count: so many more values may come
     # worker -> parent

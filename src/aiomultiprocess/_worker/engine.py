@@ -261,7 +261,10 @@ class WorkerEngine:
         elif kind == Kind.FORGET:
             del self._functions[function]
         elif kind == Kind.CANCEL:
-            self._on_cancel(chunk_id, offset)
+            if count:
+                self._on_cancel_range(chunk_id, range(offset, offset + count))
+            else:
+                self._on_cancel(chunk_id, offset)
         elif kind == Kind.PULL:
             if chunk_id in self._streams:  # else it has ended
                 self._streams[chunk_id].pull(count)
@@ -292,6 +295,20 @@ class WorkerEngine:
             task.cancel()
         elif (chunk := self._chunks.get(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())
+
+    def _on_cancel_range(self, chunk_id: int, offsets: range) -> None:
+        """Cancel what runs of these items, and start no more of them."""
+        if len(offsets) > len(self._running):  # look at the fewer
+            places = [place for place in self._places if place[0] == chunk_id]
+            running = [self._places[place] for place in places if place[1] in offsets]
+        else:
+            found = (self._places.get((chunk_id, offset)) for offset in offsets)
+            running = [task for task in found if task is not None]
+        self._given_up.update(running)
+        for task in running:
+            task.cancel()
+        if (chunk := self._chunks.get(chunk_id)) is not None:
+            chunk.skip(offsets)
 
     # -- running -------------------------------------------------------------------------------
 

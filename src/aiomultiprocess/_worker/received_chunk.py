@@ -1,7 +1,7 @@
 """The items of one CHUNK frame, as the worker engine holds them until each is started.
 
 Some items cannot be run: their arguments or their function did not unpickle, or their caller has
-cancelled them. The engine alone uses this module.
+cancelled them, alone or with all others. The engine alone uses this module.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ Run: TypeAlias = tuple[int, Callable[..., Any], int]
 
 class GivenUp(asyncio.CancelledError):
     """The error of an item that is not started, because its caller waits no more."""
+
+
+SKIPPED = GivenUp("with the whole map")  # in `failures`, for an item that gets any result
+
+
+def skip_item(_: object) -> None:
+    """Stands in for the function of an item that is skipped: many are answered in one frame."""
 
 
 class ReceivedChunk:
@@ -51,6 +58,13 @@ class ReceivedChunk:
         if self.next <= offset < self._next_failure:
             self._next_failure = offset
 
+    def skip(self, offsets: range) -> None:
+        """Do not run those of these items that are not started; any result will do for them."""
+        rest = range(max(offsets.start, self.next), min(offsets.stop, len(self.items)))
+        self.failures.update(dict.fromkeys(rest, SKIPPED))
+        if rest and rest.start < self._next_failure:
+            self._next_failure = rest.start
+
     def next_run(self) -> Run:
         """How to run what comes next, with `failures`: the items before the next failure, or that.
 
@@ -60,8 +74,14 @@ class ReceivedChunk:
         failure = self._first_failure()
         if failure > self.next:
             return self.mode, self.func, failure
+        if self.failures[failure] is SKIPPED:
+            rest = range(failure, len(self.items))
+            return MAP, skip_item, next((at for at in rest if not self._is_skipped(at)), rest.stop)
         self.items[failure] = self.failures[failure]
         return MAP, raise_error, failure + 1
+
+    def _is_skipped(self, offset: int) -> bool:
+        return self.failures.get(offset) is SKIPPED
 
     def _first_failure(self) -> int:
         """The offset of the next item that cannot be run; the number of items if there is none.

@@ -1,0 +1,102 @@
+"""The log of completions, and what a cancelled job counts (JOB-7). Without processes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from test_job import job_of
+
+import workload
+from aiomultiprocess import PoolTerminatedError, Progress, _accel
+from aiomultiprocess._parent.functions import FunctionTable
+from aiomultiprocess._parent.job import Job
+from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._wire.frames import Mode
+
+
+def job_with_events(items: Any) -> tuple[Job, list[str]]:
+    events: list[str] = []
+    function = FunctionTable(_accel.dumps).of(workload.double)
+    job = Job(
+        workload.double,
+        function,
+        Mode.MAP,
+        lambda _: events.append("more"),
+        lambda _: events.append("done"),
+        loop=asyncio.get_running_loop(),
+        on_cancelled=lambda _: events.append("cancelled"),
+    )
+    job.open(source_of(items, lambda: None))
+    return job, events
+
+
+async def order(job: Job) -> list[int]:
+    reader, found = job.add_completion_reader(), list[int]()
+    while True:
+        try:
+            await reader.next()
+        except StopAsyncIteration:
+            return found
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - one of an item
+            pass
+        assert reader.last is not None
+        found.append(reader.last)
+
+
+async def test_the_log_has_each_place_once_whatever_ends_it() -> None:
+    job = job_of(list(range(6)))
+    handles, items = job.take(4)
+    job.deliver([handles[2]], [items[2]], 0)
+    reader = job.add_completion_reader()
+    job.fail(handles[0], LookupError("no"))
+    job.deliver([handles[3]], [items[3]], 0)
+    job.fail_all(PoolTerminatedError("the pool was terminated"))
+    assert await order(job) == [2, 0, 3, 1, 4, 5]
+    assert reader.next_ready() == items[2]
+
+
+async def test_a_job_without_as_completed_keeps_no_log() -> None:
+    job = job_of(list(range(6)))
+    job.take(6)
+    job.cancel()
+    assert job._log is None
+
+
+async def test_a_cancelled_job_is_done_at_once_and_settled_with_its_last_task() -> None:
+    job, events = job_with_events(list(range(10)))
+    handles, items = job.take(6)
+    job.deliver(handles[:1], items[:1], 0)
+    job.put_back(list(handles[5:]), items[5:])
+    assert job.cancel()
+    assert not job.cancel()
+    assert (job.done, events) == (True, ["cancelled"])
+    assert job.take(10) == ((), [])
+    job.deliver(handles[1:2], items[1:2], 0)
+    job.fail(2, LookupError("late"))
+    assert events == ["cancelled"]
+    job.put_back(list(handles[3:5]), items[3:5])
+    assert events == ["cancelled", "done"]
+    assert job.left == 0
+    assert job.progress() == Progress(1, 0, 10)
+    with pytest.raises(asyncio.CancelledError):
+        await job.await_all()
+
+
+async def test_a_job_that_has_handed_out_nothing_is_settled_at_once() -> None:
+    for items in (list(range(10)), range(10), iter(range(10))):
+        job, events = job_with_events(items)
+        job.cancel()
+        assert events == ["cancelled", "done"]
+        assert job.left in (0, None)
+
+
+async def test_a_cancelled_job_stays_cancelled_when_the_pool_ends() -> None:
+    job, events = job_with_events(list(range(10)))
+    job.take(6)
+    job.cancel()
+    job.fail_all(PoolTerminatedError("the pool was terminated"))
+    assert events == ["cancelled"]
+    with pytest.raises(asyncio.CancelledError):
+        await job.await_all()
