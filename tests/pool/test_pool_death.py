@@ -165,7 +165,7 @@ async def test_a_forgotten_pool_starts_no_worker_later() -> None:
 
     with pytest.warns(ResourceWarning, match="never closed"):
         forgotten = await forget_and_collect()
-    assert forgotten._next_try is None
+    assert forgotten.supervisor._next_try is None
     assert forgotten.state is engine.State.TERMINATED
 
 

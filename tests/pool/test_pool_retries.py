@@ -198,7 +198,7 @@ def _no_new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(engine: Any, qid: Any) -> None:
         assert engine.queues[qid].workers
 
-    monkeypatch.setattr("aiomultiprocess._parent.engine.Engine._replace", refuse)
+    monkeypatch.setattr("aiomultiprocess._parent.supervisor.Supervisor._replace", refuse)
 
 
 @pytest.mark.usefixtures("_no_new_workers")
