@@ -164,3 +164,16 @@ async def test_few_items_with_a_priority_are_spread_evenly(priority: int) -> Non
         queue.offer(job)
     queue.dispatch_all()
     assert [worker.credit.in_flight for worker in workers] == [1, 1, 1]
+
+
+def test_a_line_is_iterated_in_its_order_and_gives_up_any_source() -> None:
+    sources = [source(at, priority) for at, priority in enumerate((0, 5, -1, 5, 0))]
+    line = Line(sources)
+    assert list(line) == [sources[1], sources[3], sources[0], sources[4], sources[2]]
+    for taken in (sources[3], sources[2], sources[1]):
+        line.remove(taken)
+    assert list(line) == [sources[0], sources[4]]
+    assert len(line) == 2
+    with pytest.raises(ValueError, match="not in line"):
+        line.remove(sources[2])
+    assert line.popleft() is sources[0]

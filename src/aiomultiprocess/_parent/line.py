@@ -11,8 +11,9 @@ LINE-1  Sources of a higher priority stand before those of a lower one; those of
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from heapq import heappop, heappush
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import chain
 from typing import Generic, TypeVar
 
 from .feed import TaskSource
@@ -35,6 +36,9 @@ class Line(Generic[SourceT]):
 
     def __bool__(self) -> bool:
         return self._count > 0
+
+    def __iter__(self) -> Iterator[SourceT]:
+        return chain.from_iterable(self._parts[-priority] for priority in sorted(self._order))
 
     def __contains__(self, source: object) -> bool:
         return any(source in part for part in self._parts.values())
@@ -60,6 +64,19 @@ class Line(Generic[SourceT]):
         if not part:
             del self._parts[-heappop(self._order)]
         return source
+
+    def remove(self, source: SourceT) -> None:
+        """Take out a source, wherever it is. ValueError if it is not in line."""
+        priority = source.options.priority
+        if priority not in self._parts:
+            raise ValueError(f"{source!r} is not in line")
+        part = self._parts[priority]
+        part.remove(source)
+        self._count -= 1
+        if not part:
+            del self._parts[priority]
+            self._order.remove(-priority)
+            heapify(self._order)
 
     def rotate(self, n: int) -> None:
         """Put the first source to the end of its priority: `n` is -1."""

@@ -80,6 +80,15 @@ class StreamSource:
     def left(self) -> int:
         return 0 if self._item is None else 1
 
+    @property
+    def origin(self) -> StreamSource:
+        return self
+
+    @property
+    def unsettled(self) -> int:
+        """How many of its tasks have not ended."""
+        return 0 if self.done else 1
+
     def at_hand(self, n: int) -> int:
         return self.left
 
