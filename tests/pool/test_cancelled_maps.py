@@ -490,3 +490,27 @@ async def test_an_endless_map_whose_await_was_cancelled_frees_its_input() -> Non
     pool.close()
     await pool.join()
     assert gone() is None
+
+
+async def test_a_time_out_of_gathered_maps_lets_the_pool_close() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1)
+
+        async def wait() -> None:
+            endless = ((meeting.port, at) for at in itertools.count())
+            bounded = [(meeting.port, at) for at in range(100)]
+            await asyncio.gather(
+                pool.starmap(workload.meet, endless), pool.starmap(workload.meet, bounded)
+            )
+
+        waiting = asyncio.ensure_future(wait())
+        await meeting.first(16)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        del waiting
+        gc.disable()  # as in a program that has nothing more to do
+        try:
+            pool.close()
+            await pool.join()
+        finally:
+            gc.enable()

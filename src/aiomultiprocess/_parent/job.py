@@ -35,6 +35,7 @@ JOB-9  A job is *marked* when an `await` of it is cancelled. A marked job is can
 from __future__ import annotations
 
 import asyncio
+import gc
 import types
 import weakref
 from collections import deque
@@ -325,6 +326,10 @@ class Job:
         for error in self._errors.values():  # the traceback of one that was raised refers to the
             self._fresh(error)  # `async for`, and would keep its reader alive
         self.reader_gone()
+        if self._marked and not (self.done or self._awaiting or self._readers):
+            # JOB-9: the traceback of the cancellation may still refer to the PoolResult, in a cycle
+            # that an idle program would never collect, and an endless map would never end
+            gc.collect()
 
     def reader_gone(self) -> None:
         """End the job if the pool closes and its last `async for` has ended early."""
