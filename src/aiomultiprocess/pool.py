@@ -625,8 +625,9 @@ class Pool:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
         Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
-        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. If a
-        task of the program ends by PoolTerminatedError and is not awaited, asyncio reports nothing.
+        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. If a call
+        or a task of the program ends by PoolTerminatedError and is not awaited, asyncio reports
+        nothing.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """

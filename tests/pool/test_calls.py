@@ -126,12 +126,16 @@ async def test_a_call_calls_its_callbacks(submit: Any) -> None:
 
 
 async def test_a_call_keeps_its_pool() -> None:
-    call = Pool(1).submit(workload.double, 8)
-    gc.collect()
-    assert await call == 16
-    pool: Any = call.pool
-    pool.terminate()
-    await pool.join()
+    async with Meeting() as meeting:
+        call = Pool(1).submit(workload.meet, meeting.port)
+        arrival = await meeting.arrivals.get()
+        gc.collect()
+        pool: Any = call.pool
+        arrival.release()
+        assert await call == "go"
+        assert call.pool is None  # one that is done does not
+        pool.terminate()
+        await pool.join()
 
 
 async def test_a_call_works_under_every_start_method(start_method: str) -> None:

@@ -69,6 +69,7 @@ class Call(asyncio.Future[R]):
         if not super().cancel(msg):
             return False
         self.source.cancel(self)
+        self.pool = None  # CALL-3
         return True
 
     def may_change(self) -> bool:

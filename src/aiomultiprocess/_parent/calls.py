@@ -155,11 +155,14 @@ class CallQueue:
                 self._retries.pop(future, None)
         if not (still_open or self._persistent):
             self._on_done(self)
+        for future in handles:
+            future.pool = None  # last: without this reference the pool may end (CALL-3)
 
-    def fail(self, handle: asyncio.Future[Any], error: BaseException) -> None:
+    def fail(self, handle: Any, error: BaseException) -> None:
         if not handle.done():
             fail(handle, error)
         self._settle(handle)
+        handle.pool = None  # as in `deliver`
 
     def fail_all(self, error: BaseException) -> None:
         self._waiting.clear()
