@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from .core import Process, Worker, set_context, set_start_method
     from .pool import Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
-    from .types import PoolTerminatedError, ProxyException, QueueID, TaskID, WorkerLostError
+    from .types import (
+        PoolTerminatedError,
+        ProxyException,
+        QueueID,
+        TaskID,
+        TaskTimeoutError,
+        WorkerLostError,
+    )
 
 __author__ = "Amethyst Reese and aiomultiprocess contributors"
 
@@ -31,6 +38,7 @@ __all__ = [
     "RoundRobin",
     "Scheduler",
     "TaskID",
+    "TaskTimeoutError",
     "Worker",
     "WorkerLostError",
     "__author__",
@@ -49,6 +57,7 @@ _HOMES = {
     "RoundRobin": "scheduler",
     "Scheduler": "scheduler",
     "TaskID": "types",
+    "TaskTimeoutError": "types",
     "Worker": "core",
     "WorkerLostError": "types",
     "set_context": "core",

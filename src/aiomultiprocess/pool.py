@@ -27,6 +27,7 @@ from ._arguments import (
     check_synchronous,
     checked_sequence,
     count,
+    duration,
     task_options,
     whole,
 )
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
+GRACE = 3.0  # seconds that a task has to end after it was cancelled, and a worker to exit
 
 # Includes names that are only imported here: programs of 0.9.1 import them from this module.
 __all__ = [
@@ -119,16 +121,20 @@ class Pool:
             coroutine function. If it fails, the pool is broken and its calls raise that error.
         initargs: arguments of the initializer; None means no arguments.
         maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. A worker
-            that does not exit then is killed after 3 seconds, and replaced earlier.
+            that does not exit then is killed after `grace` seconds, and replaced earlier.
         childconcurrency: how many tasks one worker runs at once, at least 1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
         loop_initializer: makes each worker's event loop; by default it is of the parent's kind.
         exception_handler: called in the worker with the exception of each task that fails, also
-            with a CancelledError that the task raised by itself; not for a task that is cancelled
-            because its caller was, or the pool was terminated.
+            with a CancelledError that the task raised by itself, and with the TaskTimeoutError of a
+            task that its time limit has cancelled; not for a task that is cancelled because its
+            caller was, or the pool was terminated, nor for one that was killed.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+        grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
+            or the pool was terminated, has so long to end; a worker has so long to exit when it
+            has no more work. After that the worker is killed.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -150,6 +156,7 @@ class Pool:
         exception_handler: Callable[[BaseException], object] | None = None,
         *,
         backend: str | None = None,
+        grace: float = GRACE,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -170,6 +177,7 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        self.grace = duration("grace", grace)
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -258,15 +266,21 @@ class Pool:
             retries: how many times `func` may run again, in another worker, if the worker that ran
                 it dies. It then runs alone in that worker, and repeats what it had done before the
                 death. An exception that it raises is its result, and is not retried.
+            task_timeout: seconds that `func` may run, from its start in the worker; None means no
+                limit. When they are over it is cancelled, as by `asyncio.timeout`. If it still runs
+                `grace` seconds later (see Pool), because it is a plain function, blocks the
+                worker's loop or does not end when it is cancelled, its worker is killed. Other
+                tasks in that worker then end by WorkerLostError, or run again by their `retries`.
 
         Raises:
             ProxyException: the function raised an exception. The error is also an instance of that
                 exception's type where the two can be combined, and has it as its `__cause__`. For
                 a result that cannot be pickled, it is a pickle.PicklingError too.
+            TaskTimeoutError: the function ran longer than `task_timeout`. It is not retried.
             WorkerLostError: the worker died while it ran the function, and no retry is left.
             PoolTerminatedError: the pool was terminated before the call ended.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError, ValueError: func, args, kwds or retries has a wrong type, or is negative.
+            TypeError, ValueError: func, args, kwds or an option has a wrong type or value.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         engine = self._use()
@@ -333,13 +347,14 @@ class Pool:
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
         runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
-        `apply`.
+        `apply`. An item that runs longer than `task_timeout` seconds, counted from its own start,
+        fails alone with TaskTimeoutError, as in `apply`.
 
         Raises:
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
-            TypeError: func is not callable, the input is not iterable, or retries is not a whole
-                number.
-            ValueError: retries is negative.
+            TypeError: func is not callable, the input is not iterable, or an option has a wrong
+                type.
+            ValueError: retries is negative, or task_timeout is not positive.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
         options = task_options(retries, task_timeout, priority)
@@ -400,8 +415,8 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; workers end when every task is done. Wait with `join`.
 
-        A worker that has no more work gets 3 seconds to exit, then it is killed: threads that tasks
-        left in it, or exit hooks, could otherwise hold it for ever.
+        A worker that has no more work gets `grace` seconds to exit (see Pool), then it is killed:
+        threads that tasks left in it, or exit hooks, could otherwise hold it for ever.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
@@ -414,9 +429,10 @@ class Pool:
     def terminate(self) -> None:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
-        Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
-        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. If a
-        task of the program ends by PoolTerminatedError and is not awaited, asyncio reports nothing.
+        Tasks get `grace` seconds (see Pool) for their `finally` blocks; then their worker is
+        killed. A worker that runs nothing exits as a process of multiprocessing does, with its
+        `atexit` hooks. If a task of the program ends by PoolTerminatedError and is not awaited,
+        asyncio reports nothing.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
@@ -478,6 +494,7 @@ class Pool:
             initializer=self.initializer,
             initargs=self.initargs,
             exception_handler=self.exception_handler,
+            grace=self.grace,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all

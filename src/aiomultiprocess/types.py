@@ -134,6 +134,34 @@ class WorkerLostError(RuntimeError):
         return f"exited with code {self.exitcode}"
 
 
+class TaskTimeoutError(TimeoutError):
+    """A task ran longer than its `task_timeout`.
+
+    Its `__cause__` shows where in the worker the task was cancelled; None if it was killed.
+
+    Args:
+        task: the task, in words.
+        timeout: its time limit in seconds.
+        killed: whether the task did not end when it was cancelled, so that its worker was killed.
+    """
+
+    def __init__(
+        self, task: str | None = None, timeout: float | None = None, killed: bool = False
+    ) -> None:
+        super().__init__(task)  # alone: an OSError takes two arguments for an errno and its text
+        self.task = task
+        self.timeout = timeout
+        self.killed = killed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task, self.timeout, self.killed)
+
+    def __str__(self) -> str:
+        limit = "" if self.timeout is None else f" of {self.timeout:g} s"
+        ran = f"{self.task or 'a task'} ran longer than its time limit{limit}"
+        return f"{ran}, and its worker was killed" if self.killed else ran
+
+
 class PoolTerminatedError(RuntimeError):
     """The pool was terminated before this task could finish."""
 

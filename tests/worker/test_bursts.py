@@ -59,7 +59,7 @@ class Starter:
 
 class Worker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine = engine.WorkerEngine(loop, Link(), 16, None)  # type: ignore[arg-type]
+        self.engine = engine.WorkerEngine(loop, Link(), 16, None, 3.0)  # type: ignore[arg-type]
         self.starter = Starter()
         self.engine._starter = self.starter  # type: ignore[assignment]
         self.engine._functions[1] = len

@@ -37,6 +37,8 @@ STARTER-7  An item is marked as started before its function is called (WORKER-1)
     of the item before it is in `out` (WORKER-6).
 STARTER-8  The task of an item shows the item's own coroutine, and a name that no other item of the
     worker has. A task factory gets a real coroutine, which awaits the item's and has its names.
+STARTER-9  An item with a time limit is marked with its start time, which may lie before its start
+    by the tick of a coarse clock, but never after it.
 """
 
 from __future__ import annotations
@@ -69,6 +71,9 @@ class StartedCounter(Protocol):
 
     def mark_started(self, n: int) -> object:
         """Store the total `n`."""
+
+    def mark_timed(self, n: int, since: int) -> object:
+        """Store the total `n`, and when its last item was started."""
 
 
 class Sink(Protocol):
@@ -125,9 +130,11 @@ class Starter:
         on_value: Callable[[Any], object] | None = None,
     ) -> None:
         self._loop = loop
+        self._counter = counter
         self._mark_started = counter.mark_started
         self._on_value = on_value
         self._started = 0
+        self._timed = False  # during `run`: the items have a time limit
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
         self._idle: ReusableTask | None = None
@@ -141,6 +148,7 @@ class Starter:
         stop: int,
         out: Sink,
         deadline_ns: int,
+        timed: bool = False,
     ) -> tuple[int, int, Any]:
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
@@ -148,10 +156,11 @@ class Starter:
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)`, where n is that item; or, where n is the
         first item not started, `(n, FULL, None)` if `out` returned False, and `(n, DONE, None)` if
         n is `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `tasks.outcome` returns its outcome. Call it in a callback of the running loop, not in a
-        task.
+        `tasks.outcome` returns its outcome. If `timed`, the start time of each item is marked, too
+        (STARTER-9). Call it in a callback of the running loop, not in a task.
         """
         at, what = start, None
+        self._timed = timed
         try:
             while True:
                 reusable = self._enter()
@@ -200,14 +209,15 @@ class Starter:
     ) -> tuple[int, int, Any]:
         """Run items in one reusable task, as long as they leave it untouched."""
         item_coro, inherited = reusable.item_coro, self._inherited
-        factory = self._loop.get_task_factory()
-        if factory is tasks.EAGER_FACTORY:
-            factory = None
+        timed, factory = self._timed, self._task_factory()
         reusable.remember()
         try:
-            while at < stop and monotonic_ns() < deadline_ns:
+            while at < stop and (now := monotonic_ns()) < deadline_ns:
                 self._started = item_coro.number = number = self._started + 1
-                self._mark_started(number)  # STARTER-7
+                if timed:
+                    self._counter.mark_timed(number, now)  # STARTER-9
+                else:
+                    self._mark_started(number)  # STARTER-7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:
@@ -232,6 +242,11 @@ class Starter:
             # An exception refers to its traceback, that to the item's frame, and that to the frames
             # of its callers. A variable there that refers to the exception would close a cycle.
             value = error = coro = None
+
+    def _task_factory(self) -> object:
+        """The loop's task factory that must make the tasks of coroutines, or None."""
+        factory = self._loop.get_task_factory()
+        return None if factory is tasks.EAGER_FACTORY else factory
 
     def _ended(self, reusable: ReusableTask, status: int, what: Any) -> tuple[int, Any]:
         """What `run` returns for the item that ended a burst: its status, and task or error."""

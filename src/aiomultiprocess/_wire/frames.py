@@ -113,10 +113,12 @@ class Kind(IntEnum):
     # parent -> worker
     FUNCTION = 1  # function: its number, flags: 1 if it has state; payload: the pickled callable
     FORGET = 2  # function: a number that no later chunk names
-    # chunk_id, count: items, function, flags: Mode, offset: microseconds that the worker may run
-    # before it sends results; payload: the items
+    # chunk_id, count: items, function, flags: Mode, and TIMED if the items have a time limit,
+    # offset: microseconds that the worker may run before it sends results; payload: the items
     CHUNK = 3
-    CANCEL = 4  # chunk_id, offset: item
+    # chunk_id, offset: item, flags: TIMED if it is over its time limit, and then payload: the
+    # item in words, and the limit
+    CANCEL = 4
     CLOSE = 5  # finish the items that the worker has, then exit
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
@@ -126,6 +128,7 @@ class Kind(IntEnum):
     NEED_WORK = 20  # count: free slots; no item waits in the worker
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
+    TIMED_OUT = 23  # as ERROR, for an item that its time limit has cancelled
 
 
 class Mode(IntEnum):
@@ -134,6 +137,10 @@ class Mode(IntEnum):
     MAP = 0  # func(item)
     STAR = 1  # func(*item)
     APPLY = 2  # item is (args, kwargs)
+
+
+#: A flag of CHUNK and CANCEL, beside the Mode.
+TIMED: Final = 0x10
 
 
 class CorruptHeaderError(ValueError):
