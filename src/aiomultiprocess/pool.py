@@ -261,22 +261,17 @@ class Pool:
         If the caller is cancelled while it awaits this, the call in the worker is cancelled too.
 
         Arguments:
-            func: a coroutine function or a plain function, importable in the worker.
-            args, kwds: arguments of `func`.
-            retries: how many times `func` may run again, in another worker, if the worker that ran
-                it dies. It then runs alone in that worker, and repeats what it had done before the
-                death. An exception that it raises is its result, and is not retried.
-            task_timeout: seconds that `func` may run, from its start in the worker; None means no
-                limit. When they are over it is cancelled, as by `asyncio.timeout`. If it still runs
-                `grace` seconds later (see Pool), because it is a plain function, blocks the
-                worker's loop or does not end when it is cancelled, its worker is killed. Other
-                tasks in that worker then end by WorkerLostError, or run again by their `retries`.
+            func, args, kwds: a coroutine function or a plain one, importable in the worker, and
+                its arguments.
+            retries: how often `func` may run again, alone in another worker, if the worker that ran
+                it dies. It then repeats what it had done. An exception that it raises is a result.
+            task_timeout: seconds that `func` may run, from its start in the worker; None: no limit.
 
         Raises:
             ProxyException: the function raised an exception. The error is also an instance of that
                 exception's type where the two can be combined, and has it as its `__cause__`. For
                 a result that cannot be pickled, it is a pickle.PicklingError too.
-            TaskTimeoutError: the function ran longer than `task_timeout`. It is not retried.
+            TaskTimeoutError: the function ran longer than `task_timeout`; see there.
             WorkerLostError: the worker died while it ran the function, and no retry is left.
             PoolTerminatedError: the pool was terminated before the call ended.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.

@@ -135,7 +135,13 @@ class WorkerLostError(RuntimeError):
 
 
 class TaskTimeoutError(TimeoutError):
-    """A task ran longer than its `task_timeout`.
+    """A task ran longer than its `task_timeout`; it is not retried.
+
+    When its time is over, a task is cancelled as by `asyncio.timeout`: a value that it returns or
+    an exception that it raises stands, and a CancelledError that comes out becomes this error. A
+    task that still runs `Pool(grace=...)` seconds later, because it is a plain function, blocks its
+    worker's loop or ignores its cancellation, is killed together with its worker. The other tasks
+    of that worker then end by WorkerLostError, or run again by their `retries`.
 
     Its `__cause__` shows where in the worker the task was cancelled; None if it was killed.
 

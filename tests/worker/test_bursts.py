@@ -47,7 +47,15 @@ class Starter:
         self.bursts: list[int] = []  # nanoseconds
 
     def run(
-        self, mode: int, func: Any, items: list[Any], at: int, stop: int, out: Any, deadline: int
+        self,
+        mode: int,
+        func: Any,
+        items: list[Any],
+        at: int,
+        stop: int,
+        out: Any,
+        deadline: int,
+        timed: bool,
     ) -> tuple[int, int, Any]:
         self.bursts.append(deadline)  # it is always the moment 0
         if items[at] == "suspends":

@@ -18,7 +18,8 @@ DEADLINE-1  A limit counts from the start of a task in its worker. A task that w
 DEADLINE-2  A task is judged by the table alone, which has no task whose result is in the journal.
     So a parent that was blocked for seconds cancels nothing that has ended meanwhile, whether or
     not it has handled the results; and where a task ends at the last moment, its result stands: the
-    worker ignores the CANCEL frame, and after a kill the journal is read first.
+    worker ignores the CANCEL frame, and after a kill the journal is read first. A worker that has
+    died, which the parent may not have noticed yet, is not judged: its table says nothing new.
 DEADLINE-3  A task has the whole grace period, from the moment at which it was cancelled. If it
     still runs then, its worker is killed. Tasks that were cancelled before are over their limits,
     and do not run again; the worker's other tasks are lost (retry.py).
@@ -63,6 +64,9 @@ class LimitedWorker(Protocol):
     @property
     def pid(self) -> int | None:
         """The process id."""
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
 
     def kill(self) -> None:
         """End the process at once."""
@@ -124,6 +128,8 @@ class Deadlines:
 
     def _look(self, now: float) -> float:
         """Judge the tasks that run; returns when to look again."""
+        if not self._worker.is_alive():  # DEADLINE-2
+            return math.inf
         when = min((now + limit + TICK for limit in self._limits()), default=math.inf)
         running = self._worker.link.counter.running()
         kill_at = self._kill_at
