@@ -261,8 +261,7 @@ class Pool:
         If the caller is cancelled while it awaits this, the call in the worker is cancelled too.
 
         Arguments:
-            func, args, kwds: a coroutine function or a plain one, importable in the worker, and
-                its arguments.
+            func, args, kwds: a (coroutine) function that workers can import, and its arguments.
             retries: how often `func` may run again, alone in another worker, if the worker that ran
                 it dies. It then repeats what it had done. An exception that it raises is a result.
             task_timeout: seconds that `func` may run, from its start in the worker; None: no limit.
