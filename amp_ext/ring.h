@@ -17,8 +17,10 @@
  * can read it after the worker has died. No function in this file touches its content.
  *
  * The table says which items with a time limit run, and since when. So the parent can judge an item
- * whose worker does nothing any more. Its first entry is of the item that runs its first step, the
- * others are of items that are suspended.
+ * whose worker does nothing any more. Entry 0 is of the item that runs its first step, the others
+ * are of items that are suspended. Many items that run one after the other in a moment have the same
+ * time. So entry 0 is stored once for all of them, with the number of the first, and `started` is
+ * the number of the one that runs.
  *
  * A ring has two cursors, which count all bytes ever written (tail) and ever released (head). They
  * only grow, modulo 2^64. A position in the ring is a cursor modulo the capacity, and the bytes
@@ -76,7 +78,8 @@
  * RING-10  no room is lost: the same holds for a producer that waits, once a quarter of the ring
  *     is free. Below a quarter, the consumer has unread records and so will release again.
  * RING-11  an entry of the table never shows an item as older than it is: the worker stores the
- *     time, then the number; the parent loads the number, then the time.
+ *     time, then the number (and of entry 0 then `started`); the parent loads them the other way
+ *     round.
  */
 #ifndef AMP_RING_H
 #define AMP_RING_H
@@ -162,7 +165,8 @@ struct amp_control {
 
 /* An entry of the table of running items: 16 bytes, aligned to 16. */
 struct amp_running {
-    _Alignas(16) _Atomic uint64_t number; /* of an item, counted from 1; 0: a free entry */
+    _Alignas(16) _Atomic uint64_t number; /* of an item, counted from 1; 0: a free entry. Of entry
+                                           * 0: of the first item with that time */
     _Atomic uint64_t since;               /* when it was started, in ns of the monotonic clock */
 };
 
@@ -329,13 +333,32 @@ static inline void amp_running_clear(const struct amp_map *map, uint64_t at)
     atomic_store_explicit(&amp_table(map)[at].number, 0, memory_order_release);
 }
 
-/* The parent reads an entry; returns the number, 0 if the entry is free. */
+/* The parent reads an entry but entry 0; returns the number, 0 if the entry is free. */
 static inline uint64_t amp_running_load(const struct amp_map *map, uint64_t at, uint64_t *since)
 {
     struct amp_running *entry = amp_table(map) + at;
     uint64_t number = atomic_load_explicit(&entry->number, memory_order_acquire);
     *since = atomic_load_explicit(&entry->since, memory_order_relaxed);
     return number;
+}
+
+/* The parent reads entry 0; returns the number of the item that runs its first step, 0 if none. An
+ * item of which `started` is seen began after the time that its mark made visible (RING-11). */
+static inline uint64_t amp_first_running(const struct amp_map *map, uint64_t *since)
+{
+    struct amp_running *entry = amp_table(map);
+    uint64_t first = atomic_load_explicit(&entry->number, memory_order_acquire);
+    uint64_t number = amp_started(map);
+    *since = atomic_load_explicit(&entry->since, memory_order_relaxed);
+    return first != 0 && number >= first ? number : 0;
+}
+
+/* The worker moves entry 0 to another, as its item is suspended. */
+static inline void amp_running_keep(const struct amp_map *map, uint64_t at)
+{
+    uint64_t since, number = amp_first_running(map, &since);
+    amp_running_store(map, at, number, since);
+    amp_running_clear(map, 0);
 }
 
 /* ---- records ------------------------------------------------------------------------------- */

@@ -64,6 +64,8 @@ cdef extern from "ring.h" nogil:
     void amp_running_store(const amp_map *map, uint64_t at, uint64_t number, uint64_t since)
     void amp_running_clear(const amp_map *map, uint64_t at)
     uint64_t amp_running_load(const amp_map *map, uint64_t at, uint64_t *since)
+    uint64_t amp_first_running(const amp_map *map, uint64_t *since)
+    void amp_running_keep(const amp_map *map, uint64_t at)
     uint64_t amp_max_payload(uint64_t capacity)
     bint amp_follows(bint within, uint32_t flags)
 
@@ -100,7 +102,7 @@ cdef class Mapping:
     cdef int drop_export(self) except -1
     cdef int unmap(self) except -1
     cpdef int mark_started(self, uint64_t n) except -1
-    cpdef int mark_timed(self, uint64_t n, uint64_t since) except -1
+    cpdef int mark_time(self, uint64_t first, uint64_t since) except -1
     cdef int check_entry(self, uint64_t at) except -1
 
 

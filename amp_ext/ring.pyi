@@ -73,8 +73,8 @@ class Mapping:
     def entries(self) -> int:
         """How many entries the table of running items has."""
 
-    def mark_timed(self, n: int, since: int) -> None:
-        """In the worker: set entry 0 to item `n` and its start (ns), then mark it as started."""
+    def mark_time(self, first: int, since: int) -> None:
+        """In the worker: items from number `first` on run since `since` (ns): entry 0."""
 
     def keep_running(self, at: int) -> None:
         """In the worker: move entry 0 to entry `at`, as its item is suspended."""

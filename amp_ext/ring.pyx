@@ -151,18 +151,14 @@ cdef class Mapping:
     def entries(self):
         return self.map.entries
 
-    cpdef int mark_timed(self, uint64_t n, uint64_t since) except -1:
+    cpdef int mark_time(self, uint64_t first, uint64_t since) except -1:
         self.check_entry(0)
-        amp_running_store(&self.map, 0, n, since)
-        amp_mark_started(&self.map, n)
+        amp_running_store(&self.map, 0, first, since)
         return 0
 
     def keep_running(self, uint64_t at):
-        cdef uint64_t number, since
         self.check_entry(at)
-        number = amp_running_load(&self.map, 0, &since)
-        amp_running_store(&self.map, at, number, since)
-        amp_running_clear(&self.map, 0)
+        amp_running_keep(&self.map, at)
 
     def clear_running(self, uint64_t at):
         self.check_entry(at)
@@ -171,8 +167,11 @@ cdef class Mapping:
     def running(self):
         cdef uint64_t at, number, since
         cdef dict found = {}
-        self.usable()
-        for at in range(self.map.entries):
+        self.check_entry(0)
+        number = amp_first_running(&self.map, &since)
+        if number != 0:
+            found[number] = since
+        for at in range(1, self.map.entries):
             number = amp_running_load(&self.map, at, &since)
             if number != 0:
                 found[number] = since

@@ -82,6 +82,7 @@ if EAGER:
 cdef enum:
     STRIDE = 8             # items between two readings of the exact clock, while items are quick
     STRIDE_NS = 16_000     # items are quick if STRIDE of them took less
+    TIME_NS = 4_000_000    # STARTER-9
 
 
 def share(tasks):
@@ -197,7 +198,7 @@ cdef class Starter:
     cdef object error
     cdef int given             # _DONE or _FULL: `out` has the value; _TOUCHED: not yet
     cdef bint is_untouched     # the task, when the burst ended with _FACTORY
-    cdef bint timed            # during `run`: the items have a time limit
+    cdef int64_t since         # during `run`, if the items have a time limit: what is marked; or -1
 
     def __init__(self, loop, counter, on_value=None):
         self.loop = loop
@@ -224,7 +225,7 @@ cdef class Starter:
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
         self.out = out
-        self.timed = timed
+        self.since = 0 if timed else -1
         self.journal = out if isinstance(out, Journal) else None
         try:
             return self.bursts(mode, func, items, start, stop, deadline_ns)
@@ -285,7 +286,6 @@ cdef class Starter:
         cdef tuple inherited = self.inherited
         cdef bint has_factory = self.has_factory()
         cdef int64_t now, coarse, before = 0
-        cdef bint timed = self.timed
         cdef int unclocked = 0
         cdef PyObject *result = NULL
         cdef PySendResult sent
@@ -303,10 +303,9 @@ cdef class Starter:
                 if coarse >= deadline:  # slow items follow quick ones
                     return _DONE
             unclocked -= 1
-            if timed:
-                self.mark_timed(coarse)  # STARTER-9
-            else:
-                self.mark()  # STARTER-7
+            if self.since >= 0 and coarse - self.since > TIME_NS:
+                self.mark_time(coarse)  # STARTER-9
+            self.mark()  # STARTER-7
             item_coro.number = self.started
             sent = call(item_coro, mode, func, items[at[0]], &result)
             if sent == PYGEN_NEXT and not has_factory:
@@ -364,12 +363,12 @@ cdef class Starter:
             self.mark_started(self.started)
         return 0
 
-    cdef int mark_timed(self, int64_t since) except -1:
-        self.started += 1
+    cdef int mark_time(self, int64_t since) except -1:
+        self.since = since
         if self.mapping is not None:
-            self.mapping.mark_timed(self.started, since)
+            self.mapping.mark_time(self.started + 1, since)
         else:
-            self.counter.mark_timed(self.started, since)
+            self.counter.mark_time(self.started + 1, since)
         return 0
 
     # -- reusable tasks ----------------------------------------------------------------------------

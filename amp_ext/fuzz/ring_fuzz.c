@@ -246,6 +246,10 @@ static void read_table(const struct amp_map *map)
         amp_running_clear(map, at);
         must(amp_running_load(map, at, &since) == 0);
     }
+    if (map->entries > 1)
+        amp_running_keep(map, map->entries - 1);
+    if (map->entries > 0)
+        must(amp_first_running(map, &since) == 0);
 }
 
 static void open_ends(struct script *script, uint8_t options)

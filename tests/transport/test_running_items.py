@@ -34,15 +34,20 @@ def memories(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         memory.close()
 
 
+def start(worker: Any, number: int, since: int) -> None:
+    worker.mark_time(number, since)
+    worker.mark_started(number)
+
+
 def test_an_item_is_in_the_table_from_its_mark_to_its_end(memories: tuple[Any, Any]) -> None:
     worker, parent = memories
     assert parent.entries == worker.entries == 3
     assert parent.running() == {}
-    worker.mark_timed(7, 2**63)
+    start(worker, 7, 2**63)
     assert (parent.started, parent.running()) == (7, {7: 2**63})
     worker.keep_running(2)
     assert parent.running() == {7: 2**63}
-    worker.mark_timed(8, 5)
+    start(worker, 8, 5)
     assert parent.running() == {7: 2**63, 8: 5}
     worker.clear_running(0)
     assert parent.running() == {7: 2**63}
@@ -52,12 +57,20 @@ def test_an_item_is_in_the_table_from_its_mark_to_its_end(memories: tuple[Any, A
     assert (parent.started, parent.running()) == (9, {})
 
 
-def test_an_entry_is_free_once_its_item_has_moved(memories: tuple[Any, Any]) -> None:
+def test_items_that_run_one_after_the_other_share_a_time(memories: tuple[Any, Any]) -> None:
     worker, parent = memories
-    worker.mark_timed(1, 10)
+    worker.mark_time(3, 10)
+    assert parent.running() == {}  # none is started yet
+    for number in (3, 4, 5):
+        worker.mark_started(number)
+        assert parent.running() == {number: 10}
+    worker.mark_time(6, 20)
+    assert parent.running() == {}  # 5 has ended, 6 is not started
+    worker.mark_started(6)
+    worker.mark_started(7)
     worker.keep_running(1)
-    worker.clear_running(1)
-    assert parent.running() == {}
+    worker.mark_started(8)
+    assert parent.running() == {7: 20}
 
 
 def test_the_table_lies_behind_the_journal(memories: tuple[Any, Any]) -> None:
@@ -66,9 +79,9 @@ def test_the_table_lies_behind_the_journal(memories: tuple[Any, Any]) -> None:
         journal[:] = b"\xff" * len(journal)
     assert parent.running() == {}
     for at in (2, 1):
-        worker.mark_timed(2**64 - 1, 2**64 - 1)
+        start(worker, 2**64 - 1, 2**64 - 1)
         worker.keep_running(at)
-    worker.mark_timed(2**64 - 1, 2**64 - 1)
+    start(worker, 2**64 - 1, 2**64 - 1)
     with parent.journal as journal:
         assert bytes(journal) == b"\xff" * len(journal)
 
@@ -84,7 +97,7 @@ def test_an_entry_that_is_not_there_is_refused(memories: tuple[Any, Any]) -> Non
 def test_a_closed_memory_refuses_its_table(memories: tuple[Any, Any]) -> None:
     worker, _ = memories
     worker.close()
-    for use in (lambda: worker.mark_timed(1, 1), lambda: worker.keep_running(1), worker.running):
+    for use in (lambda: worker.mark_time(1, 1), lambda: worker.keep_running(1), worker.running):
         with pytest.raises(ValueError, match=r"closed|released"):
             use()
 
@@ -103,6 +116,7 @@ def test_an_entry_that_changes_while_it_is_read_does_not_count() -> None:
         def release(self) -> None:
             page_table.release()
 
+    page.mark_started(1)
     page_table, page._table = page._table, Changing()  # type: ignore[assignment]
     assert page.running() == {1: 10}
     page.close()
@@ -114,7 +128,7 @@ def test_a_channel_has_an_entry_for_each_item_that_may_be_suspended(backend: str
         link, end = made.create(concurrency)
         worker = end.open()
         assert link.counter.entries == worker.counter.entries == concurrency + 1
-        worker.counter.mark_timed(1, 2)
+        start(worker.counter, 1, 2)
         worker.counter.keep_running(concurrency)
         assert link.counter.running() == {1: 2}
         end.release()

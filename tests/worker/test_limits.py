@@ -38,7 +38,8 @@ async def test_each_suspended_item_has_an_entry_until_its_result_is_journaled(
     first, second = await suspended(), await suspended()
     for number, task in enumerate((first, second), 1):
         assert not limits.full
-        page.mark_timed(number, 10 * number)
+        page.mark_time(number, 10 * number)
+        page.mark_started(number)
         limits.suspend(task)
     assert page.running() == {1: 10, 2: 20}
     assert limits.full
@@ -46,7 +47,8 @@ async def test_each_suspended_item_has_an_entry_until_its_result_is_journaled(
     limits.journaled(first)  # by `on_value`, and when the task is done
     assert page.running() == {2: 20}
     assert not limits.full
-    page.mark_timed(3, 30)
+    page.mark_time(3, 30)
+    page.mark_started(3)
     limits.suspend(first)
     assert limits.full
     assert page.running() == {2: 20, 3: 30}
@@ -58,7 +60,8 @@ async def test_only_a_cancellation_that_comes_out_of_a_cancelled_item_is_a_timeo
 ) -> None:
     limits = TimeLimits(page)
     late, other = await suspended(), await suspended()
-    page.mark_timed(1, 10)
+    page.mark_time(1, 10)
+    page.mark_started(1)
     limits.suspend(late)
     limits.cancel(late, ("an item", 1.5))
     cancelled = asyncio.CancelledError()
@@ -78,9 +81,11 @@ async def test_the_end_of_a_first_step_leaves_suspended_items_in_the_table(
 ) -> None:
     limits = TimeLimits(page)
     task = await suspended()
-    page.mark_timed(1, 10)
+    page.mark_time(1, 10)
+    page.mark_started(1)
     limits.suspend(task)
-    page.mark_timed(2, 20)
+    page.mark_time(2, 20)
+    page.mark_started(2)
     limits.end_first_step()
     assert page.running() == {1: 10}
     await end(task)

@@ -46,8 +46,9 @@ from .errors import task_label
 if TYPE_CHECKING:
     from .chunk import Chunk
 
-#: Seconds by which a start time may lie before the start: the tick of a coarse clock (STARTER-9).
-TICK = 0.01
+#: Seconds by which a start time may lie before the start (STARTER-9): what items share, and a tick
+#: of a coarse clock.
+TICK = 0.015
 PAUSE = 0.01  # seconds (DEADLINE-4)
 EARLY = 0.002  # seconds by which a loop's timer may be early
 LONGEST = 86400.0  # seconds for which a timer is armed at most: loops take no arbitrary time

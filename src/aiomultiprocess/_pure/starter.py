@@ -37,8 +37,9 @@ STARTER-7  An item is marked as started before its function is called (WORKER-1)
     of the item before it is in `out` (WORKER-6).
 STARTER-8  The task of an item shows the item's own coroutine, and a name that no other item of the
     worker has. A task factory gets a real coroutine, which awaits the item's and has its names.
-STARTER-9  An item with a time limit is marked with its start time, which may lie before its start
-    by the tick of a coarse clock, but never after it.
+STARTER-9  While items with a time limit run their first steps, a time is marked from which on the
+    item runs that was started last. It is not after the start, and at most `TIME_NS` and the tick
+    of a coarse clock before it: so items that finish at once share a mark.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ from .tasks import DONE, FULL, RAISED, SUSPENDED
 
 __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
 
+TIME_NS: Final = 4_000_000  # STARTER-9
 _TOUCHED: Final = 4  # ended a burst: the item finished, and left traces on its task (STARTER-3)
 _FACTORY: Final = 5  # ended a burst: the loop's task factory makes the task of a coroutine
 
@@ -72,8 +74,11 @@ class StartedCounter(Protocol):
     def mark_started(self, n: int) -> object:
         """Store the total `n`."""
 
-    def mark_timed(self, n: int, since: int) -> object:
-        """Store the total `n`, and when its last item was started."""
+    def mark_time(self, first: int, since: int) -> object:
+        """Store since when the item runs that was started last, if its number is `first` or more.
+
+        Items are counted from 1; the time is in nanoseconds.
+        """
 
 
 class Sink(Protocol):
@@ -134,7 +139,7 @@ class Starter:
         self._mark_started = counter.mark_started
         self._on_value = on_value
         self._started = 0
-        self._timed = False  # during `run`: the items have a time limit
+        self._since: int | None = None  # during `run`, if items have a time limit: what is marked
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
         self._idle: ReusableTask | None = None
@@ -160,7 +165,7 @@ class Starter:
         (STARTER-9). Call it in a callback of the running loop, not in a task.
         """
         at, what = start, None
-        self._timed = timed
+        self._since = 0 if timed else None
         try:
             while True:
                 reusable = self._enter()
@@ -209,15 +214,15 @@ class Starter:
     ) -> tuple[int, int, Any]:
         """Run items in one reusable task, as long as they leave it untouched."""
         item_coro, inherited = reusable.item_coro, self._inherited
-        timed, factory = self._timed, self._task_factory()
+        factory = self._task_factory()
         reusable.remember()
         try:
             while at < stop and (now := monotonic_ns()) < deadline_ns:
                 self._started = item_coro.number = number = self._started + 1
-                if timed:
-                    self._counter.mark_timed(number, now)  # STARTER-9
-                else:
-                    self._mark_started(number)  # STARTER-7
+                if self._since is not None and now - self._since > TIME_NS:
+                    self._since = now
+                    self._counter.mark_time(number, now)  # STARTER-9
+                self._mark_started(number)  # STARTER-7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
                     if factory is not None:

@@ -78,8 +78,8 @@ class StartedCounter(Protocol):
     def mark_started(self, n: int, /) -> None:
         """Store the total `n`, visible to the parent even if the next instruction is a SIGKILL."""
 
-    def mark_timed(self, n: int, since: int, /) -> object:
-        """As `mark_started`, of an item with a time limit: keep in entry 0 since when it runs."""
+    def mark_time(self, first: int, since: int, /) -> object:
+        """Set entry 0: since when the item runs that was started last, if not before `first`."""
 
 
 class RunningItems(StartedCounter, Protocol):
@@ -90,7 +90,7 @@ class RunningItems(StartedCounter, Protocol):
 
     @property
     def entries(self) -> int:
-        """How many entries there are. Entry 0 is of the item that runs its first step."""
+        """How many entries there are. Entry 0 is of items that run their first steps."""
 
     def keep_running(self, at: int, /) -> None:
         """In the worker: move entry 0 to entry `at`, as its item is suspended."""

@@ -7,8 +7,9 @@ reads it, also after a signal killed the worker. A message would come too late f
 memory. _wire/journal.py says what a journal is and when the parent reads it; here it is bytes.
 
 An entry of the table has two words: the number of an item, counted from 1 (0: the entry is free),
-and its start time in nanoseconds of the monotonic clock. The first entry is of the item that runs
-its first step, the others are of items that are suspended.
+and its start time in nanoseconds of the monotonic clock. Entry 0 is of items that run their first
+steps, one after the other: it has the number of the first that has this time, and the counter is
+the number of the one that runs. The others are of items that are suspended.
 
 PAGE-1  Each word has one writer, and one aligned 8-byte store updates it. A cast memoryview copies
     the item by a fixed-size memcpy, which is one store on every 64-bit machine.
@@ -146,16 +147,15 @@ class SharedPage:
         """Store the total `n`, visible to the parent even if the process dies next (PAGE-1)."""
         self._counter[0] = n
 
-    def mark_timed(self, n: int, since: int) -> None:
-        """Set entry 0 of the table to item `n`, then store the total `n`."""
+    def mark_time(self, first: int, since: int) -> None:
+        """Set entry 0 of the table: items from number `first` on run since `since`."""
         self._table[1] = since  # PAGE-5
-        self._table[0] = n
-        self._counter[0] = n
+        self._table[0] = first
 
     def keep_running(self, at: int) -> None:
         """Move entry 0 of the table to entry `at`, as its item is suspended."""
         self._table[2 * at + 1] = self._table[1]
-        self._table[2 * at] = self._table[0]
+        self._table[2 * at] = self._counter[0]
         self._table[0] = 0
 
     def clear_running(self, at: int) -> None:
@@ -164,11 +164,17 @@ class SharedPage:
 
     def running(self) -> dict[int, int]:
         """The start times of the items in the table, by their numbers (PAGE-5)."""
-        first, second = self._table.tolist(), self._table.tolist()
+        table, started = self._table.tolist(), self.started
+        again, started_again = self._table.tolist(), self.started
+        if table[0] <= started == started_again:
+            table[0] = table[0] and started
+            again[0] = again[0] and started
+        else:
+            table[0] = 0
         return {
-            first[at]: first[at + 1]
-            for at in range(0, len(first), 2)
-            if first[at] and first[at : at + 2] == second[at : at + 2]
+            table[at]: table[at + 1]
+            for at in range(0, len(table), 2)
+            if table[at] and table[at : at + 2] == again[at : at + 2]
         }
 
     @property
