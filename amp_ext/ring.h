@@ -10,10 +10,17 @@
  * One mapping serves one worker. It begins with a control page and continues with two rings of
  * equal capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- *     | control page: identity, `started`, cursors of down, cursors of up | down | up | journal |
+ *     | control page: identity, `started`, cursors of down, cursors of up | down | up
+ *     | journal | table of running items |
  *
  * The journal has a sixteenth of the size of a ring, and the worker alone writes it; the parent
  * can read it after the worker has died. No function in this file touches its content.
+ *
+ * The table says which items with a time limit run, and since when. So the parent can judge an item
+ * whose worker does nothing any more. Entry 0 is of the item that runs its first step, the others
+ * are of items that are suspended. Many items that run one after the other in a moment have the same
+ * time. So entry 0 is stored once for all of them, with the number of the first, and `started` is
+ * the number of the one that runs.
  *
  * A ring has two cursors, which count all bytes ever written (tail) and ever released (head). They
  * only grow, modulo 2^64. A position in the ring is a cursor modulo the capacity, and the bytes
@@ -53,8 +60,9 @@
  * RING-1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
  * RING-2  cursors are multiples of 8, and head <= tail <= head + capacity, as distances modulo
  *     2^64.
- * RING-3  every word has one writer: tail, the producer; head, the consumer; started, the worker.
- *     The two flags have two writers, and every change of a flag is a read-modify-write.
+ * RING-3  every word has one writer: tail, the producer; head, the consumer; started and the table
+ *     of running items, the worker. The two flags have two writers, and every change of a flag is a
+ *     read-modify-write.
  * RING-4  the producer does not write the bytes between the private head and the published tail.
  * RING-5  a record is inside the ring: it crosses neither the end nor the published tail.
  * RING-6  padding ends exactly at the end of the ring, never starts at position 0, and is
@@ -69,6 +77,9 @@
  *     its read of `sleeping`.
  * RING-10  no room is lost: the same holds for a producer that waits, once a quarter of the ring
  *     is free. Below a quarter, the consumer has unread records and so will release again.
+ * RING-11  an entry of the table never shows an item as older than it is: the worker stores the
+ *     time, then the number (and of entry 0 then `started`); the parent loads them the other way
+ *     round.
  */
 #ifndef AMP_RING_H
 #define AMP_RING_H
@@ -87,12 +98,13 @@
 #endif
 
 #define AMP_MAGIC UINT64_C(0x31474e4952504d41) /* "AMPRING1" */
-#define AMP_VERSION UINT64_C(1)
+#define AMP_VERSION UINT64_C(2)
 #define AMP_CONTROL_SIZE 4096u
 #define AMP_LINE 128u /* two lines of 64: x86 fetches them in pairs, and Apple's lines are 128 */
 #define AMP_HEADER_SIZE 8u
 #define AMP_MIN_CAPACITY (UINT64_C(1) << 6)
 #define AMP_MAX_CAPACITY (UINT64_C(1) << 30) /* a length is 32 bits: far from overflow */
+#define AMP_MAX_ENTRIES (UINT64_C(1) << 16)  /* of the table of running items: 1 MiB */
 
 /* Flags of a record, as the caller passes and receives them. */
 #define AMP_BEGIN 1u
@@ -146,8 +158,16 @@ struct amp_control {
     _Atomic uint64_t version;
     _Atomic uint64_t capacity; /* of each of the two rings, in bytes */
     _Atomic uint64_t generation;
+    _Atomic uint64_t entries; /* of the table of running items */
     _Alignas(AMP_LINE) _Atomic uint64_t started; /* items that the worker has started */
     struct amp_cursors down, up;
+};
+
+/* An entry of the table of running items: 16 bytes, aligned to 16. */
+struct amp_running {
+    _Alignas(16) _Atomic uint64_t number; /* of an item, counted from 1; 0: a free entry. Of entry
+                                           * 0: of the first item with that time */
+    _Atomic uint64_t since;               /* when it was started, in ns of the monotonic clock */
 };
 
 static_assert(ATOMIC_INT_LOCK_FREE == 2 && ATOMIC_LLONG_LOCK_FREE == 2,
@@ -157,7 +177,10 @@ static_assert(offsetof(struct amp_cursors, head) == 128, "head has a line of its
 static_assert(offsetof(struct amp_cursors, sleeping) == 256, "sleeping has a line of its own");
 static_assert(offsetof(struct amp_cursors, waiting) == 384, "waiting has a line of its own");
 static_assert(sizeof(struct amp_cursors) == 512, "no line is shared by two rings");
+static_assert(sizeof(struct amp_running) == 16, "no entry crosses a cache line");
+static_assert(offsetof(struct amp_running, since) == 8, "layout is part of the version");
 static_assert(offsetof(struct amp_control, capacity) == 16, "layout is part of the version");
+static_assert(offsetof(struct amp_control, entries) == 32, "layout is part of the version");
 static_assert(offsetof(struct amp_control, started) == 128, "layout is part of the version");
 static_assert(offsetof(struct amp_control, down) == 256, "layout is part of the version");
 static_assert(offsetof(struct amp_control, up) == 768, "layout is part of the version");
@@ -169,6 +192,7 @@ static_assert(AMP_CONTROL_SIZE % AMP_LINE == 0, "rings begin on a line");
 struct amp_map {
     struct amp_control *control;
     uint64_t capacity; /* checked once; the shared one is not read again */
+    uint64_t entries;  /* likewise */
 };
 
 struct amp_producer {
@@ -213,18 +237,25 @@ static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by RI
     return capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
 }
 
-static inline uint64_t amp_map_size(uint64_t capacity)
+static inline uint64_t amp_table_size(uint64_t entries) /* whole lines */
 {
-    return AMP_CONTROL_SIZE + 2 * capacity + amp_journal_size(capacity);
+    return (entries * sizeof(struct amp_running) + AMP_LINE - 1) / AMP_LINE * AMP_LINE;
 }
 
-/* Makes a mapping of amp_map_size(capacity) zeroed bytes. No barrier: starting the worker, or
- * sending it the descriptor, orders these stores before its loads. */
-static inline void amp_map_format(void *base, uint64_t capacity, uint64_t generation)
+static inline uint64_t amp_map_size(uint64_t capacity, uint64_t entries)
+{
+    return AMP_CONTROL_SIZE + 2 * capacity + amp_journal_size(capacity) + amp_table_size(entries);
+}
+
+/* Makes a mapping of amp_map_size(capacity, entries) zeroed bytes. No barrier: starting the worker,
+ * or sending it the descriptor, orders these stores before its loads. */
+static inline void amp_map_format(void *base, uint64_t capacity, uint64_t entries,
+                                  uint64_t generation)
 {
     struct amp_control *control = base;
     atomic_store_explicit(&control->version, AMP_VERSION, memory_order_relaxed);
     atomic_store_explicit(&control->capacity, capacity, memory_order_relaxed);
+    atomic_store_explicit(&control->entries, entries, memory_order_relaxed);
     atomic_store_explicit(&control->generation, generation, memory_order_relaxed);
     atomic_store_explicit(&control->magic, AMP_MAGIC, memory_order_relaxed);
 }
@@ -238,10 +269,13 @@ static inline enum amp_fault amp_map_open(struct amp_map *map, void *base, uint6
         || atomic_load_explicit(&control->version, memory_order_relaxed) != AMP_VERSION)
         return AMP_NOT_A_RING;
     uint64_t capacity = atomic_load_explicit(&control->capacity, memory_order_relaxed);
-    if (!amp_capacity_ok(capacity) || amp_map_size(capacity) > size) /* may be rounded up */
+    uint64_t entries = atomic_load_explicit(&control->entries, memory_order_relaxed);
+    if (!amp_capacity_ok(capacity) || entries > AMP_MAX_ENTRIES
+        || amp_map_size(capacity, entries) > size) /* may be rounded up */
         return AMP_BAD_CAPACITY;
     map->control = control;
     map->capacity = capacity;
+    map->entries = entries;
     return AMP_SOUND;
 }
 
@@ -273,6 +307,58 @@ static inline void amp_mark_started(struct amp_map *map, uint64_t n)
 static inline uint64_t amp_started(const struct amp_map *map)
 {
     return atomic_load_explicit(&map->control->started, memory_order_acquire);
+}
+
+/* ---- the table of running items ------------------------------------------------------------ */
+
+static inline struct amp_running *amp_table(const struct amp_map *map)
+{
+    return (struct amp_running *)(void *)(amp_journal(map) + amp_journal_size(map->capacity));
+}
+
+/* The worker fills an entry. Release, "time before number"; pairs with the acquire in
+ * amp_running_load (RING-11). A signal may kill the process between the two stores: then the time
+ * is that of no item yet, and the item that had the entry before has ended. */
+static inline void amp_running_store(const struct amp_map *map, uint64_t at, uint64_t number,
+                                     uint64_t since)
+{
+    struct amp_running *entry = amp_table(map) + at;
+    atomic_store_explicit(&entry->since, since, memory_order_relaxed);
+    atomic_store_explicit(&entry->number, number, memory_order_release);
+}
+
+/* The worker frees an entry: the item has ended, and its result is in the journal. */
+static inline void amp_running_clear(const struct amp_map *map, uint64_t at)
+{
+    atomic_store_explicit(&amp_table(map)[at].number, 0, memory_order_release);
+}
+
+/* The parent reads an entry but entry 0; returns the number, 0 if the entry is free. */
+static inline uint64_t amp_running_load(const struct amp_map *map, uint64_t at, uint64_t *since)
+{
+    struct amp_running *entry = amp_table(map) + at;
+    uint64_t number = atomic_load_explicit(&entry->number, memory_order_acquire);
+    *since = atomic_load_explicit(&entry->since, memory_order_relaxed);
+    return number;
+}
+
+/* The parent reads entry 0; returns the number of the item that runs its first step, 0 if none. An
+ * item of which `started` is seen began after the time that its mark made visible (RING-11). */
+static inline uint64_t amp_first_running(const struct amp_map *map, uint64_t *since)
+{
+    struct amp_running *entry = amp_table(map);
+    uint64_t first = atomic_load_explicit(&entry->number, memory_order_acquire);
+    uint64_t number = amp_started(map);
+    *since = atomic_load_explicit(&entry->since, memory_order_relaxed);
+    return first != 0 && number >= first ? number : 0;
+}
+
+/* The worker moves entry 0 to another, as its item is suspended. */
+static inline void amp_running_keep(const struct amp_map *map, uint64_t at)
+{
+    uint64_t since, number = amp_first_running(map, &since);
+    amp_running_store(map, at, number, since);
+    amp_running_clear(map, 0);
 }
 
 /* ---- records ------------------------------------------------------------------------------- */

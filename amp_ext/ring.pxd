@@ -13,6 +13,7 @@ cdef extern from "ring.h" nogil:
     const uint32_t AMP_FLAGS
     const uint64_t AMP_MIN_CAPACITY
     const uint64_t AMP_MAX_CAPACITY
+    const uint64_t AMP_MAX_ENTRIES
 
     enum amp_fault:
         AMP_SOUND
@@ -30,6 +31,7 @@ cdef extern from "ring.h" nogil:
     struct amp_map:
         amp_control *control
         uint64_t capacity
+        uint64_t entries
 
     struct amp_producer:
         uint64_t capacity
@@ -50,8 +52,8 @@ cdef extern from "ring.h" nogil:
         uint32_t flags
 
     bint amp_capacity_ok(uint64_t capacity)
-    uint64_t amp_map_size(uint64_t capacity)
-    void amp_map_format(void *base, uint64_t capacity, uint64_t generation)
+    uint64_t amp_map_size(uint64_t capacity, uint64_t entries)
+    void amp_map_format(void *base, uint64_t capacity, uint64_t entries, uint64_t generation)
     amp_fault amp_map_open(amp_map *map, void *base, uint64_t size)
     uint8_t *amp_down_data(const amp_map *map)
     uint8_t *amp_up_data(const amp_map *map)
@@ -59,6 +61,11 @@ cdef extern from "ring.h" nogil:
     uint64_t amp_journal_size(uint64_t capacity)
     void amp_mark_started(amp_map *map, uint64_t n)
     uint64_t amp_started(const amp_map *map)
+    void amp_running_store(const amp_map *map, uint64_t at, uint64_t number, uint64_t since)
+    void amp_running_clear(const amp_map *map, uint64_t at)
+    uint64_t amp_running_load(const amp_map *map, uint64_t at, uint64_t *since)
+    uint64_t amp_first_running(const amp_map *map, uint64_t *since)
+    void amp_running_keep(const amp_map *map, uint64_t at)
     uint64_t amp_max_payload(uint64_t capacity)
     bint amp_follows(bint within, uint32_t flags)
 
@@ -95,6 +102,8 @@ cdef class Mapping:
     cdef int drop_export(self) except -1
     cdef int unmap(self) except -1
     cpdef int mark_started(self, uint64_t n) except -1
+    cpdef int mark_time(self, uint64_t first, uint64_t since) except -1
+    cdef int check_entry(self, uint64_t at) except -1
 
 
 @cython.final

@@ -29,6 +29,7 @@ END: Final = 2
 WHOLE: Final = 3
 MIN_CAPACITY: Final[int]
 MAX_CAPACITY: Final[int]
+MAX_ENTRIES: Final[int]
 
 class RingError(Exception): ...
 class RingCorruptError(RingError): ...
@@ -36,11 +37,12 @@ class RingCorruptError(RingError): ...
 @final
 class Mapping:
     @staticmethod
-    def create(capacity: int, generation: int = 0) -> Mapping:
+    def create(capacity: int, generation: int = 0, entries: int = 1) -> Mapping:
         """Make memory for two rings and a journal: reserved, and sealed against a change of size.
 
-        `capacity` of each ring: bytes, a power of two. ValueError if it is not; OSError if there is
-        no memory or no descriptor, with the system call that was refused as its `filename`.
+        `capacity` of each ring: bytes, a power of two. `entries` of the table of running items: 1
+        to MAX_ENTRIES. ValueError if one is not; OSError if there is no memory or no descriptor,
+        with the system call that was refused as its `filename`.
         """
 
     @staticmethod
@@ -66,6 +68,22 @@ class Mapping:
 
     def mark_started(self, n: int) -> None:
         """In the worker: store `n` as the number of started items, visible even after a SIGKILL."""
+
+    @property
+    def entries(self) -> int:
+        """How many entries the table of running items has."""
+
+    def mark_time(self, first: int, since: int) -> None:
+        """In the worker: items from number `first` on run since `since` (ns): entry 0."""
+
+    def keep_running(self, at: int) -> None:
+        """In the worker: move entry 0 to entry `at`, as its item is suspended."""
+
+    def clear_running(self, at: int) -> None:
+        """In the worker: the item of this entry has ended, and its result is in the journal."""
+
+    def running(self) -> dict[int, int]:
+        """In the parent: the start times of the items in the table, by their numbers (RING-11)."""
 
     @property
     def journal(self) -> memoryview:

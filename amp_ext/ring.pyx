@@ -31,6 +31,7 @@ END = AMP_END
 WHOLE = AMP_FLAGS
 MIN_CAPACITY = AMP_MIN_CAPACITY
 MAX_CAPACITY = AMP_MAX_CAPACITY
+MAX_ENTRIES = AMP_MAX_ENTRIES
 
 cdef char *BYTES = b"B"
 
@@ -62,7 +63,7 @@ cdef enum:
 
 @cython.final
 cdef class Mapping:
-    """The memory between the parent and one worker: a control page, a ring each way, a journal."""
+    """The memory between the parent and one worker: control page, rings, journal, running items."""
 
     def __cinit__(self):
         self.fd = -1
@@ -79,7 +80,7 @@ cdef class Mapping:
             close_descriptor(self.fd)
 
     @staticmethod
-    def create(uint64_t capacity, uint64_t generation=0):
+    def create(uint64_t capacity, uint64_t generation=0, uint64_t entries=1):
         cdef Mapping self = Mapping.__new__(Mapping)
         cdef const char *call = NULL
         if not amp_capacity_ok(capacity):
@@ -87,11 +88,13 @@ cdef class Mapping:
                 f"capacity must be a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, "
                 f"not {capacity}"
             )
-        self.fd = amp_memory_create(amp_map_size(capacity), &call)
+        if not 0 < entries <= AMP_MAX_ENTRIES:
+            raise ValueError(f"entries must be from 1 to {MAX_ENTRIES}, not {entries}")
+        self.fd = amp_memory_create(amp_map_size(capacity, entries), &call)
         if self.fd < 0:
             PyErr_SetFromErrnoWithFilename(OSError, call)
         map_descriptor(self)
-        amp_map_format(self.base, capacity, generation)
+        amp_map_format(self.base, capacity, entries, generation)
         open_map(self)
         return self
 
@@ -142,6 +145,42 @@ cdef class Mapping:
     cpdef int mark_started(self, uint64_t n) except -1:
         self.usable()
         amp_mark_started(&self.map, n)
+        return 0
+
+    @property
+    def entries(self):
+        return self.map.entries
+
+    cpdef int mark_time(self, uint64_t first, uint64_t since) except -1:
+        self.check_entry(0)
+        amp_running_store(&self.map, 0, first, since)
+        return 0
+
+    def keep_running(self, uint64_t at):
+        self.check_entry(at)
+        amp_running_keep(&self.map, at)
+
+    def clear_running(self, uint64_t at):
+        self.check_entry(at)
+        amp_running_clear(&self.map, at)
+
+    def running(self):
+        cdef uint64_t at, number, since
+        cdef dict found = {}
+        self.check_entry(0)
+        number = amp_first_running(&self.map, &since)
+        if number != 0:
+            found[number] = since
+        for at in range(1, self.map.entries):
+            number = amp_running_load(&self.map, at, &since)
+            if number != 0:
+                found[number] = since
+        return found
+
+    cdef int check_entry(self, uint64_t at) except -1:
+        self.usable()
+        if at >= self.map.entries:
+            raise IndexError(f"entry {at} of a table of {self.map.entries}")
         return 0
 
     @property

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""The starter, compiled: aiomultiprocess/_pure/starter.py has theory and rules (STARTER-1 to -8).
+"""The starter, compiled: aiomultiprocess/_pure/starter.py has theory and rules (STARTER-1 to -9).
 
 Two things differ from the twin. There, a task marks itself when an item attaches something to it;
 here, the starter looks for that in the task after each item. And while items finish quickly, the
@@ -82,6 +82,7 @@ if EAGER:
 cdef enum:
     STRIDE = 8             # items between two readings of the exact clock, while items are quick
     STRIDE_NS = 16_000     # items are quick if STRIDE of them took less
+    TIME_NS = 4_000_000    # STARTER-9
 
 
 def share(tasks):
@@ -181,6 +182,7 @@ cdef class Starter:
     """
 
     cdef object loop
+    cdef object counter
     cdef object mark_started
     cdef object on_value
     cdef Mapping mapping       # the counter, if it is a Mapping: called without Python's overhead
@@ -196,18 +198,20 @@ cdef class Starter:
     cdef object error
     cdef int given             # _DONE or _FULL: `out` has the value; _TOUCHED: not yet
     cdef bint is_untouched     # the task, when the burst ended with _FACTORY
+    cdef int64_t since         # during `run`, if the items have a time limit: what is marked; or -1
 
     def __init__(self, loop, counter, on_value=None):
         self.loop = loop
         self.on_value = on_value
         self.mapping = counter if isinstance(counter, Mapping) else None
+        self.counter = counter
         self.mark_started = counter.mark_started
         self.base = copy_context()
         self.inherited = tuple(self.base.items())
 
     def run(
         self, int mode, func, list items, Py_ssize_t start, Py_ssize_t stop, out,
-        int64_t deadline_ns,
+        int64_t deadline_ns, bint timed=False,
     ):
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
@@ -215,12 +219,13 @@ cdef class Starter:
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)`, where n is that item; or, where n is the
         first item not started, `(n, FULL, None)` if `out` returned False, and `(n, DONE, None)` if
         n is `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `tasks.outcome` returns its outcome. Call it in a callback of the running loop, not in a
-        task.
+        `tasks.outcome` returns its outcome. If `timed`, the start time of each item is marked, too
+        (STARTER-9). Call it in a callback of the running loop, not in a task.
         """
         if not 0 <= start <= stop <= len(items):
             raise IndexError(f"no items[{start}:{stop}] in a list of {len(items)}")
         self.out = out
+        self.since = 0 if timed else -1
         self.journal = out if isinstance(out, Journal) else None
         try:
             return self.bursts(mode, func, items, start, stop, deadline_ns)
@@ -280,7 +285,7 @@ cdef class Starter:
         cdef Journal journal = self.journal
         cdef tuple inherited = self.inherited
         cdef bint has_factory = self.has_factory()
-        cdef int64_t now, before = 0
+        cdef int64_t now, coarse, before = 0
         cdef int unclocked = 0
         cdef PyObject *result = NULL
         cdef PySendResult sent
@@ -292,10 +297,14 @@ cdef class Starter:
                 if now >= deadline:
                     return _DONE
                 unclocked = STRIDE if now - before < STRIDE_NS else 1
-                before = now
-            elif amp_monotonic_coarse_ns() >= deadline:  # slow items follow quick ones
-                return _DONE
+                before = coarse = now
+            else:
+                coarse = amp_monotonic_coarse_ns()
+                if coarse >= deadline:  # slow items follow quick ones
+                    return _DONE
             unclocked -= 1
+            if self.since >= 0 and coarse - self.since > TIME_NS:
+                self.mark_time(coarse)  # STARTER-9
             self.mark()  # STARTER-7
             item_coro.number = self.started
             sent = call(item_coro, mode, func, items[at[0]], &result)
@@ -352,6 +361,14 @@ cdef class Starter:
             self.mapping.mark_started(self.started)
         else:
             self.mark_started(self.started)
+        return 0
+
+    cdef int mark_time(self, int64_t since) except -1:
+        self.since = since
+        if self.mapping is not None:
+            self.mapping.mark_time(self.started + 1, since)
+        else:
+            self.counter.mark_time(self.started + 1, since)
         return 0
 
     # -- reusable tasks ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@
  *   - A record is where the last one ended or, after padding, at position 0. (So amp_read's loop
  *     has two turns at most, RING-6.)
  *   - A ring with a fault does nothing any more.
+ *   - The table of running items lies in the mapping, whatever the control page says of its size.
  *
  * With the option HONEST the mapping is fresh and the peer changes nothing. Then there must be no
  * fault, and the consumer must read what the producer wrote.
@@ -26,6 +27,8 @@
 #define HONEST 0x08u
 #define TWO_RINGS 0x10u
 #define UP 0x20u
+
+#define ENTRIES 3u /* of the table of running items, in a mapping that is formatted */
 
 #define must(holds) ((holds) ? (void)0 : violated(#holds, __LINE__))
 
@@ -83,14 +86,15 @@ static void fill_map(struct amp_control *control, uint64_t capacity, uint8_t opt
     atomic_store(&control->magic, take_word(input));
     atomic_store(&control->version, take_word(input));
     atomic_store(&control->capacity, take_word(input));
+    atomic_store(&control->entries, take_word(input));
     atomic_store(&control->started, take_word(input));
     fill_cursors(&control->down, input);
     fill_cursors(&control->up, input);
     take(input, (uint8_t *)control + AMP_CONTROL_SIZE, 2 * capacity);
     if (options & HONEST)
-        memset(control, 0, amp_map_size(capacity));
+        memset(control, 0, amp_map_size(capacity, ENTRIES));
     if (options & (FORMATTED | HONEST))
-        amp_map_format(control, capacity, 1);
+        amp_map_format(control, capacity, ENTRIES, 1);
 }
 
 /* ---- a script: actions over one mapping ----------------------------------------------------- */
@@ -231,6 +235,23 @@ static void run(struct script *script)
     }
 }
 
+/* The parent reads every entry: AddressSanitizer reports one that is outside the memory. */
+static void read_table(const struct amp_map *map)
+{
+    uint64_t since;
+    must(map->entries <= AMP_MAX_ENTRIES);
+    for (uint64_t at = 0; at < map->entries; at++) {
+        amp_running_store(map, at, at + 1, at);
+        must(amp_running_load(map, at, &since) == at + 1 && since == at);
+        amp_running_clear(map, at);
+        must(amp_running_load(map, at, &since) == 0);
+    }
+    if (map->entries > 1)
+        amp_running_keep(map, map->entries - 1);
+    if (map->entries > 0)
+        must(amp_first_running(map, &since) == 0);
+}
+
 static void open_ends(struct script *script, uint8_t options)
 {
     struct amp_control *control = script->map.control;
@@ -249,7 +270,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     struct script script = {.input = {bytes, size}};
     uint8_t options = take_byte(&script.input);
     uint64_t capacity = AMP_MIN_CAPACITY << (options & 3);
-    uint64_t map_size = amp_map_size(capacity);
+    uint64_t map_size = amp_map_size(capacity, ENTRIES);
     struct amp_control *control = aligned_alloc(AMP_LINE, map_size);
     must(control != NULL);
     memset(control, 0, map_size);
@@ -259,6 +280,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
         must(script.map.capacity <= capacity); /* may be smaller: the memory may be rounded up */
         must((script.map.capacity & (script.map.capacity - 1)) == 0); /* RING-1 */
         script.honest = (options & HONEST) && !(options & TWO_RINGS);
+        read_table(&script.map);
         open_ends(&script, options);
         run(&script);
     }

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 FORMATTED, HONEST, TWO_RINGS, UP = 0x04, 0x08, 0x10, 0x20
-MAGIC, VERSION, CAPACITY = 0x31474E4952504D41, 1, 64
+MAGIC, VERSION, CAPACITY, ENTRIES = 0x31474E4952504D41, 2, 64, 3
 BEGIN, END, PADDING, DATA = 1, 2, 0x50, 0x40
 WRITE, PUBLISH, WANT_ROOM, READ, RELEASE, SLEEP, AWAKE, POKE = 0, 3, 4, 5, 7, 8, 9, 10
 
@@ -22,7 +22,7 @@ def record(length: int, kind: int = DATA | BEGIN | END) -> bytes:
 
 
 def seed(options: int, down: bytes, up: bytes, data: tuple[bytes, bytes], script: bytes) -> bytes:
-    head = bytes([options]) + struct.pack("<4Q", MAGIC, VERSION, CAPACITY, 0) + down + up
+    head = bytes([options]) + struct.pack("<5Q", MAGIC, VERSION, CAPACITY, ENTRIES, 0) + down + up
     return head + b"".join(ring.ljust(CAPACITY, b"\0") for ring in data) + script
 
 

@@ -3,7 +3,8 @@
  *   ring_stress threads MESSAGES   a producer and a consumer thread over one mapping: random
  *                                  lengths, batches, fragments and pauses; sleep, and doorbells
  *   ring_stress wakes ROUNDS       two threads that send one record to and fro, and go to sleep at
- *                                  the moment at which the other publishes: each must wake
+ *                                  the moment at which the other publishes: each must wake; one
+ *                                  also fills the table of running items, which the other reads
  *   ring_stress steps KILLS        a writer process that fills the ring and dies at a step between
  *                                  two of its stores: at the first step, then the second, and so on
  *                                  until it finishes; then the same from another position, until
@@ -32,6 +33,7 @@ static void step(void);
 #include <time.h>
 
 #define CAPACITY 4096u /* small, so that it is often full, empty and wrapped */
+#define ENTRIES 3u /* of the table of running items */
 #define STUCK_AFTER 120u /* seconds */
 
 static void fail(const char *what, uint64_t n)
@@ -103,12 +105,12 @@ static void make_map(struct amp_map *map)
 {
     uint64_t size;
     const char *call;
-    int fd = amp_memory_create(amp_map_size(CAPACITY), &call);
+    int fd = amp_memory_create(amp_map_size(CAPACITY, ENTRIES), &call);
     void *base = fd < 0 ? NULL : amp_memory_map(fd, &size, &call);
     if (base == NULL)
         fail("no memory", 0);
     close(fd);
-    amp_map_format(base, CAPACITY, 1);
+    amp_map_format(base, CAPACITY, ENTRIES, 1);
     if (amp_map_open(map, base, size) != AMP_SOUND)
         fail("a new mapping is refused", 0);
 }
@@ -241,7 +243,7 @@ static void run_threads(uint64_t messages)
         fail("no thread", 0);
     pthread_join(producer, NULL);
     pthread_join(consumer, NULL);
-    munmap(channel.map.control, amp_map_size(CAPACITY));
+    munmap(channel.map.control, amp_map_size(CAPACITY, ENTRIES));
     amp_bell_close(&channel.data);
     amp_bell_close(&channel.room);
     printf("threads: %llu records, rung %llu times for data and %llu for room\n",
@@ -292,6 +294,28 @@ static void receive_token(struct peer *peer, struct amp_consumer *c, uint64_t n)
     amp_release(c);
 }
 
+/* RING-11: item n was started at time n. Of items that share a time it is that of the first, and
+ * mix() gives at most so many in a row the same one; so no entry shows an earlier time than that. */
+#define MOST_AT_ONCE 64u
+
+static void mark_or_check_running(const struct peer *peer, uint64_t n)
+{
+    uint64_t since;
+    if (peer->serves) {
+        if (mix(n) % 2 == 0)
+            amp_running_store(peer->map, 0, n + 1, n + 1);
+        amp_mark_started(peer->map, n + 1);
+        if (mix(n) % 8 == 0)
+            amp_running_keep(peer->map, 1 + n % (ENTRIES - 1));
+        return;
+    }
+    if (amp_first_running(peer->map, &since) > since + MOST_AT_ONCE)
+        fail("a first step that looks older than it is", n);
+    for (uint64_t at = 1; at < ENTRIES; at++)
+        if (amp_running_load(peer->map, at, &since) > since + MOST_AT_ONCE)
+            fail("an item that looks older than it is", n);
+}
+
 static void *pass_token(void *argument)
 {
     struct peer *peer = argument;
@@ -305,6 +329,7 @@ static void *pass_token(void *argument)
     amp_consumer_open(&c, serves ? up : down, serves ? up_data : down_data, CAPACITY);
     for (uint64_t n = 0; n < peer->rounds; n++) {
         progress(n);
+        mark_or_check_running(peer, n);
         if (serves)
             send_token(peer, &p, n);
         receive_token(peer, &c, n);
@@ -328,7 +353,7 @@ static void run_wakes(uint64_t rounds)
         fail("no thread", 0);
     pass_token(&one);
     pthread_join(thread, NULL);
-    munmap(map.control, amp_map_size(CAPACITY));
+    munmap(map.control, amp_map_size(CAPACITY, ENTRIES));
     amp_bell_close(&here);
     amp_bell_close(&there);
     printf("wakes: %llu rounds, slept %llu times\n", (unsigned long long)rounds,
@@ -423,7 +448,7 @@ static uint64_t run_step(uint64_t start, uint64_t steps, uint64_t all, bool *kil
         fail("a published record is missing", n);
     if (*killed && n > 0 && n != all && !publishes_after(n - 1))
         fail("a part of a batch is seen", n);
-    munmap(map.control, amp_map_size(CAPACITY));
+    munmap(map.control, amp_map_size(CAPACITY, ENTRIES));
     return n;
 }
 
@@ -465,7 +490,7 @@ static void run_kill(uint64_t steps, uint64_t records)
         fail("the writer ended by itself", n);
     if (n < amp_started(&map))
         fail("a published record is missing", n);
-    munmap(map.control, amp_map_size(CAPACITY));
+    munmap(map.control, amp_map_size(CAPACITY, ENTRIES));
 }
 
 static void run_kills(uint64_t rounds)

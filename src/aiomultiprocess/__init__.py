@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ProxyException,
         QueueID,
         TaskID,
+        TaskTimeoutError,
         WorkerLostError,
     )
 
@@ -40,6 +41,7 @@ __all__ = [
     "RoundRobin",
     "Scheduler",
     "TaskID",
+    "TaskTimeoutError",
     "Worker",
     "WorkerLostError",
     "__author__",
@@ -60,6 +62,7 @@ _HOMES = {
     "RoundRobin": "scheduler",
     "Scheduler": "scheduler",
     "TaskID": "types",
+    "TaskTimeoutError": "types",
     "Worker": "core",
     "WorkerLostError": "types",
     "set_context": "core",

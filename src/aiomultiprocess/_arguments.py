@@ -48,6 +48,14 @@ def limit(name: str, value: float | None) -> float | None:
     return number
 
 
+def duration(name: str, value: float) -> float:
+    """A positive, finite number of seconds."""
+    number = limit(name, value)
+    if number is None:
+        raise TypeError(f"{name} must be a positive number of seconds, got None")
+    return number
+
+
 def count(name: str, value: int | None) -> int:
     """A whole number that is not negative; None counts as 0."""
     return 0 if value is None else natural(name, value)

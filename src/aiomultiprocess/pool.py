@@ -32,6 +32,7 @@ from ._arguments import (
     checked_keywords,
     checked_sequence,
     count,
+    duration,
     mark_coroutine_function,
     patience,
     positive,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
+GRACE = 3.0  # seconds that a task has to end after it was cancelled, and a worker to exit
 
 P = ParamSpec("P")
 
@@ -144,19 +146,23 @@ class Pool:
             coroutine function. If it fails, the pool is broken and its calls raise that error.
         initargs: arguments of the initializer; None means no arguments.
         maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. A worker
-            that does not exit then is killed after 3 seconds, and replaced earlier.
+            that does not exit then is killed after `grace` seconds, and replaced earlier.
         childconcurrency: how many tasks one worker runs at once, at least 1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
         loop_initializer: makes each worker's event loop; by default it is of the parent's kind.
         exception_handler: called in the worker with the exception of each task that fails, also
-            with a CancelledError that the task raised by itself; not for a task that is cancelled
-            because its caller was, or the pool was terminated.
+            with a CancelledError that the task raised by itself, and with the TaskTimeoutError of a
+            task that its time limit has cancelled; not for a task that is cancelled because its
+            caller was, or the pool was terminated, nor for one that was killed.
         threads: how many threads each worker has for plain functions, so that those that block wait
             side by side; None: a plain function runs on the worker's loop and blocks it. A thread
             cannot be interrupted: a cancelled call keeps it until the function returns.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+        grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
+            or the pool was terminated, has so long to end; a worker has so long to exit when it
+            has no more work. After that the worker is killed.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -179,6 +185,7 @@ class Pool:
         *,
         threads: int | None = None,
         backend: str | None = None,
+        grace: float = GRACE,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -199,6 +206,7 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        self.grace = duration("grace", grace)
         self.threads = None if threads is None else positive("threads", threads)
         self._selection = select.select(backend)
         self._pid = _process
@@ -286,11 +294,10 @@ class Pool:
         the pool's loop, `apply` returns a coroutine, which submits the call in the pool's loop.
 
         Arguments:
-            func: a coroutine function or a plain function, importable in the worker.
-            args, kwds: arguments of `func`.
-            retries: how many times `func` may run again, in another worker, if the worker that ran
-                it dies. It then runs alone in that worker, and repeats what it had done before the
-                death. An exception that it raises is its result, and is not retried.
+            func, args, kwds: a (coroutine) function that workers can import, and its arguments.
+            retries: how often `func` may run again, alone in another worker, if the worker that ran
+                it dies. It then repeats what it had done. An exception that it raises is a result.
+            task_timeout: seconds that `func` may run, from its start in the worker; None: no limit.
             priority: of the calls and maps that wait, those of a higher priority go first. It may
                 be negative. What runs is not interrupted.
 
@@ -298,6 +305,7 @@ class Pool:
             ProxyException: the function raised an exception. The error is also an instance of that
                 exception's type where the two can be combined, and has it as its `__cause__`. For
                 a result that cannot be pickled, it is a pickle.PicklingError too.
+            TaskTimeoutError: the function ran longer than `task_timeout`; see there.
             WorkerLostError: the worker died while it ran the function, and no retry is left.
             PoolTerminatedError: the pool was terminated before the call ended.
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
@@ -437,7 +445,9 @@ class Pool:
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
         runs fails with WorkerLostError, unless it may run again: up to `retries` times each, as in
-        `apply`. Of the calls and maps that wait, those of a higher `priority` go first.
+        `apply`. An item that runs longer than `task_timeout` seconds, counted from its own start,
+        fails alone with TaskTimeoutError, as in `apply`. Of the calls and maps that wait, those of
+        a higher `priority` go first.
 
         Arguments:
             return_exceptions: let the error of an item, also a WorkerLostError or
@@ -452,7 +462,8 @@ class Pool:
             pickle.PicklingError: the function or an argument cannot be sent; the message says why.
             TypeError: func is not callable, the input is not iterable, or an argument has a wrong
                 type.
-            ValueError: retries is negative, or progress is a coroutine function.
+            ValueError: retries is negative, task_timeout is not positive, or progress is a
+                coroutine function.
             ImportError: progress is True, and tqdm is not installed.
             RuntimeError: the pool is closed, or belongs to another loop or process.
         """
@@ -610,8 +621,8 @@ class Pool:
     def close(self) -> None:
         """Take no more calls; workers end when every task is done. Wait with `join`.
 
-        A worker that has no more work gets 3 seconds to exit, then it is killed: threads that tasks
-        left in it, or exit hooks, could otherwise hold it for ever.
+        A worker that has no more work gets `grace` seconds to exit (see Pool), then it is killed:
+        threads that tasks left in it, or exit hooks, could otherwise hold it for ever.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
@@ -624,10 +635,10 @@ class Pool:
     def terminate(self) -> None:
         """Stop now: pending calls raise PoolTerminatedError, running tasks are cancelled.
 
-        Tasks get 3 seconds for their `finally` blocks; then their worker is killed. A worker that
-        runs nothing exits as a process of multiprocessing does, with its `atexit` hooks. If a call
-        or a task of the program ends by PoolTerminatedError and is not awaited, asyncio reports
-        nothing.
+        Tasks get `grace` seconds (see Pool) for their `finally` blocks; then their worker is
+        killed. A worker that runs nothing exits as a process of multiprocessing does, with its
+        `atexit` hooks. If a call or a task of the program ends by PoolTerminatedError and is not
+        awaited, asyncio reports nothing.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
@@ -733,6 +744,7 @@ class Pool:
             initializer=self.initializer,
             initargs=self.initargs,
             exception_handler=self.exception_handler,
+            grace=self.grace,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all

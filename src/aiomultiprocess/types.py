@@ -148,6 +148,40 @@ class Progress(NamedTuple):
     total: int | None
 
 
+class TaskTimeoutError(TimeoutError):
+    """A task ran longer than its `task_timeout`; it is not retried.
+
+    When its time is over, a task is cancelled as by `asyncio.timeout`: a value that it returns or
+    an exception that it raises stands, and a CancelledError that comes out becomes this error. A
+    task that still runs `Pool(grace=...)` seconds later, because it is a plain function, blocks its
+    worker's loop or ignores its cancellation, is killed together with its worker. The other tasks
+    of that worker then end by WorkerLostError, or run again by their `retries`.
+
+    Its `__cause__` shows where in the worker the task was cancelled; None if it was killed.
+
+    Args:
+        task: the task, in words.
+        timeout: its time limit in seconds.
+        killed: whether the task did not end when it was cancelled, so that its worker was killed.
+    """
+
+    def __init__(
+        self, task: str | None = None, timeout: float | None = None, killed: bool = False
+    ) -> None:
+        super().__init__(task)  # alone: an OSError takes two arguments for an errno and its text
+        self.task = task
+        self.timeout = timeout
+        self.killed = killed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task, self.timeout, self.killed)
+
+    def __str__(self) -> str:
+        limit = "" if self.timeout is None else f" of {self.timeout:g} s"
+        ran = f"{self.task or 'a task'} ran longer than its time limit{limit}"
+        return f"{ran}, and its worker was killed" if self.killed else ran
+
+
 class PoolTerminatedError(RuntimeError):
     """The pool was terminated before this task could finish."""
 

@@ -35,6 +35,7 @@ from ring_support import (
     DATA,
     DOWN_HEAD,
     DOWN_TAIL,
+    ENTRIES,
     MAGIC,
     PADDING,
     PAGE,
@@ -189,11 +190,14 @@ def use_producer(producer: Producer) -> None:
     ("offset", "value", "message"),
     [
         (MAGIC, 0, "not a ring"),
-        (VERSION, 2, "not a ring"),
+        (VERSION, 1, "not a ring"),
         (CAPACITY, 128, "capacity"),
         (CAPACITY, 63, "capacity"),
         (CAPACITY, 2**64 - 64, "capacity"),
         (CAPACITY, 2**63, "capacity"),
+        (ENTRIES, 9, "capacity"),
+        (ENTRIES, 2**16 + 1, "capacity"),
+        (ENTRIES, 2**60, "capacity"),
     ],
 )
 def test_a_mapping_that_does_not_say_what_it_is_is_not_attached(

@@ -14,7 +14,7 @@ LINUX = sys.platform == "linux"
 PAGE = 4096
 
 # Where things are in the mapping; ring.h asserts these offsets at compile time.
-MAGIC, VERSION, CAPACITY = 0, 8, 16
+MAGIC, VERSION, CAPACITY, ENTRIES = 0, 8, 16, 32
 DOWN_TAIL, DOWN_HEAD = 256, 384
 UP_TAIL = 768
 

@@ -132,7 +132,7 @@ def test_where_no_backend_is_available_every_attempt_is_listed(
         select.select()
 
 
-def _refuse(_fd: int) -> None:
+def _refuse(_fd: int, _size: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

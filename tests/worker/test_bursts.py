@@ -47,7 +47,15 @@ class Starter:
         self.bursts: list[int] = []  # nanoseconds
 
     def run(
-        self, mode: int, func: Any, items: list[Any], at: int, stop: int, out: Any, deadline: int
+        self,
+        mode: int,
+        func: Any,
+        items: list[Any],
+        at: int,
+        stop: int,
+        out: Any,
+        deadline: int,
+        timed: bool,
     ) -> tuple[int, int, Any]:
         self.bursts.append(deadline)  # it is always the moment 0
         if items[at] == "suspends":
@@ -59,7 +67,7 @@ class Starter:
 
 class Worker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine = engine.WorkerEngine(loop, Link(), 16, None)  # type: ignore[arg-type]
+        self.engine = engine.WorkerEngine(loop, Link(), 16, None, 3.0)  # type: ignore[arg-type]
         self.starter = Starter()
         self.engine._starter = self.starter  # type: ignore[assignment]
         self.engine._functions[1] = len

@@ -74,7 +74,7 @@ class Worker:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.link = Link()
-        self.engine = child.WorkerEngine(self.loop, self.link, 16, None)  # type: ignore[arg-type]
+        self.engine = child.WorkerEngine(self.loop, self.link, 16, None, 3.0)  # type: ignore[arg-type]
         counter, on_value = self.link.counter, self.engine._on_value
         self.engine._starter = _accel.Starter(self.loop, counter, on_value)
         self.engine._functions[1] = self.item

@@ -7,8 +7,8 @@
 
 It gives calls to the queues (queue.py); the supervisor starts the workers that serve these, and
 replaces those that die (supervisor.py). All of it runs in callbacks of one event loop; nothing is
-timed except the grace period of `terminate`, the exit of a worker, and the next attempt at what the
-system has refused.
+timed except the limits of tasks (deadlines.py), the grace period of `terminate`, the exit of a
+worker, and the next attempt at what the system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
     for all. The calls of a plain function, without a priority or a time limit, stay there until the

@@ -17,7 +17,14 @@ from .._wire import exceptions
 from .._wire.exceptions import Failure, Stage, original_of
 from .._wire.frames import Kind, Mode, as_bytes
 from .._wire.tracebacks import without_our_frames
-from ..types import ProxyException, WorkerLostError, describe_error, import_hint, shown
+from ..types import (
+    ProxyException,
+    TaskTimeoutError,
+    WorkerLostError,
+    describe_error,
+    import_hint,
+    shown,
+)
 from .chunk import Chunk
 from .feed import Handles, TaskOwner
 
@@ -59,13 +66,25 @@ def explain_each(
     handles: Handles,
 ) -> dict[int, BaseException]:
     """The errors at these offsets, as the callers of their tasks get them."""
-    explain: Any = explain_refusal if kind == Kind.REFUSED else _explained
+    explain: Any = _EXPLAIN.get(kind, _explained)
     return {at: explain(error, owner, handles[at]) for at, error in errors.items()}
 
 
 def explain_refusal(error: BaseException, owner: TaskOwner, handle: Any) -> Exception:
     """The error of an item for which, or for whose function, its worker has no memory."""
     return out_of_memory(f"{_item(owner, handle)} could not be received by its worker", error)
+
+
+def _explain_cancelled(
+    error: BaseException | Failure, owner: TaskOwner, handle: Any
+) -> TaskTimeoutError:
+    """The error of a task that its time limit has cancelled, and that ended so."""
+    # a cancellation has no stage, whatever a worker writes
+    cause = None if type(error) is Failure else cast("BaseException", error)
+    return explain_timeout(owner, handle, cause)
+
+
+_EXPLAIN: dict[int, Any] = {Kind.REFUSED: explain_refusal, Kind.TIMED_OUT: _explain_cancelled}
 
 
 def out_of_memory(what: str, error: BaseException) -> MemoryError:
@@ -91,9 +110,11 @@ def _explained(error: BaseException | Failure, owner: TaskOwner, handle: Any) ->
 
 def _explain_result(error: BaseException, owner: TaskOwner, handle: Any) -> Exception:
     if issubclass(type(error), MemoryError):
-        return out_of_memory(f"the result of {_task(owner, handle)} could not be received", error)
+        return out_of_memory(
+            f"the result of {task_label(owner, handle)} could not be received", error
+        )
     proxy = ProxyException(
-        f"the result of {_task(owner, handle)} could not be unpickled in the parent process "
+        f"the result of {task_label(owner, handle)} could not be unpickled in the parent process "
         f"({describe_error(error)}){import_hint(error)}"
     )
     without_our_frames(error)
@@ -108,7 +129,7 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
     if failure.stage == Stage.ARGUMENT:
         item = _item(owner, handle)
         return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
-    result = f"the result of {_task(owner, handle)}"
+    result = f"the result of {task_label(owner, handle)}"
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)
         return failure.replaced(pickle.PicklingError(message))
@@ -116,10 +137,22 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
 
 
 def explain_loss(
-    owner: TaskOwner, handle: Any, pid: int | None, exitcode: int | None
+    owner: TaskOwner, handle: Any, pid: int | None, exitcode: int | None, why: str = ""
 ) -> WorkerLostError:
-    """The error of a task that was started in a worker which then died."""
-    return WorkerLostError(_task(owner, handle), pid, exitcode)
+    """The error of a task that was started in a worker which then died; `why`, if that is known."""
+    error = WorkerLostError(task_label(owner, handle), pid, exitcode)
+    if why:
+        error.add_note(why)
+    return error
+
+
+def explain_timeout(
+    owner: TaskOwner, handle: Any, cause: BaseException | None = None, *, killed: bool = False
+) -> TaskTimeoutError:
+    """The error of a task that was over its time limit; `cause` has its traceback in the worker."""
+    error = TaskTimeoutError(task_label(owner, handle), owner.options.timeout, killed)
+    error.__cause__ = cause
+    return error
 
 
 def _shown(owner: TaskOwner, item: Any) -> str:
@@ -136,7 +169,7 @@ def _item(owner: TaskOwner, handle: Any) -> str:
     return f"{what} of a call of {owner.function.label}"
 
 
-def _task(owner: TaskOwner, handle: Any) -> str:
+def task_label(owner: TaskOwner, handle: Any) -> str:
     """The name of a task in messages: of a map, its item; of an `apply`, its function."""
     return _item(owner, handle) if isinstance(handle, int) else owner.function.label
 

@@ -38,12 +38,21 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 from .. import _accel, _legacy
+from .._arguments import DEFAULT_OPTIONS
 from .._wire import exceptions
-from .._wire.frames import CorruptHeaderError, Kind, Mode
+from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
-from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explain_star, load_error
+from .errors import (
+    INTERRUPTS,
+    explain_each,
+    explain_item,
+    explain_loss,
+    explain_star,
+    explain_timeout,
+    load_error,
+)
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .line import Line
@@ -60,7 +69,7 @@ LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at 
 CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
-ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
+ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
 LEAVING, VALUES = int(Kind.LEAVING), int(Kind.VALUES)
 APPLY, STREAM = Mode.APPLY, Mode.STREAM
 
@@ -339,7 +348,7 @@ class Queue:
             try:
                 worker.link.send(
                     CHUNK,
-                    flags=owner.mode,
+                    flags=owner.mode if owner.options is DEFAULT_OPTIONS else flags_of(owner),
                     count=count,
                     chunk_id=chunk_id,
                     offset=burst,
@@ -350,6 +359,8 @@ class Queue:
                 del worker.chunks[chunk_id]
                 credit.take_back(count, function.id, size)
                 return self._send_alone(worker, owner, *whole, refusal)
+            if owner.options is not DEFAULT_OPTIONS and owner.options.timeout is not None:
+                worker.limit(owner.options.timeout)
         if rest is not None:
             self._put_back_rest(owner, *rest, error)
         return count
@@ -415,7 +426,7 @@ class Queue:
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
         if kind == RESULTS:
             values, errors = decode_items(payload, count)
-        elif kind in (ERROR, REFUSED):
+        elif kind in (ERROR, REFUSED, TIMED_OUT):
             count, values, errors = 1, [None], {0: load_error(payload)}
         else:
             if kind == VALUES:
@@ -474,11 +485,16 @@ class Queue:
         counted = list(zip(chunks, self.retry_queue.count_started(worker, chunks), strict=True))
         for chunk, started in reversed(counted):  # each goes to the front, the oldest last
             self._put_back_unstarted(chunk, started)
+        deadlines = worker.deadlines
         for chunk, started in counted:
             for at in chunk.unreported(0, started):
-                handle = chunk.handles[at]
-                error = explain_loss(chunk.owner, handle, worker.pid, worker.exitcode)
-                self.retry_queue.lose(chunk.owner, handle, chunk.items[at], error)
+                owner, handle = chunk.owner, chunk.handles[at]
+                if deadlines is not None and deadlines.is_over(chunk.first + at + 1):
+                    owner.fail(handle, explain_timeout(owner, handle, killed=True))  # DEADLINE-3
+                    continue
+                why = "" if deadlines is None else deadlines.why_killed
+                error = explain_loss(owner, handle, worker.pid, worker.exitcode, why)
+                self.retry_queue.lose(owner, handle, chunk.items[at], error)
 
     def _put_back_unstarted(self, chunk: Chunk, started: int) -> None:
         """Return what a dead worker had not started; its source is served next."""
@@ -504,6 +520,11 @@ def settle_failed(
     """Settle the tasks of a report in which those of `causes`, by offset, have failed."""
     explain_star(chunk, offset, causes)
     settle_each(chunk.owner, handles, values, causes, size // len(values))
+
+
+def flags_of(owner: TaskOwner) -> int:
+    """The flags of a CHUNK frame with tasks of `owner`."""
+    return owner.mode if owner.options.timeout is None else owner.mode | TIMED
 
 
 def level_of(held: list[int], tasks: int) -> int:

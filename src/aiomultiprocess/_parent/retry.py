@@ -248,6 +248,6 @@ def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, co
         raise CorruptHeaderError(f"results of tasks {offset} to {end} of chunk {chunk_id}")
     if not chunk.unreported(offset, end):
         return False
-    if kind in (Kind.ERROR, Kind.REFUSED) and count != 1:
+    if kind in (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT) and count != 1:
         raise CorruptHeaderError(f"one error of {count} tasks")
     return True

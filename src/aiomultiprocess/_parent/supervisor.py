@@ -78,7 +78,7 @@ class Supervisor:
 
         Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
         """
-        link, end = self._channels.create()
+        link, end = self._channels.create(self._options.concurrency)
         try:
             worker = PoolWorker(self._options, link, end)
             queue = self._queues[qid]

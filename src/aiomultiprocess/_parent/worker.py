@@ -12,6 +12,8 @@ POOLWORKER-2  A worker costs the parent a constant number of descriptors: those 
 POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread
     that an item has left, or a hook, could hold it for ever. If its exit takes more than a moment,
     `on_linger` is called once, so that the supervisor can replace it.
+POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines` (deadlines.py),
+    which ends with its process. No other worker has one.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ from .._wire.frames import Kind
 from .._worker import main
 from ..core import Process
 from .credit import Credit
+from .deadlines import Deadlines
 
 if TYPE_CHECKING:
     from .chunk import Chunk
 
-KILL_AFTER = main.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
+KILL_MARGIN = 1.0  # seconds from the end of the grace period after SIGTERM to SIGKILL
 MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class WorkerOptions:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        grace: float,  # seconds: worker.py, POOLWORKER-3
     ) -> None:
         self.context = context
         self.concurrency = concurrency
@@ -70,6 +74,7 @@ class WorkerOptions:
         self.initializer = initializer
         self.initargs = initargs
         self.exception_handler = exception_handler
+        self.grace = grace
 
 
 class PoolWorker(Process):
@@ -99,6 +104,8 @@ class PoolWorker(Process):
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that were sent to the worker
+        self.deadlines: Deadlines | None = None  # POOLWORKER-4
+        self._grace = options.grace
         self.ready = False
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
@@ -120,6 +127,7 @@ class PoolWorker(Process):
             initializer=options.initializer,
             initargs=options.initargs,
             exception_handler=options.exception_handler,
+            grace=options.grace,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
@@ -146,6 +154,12 @@ class PoolWorker(Process):
             self.close()
             raise
 
+    def limit(self, seconds: float) -> None:
+        """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
+        if self.deadlines is None:
+            self.deadlines = Deadlines(self, self._loop, self._grace)
+        self.deadlines.sent(seconds)
+
     def leave(self) -> None:
         """Ask the worker to finish what it has, and go."""
         if not self.leaving:
@@ -164,7 +178,7 @@ class PoolWorker(Process):
             else:
                 self.terminate()
             self.leaving = True
-            self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
+            self._kill_timer = self._loop.call_later(self._grace + KILL_MARGIN, self.kill)
 
     def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
         """The worker runs no more items: limit the time until its exit (POOLWORKER-3).
@@ -176,7 +190,7 @@ class PoolWorker(Process):
             return
         self.leaving = True
         self._linger_timer = self._loop.call_later(MOMENT, on_linger)
-        kill_at = self._loop.time() + main.GRACE
+        kill_at = self._loop.time() + self._grace
         if self._kill_timer is not None:
             kill_at = min(kill_at, self._kill_timer.when())
             self._kill_timer.cancel()
@@ -190,7 +204,7 @@ class PoolWorker(Process):
             "worker %s has finished its work, and was killed because it did not exit within "
             "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
             self.pid,
-            main.GRACE,
+            self._grace,
             held_by,
         )
         self.kill()
@@ -227,6 +241,8 @@ class PoolWorker(Process):
         for timer in (self._kill_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
+        if self.deadlines is not None:
+            self.deadlines.stop()
         self._watch.close()
         self.aio_process.close()
 

@@ -37,6 +37,9 @@ STARTER-7  An item is marked as started before its function is called (WORKER-1)
     of the item before it is in `out` (WORKER-6).
 STARTER-8  The task of an item shows the item's own coroutine, and a name that no other item of the
     worker has. A task factory gets a real coroutine, which awaits the item's and has its names.
+STARTER-9  While items with a time limit run their first steps, a time is marked from which on the
+    item runs that was started last. It is not after the start, and at most `TIME_NS` and the tick
+    of a coarse clock before it: so items that finish at once share a mark.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ from .tasks import DONE, FULL, RAISED, SUSPENDED
 
 __all__ = ["DONE", "FULL", "RAISED", "SUSPENDED", "Starter"]
 
+TIME_NS: Final = 4_000_000  # STARTER-9
 _TOUCHED: Final = 4  # ended a burst: the item finished, and left traces on its task (STARTER-3)
 _FACTORY: Final = 5  # ended a burst: the loop's task factory makes the task of a coroutine
 
@@ -69,6 +73,12 @@ class StartedCounter(Protocol):
 
     def mark_started(self, n: int) -> object:
         """Store the total `n`."""
+
+    def mark_time(self, first: int, since: int) -> object:
+        """Store since when the item runs that was started last, if its number is `first` or more.
+
+        Items are counted from 1; the time is in nanoseconds.
+        """
 
 
 class Sink(Protocol):
@@ -125,9 +135,11 @@ class Starter:
         on_value: Callable[[Any], object] | None = None,
     ) -> None:
         self._loop = loop
+        self._counter = counter
         self._mark_started = counter.mark_started
         self._on_value = on_value
         self._started = 0
+        self._since: int | None = None  # during `run`, if items have a time limit: what is marked
         self._base = copy_context()
         self._inherited = tuple(self._base.items())
         self._idle: ReusableTask | None = None
@@ -141,6 +153,7 @@ class Starter:
         stop: int,
         out: Sink,
         deadline_ns: int,
+        timed: bool = False,
     ) -> tuple[int, int, Any]:
         """Start `items[start:stop]` in order, until one of them raises or suspends.
 
@@ -148,10 +161,11 @@ class Starter:
         `(n, RAISED, exception)` or `(n, SUSPENDED, task)`, where n is that item; or, where n is the
         first item not started, `(n, FULL, None)` if `out` returned False, and `(n, DONE, None)` if
         n is `stop` or `time.monotonic_ns()` has reached `deadline_ns`. A task may be done already;
-        `tasks.outcome` returns its outcome. Call it in a callback of the running loop, not in a
-        task.
+        `tasks.outcome` returns its outcome. If `timed`, the start time of each item is marked, too
+        (STARTER-9). Call it in a callback of the running loop, not in a task.
         """
         at, what = start, None
+        self._since = 0 if timed else None
         try:
             while True:
                 reusable = self._enter()
@@ -200,13 +214,14 @@ class Starter:
     ) -> tuple[int, int, Any]:
         """Run items in one reusable task, as long as they leave it untouched."""
         item_coro, inherited = reusable.item_coro, self._inherited
-        factory = self._loop.get_task_factory()
-        if factory is tasks.EAGER_FACTORY:
-            factory = None
+        factory = self._task_factory()
         reusable.remember()
         try:
-            while at < stop and monotonic_ns() < deadline_ns:
+            while at < stop and (now := monotonic_ns()) < deadline_ns:
                 self._started = item_coro.number = number = self._started + 1
+                if self._since is not None and now - self._since > TIME_NS:
+                    self._since = now
+                    self._counter.mark_time(number, now)  # STARTER-9
                 self._mark_started(number)  # STARTER-7
                 value, error, coro = _called(mode, func, items[at])
                 if coro is not None:
@@ -232,6 +247,11 @@ class Starter:
             # An exception refers to its traceback, that to the item's frame, and that to the frames
             # of its callers. A variable there that refers to the exception would close a cycle.
             value = error = coro = None
+
+    def _task_factory(self) -> object:
+        """The loop's task factory that must make the tasks of coroutines, or None."""
+        factory = self._loop.get_task_factory()
+        return None if factory is tasks.EAGER_FACTORY else factory
 
     def _ended(self, reusable: ReusableTask, status: int, what: Any) -> tuple[int, Any]:
         """What `run` returns for the item that ended a burst: its status, and task or error."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from .._wire.frames import Handler
-from .link import Callback, StartedCounter, WorkerMemory
+from .link import Callback, RunningItems, WorkerMemory
 
 
 def watch_fd(
@@ -39,7 +39,7 @@ class Endpoint:
 
     def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
         """`links` holds the parent's endpoints while they are open."""
-        self.counter: StartedCounter = memory
+        self.counter: RunningItems = memory
         self._memory = memory
         self._final_started: int | None = None  # from the release of the memory on
         self._links = Links() if links is None else links

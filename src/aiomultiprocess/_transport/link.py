@@ -54,7 +54,18 @@ BATCH_FRAMES: Final = 64
 #: LINK-4: about how many bytes one callback of the loop moves each way at most.
 BATCH_BYTES: Final = 1 << 20
 
+#: The most items of one worker whose start times are kept: no others with a limit are started.
+MOST_ENTRIES: Final = 1 << 16
+
 Callback = Callable[[], None]
+
+
+def entries_for(concurrency: int) -> int:
+    """How many entries the table of running items has: one for each suspended item, and the first.
+
+    The table is in the memory of a link (amp_ext/ring.h, shared_page.py).
+    """
+    return min(concurrency + 1, MOST_ENTRIES)
 
 
 class StartedCounter(Protocol):
@@ -67,9 +78,35 @@ class StartedCounter(Protocol):
     def mark_started(self, n: int, /) -> None:
         """Store the total `n`, visible to the parent even if the next instruction is a SIGKILL."""
 
+    def mark_time(self, first: int, since: int, /) -> object:
+        """Set entry 0: since when the item runs that was started last, if not before `first`."""
 
-class WorkerMemory(StartedCounter, Protocol):
-    """The memory of one worker that outlives it: the counter, and the journal."""
+
+class RunningItems(StartedCounter, Protocol):
+    """The table of running items: which items with a time limit run, and since when.
+
+    A number counts all items of a worker from 1; a time is in nanoseconds of the monotonic clock.
+    """
+
+    @property
+    def entries(self) -> int:
+        """How many entries there are. Entry 0 is of items that run their first steps."""
+
+    def keep_running(self, at: int, /) -> None:
+        """In the worker: move entry 0 to entry `at`, as its item is suspended."""
+
+    def clear_running(self, at: int, /) -> None:
+        """In the worker: free an entry, as its item has ended and its result is in the journal."""
+
+    def running(self) -> dict[int, int]:
+        """In the parent: the start times of the items in the table, by their numbers.
+
+        An item is never shown as older than it is. The worker may write anything there.
+        """
+
+
+class WorkerMemory(RunningItems, Protocol):
+    """The memory of one worker that outlives it: counter, running items, and the journal."""
 
     @property
     def journal(self) -> memoryview:
@@ -88,7 +125,7 @@ class Link(Protocol):
         """How many items the worker has started; readable after its death, and after `close`."""
 
     @property
-    def counter(self) -> StartedCounter:
+    def counter(self) -> RunningItems:
         """The object behind `started`, for code that uses it at every item."""
 
     def start(
@@ -158,8 +195,11 @@ class Backend(Protocol):
     def name(self) -> str:
         """Its name in `Pool(backend=…)`."""
 
-    def create(self) -> tuple[Link, ChildEnd]:
-        """Make a channel. OSError if the system refuses memory or descriptors."""
+    def create(self, concurrency: int = 1) -> tuple[Link, ChildEnd]:
+        """Make a channel for a worker that runs so many items at once.
+
+        OSError if the system refuses memory or descriptors.
+        """
 
     def close(self) -> None:
         """Close every link that is open, and what the links share. Idempotent."""

@@ -48,7 +48,7 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd
+from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd, entries_for
 from .shared_page import SharedPage
 
 #: Bytes received at once. A larger payload is not handed over from the buffer.
@@ -379,14 +379,15 @@ class PipeChildEnd:
     def __init__(self, sock: socket.socket, page: SharedPage, drop_parent: Callback) -> None:
         self._sock = sock
         self._page = page
+        self._entries = page.entries
         self._handover = Handover((sock.fileno(), page.fd), drop_parent)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_handover": self._handover}
+        return {"_handover": self._handover, "_entries": self._entries}
 
     def open(self) -> PipeLink:
         sock_fd, page_fd = self._handover.take()
-        page = SharedPage(page_fd)
+        page = SharedPage(page_fd, self._entries)
         page.close_fd()
         return PipeLink(_adopt(sock_fd), page)
 
@@ -403,8 +404,8 @@ class PipeBackend:
     def __init__(self) -> None:
         self._links = Links()
 
-    def create(self) -> tuple[PipeLink, ChildEnd]:
-        page = SharedPage.create()
+    def create(self, concurrency: int = 1) -> tuple[PipeLink, ChildEnd]:
+        page = SharedPage.create(entries_for(concurrency))
         try:
             ours, theirs = socket.socketpair()
         except OSError:

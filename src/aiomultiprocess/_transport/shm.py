@@ -57,7 +57,7 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback
+from .link import BATCH_BYTES, BATCH_FRAMES, Callback, entries_for
 
 #: Bytes of each of a worker's two rings. Large enough that a stream does not stop while the other
 #: side wakes (some 50 us, in which 1 MiB is copied), small enough to stay in a CPU's cache.
@@ -390,8 +390,8 @@ class ShmBackend:
         self._listener = DoorbellListener(ring.Doorbell())
         self._links = Links()
 
-    def create(self) -> tuple[ShmLink, ShmChildEnd]:
-        mapping = ring.Mapping.create(self._capacity)
+    def create(self, concurrency: int = 1) -> tuple[ShmLink, ShmChildEnd]:
+        mapping = ring.Mapping.create(self._capacity, entries=entries_for(concurrency))
         try:
             bell = ring.Doorbell()
         except OSError:

@@ -24,8 +24,9 @@ from multiprocessing import context
 from typing import Any, Final
 
 from .endpoint import Links
+from .link import entries_for
 from .pipe import PipeBackend, PipeLink
-from .shared_page import SIZE, SharedPage
+from .shared_page import SharedPage, size_of
 
 #: Seconds that `drain_dead` waits for the last bytes of a dead worker, which usually are there.
 LAST_BYTES: Final = 1.0
@@ -38,18 +39,18 @@ _socket: Any = socket
 class NamedSharedPage(SharedPage):
     """A shared page that is found by its name (WINDOWS-2)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, entries: int = 1) -> None:
         """Map the page of that name; make it if there is none."""
         self.name = name
-        super().__init__(-1)
+        super().__init__(-1, entries)
 
     @classmethod
-    def create(cls) -> NamedSharedPage:
+    def create(cls, entries: int = 1) -> NamedSharedPage:
         """Make a page that counts from 0; OSError if there is no memory for it."""
-        return cls(f"aiomultiprocess-{os.urandom(16).hex()}")
+        return cls(f"aiomultiprocess-{os.urandom(16).hex()}", entries)
 
     def _map_page(self) -> mmap.mmap:
-        page: mmap.mmap = _mmap.mmap(-1, SIZE, tagname=self.name)
+        page: mmap.mmap = _mmap.mmap(-1, size_of(self.entries), tagname=self.name)
         return page
 
 
@@ -81,14 +82,16 @@ class SharedChildEnd:
         self._sock: Any = sock
         self._shared: Any = None  # in the worker: what `fromshare` makes the socket of
         self._name = page.name
+        self._entries = page.entries
 
     def __getstate__(self) -> dict[str, object]:
         context.assert_spawning(self)
         worker: Any = context.get_spawning_popen()
-        return {"_shared": self._sock.share(worker.pid), "_name": self._name}
+        shared = self._sock.share(worker.pid)
+        return {"_shared": shared, "_name": self._name, "_entries": self._entries}
 
     def open(self) -> PipeLink:
-        page = NamedSharedPage(self._name)
+        page = NamedSharedPage(self._name, self._entries)
         return TcpLink(self._take(), page)
 
     def _take(self) -> socket.socket:
@@ -105,8 +108,8 @@ class SharedChildEnd:
 class WindowsPipeBackend(PipeBackend):
     """Makes TCP connections, a `Backend`."""
 
-    def create(self) -> tuple[PipeLink, SharedChildEnd]:
-        page = NamedSharedPage.create()
+    def create(self, concurrency: int = 1) -> tuple[PipeLink, SharedChildEnd]:
+        page = NamedSharedPage.create(entries_for(concurrency))
         try:
             ours, theirs = socket.socketpair()
         except OSError:

@@ -113,10 +113,11 @@ class Kind(IntEnum):
     # parent -> worker
     FUNCTION = 1  # function: its number, flags: STATEFUL, BLOCKING; payload: the pickled callable
     FORGET = 2  # function: a number that no later chunk names
-    # chunk_id, count: items, function, flags: Mode, offset: microseconds that the worker may run
-    # before it sends results; payload: the items
+    # chunk_id, count: items, function, flags: Mode, and TIMED if the items have a time limit,
+    # offset: microseconds that the worker may run before it sends results; payload: the items
     CHUNK = 3
-    # chunk_id, offset: item, count: 0; or count: this many items from `offset` on, whose results
+    # chunk_id, offset: item, count: 0, flags: TIMED if it is over its time limit, and then payload:
+    # the item in words, and the limit; or count: this many items from `offset` on, whose results
     # will not be read: those that are not started may be answered with any
     CANCEL = 4
     CLOSE = 5  # finish the items that the worker has, then exit
@@ -128,8 +129,9 @@ class Kind(IntEnum):
     ERROR = 19  # chunk_id, offset: item; payload: the exception
     NEED_WORK = 20  # count: free slots; no item waits in the worker
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
-    VALUES = 23  # chunk_id: of a stream, count: values; payload: the next values
+    VALUES = 24  # chunk_id: of a stream, count: values; payload: the next values
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
+    TIMED_OUT = 23  # as ERROR, for an item that its time limit has cancelled
 
 
 #: Flags of a FUNCTION.
@@ -144,6 +146,10 @@ class Mode(IntEnum):
     STAR = 1  # func(*item)
     APPLY = 2  # item is (args, kwargs)
     STREAM = 3  # item is (args, kwargs, ahead): the values of a generator, at most `ahead` unread
+
+
+#: A flag of CHUNK and CANCEL, beside the Mode.
+TIMED: Final = 0x10
 
 
 class CorruptHeaderError(ValueError):

@@ -30,8 +30,8 @@ WORKER-9  A worker that runs no item when it is closed or terminated exits as a 
     multiprocessing does: `atexit` hooks run under spawn, under fork and forkserver where CPython
     runs them there, and finalizers of `multiprocessing.util` run everywhere. A worker that gets
     SIGTERM while items run ends by that signal once their `finally` blocks have run. Either may
-    take `GRACE` seconds. A LEAVING frame tells the parent when the exit begins, and names the
-    threads that the exit will wait for.
+    take the pool's grace period. A LEAVING frame tells the parent when the exit begins, and names
+    the threads that the exit will wait for.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -54,14 +54,23 @@ from .._processes import copies
 from .._pure import tasks
 from .._transport.link import Link
 from .._wire import exceptions
-from .._wire.frames import BLOCKING, MAX_COUNT, CorruptHeaderError, Kind, Mode
+from .._wire.frames import (
+    BLOCKING,
+    MAX_COUNT,
+    TIMED,
+    CorruptHeaderError,
+    Kind,
+    Mode,
+    Payload,
+    as_bytes,
+)
 from . import leaving
 from .functions import StreamFunction, Unloadable, load_function, unwrapped
-from .leaving import GRACE
 from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
 
 if TYPE_CHECKING:
+    from .limits import TimeLimits
     from .streams import Channel
     from .threads import Threads
 
@@ -86,6 +95,7 @@ class WorkerEngine:
         link: Link,
         concurrency: int,
         exception_handler: Callable[[BaseException], object] | None,
+        grace: float,
         threads: int = 0,
     ) -> None:
         self.terminated = False
@@ -100,6 +110,7 @@ class WorkerEngine:
             from .threads import Threads
 
             self._threads = Threads(loop, threads, self._schedule_turn)
+        self._grace = grace  # seconds
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
         #: Chunks with items that are not started, by id, in the order in which they arrived.
@@ -109,6 +120,7 @@ class WorkerEngine:
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
+        self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
         self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
         self._ended: list[asyncio.Task[Any]] = []  # tasks that ended during a burst (RESULTS-1)
@@ -190,7 +202,7 @@ class WorkerEngine:
         self._link.close()
 
     def _terminate(self) -> None:
-        """SIGTERM: cancel what runs, and exit when it has ended, or after `GRACE` seconds."""
+        """SIGTERM: cancel what runs, and exit when it has ended, or after the grace period."""
         if self.terminated:
             return
         self.terminated = self._closing = True
@@ -200,7 +212,7 @@ class WorkerEngine:
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
-        self._loop.call_later(GRACE, leaving.exit_by_signal, signal.SIGTERM)
+        self._loop.call_later(self._grace, leaving.exit_by_signal, signal.SIGTERM)
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
@@ -234,14 +246,20 @@ class WorkerEngine:
             return
         if self.terminated or self.broken:
             return
-        if flags >= MODES:
+        timed = flags >= TIMED
+        mode = flags - TIMED if timed else flags
+        if mode >= MODES:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
+        if timed and self._limits is None:
+            self._limits = self._make_limits()
         items, failures = _accel.decode_items(payload, count)
         func = self._functions[function]
-        if flags == STREAM:
+        if mode == STREAM:
             func = unwrapped(func)  # a generator runs on the loop
-            flags, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id))
-        self._chunks[chunk_id] = ReceivedChunk(chunk_id, flags, func, items, failures or {})
+            mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id))
+        self._chunks[chunk_id] = ReceivedChunk(
+            chunk_id, mode, func, items, failures or {}, timed=timed
+        )
         self._advertised_free = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
@@ -264,7 +282,7 @@ class WorkerEngine:
             if count:
                 self._on_cancel_range(chunk_id, range(offset, offset + count))
             else:
-                self._on_cancel(chunk_id, offset)
+                self._on_cancel(chunk_id, offset, payload if flags & TIMED else None)
         elif kind == Kind.PULL:
             if chunk_id in self._streams:  # else it has ended
                 self._streams[chunk_id].pull(count)
@@ -288,9 +306,18 @@ class WorkerEngine:
         self._streams[chunk_id] = channel = Channel(self._loop, self._link, chunk_id, ahead)
         return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
-    def _on_cancel(self, chunk_id: int, offset: int) -> None:
+    def _make_limits(self) -> TimeLimits:
+        from .limits import TimeLimits  # not above: most workers do without
+
+        return TimeLimits(self._link.counter)
+
+    def _on_cancel(self, chunk_id: int, offset: int, timed_out: Payload | None) -> None:
+        """Cancel an item: its caller gave up, or it is over its limit, as `timed_out` says."""
         task = self._places.get((chunk_id, offset))
-        if task is not None:
+        if timed_out is not None:
+            if task is not None and self._limits is not None:  # LIMITS-2: else it has ended
+                self._limits.cancel(task, _accel.loads(as_bytes(timed_out)))
+        elif task is not None:
             self._given_up.add(task)
             task.cancel()
         elif (chunk := self._chunks.get(chunk_id)) is not None:
@@ -336,7 +363,7 @@ class WorkerEngine:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
             chunk = next(iter(chunks.values()))
-            if self._threads is not None and self._threads.must_wait(chunk.func):  # THREAD-1
+            if self._must_wait(chunk):
                 break
             if not self._advance(chunk, deadline):
                 self._schedule_turn()  # WORKER-4
@@ -350,6 +377,12 @@ class WorkerEngine:
         if self._closing and not chunks and not self._running and not link.congested:
             self._loop.stop()
 
+    def _must_wait(self, chunk: ReceivedChunk) -> bool:
+        """Whether nothing of a chunk can start until another item has ended."""
+        if chunk.timed and self._limits is not None and self._limits.full:
+            return True
+        return self._threads is not None and self._threads.must_wait(chunk.func)  # THREAD-1
+
     def _advance(self, chunk: ReceivedChunk, deadline: int) -> bool:
         """Run one burst: start items up to the first that suspends or fails; False: out of time."""
         at, mode, func, items = chunk.next, chunk.mode, chunk.func, chunk.items
@@ -360,7 +393,9 @@ class WorkerEngine:
         entry = self._results.begin_burst(chunk.chunk_id, at)
         self._in_burst = True
         try:
-            end, status, outcome = self._starter.run(mode, func, items, at, stop, entry, deadline)
+            end, status, outcome = self._starter.run(
+                mode, func, items, at, stop, entry, deadline, chunk.timed
+            )
             if self._copied:
                 copies.end()
         finally:
@@ -374,9 +409,11 @@ class WorkerEngine:
             self._fail(chunk, end, func, outcome)
         elif status == SUSPENDED:
             chunk.next = end + 1
-            self._on_suspended(outcome, (chunk.chunk_id, end))
+            self._on_suspended(outcome, (chunk.chunk_id, end), timed=chunk.timed)
         elif status == FULL:
             self._results.publish()
+        if chunk.timed and self._limits is not None:
+            self._limits.end_first_step()  # LIMITS-1: all that has ended is in the journal
         del outcome  # an exception and this frame would keep each other alive
         return bool(status != _accel.DONE or end > at)
 
@@ -389,12 +426,14 @@ class WorkerEngine:
         given_up = type(error) is GivenUp
         self._results.fail(chunk.chunk_id, offset, error, stage, refused=refused, given_up=given_up)
 
-    def _on_suspended(self, task: asyncio.Task[Any], place: Place) -> None:
+    def _on_suspended(self, task: asyncio.Task[Any], place: Place, *, timed: bool) -> None:
         if task.done():  # a task factory started it eagerly; others may run next (WORKER-6)
             self._end_task(task, *place)
             return
         self._running[task] = place
         self._places[place] = task
+        if timed and self._limits is not None:
+            self._limits.suspend(task)
         task.add_done_callback(self._on_task_done)
 
     def _on_value(self, value: object) -> None:
@@ -415,6 +454,8 @@ class WorkerEngine:
             return
         self._running[task] = None
         del self._places[place]
+        if self._limits is not None:
+            self._limits.journaled(task)
 
     def _finish_ended(self) -> None:
         """Finish tasks that ended because an item of the burst ran the loop (RESULTS-1)."""
@@ -435,6 +476,8 @@ class WorkerEngine:
                 self._give_up(error)
         if self._given_up:
             self._given_up.discard(task)
+        if self._limits is not None:
+            self._limits.journaled(task)
         self._schedule_turn()
 
     def _end_task(self, task: asyncio.Task[Any], chunk_id: int, offset: int) -> None:
@@ -448,7 +491,12 @@ class WorkerEngine:
         cancelled = issubclass(type(error), asyncio.CancelledError)
         if error is not None and not (self.terminated and cancelled):
             given_up = cancelled and task in self._given_up
-            self._results.fail(chunk_id, offset, error, given_up=given_up)
+            timeout = None if self._limits is None else self._limits.error_of(task, error)
+            if timeout is None or given_up:
+                self._results.fail(chunk_id, offset, error, given_up=given_up)
+            else:
+                self._results.fail(chunk_id, offset, timeout, timed_out=True)
+            del timeout
         del error  # as in `_advance`
 
     def _ask_for_more(self) -> None:

@@ -24,9 +24,6 @@ from .._wire.frames import Kind
 if TYPE_CHECKING:
     from .._transport.link import Link
 
-#: Seconds for the `finally` blocks of cancelled items, and for an exit (WORKER-9).
-GRACE = 3.0
-
 #: Modules whose frames begin the stack of every thread, and do not say what it does.
 _STARTING = frozenset({"threading", "concurrent.futures.thread"})
 #: The function in which a thread of an executor waits for its next call.

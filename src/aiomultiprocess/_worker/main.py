@@ -25,9 +25,6 @@ from .._transport.link import ChildEnd
 from .._wire import exceptions
 from . import leaving, watchdog
 from .engine import WorkerEngine
-from .leaving import GRACE
-
-__all__ = ["GRACE", "WorkerSpec", "main"]
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
@@ -50,6 +47,7 @@ class WorkerSpec:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        grace: float,  # seconds for the `finally` blocks of cancelled items, and for an exit
     ) -> None:
         self.end = end
         self.concurrency = concurrency
@@ -60,6 +58,7 @@ class WorkerSpec:
         self.initializer = initializer
         self.initargs = initargs
         self.exception_handler = exception_handler
+        self.grace = grace
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
@@ -94,17 +93,20 @@ def main(spec: WorkerSpec) -> None:
     keep_freed_memory()
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     native = _accel.native_watchdog()
-    watch_in = watchdog.start(parent_fd, spec.parent_pid, GRACE, native=native)
+    watch_in = watchdog.start(parent_fd, spec.parent_pid, spec.grace, native=native)
+    watch_again = partial(watch_parent, parent_fd, spec.grace)
     link = spec.end.open()
-    copies.protect(link, partial(watch_parent, parent_fd))
+    copies.protect(link, watch_again)
     loop, no_loop = make_loop(spec.loop)
     failure = failure or no_loop
     if copies.is_copy():
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler, spec.threads)
-    copies.protect(engine, partial(watch_parent, parent_fd), loop)
+    engine = WorkerEngine(
+        loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
+    )
+    copies.protect(engine, watch_again, loop)
     try:
         engine.run(spec.initializer, spec.initargs, failure)
     finally:
@@ -127,9 +129,9 @@ def main(spec: WorkerSpec) -> None:
         current_process().ends_at_once = True  # type: ignore[attr-defined]
 
 
-def watch_parent(parent_fd: int | None) -> None:
+def watch_parent(parent_fd: int | None, grace: float) -> None:
     """In a copy of this worker: end with the parent, as the worker does (copies.py, COPY-3)."""
-    watchdog.start(parent_fd, os.getppid(), GRACE, native=_accel.native_watchdog())
+    watchdog.start(parent_fd, os.getppid(), grace, native=_accel.native_watchdog())
 
 
 def make_loop(spec: loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | None]:

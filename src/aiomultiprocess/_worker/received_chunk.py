@@ -34,7 +34,7 @@ def skip_item(_: object) -> None:
 class ReceivedChunk:
     """Items of one frame; those from `next` on are not started yet."""
 
-    __slots__ = ("_next_failure", "chunk_id", "failures", "func", "items", "mode", "next")
+    __slots__ = ("_next_failure", "chunk_id", "failures", "func", "items", "mode", "next", "timed")
 
     def __init__(
         self,
@@ -43,12 +43,15 @@ class ReceivedChunk:
         func: Callable[..., Any],
         items: list[Any],
         failures: dict[int, BaseException],
+        *,
+        timed: bool = False,
     ) -> None:
         self.chunk_id = chunk_id
         self.mode = mode
         self.func = func
         self.items = items
         self.failures = failures  # the errors of items that cannot be run, by offset
+        self.timed = timed  # the items have a time limit
         self.next = 0
         self._next_failure = -1  # less than `next`: not known
 

@@ -103,11 +103,14 @@ class ResultSender:
         *,
         refused: bool = False,
         given_up: bool = False,
+        timed_out: bool = False,
     ) -> None:
         """Answer one item by an error: one that it raised, or one that arose at `stage`.
 
         `refused`: there was no memory to receive the item, so it did not run. `given_up`: it was
         cancelled because its caller was, so the user's exception_handler does not get the error.
+        `timed_out`: `error` says that its time limit has cancelled it (LIMITS-2). The parent makes
+        the same error, and gets the cause of this one.
         """
         nested.explain(error)
         if self._exception_handler is not None and not given_up:
@@ -116,9 +119,11 @@ class ResultSender:
             except BaseException as failure:  # answer the item by its own error
                 without_our_frames(failure)
                 log.exception("exception_handler failed, called with %s", shown(error))
+        if timed_out and error.__cause__ is not None:
+            error = error.__cause__
         payload = [cancellation() if given_up else _dumped(error, stage)]
         self._send_added()  # RESULTS-1
-        kind = Kind.REFUSED if refused else Kind.ERROR
+        kind = Kind.REFUSED if refused else Kind.TIMED_OUT if timed_out else Kind.ERROR
         fits = self._journal.put(kind, chunk_id, offset, 1, payload)
         self._link.send(kind, chunk_id=chunk_id, offset=offset, payload=payload)
         if not fits:

@@ -1,0 +1,77 @@
+"""Items with a time limit, as their worker sees them: since when each runs, and which ran too long.
+
+The worker only keeps the start times, in memory that the parent reads (`RunningItems` in
+_transport/link.py); the parent judges (_parent/deadlines.py), because a worker that blocks its loop
+cannot. If an item is over its limit the parent sends a CANCEL frame, and here the item is cancelled
+as by `asyncio.timeout`.
+
+The engine (engine.py) makes a `TimeLimits` at its first chunk with a limit, so a worker without
+such chunks does not import this module.
+
+LIMITS-1  An item with a limit is in the table from before its function is called (STARTER-9) until
+    its result is in the journal. While it runs its first step it has entry 0; when it suspends, it
+    gets an entry of its own before entry 0 is free.
+LIMITS-2  A cancellation by the limit is the item's end only if a CancelledError comes out. A value
+    or another exception stands, and a request that comes after the end changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from .._transport.link import RunningItems
+from ..types import TaskTimeoutError
+
+
+class TimeLimits:
+    """The items with a time limit that are suspended, and those that were cancelled by it."""
+
+    def __init__(self, memory: RunningItems) -> None:
+        self._memory = memory
+        self._entries: dict[asyncio.Task[Any], int] = {}
+        self._free: list[int] = []  # entries that were used before
+        self._unused = 1  # the first entry that was never used
+        self._timed_out: dict[asyncio.Task[Any], Sequence[Any]] = {}  # arguments of their errors
+
+    @property
+    def full(self) -> bool:
+        """Whether no further item can be suspended: the engine starts none with a limit."""
+        return not self._free and self._unused >= self._memory.entries
+
+    def suspend(self, task: asyncio.Task[Any]) -> None:
+        """Give the item that was suspended in its first step an entry of its own (LIMITS-1)."""
+        if self._free:
+            at = self._free.pop()
+        else:
+            at = self._unused
+            self._unused += 1
+        self._entries[task] = at
+        self._memory.keep_running(at)
+
+    def end_first_step(self) -> None:
+        """No item with a limit runs its first step any more."""
+        self._memory.clear_running(0)
+
+    def journaled(self, task: asyncio.Task[Any]) -> None:
+        """The result of an item, which may have no limit, is in the journal."""
+        at = self._entries.pop(task, None)
+        if at is not None:
+            self._memory.clear_running(at)
+            self._free.append(at)
+        self._timed_out.pop(task, None)
+
+    def cancel(self, task: asyncio.Task[Any], what: Sequence[Any]) -> None:
+        """Cancel an item that is over its limit; `what` are the arguments of its error."""
+        self._timed_out[task] = what
+        task.cancel()
+
+    def error_of(self, task: asyncio.Task[Any], error: BaseException) -> TaskTimeoutError | None:
+        """The error of an item that its limit has cancelled, and that ended so (LIMITS-2)."""
+        what = self._timed_out.get(task)
+        if what is None or not issubclass(type(error), asyncio.CancelledError):
+            return None
+        timeout = TaskTimeoutError(*what)
+        timeout.__cause__ = error
+        return timeout
