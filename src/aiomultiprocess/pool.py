@@ -174,8 +174,7 @@ class Pool:
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
-        if loops.running_loop() is not None:
-            self._bind()
+        self._bind_if_running()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
@@ -457,6 +456,11 @@ class Pool:
         engine = self._bind()
         engine.check_open()
         return engine
+
+    def _bind_if_running(self) -> None:
+        """Start the workers of a new pool that was made where a loop runs."""
+        if loops.running_loop() is not None:
+            self._bind()
 
     def _bind(self) -> Engine:
         """Belong to the running loop, and start the workers on first use."""

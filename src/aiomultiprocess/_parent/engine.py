@@ -27,8 +27,9 @@ import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
+from functools import partial
 from multiprocessing import util
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -52,6 +53,8 @@ EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread 
 
 log = logging.getLogger(__name__)
 
+C = TypeVar("C", bound=CallQueue)
+
 
 class State(Enum):
     OPEN = "open"
@@ -64,6 +67,7 @@ class Engine:
     """The workers, queues and unfinished tasks of one pool."""
 
     OPEN = State.OPEN  # found faster than an enum's member
+    BROKEN = State.BROKEN
 
     def __init__(
         self,
@@ -193,6 +197,32 @@ class Engine:
             calls.allow(future, options.retries)
         queue.call(calls, future, (args, kwds))
         return future, calls
+
+    def calls_from_outside(
+        self,
+        kind: Callable[..., C],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+    ) -> tuple[Queue, C, Callable[[], None] | None]:
+        """Where to put one call of an executor: the queue, and the calls that it becomes one of.
+
+        Third: what is to be called when it has ended, or None. `kind` makes the calls of a function
+        that has none there (outside.py).
+        """
+        function = self.functions.of(func)
+        queue, on_end = self._only, None
+        if queue is None:
+            tid = TaskID(next(self._task_ids))
+            queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
+            on_end = partial(self._complete, tid)
+        self.check_open()  # as in submit_call
+        calls: Any = queue.calls.get(function.id)
+        if calls is None:
+            calls = kind(function, self.on_settled, persistent=function.permanent)
+            queue.calls[calls.key] = calls
+            self._open.add(calls)  # ENGINE-1
+        return queue, calls, on_end
 
     def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
         """The caller gave up on one of `calls`: stop it wherever it is (feed.py, FEED-4)."""

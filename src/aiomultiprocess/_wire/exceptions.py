@@ -96,6 +96,18 @@ def original_of(proxy: BaseException) -> BaseException:
     return proxy if cause is None else cause
 
 
+def unwrap(proxy: BaseException) -> BaseException:
+    """The original of a proxy with its notes and traceback (EXC-5); `proxy` if it has none."""
+    original = original_of(proxy)
+    if original is not proxy:
+        notes = vars(proxy).pop("__notes__", None)
+        if notes:
+            field("__dict__").__get__(original)["__notes__"] = notes
+        if not isinstance(original, SyntaxError):  # which has it already
+            _end_chain(original, RemoteTraceback(str(proxy)))
+    return original
+
+
 def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
     """The error to raise for a task's exception; a `Failure` if it was dumped with a stage."""
     message = _Message(*loads(payload))
