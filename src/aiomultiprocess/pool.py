@@ -19,7 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 from . import _legacy
 from ._arguments import (
@@ -46,6 +46,7 @@ from .types import (
     Queue,
     QueueID,
     R,
+    Serializing,
     T,
     TaskID,
     TracebackStr,
@@ -53,6 +54,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from ._parent.engine import Engine
+    from ._parent.serializers import Choice
     from ._parent.worker import PoolWorker
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
@@ -129,6 +131,13 @@ class Pool:
             because its caller was, or the pool was terminated.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+        serializer: how functions, arguments and results travel. None: by pickle; and by
+            cloudpickle, if that is installed, what pickle refuses (lambdas, closures, local
+            classes), and what lives in a main module that workers cannot import (of a notebook,
+            `python -c`, stdin). "pickle": by pickle alone, which is also the default where the
+            environment variable AIOMULTIPROCESS_SERIALIZER says so. "cloudpickle", or an object
+            with `dumps` and `loads` that workers can import: it takes all functions, all arguments
+            that are not plain values, and results and exceptions that pickle refuses.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -150,6 +159,7 @@ class Pool:
         exception_handler: Callable[[BaseException], object] | None = None,
         *,
         backend: str | None = None,
+        serializer: Literal["pickle", "cloudpickle"] | Serializing | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -170,6 +180,9 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        self._serializer = serializer
+        if serializer is not None:
+            self._choose_serializer()
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -482,6 +495,7 @@ class Pool:
             initializer=self.initializer,
             initargs=self.initargs,
             exception_handler=self.exception_handler,
+            choice=self._choose_serializer(),
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
@@ -489,6 +503,11 @@ class Pool:
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
+
+    def _choose_serializer(self) -> Choice:
+        from ._parent.serializers import choose  # here, as in _bind
+
+        return choose(self._serializer)
 
     def _check_loop(self) -> None:
         if self._engine is not None:

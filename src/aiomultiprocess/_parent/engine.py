@@ -40,10 +40,10 @@ from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, QueueID, TaskID, describe_error
 from .callers import CLOSED
 from .calls import CallQueue, call_key
-from .functions import FunctionTable
+from .functions import Function, FunctionTable
 from .iterators import ResultIterator
 from .job import Job
-from .queue import Queue
+from .queue import PreparingQueue, Queue
 from .routing import RoutedTasks, Router
 from .sources import source_of
 from .supervisor import Supervisor
@@ -81,7 +81,8 @@ class Engine:
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
         self.supervisor = Supervisor(loop, options, channels, self.queues, self)
-        self.functions = FunctionTable(_accel.dumps)
+        self.functions = FunctionTable(_accel.dumps, options.choice, self._retire)
+        self._choice = options.choice
         self._channels = channels
         self._scheduler = scheduler
         # with one queue and the default scheduler the answer is known: it is not asked per task
@@ -102,7 +103,8 @@ class Engine:
         """
         try:
             for _ in range(queues):
-                queue = Queue(self.loop)
+                queue = PreparingQueue(self.loop) if self._choice.prepares else Queue(self.loop)
+                queue.choice = self._choice
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
@@ -246,6 +248,14 @@ class Engine:
         workers, self._to_flush = self._to_flush, set()
         for worker in workers:
             worker.link.flush()
+
+    def _retire(self, function: Function) -> None:
+        """No later call has this function: workers may forget it when its tasks are settled."""
+        function.permanent = False
+        for queue in self.queues.values():
+            for calls in [calls for calls in queue.calls.values() if calls.function is function]:
+                calls.pool_closes()
+            queue.forget(None, function)
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""

@@ -44,6 +44,7 @@ from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explai
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .retry import RetryQueue, RetryTask, recover_results
+from .serializers import PICKLE_ALONE
 
 if TYPE_CHECKING:
     from .worker import PoolWorker
@@ -64,6 +65,9 @@ OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
 class Queue:
     """The task sources that wait for one group of workers."""
+
+    choice = PICKLE_ALONE
+    """How to send what pickle refuses; the engine sets it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
@@ -322,9 +326,27 @@ class Queue:
                 del worker.chunks[chunk_id]
                 credit.take_back(count, function.id, size)
                 return self._send_alone(worker, owner, *whole, refusal)
-        if rest is not None:
-            self._put_back_rest(owner, *rest, error)
-        return count
+        return count if rest is None else count + self._after_rest(worker, owner, *rest, error)
+
+    def _after_rest(
+        self,
+        worker: PoolWorker,
+        owner: TaskOwner,
+        handles: Handles,
+        items: list[Any],
+        error: BaseException | None,
+    ) -> int:
+        """Deal with what a frame did not take; returns how many items were sent nevertheless.
+
+        If pickle refused the first, with `error`, another serializer may take it.
+        """
+        sealed = None if error is None else self.choice.seal(items[0], error)
+        if sealed is None:
+            self._put_back_rest(owner, handles, items, error)
+            return 0
+        if len(items) > 1:
+            owner.put_back(handles[1:], items[1:])
+        return self._send_chunk(worker, owner, handles[:1], [sealed])
 
     def _send_alone(
         self,
@@ -359,7 +381,8 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
-            owner.fail(handles[0], explain_item(error, owner, handles[0], items[0]))
+            hint = self.choice.hint
+            owner.fail(handles[0], explain_item(error, owner, handles[0], items[0], hint))
             handles, items = handles[1:], items[1:]
         if handles:
             owner.put_back(handles, items)
@@ -453,6 +476,15 @@ class Queue:
             if not source.queued:
                 source.queued = True
                 self._sources.appendleft(source)
+
+
+class PreparingQueue(Queue):
+    """A queue that looks at each item before it is pickled (serializers.py)."""
+
+    def _send_chunk(
+        self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]
+    ) -> int:
+        return super()._send_chunk(worker, owner, handles, list(map(self.choice.prepared, items)))
 
 
 def level_of(held: list[int], tasks: int) -> int:

@@ -37,6 +37,7 @@ from .._wire.frames import Kind
 from .._worker import main
 from ..core import Process
 from .credit import Credit
+from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -60,7 +61,9 @@ class WorkerOptions:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        choice: Choice = PICKLE_ALONE,
     ) -> None:
+        self.choice = choice
         self.context = context
         self.concurrency = concurrency
         self.lifetime = lifetime
@@ -117,6 +120,8 @@ class PoolWorker(Process):
             initializer=options.initializer,
             initargs=options.initargs,
             exception_handler=options.exception_handler,
+            serializer=options.choice.for_worker,
+            choice=options.choice,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)

@@ -223,7 +223,7 @@ class _Dumper:
         """A node, and the exception rebuilt from it, which shows that it can be rebuilt (EXC-1)."""
         members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
         recipe = _recipe(exc, group=members is not None)
-        node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
+        node = Node(_pickled(recipe), members)
         if type(exc).__module__ == "builtins" and members is None:
             return node, exc  # builtin types can be rebuilt, and are the common case
         return node, _rebuild(node, self._rebuilt)
@@ -234,6 +234,18 @@ class _Dumper:
         if len(members) != len(exceptions):
             raise ValueError("members of the group cannot be pickled: only its text is complete")
         return members
+
+
+def _pickled(recipe: object) -> bytes:
+    try:
+        return pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        from .serializing import fallback  # here: SERIAL-1
+
+        serializer = fallback()
+        if serializer is None:
+            raise
+        return pickle.dumps(serializer.seal(recipe), pickle.HIGHEST_PROTOCOL)
 
 
 def _recipe(exc: BaseException, *, group: bool) -> object:

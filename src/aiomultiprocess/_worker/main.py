@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import Any
+from typing import Any, Protocol
 
 from .. import _accel
 from .._processes import copies, loops
@@ -30,6 +30,16 @@ from .leaving import GRACE
 __all__ = ["GRACE", "WorkerSpec", "main"]
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
+
+
+class StartChoice(Protocol):
+    """How the parent pickles what pickle refuses (_parent/serializers.py)."""
+
+    def seal(self, value: Any, error: BaseException) -> Any:
+        """A value that was refused, as pickle takes it, or None."""
+
+    def for_start(self, value: Any) -> Any:
+        """A start argument as it is pickled."""
 
 
 class WorkerSpec:
@@ -49,7 +59,11 @@ class WorkerSpec:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        serializer: Any = None,  # what takes that which pickle refuses; None: the default
+        choice: StartChoice | None = None,  # the same in the parent
     ) -> None:
+        self.serializer = serializer
+        self._choice = choice
         self.end = end
         self.concurrency = concurrency
         self.parent_pid = parent_pid
@@ -61,10 +75,13 @@ class WorkerSpec:
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
-        names = ("loop", "initializer", "initargs", "exception_handler")
+        choice = state.pop("_choice")
+        names = ("loop", "initializer", "initargs", "exception_handler", "serializer")
         parts = {name: state.pop(name) for name in names}
+        if choice is not None:
+            parts = {name: choice.for_start(value) for name, value in parts.items()}
         parts["loop_initializer"] = parts.pop("loop")
-        state["arguments"] = StartArguments("a worker", parts)
+        state["arguments"] = StartArguments("a worker", parts, choice and choice.seal)
         return state
 
     def load(self) -> bytes | None:
@@ -76,7 +93,7 @@ class WorkerSpec:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
-            self.loop = self.initializer = self.exception_handler = None
+            self.loop = self.initializer = self.exception_handler = self.serializer = None
             self.initargs = ()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
@@ -87,6 +104,10 @@ def main(spec: WorkerSpec) -> None:
     # Ctrl-C reaches the whole process group: the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     failure = spec.load()
+    if spec.serializer is not None:
+        from .._wire import serializing  # here: few pools need it (SERIAL-1)
+
+        serializing.chosen = spec.serializer
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()

@@ -109,6 +109,8 @@ class ResultSender:
         `refused`: there was no memory to receive the item, so it did not run. `given_up`: it was
         cancelled because its caller was, so the user's exception_handler does not get the error.
         """
+        if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
+            return
         nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
@@ -123,6 +125,20 @@ class ResultSender:
         self._link.send(kind, chunk_id=chunk_id, offset=offset, payload=payload)
         if not fits:
             self.publish()
+
+    def _add_sealed(self, chunk_id: int, offset: int, error: UnsendableError) -> bool:
+        """Journal a value that pickle refused by another serializer, if one takes it."""
+        from .._wire.serializing import fallback  # here: SERIAL-1
+
+        value, error.value = error.value, None
+        serializer = fallback()
+        if serializer is None:
+            return False
+        try:
+            self.add(chunk_id, offset, serializer.seal(value))
+        except Exception:  # noqa: BLE001 - the item gets the error of pickle, which says as much
+            return False
+        return True
 
     def publish(self) -> None:
         """Send all results; once they are published, empty the journal (journal.py, JOURNAL-3)."""
