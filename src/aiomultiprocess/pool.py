@@ -46,7 +46,6 @@ from .types import (
     Queue,
     QueueID,
     R,
-    Serializing,
     T,
     TaskID,
     TracebackStr,
@@ -54,7 +53,7 @@ from .types import (
 
 if TYPE_CHECKING:
     from ._parent.engine import Engine
-    from ._parent.serializers import Choice
+    from ._parent.serializers import Choice, Serializing
     from ._parent.worker import PoolWorker
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
@@ -138,6 +137,12 @@ class Pool:
             environment variable AIOMULTIPROCESS_SERIALIZER says so. "cloudpickle", or an object
             with `dumps` and `loads` that workers can import: it takes all functions, all arguments
             that are not plain values, and results and exceptions that pickle refuses.
+        logs: True sends the records of the workers' loggers to this process, where the handlers of
+            the loggers of the same name get them, in the thread of the pool's loop; a worker's
+            loggers have the levels that this process's have when it starts. A level (10, "INFO")
+            is used in place of the root logger's, and limits what is sent. Records leave a worker
+            between tasks, in their order; if too many wait, some are dropped, and a warning says
+            how many. A worker that is killed takes with it what it has not sent.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -160,6 +165,7 @@ class Pool:
         *,
         backend: str | None = None,
         serializer: Literal["pickle", "cloudpickle"] | Serializing | None = None,
+        logs: bool | int | str = False,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -180,6 +186,7 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        self._logs = self._checked_logs(logs)
         self._serializer = serializer
         if serializer is not None:
             self._choose_serializer()
@@ -496,6 +503,7 @@ class Pool:
             initargs=self.initargs,
             exception_handler=self.exception_handler,
             choice=self._choose_serializer(),
+            logs=self._logs,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
@@ -503,6 +511,14 @@ class Pool:
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
+
+    def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
+        if logs is False or logs is None:
+            return None
+        from ._parent.logs import threshold_of  # here, as in _bind
+
+        threshold_of(logs)
+        return logs
 
     def _choose_serializer(self) -> Choice:
         from ._parent.serializers import choose  # here, as in _bind

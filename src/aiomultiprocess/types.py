@@ -9,7 +9,7 @@ import signal
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, TypeAlias, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,17 +23,6 @@ TaskID = NewType("TaskID", int)
 QueueID = NewType("QueueID", int)
 
 TracebackStr = str
-
-
-class Serializing(Protocol):
-    """What `Pool(serializer=...)` takes: an object, or a module, with these two functions."""
-
-    def dumps(self, obj: Any, /) -> bytes:
-        """The bytes for an object."""
-
-    def loads(self, data: bytes, /) -> Any:
-        """The object for bytes of `dumps`."""
-
 
 LoopInitializer = Callable[..., AbstractEventLoop]
 

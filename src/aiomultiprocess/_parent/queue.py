@@ -57,7 +57,7 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
-LEAVING = int(Kind.LEAVING)
+LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
 APPLY = Mode.APPLY
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
@@ -405,7 +405,7 @@ class Queue:
 
         One function, not one for each step: every `apply` comes through here.
         """
-        if self._over and kind != LEAVING:
+        if self._over and kind not in (LEAVING, LOG):
             return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
         if kind == RESULTS:

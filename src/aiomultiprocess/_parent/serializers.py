@@ -18,7 +18,7 @@ import os
 import pickle
 import sys
 from multiprocessing import process
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from .. import _accel
 from .._wire.serializing import (
@@ -34,6 +34,16 @@ MAIN = b"__main__"
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 CONTAINERS = {tuple, list, set, frozenset}
 DEEPEST = 5  # containers in each other that are looked into for plain values
+
+
+class Serializing(Protocol):
+    """What `Pool(serializer=...)` takes: an object, or a module, with these two functions."""
+
+    def dumps(self, obj: Any, /) -> bytes:
+        """The bytes for an object."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """The object for bytes of `dumps`."""
 
 
 class Choice(NamedTuple):

@@ -62,7 +62,9 @@ class WorkerOptions:
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
         choice: Choice = PICKLE_ALONE,
+        logs: bool | int | str | None = None,
     ) -> None:
+        self.logs = logs
         self.choice = choice
         self.context = context
         self.concurrency = concurrency
@@ -122,6 +124,7 @@ class PoolWorker(Process):
             exception_handler=options.exception_handler,
             serializer=options.choice.for_worker,
             choice=options.choice,
+            logs=_log_options(options.logs),
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
@@ -231,6 +234,15 @@ class PoolWorker(Process):
                 timer.cancel()
         self._watch.close()
         self.aio_process.close()
+
+
+def _log_options(logs: bool | int | str | None) -> Any:
+    """What a worker that starts now needs to send its log records; None if it sends none."""
+    if logs is None or logs is False:
+        return None
+    from .logs import options_of, threshold_of
+
+    return tuple(options_of(threshold_of(logs)))
 
 
 def _own_pidfd() -> Descriptor | None:

@@ -125,6 +125,7 @@ class Kind(IntEnum):
     ERROR = 19  # chunk_id, offset: item; payload: the exception
     NEED_WORK = 20  # count: free slots; no item waits in the worker
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
+    LOG = 23  # count: log records that were dropped before; payload: a pickled list of records
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
 
 

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .. import _accel
 from .._processes import copies, loops
 from .._processes.descriptors import Handover
 from .._processes.start_arguments import StartArguments
 from .._processes.startup import accept_interrupts, collect_garbage
-from .._transport.link import ChildEnd
+from .._transport.link import ChildEnd, Link
 from .._wire import exceptions
 from . import leaving, watchdog
 from .engine import WorkerEngine
@@ -29,17 +29,20 @@ from .leaving import GRACE
 
 __all__ = ["GRACE", "WorkerSpec", "main"]
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class StartChoice(Protocol):
+        """How the parent pickles what pickle refuses (_parent/serializers.py)."""
+
+        def seal(self, value: Any, error: BaseException) -> Any:
+            """A value that was refused, as pickle takes it, or None."""
+
+        def for_start(self, value: Any) -> Any:
+            """A start argument as it is pickled."""
+
+
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
-
-
-class StartChoice(Protocol):
-    """How the parent pickles what pickle refuses (_parent/serializers.py)."""
-
-    def seal(self, value: Any, error: BaseException) -> Any:
-        """A value that was refused, as pickle takes it, or None."""
-
-    def for_start(self, value: Any) -> Any:
-        """A start argument as it is pickled."""
 
 
 class WorkerSpec:
@@ -61,9 +64,11 @@ class WorkerSpec:
         exception_handler: Callable[[BaseException], object] | None,
         serializer: Any = None,  # what takes that which pickle refuses; None: the default
         choice: StartChoice | None = None,  # the same in the parent
+        logs: tuple[int, dict[str, int], int] | None = None,  # as LogSender takes it
     ) -> None:
         self.serializer = serializer
         self._choice = choice
+        self.logs = logs
         self.end = end
         self.concurrency = concurrency
         self.parent_pid = parent_pid
@@ -123,6 +128,7 @@ def main(spec: WorkerSpec) -> None:
     if watch_in is not None:
         watch_in(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
+    finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
     copies.protect(engine, partial(watch_parent, parent_fd), loop)
     try:
         engine.run(spec.initializer, spec.initargs, failure)
@@ -133,6 +139,8 @@ def main(spec: WorkerSpec) -> None:
         loops.close_loop(loop)  # may end items, whose results are still sent
         if threads:  # some were of the loop's executor, which has ended
             leaving.announce_exit(link)
+        if finish_logs is not None:
+            finish_logs()
         engine.close_link()
         if copies.is_copy():
             copies.end()
@@ -144,6 +152,23 @@ def main(spec: WorkerSpec) -> None:
         # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
         # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
+
+
+def send_logs(
+    loop: asyncio.AbstractEventLoop,
+    link: Link,
+    engine: WorkerEngine,
+    level: int,
+    levels: dict[str, int],
+    disabled: int,
+) -> Callable[[], object]:
+    """Send log records to the parent; call what this returns before the link is closed."""
+    from .logs import LogSender  # here: few pools need it
+
+    sender = LogSender(loop, link, level)
+    sender.install(levels, disabled)
+    sender.attach(engine)
+    return sender.finish
 
 
 def watch_parent(parent_fd: int | None) -> None:
