@@ -15,7 +15,7 @@ import pytest
 
 import serializers
 import workload
-from aiomultiprocess import Pool, ProxyException, RoundRobin, WorkerLostError
+from aiomultiprocess import Pool, PoolExecutor, ProxyException, RoundRobin, WorkerLostError
 from support import TEST_PATH
 
 pytestmark = pytest.mark.usefixtures("backend", "by_value")
@@ -151,6 +151,12 @@ async def test_a_function_that_lost_its_worker_is_sent_to_the_next() -> None:
         for _ in range(2):
             with pytest.raises(WorkerLostError):
                 await pool.apply(die)
+
+
+def test_an_executor_takes_lambdas_too() -> None:
+    with PoolExecutor(1) as executor:
+        assert executor.submit(lambda function: function(1), adder(1)).result() == 2
+        assert list(executor.map(adder(1), range(100))) == list(range(1, 101))
 
 
 async def test_what_no_serializer_takes_fails_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
@@ -203,6 +204,15 @@ async def test_a_worker_that_dies_loses_its_last_records_and_no_others(seen: Col
             await pool.apply(logging_targets.say_and_die)
         await pool.apply(logging_targets.say, ("of the next worker",))
     assert [text for text in seen.texts if text != "last words"] == ["first", "of the next worker"]
+
+
+async def test_a_thread_of_an_idle_worker_is_heard(seen: Collecting) -> None:
+    """LOGS-2"""
+    arrived = asyncio.Event()
+    seen.emit = lambda record: arrived.set()  # type: ignore[method-assign]
+    async with Pool(1, logs=True) as pool:
+        await pool.apply(logging_targets.say_later_from_a_thread)
+        await arrived.wait()
 
 
 async def test_a_pool_that_is_closed_delivers_all_records(seen: Collecting) -> None:

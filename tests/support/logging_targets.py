@@ -45,6 +45,10 @@ def say_from_a_thread(text: str) -> None:
     thread.join()
 
 
+def say_later_from_a_thread() -> None:
+    threading.Timer(0.2, log.warning, args=("later",)).start()
+
+
 def fail_and_say() -> None:
     try:
         raise LookupError("deep down")

@@ -74,9 +74,8 @@ class LogSender(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record (LOGS-3). `handle` holds the lock."""
-        if (
-            self._ended or os.getpid() != self._pid
-        ):  # an exit hook, or a process that an item forked
+        # by an exit hook, or in a process that an item forked
+        if self._ended or os.getpid() != self._pid:
             if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
                 logging.lastResort.handle(record)
             return
@@ -98,11 +97,11 @@ class LogSender(logging.Handler):
         call: Callable[..., object] = (
             self._loop.call_soon if own else self._loop.call_soon_threadsafe
         )
+        self._scheduled = True  # first: the loop may run it before the call returns
         try:
             call(self._in_a_turn)
         except RuntimeError:  # the loop is closed: `finish` sends what is left
-            return
-        self._scheduled = True
+            self._scheduled = False
 
     def _in_a_turn(self) -> None:
         self._scheduled = False
@@ -119,9 +118,15 @@ class LogSender(logging.Handler):
             dropped, self._dropped = self._dropped, 0
         if not records and not dropped:
             return False
-        for frame in frames_of(records):
-            self._link.send(Kind.LOG, count=min(dropped, MAX_COUNT), payload=[frame])
-            dropped = 0
+        parts = parts_of(records)
+        try:
+            while parts:
+                payload = [pickle.dumps(parts[0], pickle.HIGHEST_PROTOCOL)]
+                self._link.send(Kind.LOG, count=min(dropped, MAX_COUNT), payload=payload)
+                dropped = 0
+                del parts[0]
+        except MemoryError:  # no reason for a worker to end
+            self._dropped += dropped + sum(map(len, parts))
         return True
 
     def finish(self) -> None:
@@ -130,20 +135,17 @@ class LogSender(logging.Handler):
         self._ended = True
 
 
-def frames_of(records: list[bytes]) -> list[bytes]:
-    """The payloads of frames for these records; one at least."""
-    frames: list[bytes] = []
-    part: list[bytes] = []
+def parts_of(records: list[bytes]) -> list[list[bytes]]:
+    """The records of each frame; one frame at least."""
+    parts: list[list[bytes]] = [[]]
     size = 0
     for data in records:
-        part.append(data)
-        size += len(data)
         if size >= FRAME_BYTES:
-            frames.append(pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
-            part, size = [], 0
-    if part or not frames:
-        frames.append(pickle.dumps(part, pickle.HIGHEST_PROTOCOL))
-    return frames
+            parts.append([])
+            size = 0
+        parts[-1].append(data)
+        size += len(data)
+    return parts
 
 
 def plain(record: logging.LogRecord) -> dict[str, Any]:
