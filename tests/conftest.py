@@ -27,6 +27,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 
 # A worker that gets SIGABRT when a test has hung prints its stacks.
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")
+# Most tests are about pickle, which cloudpickle, if it is installed, backs up by default.
+os.environ.setdefault("AIOMULTIPROCESS_SERIALIZER", "pickle")
 # NumPy's threads would make every fork a fork of a process with threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

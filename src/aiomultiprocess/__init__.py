@@ -11,10 +11,12 @@ from .__version__ import __version__
 
 if TYPE_CHECKING:
     from . import core as core
+    from . import executor as executor
     from . import pool as pool
     from . import scheduler as scheduler
     from . import types as types
     from .core import Process, Worker, set_context, set_start_method
+    from .executor import PoolExecutor
     from .pool import Call, Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
     from .types import (
@@ -32,6 +34,7 @@ __author__ = "Amethyst Reese and aiomultiprocess contributors"
 __all__ = [
     "Call",
     "Pool",
+    "PoolExecutor",
     "PoolResult",
     "PoolTerminatedError",
     "Process",
@@ -53,6 +56,7 @@ __all__ = [
 _HOMES = {
     "Call": "pool",
     "Pool": "pool",
+    "PoolExecutor": "executor",
     "PoolResult": "pool",
     "PoolTerminatedError": "types",
     "Process": "core",
@@ -70,7 +74,7 @@ _HOMES = {
 }
 
 # 0.9.1 imported these eagerly, so programs write `aiomultiprocess.core.…` after one plain import.
-_SUBMODULES = frozenset({"core", "pool", "scheduler", "types"})
+_SUBMODULES = frozenset({"core", "executor", "pool", "scheduler", "types"})
 
 
 def __getattr__(name: str) -> object:

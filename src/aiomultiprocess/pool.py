@@ -65,6 +65,7 @@ from .types import (
 if TYPE_CHECKING:
     from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
+    from ._parent.serializers import Choice, Serializing
     from ._parent.worker import PoolWorker
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
@@ -163,6 +164,19 @@ class Pool:
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
+        serializer: how functions, arguments and results travel. None: by pickle; and by
+            cloudpickle, if that is installed, what pickle refuses (lambdas, closures, local
+            classes), and what lives in a main module that workers cannot import (of a notebook,
+            `python -c`, stdin). "pickle": by pickle alone, which is also the default where the
+            environment variable AIOMULTIPROCESS_SERIALIZER says so. "cloudpickle", or an object
+            with `dumps` and `loads` that workers can import: it takes all functions, all arguments
+            that are not plain values, and results and exceptions that pickle refuses.
+        logs: True sends the records of the workers' loggers to this process, where the handlers of
+            the loggers of the same name get them, in the thread of the pool's loop; a worker's
+            loggers have the levels that this process's have when it starts. A level (10, "INFO")
+            is used in place of the root logger's, and limits what is sent. Records leave a worker
+            between tasks, in their order; if too many wait, some are dropped, and a warning says
+            how many. A worker that is killed takes with it what it has not sent.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -186,6 +200,8 @@ class Pool:
         threads: int | None = None,
         backend: str | None = None,
         grace: float = GRACE,
+        serializer: Literal["pickle", "cloudpickle"] | Serializing | None = None,
+        logs: bool | int | str = False,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -208,12 +224,15 @@ class Pool:
         self.exception_handler = exception_handler
         self.grace = duration("grace", grace)
         self.threads = None if threads is None else positive("threads", threads)
+        self._logs = self._checked_logs(logs)
+        self._serializer = serializer
+        if serializer is not None:
+            self._choose_serializer()
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
-        if loops.running_loop() is not None:
-            self._bind()
+        self._bind_if_running()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
@@ -723,6 +742,11 @@ class Pool:
         engine.check_open()
         return engine
 
+    def _bind_if_running(self) -> None:
+        """Start the workers of a new pool that was made where a loop runs."""
+        if loops.running_loop() is not None:
+            self._bind()
+
     def _bind(self) -> Engine:
         """Belong to the running loop, and start the workers on first use."""
         if self._engine is not None:
@@ -745,6 +769,8 @@ class Pool:
             initargs=self.initargs,
             exception_handler=self.exception_handler,
             grace=self.grace,
+            choice=self._choose_serializer(),
+            logs=self._logs,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
@@ -752,6 +778,19 @@ class Pool:
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
+
+    def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
+        if logs is False or logs is None:
+            return None
+        from ._parent.logs import threshold_of  # here, as in _bind
+
+        threshold_of(logs)
+        return logs
+
+    def _choose_serializer(self) -> Choice:
+        from ._parent.serializers import choose  # here, as in _bind
+
+        return choose(self._serializer)
 
     def _check_loop(self) -> None:
         if self._engine is not None:

@@ -3,11 +3,13 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, assert_type
 
 from aiomultiprocess import (
     Call,
     Pool,
+    PoolExecutor,
     PoolResult,
     PoolTerminatedError,
     Process,
@@ -165,3 +167,13 @@ async def processes() -> None:
     worker = Worker(target=spell, args=(1,))
     word: str = await worker
     print(word)
+
+
+def without_a_loop() -> None:
+    with PoolExecutor(2, childconcurrency=4) as executor:
+        assert_type(executor.submit(spell, 1), Future[str])
+        assert_type(executor.submit(halve, number=1), Future[float])
+        for word in executor.map(spell, range(3), timeout=1.5, buffersize=2):
+            assert_type(word, str)
+        assert_type(list(executor.map(halve, [1], chunksize=2)), list[float])
+        executor.shutdown(wait=False, cancel_futures=True)

@@ -45,11 +45,11 @@ from .call import ApplyCall, Call
 from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
-from .functions import FunctionTable
+from .functions import Function, FunctionTable
 from .iterators import CompletionIterator, ResultIterator
 from .job import Job
 from .progress import Bar, Reporter
-from .queue import Queue
+from .queue import PreparingQueue, Queue
 from .routing import RoutedTasks, Router
 from .sources import source_of
 from .stream_source import StreamSource
@@ -61,6 +61,7 @@ EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread 
 log = logging.getLogger(__name__)
 
 CallT = TypeVar("CallT", bound="Call[Any]")
+CallsT = TypeVar("CallsT", bound=CallQueue)
 
 
 class State(Enum):
@@ -75,6 +76,7 @@ class Engine:
 
     OPEN = State.OPEN  # found faster than an enum's member
     CALL, APPLY_CALL = Call, ApplyCall  # for the pool, which imports this module late
+    BROKEN = State.BROKEN
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class Engine:
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
         self.supervisor = Supervisor(loop, options, channels, self.queues, self)
-        self.functions = FunctionTable(_accel.dumps)
+        self.functions = FunctionTable(_accel.dumps, options.choice, self._retire)
+        self._choice = options.choice
         self._channels = channels
         self._scheduler = scheduler
         # with one queue and the default scheduler the answer is known: it is not asked per task
@@ -109,7 +112,8 @@ class Engine:
         """
         try:
             for _ in range(queues):
-                queue = Queue(self.loop)
+                queue = PreparingQueue(self.loop) if self._choice.prepares else Queue(self.loop)
+                queue.choice = self._choice
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
@@ -228,6 +232,32 @@ class Engine:
         queue.call(calls, call, (args, kwds))
         return call
 
+    def calls_from_outside(
+        self,
+        kind: Callable[..., CallsT],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwds: dict[str, Any],
+    ) -> tuple[Queue, CallsT, Callable[[], None] | None]:
+        """Where to put one call of an executor: the queue, and the calls that it becomes one of.
+
+        Third: what is to be called when it has ended, or None. `kind` makes the calls of a function
+        that has none there (outside.py).
+        """
+        function = self.functions.of(func)
+        queue, on_end = self._only, None
+        if queue is None:
+            tid = TaskID(next(self._task_ids))
+            queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
+            on_end = partial(self._complete, tid)
+        self.check_open()  # as in submit_call
+        calls: Any = queue.calls.get(function.id)
+        if calls is None:
+            calls = kind(function, self.on_settled, persistent=function.permanent)
+            queue.calls[calls.key] = calls
+            self._open.add(calls)  # ENGINE-1
+        return queue, calls, on_end
+
     def _schedule(
         self,
         call: asyncio.Future[Any],
@@ -321,6 +351,14 @@ class Engine:
                     count = len(chunk.handles)
                     worker.link.send(Kind.CANCEL, chunk_id=chunk.first, count=count)
                     self._to_flush.add(worker)
+
+    def _retire(self, function: Function) -> None:
+        """No later call has this function: workers may forget it when its tasks are settled."""
+        function.permanent = False
+        for queue in self.queues.values():
+            for calls in [calls for calls in queue.calls.values() if calls.function is function]:
+                calls.pool_closes()
+            queue.forget(None, function)
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""

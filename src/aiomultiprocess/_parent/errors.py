@@ -16,8 +16,10 @@ from .._arguments import is_iterable, refuse_star
 from .._wire import exceptions
 from .._wire.exceptions import Failure, Stage, original_of
 from .._wire.frames import Kind, Mode, as_bytes
+from .._wire.serializing import INSTALL, is_installed, opened
 from .._wire.tracebacks import without_our_frames
 from ..types import (
+    IMPORTABLE,
     ProxyException,
     TaskTimeoutError,
     WorkerLostError,
@@ -39,20 +41,22 @@ def explain_star(chunk: Chunk, offset: int, errors: dict[int, BaseException]) ->
     if chunk.owner.mode is not Mode.STAR:
         return
     for at in errors:
-        item = chunk.items[offset + at]
+        item = opened(chunk.items[offset + at])
         if not is_iterable(item):
             handle = chunk.handles[offset + at]
             errors[at] = refuse_star(chunk.owner.function.label, handle, item)
 
 
-def explain_item(error: BaseException, owner: TaskOwner, handle: Any, item: Any) -> Exception:
+def explain_item(
+    error: BaseException, owner: TaskOwner, handle: Any, item: Any, hint: str = ""
+) -> Exception:
     """The error of an item that could not be sent: which one it is, and why."""
     which = _item(owner, handle)
     if issubclass(type(error), MemoryError):
         return out_of_memory(f"{which} cannot be sent to a worker", error)
     refusal = pickle.PicklingError(
         f"{which} cannot be sent to a worker ({describe_error(error)}); "
-        f"pass plain data, not {_shown(owner, item)}"
+        f"pass plain data, not {_shown(owner, opened(item))}{hint}"
     )
     without_our_frames(error)
     refusal.__cause__ = error
@@ -123,12 +127,13 @@ def _explain_result(error: BaseException, owner: TaskOwner, handle: Any) -> Exce
 
 
 def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyException:
-    if failure.stage == Stage.FUNCTION:
-        label = owner.function.label
-        return failure.noted(f"{label} could not be unpickled in a worker {failure.detail}")
-    if failure.stage == Stage.ARGUMENT:
-        item = _item(owner, handle)
-        return failure.noted(f"{item} could not be unpickled in a worker {failure.detail}")
+    if failure.stage in (Stage.FUNCTION, Stage.ARGUMENT):
+        of_function = failure.stage == Stage.FUNCTION
+        what = owner.function.label if of_function else _item(owner, handle)
+        by_value = INSTALL if IMPORTABLE in failure.detail and not is_installed() else ""
+        return failure.noted(
+            f"{what} could not be unpickled in a worker {failure.detail}{by_value}"
+        )
     result = f"the result of {task_label(owner, handle)}"
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)

@@ -6,6 +6,10 @@ change: it is pickled anew for each call of `map`, `starmap` or `apply`, and dro
 So is a class method of a builtin type, such as `date.fromisoformat`: each access makes a new
 object, so the table would never find it again. In the worker, each item gets its own copy of such
 state, as of its arguments, unless that state cannot change.
+
+A plain function that pickle refuses travels *by value* (serializers.py). It is pickled anew for
+each call, because code may have changed its globals or its closure; workers get it again only if
+its bytes differ.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from .._arguments import check_callable, is_coroutine_function, label_of
 from .._wire.frames import BLOCKING, STATEFUL
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error
+from .serializers import PICKLE_ALONE, Choice
 
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 
@@ -44,8 +49,18 @@ class Function:
 class FunctionTable:
     """Finds the `Function` for what a user passed, and refuses what cannot be pickled."""
 
-    def __init__(self, dumps: Callable[[object], bytes]) -> None:
+    def __init__(
+        self,
+        dumps: Callable[[object], bytes],
+        choice: Choice = PICKLE_ALONE,
+        retire: Callable[[Function], object] = lambda function: None,
+    ) -> None:
+        """`retire` is called for a function by value that no later call can name."""
         self._dumps = dumps
+        self._choice = choice
+        self._retire = retire
+        self._by_value: dict[int, tuple[weakref.ref[Any], Function]] = {}
+        self._dead: list[Function] = []  # of functions that were collected, in any thread
         self._ids = itertools.count(1)
         # by the address of a plain function, while that lives: a WeakKeyDictionary would take
         # several times as long, at every `apply`
@@ -61,7 +76,10 @@ class FunctionTable:
         if known is not None and known[0]() is func:
             return known[1]
         check_callable(func, generator=generator)
-        function = Function(next(self._ids), func, self._pickle(func))
+        payload, by_value = self._pickle(func)
+        if by_value and is_plain(func):
+            return self._function_by_value(func, payload)
+        function = Function(next(self._ids), func, payload)
         if function.permanent:
             self._remember(func, function)
         return function
@@ -75,17 +93,53 @@ class FunctionTable:
 
         known[key] = weakref.ref(func, forget), function
 
-    def _pickle(self, func: Callable[..., Any]) -> bytes:
+    def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
+        while self._dead:
+            self._retire(self._dead.pop())
+        ref, known = self._by_value.get(id(func), (None, None))
+        if known is not None:
+            if ref is not None and ref() is func and known.payload == payload:
+                return known
+            self._retire(known)
+        function = Function(next(self._ids), func, payload)
+        dead = self._dead.append
+        self._by_value[id(func)] = weakref.ref(func, lambda _: dead(function)), function
+        return function
+
+    def _pickle(self, func: Callable[..., Any]) -> tuple[bytes, bool]:
+        """The pickle of a function, and whether it has the function by value."""
+        choice = self._choice
         try:
-            return self._dumps(func)
-        except Exception as error:
-            without_our_frames(error)
-            holds = "" if is_plain(func) else "what it holds must be picklable, and "
-            raise pickle.PicklingError(
-                f"{label_of(func)} cannot be sent to a worker ({describe_error(error)}); {holds}"
-                "it must be importable there: define it at the top level of a module, "
-                "not as a lambda or inside another function"
-            ) from error
+            if choice.always:
+                return self._dumps(choice.seal(func, Exception())), True
+            payload = self._dumps(func)
+            if choice.main_by_value and b"__main__" in payload:
+                return self._sealed(func, payload)
+        except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
+            return self._sealed(func, error)
+        return payload, False
+
+    def _sealed(self, func: Callable[..., Any], otherwise: bytes | Exception) -> tuple[bytes, bool]:
+        """A function by value; `otherwise` is its pickle, or why it has none."""
+        refused = otherwise if isinstance(otherwise, Exception) else Exception()
+        try:
+            sealed = None if self._choice.always else self._choice.seal(func, refused)
+            if sealed is not None:
+                return self._dumps(sealed), True
+        except Exception as error:  # noqa: BLE001 - as above
+            refused = error
+        if isinstance(otherwise, bytes):
+            return otherwise, False
+        raise self._refusal(func, refused) from refused
+
+    def _refusal(self, func: Callable[..., Any], error: Exception) -> Exception:
+        without_our_frames(error)
+        holds = "" if is_plain(func) else "what it holds must be picklable, and "
+        return pickle.PicklingError(
+            f"{label_of(func)} cannot be sent to a worker ({describe_error(error)}); {holds}"
+            "it must be importable there: define it at the top level of a module, "
+            f"not as a lambda or inside another function{self._choice.hint}"
+        )
 
 
 def is_plain(func: object) -> bool:

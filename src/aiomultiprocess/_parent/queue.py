@@ -57,6 +57,7 @@ from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .line import Line
 from .retry import RetryQueue, RetryTask, recover_results
+from .serializers import PICKLE_ALONE
 from .stream_source import StreamSource
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
-LEAVING, VALUES = int(Kind.LEAVING), int(Kind.VALUES)
+LEAVING, LOG, VALUES = int(Kind.LEAVING), int(Kind.LOG), int(Kind.VALUES)
 APPLY, STREAM = Mode.APPLY, Mode.STREAM
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
@@ -78,6 +79,9 @@ OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
 class Queue:
     """The task sources that wait for one group of workers."""
+
+    choice = PICKLE_ALONE
+    """How to send what pickle refuses; the engine sets it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
@@ -361,9 +365,27 @@ class Queue:
                 return self._send_alone(worker, owner, *whole, refusal)
             if owner.options is not DEFAULT_OPTIONS and owner.options.timeout is not None:
                 worker.limit(owner.options.timeout)
-        if rest is not None:
-            self._put_back_rest(owner, *rest, error)
-        return count
+        return count if rest is None else count + self._after_rest(worker, owner, *rest, error)
+
+    def _after_rest(
+        self,
+        worker: PoolWorker,
+        owner: TaskOwner,
+        handles: Handles,
+        items: list[Any],
+        error: BaseException | None,
+    ) -> int:
+        """Deal with what a frame did not take; returns how many items were sent nevertheless.
+
+        If pickle refused the first, with `error`, another serializer may take it.
+        """
+        sealed = None if error is None else self.choice.seal(items[0], error)
+        if sealed is None:
+            self._put_back_rest(owner, handles, items, error)
+            return 0
+        if len(items) > 1:
+            owner.put_back(handles[1:], items[1:])
+        return self._send_chunk(worker, owner, handles[:1], [sealed])
 
     def _send_alone(
         self,
@@ -398,7 +420,8 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
-            owner.fail(handles[0], explain_item(error, owner, handles[0], items[0]))
+            hint = self.choice.hint
+            owner.fail(handles[0], explain_item(error, owner, handles[0], items[0], hint))
             handles, items = handles[1:], items[1:]
         if handles:
             owner.put_back(handles, items)
@@ -421,7 +444,7 @@ class Queue:
 
         One function, not one for each step: every `apply` comes through here.
         """
-        if self._over and kind != LEAVING:
+        if self._over and kind not in (LEAVING, LOG):
             return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
         if kind == RESULTS:
@@ -525,6 +548,15 @@ def settle_failed(
 def flags_of(owner: TaskOwner) -> int:
     """The flags of a CHUNK frame with tasks of `owner`."""
     return owner.mode if owner.options.timeout is None else owner.mode | TIMED
+
+
+class PreparingQueue(Queue):
+    """A queue that looks at each item before it is pickled (serializers.py)."""
+
+    def _send_chunk(
+        self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]
+    ) -> int:
+        return super()._send_chunk(worker, owner, handles, list(map(self.choice.prepared, items)))
 
 
 def level_of(held: list[int], tasks: int) -> int:

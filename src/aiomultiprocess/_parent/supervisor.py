@@ -127,6 +127,10 @@ class Supervisor:
         elif kind == Kind.LEAVING:
             threads = str(as_bytes(payload), "utf-8", "replace")
             worker.begin_exit(threads, lambda: self._on_lingering(worker))
+        elif kind == Kind.LOG:
+            from . import logs  # here: few pools need it
+
+            logs.handle(worker.pid, count, payload)
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from a worker")
 

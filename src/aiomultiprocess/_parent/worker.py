@@ -40,6 +40,7 @@ from .._worker import main
 from ..core import Process
 from .credit import Credit
 from .deadlines import Deadlines
+from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -65,7 +66,11 @@ class WorkerOptions:
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
         grace: float,  # seconds: worker.py, POOLWORKER-3
+        choice: Choice = PICKLE_ALONE,
+        logs: bool | int | str | None = None,
     ) -> None:
+        self.logs = logs
+        self.choice = choice
         self.context = context
         self.concurrency = concurrency
         self.lifetime = lifetime
@@ -128,6 +133,9 @@ class PoolWorker(Process):
             initargs=options.initargs,
             exception_handler=options.exception_handler,
             grace=options.grace,
+            serializer=options.choice.for_worker,
+            choice=options.choice,
+            logs=_log_options(options.logs),
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
@@ -245,6 +253,15 @@ class PoolWorker(Process):
             self.deadlines.stop()
         self._watch.close()
         self.aio_process.close()
+
+
+def _log_options(logs: bool | int | str | None) -> Any:
+    """What a worker that starts now needs to send its log records; None if it sends none."""
+    if logs is None or logs is False:
+        return None
+    from .logs import options_of, threshold_of
+
+    return tuple(options_of(threshold_of(logs)))
 
 
 def _own_pidfd() -> Descriptor | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
@@ -30,9 +30,17 @@ class StartArguments:
     Args:
         where: the process in error messages, such as "a worker".
         values: the objects by name.
+        seal: makes of a value that pickle refused, and of its error, one that pickle takes, or
+            None.
     """
 
-    def __init__(self, where: str, values: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        where: str,
+        values: Mapping[str, Any],
+        seal: Callable[[Any, BaseException], Any] | None = None,
+    ) -> None:
+        self._seal = seal
         self._where = where
         self._values = values
 
@@ -47,9 +55,17 @@ class StartArguments:
                 pickler.dump(value)
             except (OSError, MemoryError):
                 raise
-            except Exception as error:  # a __reduce__ of the user may raise anything
-                raise _named(error, name, self._where) from error
+            except Exception as error:  # noqa: BLE001 - a __reduce__ of the user may raise anything
+                self._seal_one(name, value, error)
+                return self._pickled()  # from the first again: this pickler is of no use now
         return buffer.getvalue()
+
+    def _seal_one(self, name: str, value: Any, error: Exception) -> None:
+        """Replace a value that pickle refused; raise what names it if nothing else takes it."""
+        sealed = None if self._seal is None else self._seal(value, error)
+        if sealed is None:
+            raise _named(error, name, self._where) from error
+        self._values = {**self._values, name: sealed}
 
 
 class StartArgumentsReceived:

@@ -185,6 +185,8 @@ def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:
 class UnsendableError(pickle.PicklingError):
     """The value that an item returned cannot be pickled; `__cause__` says why."""
 
+    value: object = None
+
 
 def unsendable(value: object, error: BaseException) -> BaseException:
     """The error of an item whose value could not be pickled because of `error`."""
@@ -195,6 +197,7 @@ def unsendable(value: object, error: BaseException) -> BaseException:
         f"return plain data, not {shown(value)}"
     )
     refusal.__cause__ = error
+    refusal.value = value
     return refusal
 
 

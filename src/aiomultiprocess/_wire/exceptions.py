@@ -96,6 +96,18 @@ def original_of(proxy: BaseException) -> BaseException:
     return proxy if cause is None else cause
 
 
+def unwrap(proxy: BaseException) -> BaseException:
+    """The original of a proxy with its notes and traceback (EXC-5); `proxy` if it has none."""
+    original = original_of(proxy)
+    if original is not proxy:
+        notes = vars(proxy).pop("__notes__", None)
+        if notes:
+            field("__dict__").__get__(original)["__notes__"] = notes
+        if not isinstance(original, SyntaxError):  # which has it already
+            _end_chain(original, RemoteTraceback(str(proxy)))
+    return original
+
+
 def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
     """The error to raise for a task's exception; a `Failure` if it was dumped with a stage."""
     message = _Message(*loads(payload))
@@ -211,7 +223,7 @@ class _Dumper:
         """A node, and the exception rebuilt from it, which shows that it can be rebuilt (EXC-1)."""
         members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
         recipe = _recipe(exc, group=members is not None)
-        node = Node(pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL), members)
+        node = Node(_pickled(recipe), members)
         if type(exc).__module__ == "builtins" and members is None:
             return node, exc  # builtin types can be rebuilt, and are the common case
         return node, _rebuild(node, self._rebuilt)
@@ -222,6 +234,18 @@ class _Dumper:
         if len(members) != len(exceptions):
             raise ValueError("members of the group cannot be pickled: only its text is complete")
         return members
+
+
+def _pickled(recipe: object) -> bytes:
+    try:
+        return pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        from .serializing import fallback  # here: SERIAL-1
+
+        serializer = fallback()
+        if serializer is None:
+            raise
+        return pickle.dumps(serializer.seal(recipe), pickle.HIGHEST_PROTOCOL)
 
 
 def _recipe(exc: BaseException, *, group: bool) -> object:

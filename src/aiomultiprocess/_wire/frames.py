@@ -130,6 +130,7 @@ class Kind(IntEnum):
     NEED_WORK = 20  # count: free slots; no item waits in the worker
     LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
     VALUES = 24  # chunk_id: of a stream, count: values; payload: the next values
+    LOG = 25  # count: log records that were dropped before; payload: a pickled list of records
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
     TIMED_OUT = 23  # as ERROR, for an item that its time limit has cancelled
 

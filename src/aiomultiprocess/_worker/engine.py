@@ -101,6 +101,7 @@ class WorkerEngine:
         self.terminated = False
         self.cut_off = False  # terminated while an item ran (WORKER-9)
         self.broken = False  # it could not start, and serves no items
+        self.serving = False  # the link is started
         self._loop = loop
         self._link = link
         self._results = ResultSender(link, exception_handler)
@@ -152,12 +153,14 @@ class WorkerEngine:
             on_broken=self._on_broken,
             on_drained=self._turn,
         )
+        self.serving = True
         if failure is None:
             if sys.platform != "win32":  # where terminate() is not a signal
                 self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
             self._link.send(Kind.READY)
         else:
             self.broken = self._closing = True
+            self._results.publish()  # log records; the parent ends this worker when it gets BROKEN
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
@@ -195,6 +198,16 @@ class WorkerEngine:
             item_coro = tasks.item_coroutine_of(task)
             if item_coro is not None:
                 item_coro.inner = copies.Halted(item_coro.inner)
+
+    def before_publishing(self, send: Callable[[], object]) -> None:
+        """Let `send` add frames to those that are published with results."""
+        publish = self._results.publish
+
+        def publish_all() -> None:
+            send()
+            publish()
+
+        self._results.publish = publish_all  # type: ignore[method-assign]
 
     def close_link(self) -> None:
         """Close the link, and before it the journal, which uses its memory."""

@@ -14,17 +14,30 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _accel
 from .._processes import copies, loops
 from .._processes.descriptors import Handover
 from .._processes.start_arguments import StartArguments
 from .._processes.startup import accept_interrupts, collect_garbage
-from .._transport.link import ChildEnd
+from .._transport.link import ChildEnd, Link
 from .._wire import exceptions
 from . import leaving, watchdog
 from .engine import WorkerEngine
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class StartChoice(Protocol):
+        """How the parent pickles what pickle refuses (_parent/serializers.py)."""
+
+        def seal(self, value: Any, error: BaseException) -> Any:
+            """A value that was refused, as pickle takes it, or None."""
+
+        def for_start(self, value: Any) -> Any:
+            """A start argument as it is pickled."""
+
 
 KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
@@ -48,7 +61,13 @@ class WorkerSpec:
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
         grace: float,  # seconds for the `finally` blocks of cancelled items, and for an exit
+        serializer: Any = None,  # what takes that which pickle refuses; None: the default
+        choice: StartChoice | None = None,  # the same in the parent
+        logs: tuple[int, dict[str, int], int] | None = None,  # as LogSender takes it
     ) -> None:
+        self.serializer = serializer
+        self._choice = choice
+        self.logs = logs
         self.end = end
         self.concurrency = concurrency
         self.threads = threads
@@ -62,10 +81,13 @@ class WorkerSpec:
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
-        names = ("loop", "initializer", "initargs", "exception_handler")
+        choice = state.pop("_choice")
+        names = ("loop", "initializer", "initargs", "exception_handler", "serializer")
         parts = {name: state.pop(name) for name in names}
+        if choice is not None:
+            parts = {name: choice.for_start(value) for name, value in parts.items()}
         parts["loop_initializer"] = parts.pop("loop")
-        state["arguments"] = StartArguments("a worker", parts)
+        state["arguments"] = StartArguments("a worker", parts, choice and choice.seal)
         return state
 
     def load(self) -> bytes | None:
@@ -77,7 +99,7 @@ class WorkerSpec:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
-            self.loop = self.initializer = self.exception_handler = None
+            self.loop = self.initializer = self.exception_handler = self.serializer = None
             self.initargs = ()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
@@ -88,6 +110,10 @@ def main(spec: WorkerSpec) -> None:
     # Ctrl-C reaches the whole process group: the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     failure = spec.load()
+    if spec.serializer is not None:
+        from .._wire import serializing  # here: few pools need it (SERIAL-1)
+
+        serializing.chosen = spec.serializer
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()
@@ -106,6 +132,7 @@ def main(spec: WorkerSpec) -> None:
     engine = WorkerEngine(
         loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
     )
+    finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
     copies.protect(engine, watch_again, loop)
     try:
         engine.run(spec.initializer, spec.initargs, failure)
@@ -116,6 +143,8 @@ def main(spec: WorkerSpec) -> None:
         loops.close_loop(loop)  # may end items, whose results are still sent
         if threads:  # some were of the loop's executor, which has ended
             leaving.announce_exit(link)
+        if finish_logs is not None:
+            finish_logs()
         engine.close_link()
         if copies.is_copy():
             copies.end()
@@ -127,6 +156,23 @@ def main(spec: WorkerSpec) -> None:
         # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
         # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
+
+
+def send_logs(
+    loop: asyncio.AbstractEventLoop,
+    link: Link,
+    engine: WorkerEngine,
+    level: int,
+    levels: dict[str, int],
+    disabled: int,
+) -> Callable[[], object]:
+    """Send log records to the parent; call what this returns before the link is closed."""
+    from .logs import LogSender  # here: few pools need it
+
+    sender = LogSender(loop, link, level)
+    sender.install(levels, disabled)
+    sender.attach(engine)
+    return sender.finish
 
 
 def watch_parent(parent_fd: int | None, grace: float) -> None:

@@ -112,6 +112,8 @@ class ResultSender:
         `timed_out`: `error` says that its time limit has cancelled it (LIMITS-2). The parent makes
         the same error, and gets the cause of this one.
         """
+        if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
+            return
         nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
@@ -128,6 +130,20 @@ class ResultSender:
         self._link.send(kind, chunk_id=chunk_id, offset=offset, payload=payload)
         if not fits:
             self.publish()
+
+    def _add_sealed(self, chunk_id: int, offset: int, error: UnsendableError) -> bool:
+        """Journal a value that pickle refused by another serializer, if one takes it."""
+        from .._wire.serializing import fallback  # here: SERIAL-1
+
+        value, error.value = error.value, None
+        serializer = fallback()
+        if serializer is None:
+            return False
+        try:
+            self.add(chunk_id, offset, serializer.seal(value))
+        except Exception:  # noqa: BLE001 - the item gets the error of pickle, which says as much
+            return False
+        return True
 
     def publish(self) -> None:
         """Send all results; once they are published, empty the journal (journal.py, JOURNAL-3)."""

@@ -1,0 +1,73 @@
+"""The log records of workers, handled in the parent: `Pool(logs=...)`.
+
+A worker sends what its loggers take (_worker/logs.py); here each record goes to the handlers of the
+logger of the same name, as if it had been logged in this process. The supervisor imports this
+module with the first record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+from typing import Any, NamedTuple
+
+from .._wire.frames import as_bytes
+
+log = logging.getLogger(__name__)
+
+
+class LogOptions(NamedTuple):
+    """What a worker needs to log as the parent would."""
+
+    level: int  # of the handler that sends
+    levels: dict[str, int]  # of loggers, by name; "" for the root
+    disabled: int  # by `logging.disable`
+
+
+def options_of(threshold: int | None) -> LogOptions:
+    """The options of a worker that starts now; `threshold` instead of the root logger's level."""
+    manager = logging.getLogger().manager
+    loggers = {
+        name: logger.level
+        for name, logger in list(manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and logger.level
+    }
+    root = logging.getLogger().level if threshold is None else threshold
+    return LogOptions(threshold or logging.NOTSET, {"": root, **loggers}, manager.disable)
+
+
+def threshold_of(logs: bool | int | str) -> int | None:
+    """The level that the argument `logs` of `Pool` names; None for the parent's own levels."""
+    if logs is True:
+        return None
+    if isinstance(logs, str):
+        known = logging.getLevelNamesMapping()
+        if logs not in known:
+            raise ValueError(f"logs must be True or a level of logging, got {logs!r}")
+        return known[logs]
+    if type(logs) is not int or logs < 0:
+        raise TypeError(f"logs must be True or a level of logging, got {logs!r}")
+    return logs
+
+
+def handle(pid: int | None, dropped: int, payload: Any) -> None:
+    """Handle the records of a LOG frame, before which `dropped` others were dropped."""
+    if dropped:
+        log.warning(
+            "worker %s has dropped %d log records: it logged faster than they could be sent",
+            pid,
+            dropped,
+        )
+    for data in pickle.loads(as_bytes(payload)):
+        _handle(data)
+
+
+def _handle(data: bytes) -> None:
+    try:
+        record = logging.makeLogRecord(pickle.loads(data))
+        logging.getLogger(record.name).handle(record)
+    except Exception:
+        # a filter or handler of the user's, or an attribute that does not unpickle here
+        with contextlib.suppress(Exception):  # the same handler may fail again
+            log.exception("a log record of a worker could not be handled")

@@ -1,0 +1,172 @@
+"""How a pool pickles what users give it: by pickle, and where that does not do, by value.
+
+`choose` makes a `Choice` of the argument `serializer=`. The function table (functions.py), the
+queues (queue.py) and the start of workers (worker.py) ask it; a worker seals its results and
+exceptions by itself (_wire/serializing.py).
+
+SERIALIZERS-1  Without a serializer, plain values and what pickle takes go as they always do. Only
+    what pickle has refused is sealed; and, where workers cannot import the main module, what names
+    that module.
+SERIALIZERS-2  A serializer that the user chose takes all functions, and all arguments that are not
+    made of plain values. Of results and exceptions it takes those that pickle refuses.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+from multiprocessing import process
+from typing import Any, Final, NamedTuple, Protocol
+
+from .. import _accel
+from .._wire.serializing import (
+    ENVIRONMENT,
+    INSTALL,
+    Sealed,
+    Serializer,
+    cloudpickle,
+    is_installed,
+)
+
+MAIN = b"__main__"
+ATOMS = {type(None), bool, int, float, complex, str, bytes}
+CONTAINERS = {tuple, list, set, frozenset}
+DEEPEST = 5  # containers in each other that are looked into for plain values
+
+
+class Serializing(Protocol):
+    """What `Pool(serializer=...)` takes: an object, or a module, with these two functions."""
+
+    def dumps(self, obj: Any, /) -> bytes:
+        """The bytes for an object."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """The object for bytes of `dumps`."""
+
+
+class Choice(NamedTuple):
+    """The serializer of a pool."""
+
+    serializer: Serializer | None  # None: cloudpickle, if it is installed when it is needed
+    always: bool = False  # SERIALIZERS-2
+    never: bool = False  # pickle alone
+    main_by_value: bool = False  # workers cannot import the main module
+
+    def fallback(self) -> Serializer | None:
+        """What takes a value that pickle has refused (SERIALIZERS-1)."""
+        if self.serializer is not None or self.never:
+            return self.serializer
+        return cloudpickle()
+
+    def seal(self, value: Any, error: BaseException) -> Sealed | None:
+        """A value that pickle refused with `error`, sealed; None if nothing else can take it."""
+        if type(value) is Sealed or issubclass(type(error), MemoryError):
+            return None
+        serializer = self.fallback()
+        return None if serializer is None else serializer.seal(value)
+
+    def prepared(self, item: Any) -> Any:
+        """An item as it is sent, if not all that pickle takes goes by pickle."""
+        if type(item) is Sealed or is_plain_data(item):
+            return item
+        if not self.always and not names_main(item):
+            return item
+        serializer = self.fallback()
+        return item if serializer is None else serializer.seal(item)
+
+    def for_start(self, value: Any) -> Any:
+        """A start argument as it is pickled; that is tried first, as locks can only go this way."""
+        serializer = self.fallback() if self.main_by_value and names_main(value) else None
+        return value if serializer is None else serializer.seal(value)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether each item has to be looked at."""
+        return self.always or self.main_by_value
+
+    @property
+    def for_worker(self) -> Any:
+        """What a worker has to know; None for the default (SERIAL-1)."""
+        return "pickle" if self.never else self.serializer
+
+    @property
+    def hint(self) -> str:
+        """The end of a message about what no serializer took."""
+        return "" if self.never or self.fallback() is not None else INSTALL
+
+
+PICKLE_ALONE: Final = Choice(None, never=True)
+
+
+def choose(serializer: object) -> Choice:
+    """The choice that the argument `serializer` of `Pool` stands for."""
+    if serializer is None:
+        if os.environ.get(ENVIRONMENT) == "pickle":
+            return PICKLE_ALONE
+        return Choice(None, main_by_value=not main_is_importable() and is_installed())
+    if serializer == "pickle":
+        return PICKLE_ALONE
+    chosen = _installed() if serializer == "cloudpickle" else _checked(serializer)
+    return Choice(chosen, always=True)
+
+
+def _installed() -> Serializer:
+    found = cloudpickle()
+    if found is None:
+        raise ValueError(
+            'serializer="cloudpickle" needs a package that is not installed: '
+            'install "aiomultiprocess[cloudpickle]"'
+        )
+    return found
+
+
+def _checked(serializer: Any) -> Serializer:
+    dumps, loads = getattr(serializer, "dumps", None), getattr(serializer, "loads", None)
+    if isinstance(serializer, str) or not callable(dumps) or not callable(loads):
+        raise TypeError(
+            'serializer must be "pickle", "cloudpickle", an object with the methods dumps and '
+            f"loads, or None, got {serializer!r}"
+        )
+    try:
+        _accel.dumps((dumps, loads))
+    except Exception as error:
+        raise TypeError(
+            f"serializer must itself be importable in workers, got {serializer!r} ({error})"
+        ) from error
+    return Serializer(dumps, loads)
+
+
+def main_is_importable() -> bool:
+    """Whether a worker can import what the main module of this program defines."""
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        return str(name).rpartition(".")[2] != "__main__"  # as multiprocessing.spawn does
+    path = getattr(main, "__file__", None)
+    started_in = getattr(process, "ORIGINAL_DIR", None) or ""
+    return path is not None and os.path.isfile(os.path.join(started_in, path))
+
+
+def names_main(value: object) -> bool:
+    """Whether the pickle of a value refers to the main module; False if it cannot be pickled."""
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=lambda _: None)
+    try:
+        pickler.dump(value)
+    except Exception:  # noqa: BLE001 - the codec will find it, and deals with it
+        return False
+    return MAIN in file.getbuffer().tobytes()
+
+
+def is_plain_data(value: Any, depth: int = DEEPEST) -> bool:
+    """Whether a value consists of exact builtin values, as far as that can be seen quickly."""
+    kind = type(value)
+    if kind in ATOMS:
+        return True
+    if not depth:
+        return False
+    if kind is dict:
+        return all(is_plain_data(part, depth - 1) for pair in value.items() for part in pair)
+    return kind in CONTAINERS and all(is_plain_data(part, depth - 1) for part in value)

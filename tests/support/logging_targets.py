@@ -1,0 +1,91 @@
+"""What the tests of `Pool(logs=…)` run in workers."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+log = logging.getLogger("of.worker")
+
+
+class Local:
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("stays here")
+
+    def __repr__(self) -> str:
+        return "<local>"
+
+
+def say(text: str, *args: Any, level: int = logging.WARNING, name: str = "of.worker") -> int:
+    logging.getLogger(name).log(level, text, *args)
+    return os.getpid()
+
+
+async def say_after_a_turn(number: int) -> int:
+    await asyncio.sleep(0)
+    log.warning("number %d", number)
+    return number
+
+
+def say_all(count: int) -> None:
+    for number in range(count):
+        log.warning("number %d", number)
+
+
+def say_from_a_thread(text: str) -> None:
+    thread = threading.Thread(target=log.warning, args=(text,), name="of its own")
+    thread.start()
+    thread.join()
+
+
+def say_later_from_a_thread() -> None:
+    threading.Timer(0.2, log.warning, args=("later",)).start()
+
+
+def fail_and_say() -> None:
+    try:
+        raise LookupError("deep down")
+    except LookupError:
+        log.exception("it failed")
+
+
+def say_with_extras() -> None:
+    log.warning("with %s", Local(), extra={"number": 5, "local": Local()})
+
+
+def say_at_start(text: str) -> None:
+    log.warning(text)
+    if text == "fail":
+        raise LookupError("no start")
+
+
+def say_at_the_end(text: str) -> None:
+    atexit.register(log.error, text)
+
+
+def say_and_die() -> None:
+    log.warning("last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def handlers_of_root() -> list[str]:
+    return [type(handler).__name__ for handler in logging.getLogger().handlers]
+
+
+def level_of(name: str) -> int:
+    return logging.getLogger(name).getEffectiveLevel()
+
+
+def say_in_a_fork() -> int:
+    pid = os.fork()
+    if not pid:
+        log.warning("of a copy")
+        os._exit(7)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
