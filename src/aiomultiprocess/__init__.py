@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import pool as pool
     from . import scheduler as scheduler
     from . import types as types
+    from ._worker.current import WorkerInfo, current_worker
     from .core import Process, Worker, set_context, set_start_method
     from .pool import Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
@@ -32,9 +33,11 @@ __all__ = [
     "Scheduler",
     "TaskID",
     "Worker",
+    "WorkerInfo",
     "WorkerLostError",
     "__author__",
     "__version__",
+    "current_worker",
     "set_context",
     "set_start_method",
 ]
@@ -50,7 +53,9 @@ _HOMES = {
     "Scheduler": "scheduler",
     "TaskID": "types",
     "Worker": "core",
+    "WorkerInfo": "_worker.current",
     "WorkerLostError": "types",
+    "current_worker": "_worker.current",
     "set_context": "core",
     "set_start_method": "core",
 }

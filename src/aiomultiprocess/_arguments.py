@@ -104,6 +104,34 @@ def check_synchronous(name: str, function: object) -> None:
         raise TypeError(f"{name} must be a function or None, not {function!r}")
 
 
+def check_lifespan(lifespan: object) -> None:
+    """Refuse a value that cannot be called without arguments, or returns no context manager."""
+    if lifespan is None:
+        return
+    is_manager = hasattr(type(lifespan), "__aenter__")  # contextlib's are callable, as decorators
+    if is_manager or not callable(lifespan):
+        raise TypeError(
+            "lifespan must be a callable that returns an async context manager, or None, not "
+            f"{lifespan!r}: pass the function itself, not what it returns"
+        )
+    generator = inspect.isasyncgenfunction(lifespan) or inspect.isgeneratorfunction(lifespan)
+    if generator or is_coroutine_function(lifespan):
+        raise TypeError(
+            f"lifespan must return an async context manager, and {label_of(lifespan)} does not: "
+            "make it an async generator function that yields once, decorated with "
+            "contextlib.asynccontextmanager"
+        )
+    try:
+        inspect.signature(lifespan).bind()
+    except ValueError:  # it has no signature to be seen
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"lifespan is called without arguments, and {label_of(lifespan)} needs some "
+            f"({error}): bind them by functools.partial"
+        ) from None
+
+
 def label_of(func: object) -> str:
     """The name of a callable in messages."""
     if isinstance(func, functools.partial):  # its repr includes the repr of every argument

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 from . import _legacy
 from ._arguments import (
     TaskOptions,
+    check_lifespan,
     check_synchronous,
     checked_sequence,
     count,
@@ -52,6 +53,8 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from ._parent.engine import Engine
     from ._parent.worker import PoolWorker
 
@@ -129,6 +132,13 @@ class Pool:
             because its caller was, or the pool was terminated.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+        lifespan: called without arguments in each worker, to make an async context manager: a
+            function decorated with `contextlib.asynccontextmanager`, for example. The worker enters
+            it in its event loop after the initializer and before its first task, and leaves it
+            after its last one; what it yields is `current_worker().state`. Tasks see the context
+            variables that it sets. If entering fails, the pool is broken and its calls raise that
+            error; if leaving fails, the error is logged. Leaving may take 3 seconds, then the
+            worker is killed; when the pool is terminated, tasks have the first 2 of these.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -150,6 +160,7 @@ class Pool:
         exception_handler: Callable[[BaseException], object] | None = None,
         *,
         backend: str | None = None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -170,6 +181,8 @@ class Pool:
         self.maxtasksperchild = max(0, whole("maxtasksperchild", maxtasksperchild))
         self.childconcurrency = max(1, whole("childconcurrency", childconcurrency))
         self.exception_handler = exception_handler
+        check_lifespan(lifespan)
+        self.lifespan = lifespan
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -478,6 +491,7 @@ class Pool:
             initializer=self.initializer,
             initargs=self.initargs,
             exception_handler=self.exception_handler,
+            lifespan=self.lifespan,
         )
         self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all

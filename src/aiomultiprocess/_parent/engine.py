@@ -104,7 +104,7 @@ class Engine:
                 (self._only,) = self.queues.values()
             qids = list(self.queues)
             for at in range(processes):
-                self.supervisor.start_worker(qids[at % queues])
+                self.supervisor.start_worker(at, qids[at % queues])
                 self._scheduler.register_process(qids[at % queues])
         except Exception as error:
             # not the error itself, whose traceback leads here

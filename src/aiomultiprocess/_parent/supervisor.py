@@ -9,6 +9,10 @@ SUPERVISOR-2  Replacing is limited. If a worker exits while it starts and none w
     others.
 SUPERVISOR-3  A worker that has done its work and takes more than a moment to exit is replaced
     before it has (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
+SUPERVISOR-4  Each worker has an index, 0 to the number of workers less one. The worker that
+    replaces another has its index, and starts after its exit; or, if that lingers (SUPERVISOR-3),
+    after its items and its lifespan have ended. So an index belongs to one initializer, one
+    lifespan and one set of items at a time.
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ class Supervisor:
         self._ever_ready = False
         self._failed_starts = 0  # in a row
         self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
-        self._pending: list[QueueID] = []  # the queues whose next worker is started later
+        #: The indices of workers that are started later, each with the queue.
+        self._pending: list[tuple[int, QueueID]] = []
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
 
@@ -73,14 +78,14 @@ class Supervisor:
         """How many workers there are, those that are started later included."""
         return len(self.workers) + len(self._pending)
 
-    def start_worker(self, qid: QueueID) -> None:
-        """Start one worker for a queue.
+    def start_worker(self, index: int, qid: QueueID) -> None:
+        """Start the worker of an index (SUPERVISOR-4) for a queue.
 
         Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
         """
         link, end = self._channels.create()
         try:
-            worker = PoolWorker(self._options, link, end)
+            worker = PoolWorker(self._options, link, end, index)
             queue = self._queues[qid]
             link.start(
                 self._loop,
@@ -125,6 +130,9 @@ class Supervisor:
             # a start has no stages
             self._pool.break_down(cast("BaseException", load_error(payload)))
         elif kind == Kind.LEAVING:
+            if count:
+                worker.leave_lifespan()
+                return
             threads = str(as_bytes(payload), "utf-8", "replace")
             worker.begin_exit(threads, lambda: self._on_lingering(worker))
         else:
@@ -160,7 +168,7 @@ class Supervisor:
         if worker in self.workers and self._pool.wants_workers():
             worker.replaced = True
             qid = self.workers[worker]
-            self._replace(qid)
+            self._replace(worker.index, qid)
             self._queues[qid].dispatch_all()
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
@@ -169,9 +177,9 @@ class Supervisor:
         young = not worker.link.started and age <= FIRST_PAUSE
         self._early_deaths = self._early_deaths + 1 if young else 0
         if self._early_deaths <= START_ATTEMPTS:
-            self._replace(qid)
+            self._replace(worker.index, qid)
         else:
-            self._replace_later(qid)
+            self._replace_later(worker.index, qid)
 
     def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
         """SUPERVISOR-2. A signal may have come from outside; an exit is the worker's own doing."""
@@ -180,27 +188,27 @@ class Supervisor:
         if exited and not self._ever_ready:
             self._pool.break_down(explain_start(worker.pid, worker.exitcode))
         elif self._failed_starts < START_ATTEMPTS:
-            self._replace(qid)
+            self._replace(worker.index, qid)
         else:
-            self._do_without(qid, explain_start(worker.pid, worker.exitcode))
+            self._do_without(worker.index, qid, explain_start(worker.pid, worker.exitcode))
 
-    def _replace(self, qid: QueueID) -> None:
+    def _replace(self, index: int, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later."""
         try:
-            self.start_worker(qid)
+            self.start_worker(index, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
-            self._do_without(qid, error)
+            self._do_without(index, qid, error)
 
-    def _do_without(self, qid: QueueID, error: BaseException) -> None:
+    def _do_without(self, index: int, qid: QueueID, error: BaseException) -> None:
         """A worker cannot be started now: try again later, or give up if there are no others."""
         if self._queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
-            self._replace_later(qid)
+            self._replace_later(index, qid)
         else:
             self._pool.break_down(error)
 
-    def _replace_later(self, qid: QueueID) -> None:
-        self._pending.append(qid)
+    def _replace_later(self, index: int, qid: QueueID) -> None:
+        self._pending.append((index, qid))
         if self._next_try is None:
             self._next_try = self._loop.call_later(self._pause, self._start_pending)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -210,7 +218,7 @@ class Supervisor:
         missing, self._pending = self._pending, []
         self._next_try = None
         while missing and not self._pending and self._pool.wants_workers():
-            qid = missing.pop(0)
-            self._replace(qid)
+            index, qid = missing.pop(0)
+            self._replace(index, qid)
             self._queues[qid].dispatch_all()
         self._pending += missing

@@ -39,6 +39,8 @@ from ..core import Process
 from .credit import Credit
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from .chunk import Chunk
 
 KILL_AFTER = main.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
@@ -60,6 +62,7 @@ class WorkerOptions:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
         self.context = context
         self.concurrency = concurrency
@@ -68,6 +71,7 @@ class WorkerOptions:
         self.initializer = initializer
         self.initargs = initargs
         self.exception_handler = exception_handler
+        self.lifespan = lifespan
 
 
 class PoolWorker(Process):
@@ -92,7 +96,8 @@ class PoolWorker(Process):
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
-    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd) -> None:
+    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd, index: int) -> None:
+        self.index = index  # SUPERVISOR-4
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
@@ -106,6 +111,8 @@ class PoolWorker(Process):
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._held_by = ""  # the threads that its exit waits for
+        self._leaves_lifespan = False
+        self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
         self._parent_fd = _own_pidfd()
         spec = main.WorkerSpec(
@@ -117,6 +124,8 @@ class PoolWorker(Process):
             initializer=options.initializer,
             initargs=options.initargs,
             exception_handler=options.exception_handler,
+            index=index,
+            lifespan=options.lifespan,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
@@ -155,13 +164,24 @@ class PoolWorker(Process):
 
         On Windows, where no signal asks a process to end, one that is not `idle` is killed at once.
         """
+        if self._end_by is None:
+            self._end_by = self._loop.time() + KILL_AFTER
         if self._kill_timer is None and self.is_alive():
             if sys.platform == "win32" and self.ready and idle:
                 self.leave()
             else:
                 self.terminate()
             self.leaving = True
-            self._kill_timer = self._loop.call_later(KILL_AFTER, self.kill)
+            self._kill_timer = self._loop.call_at(self._end_by, self.kill)
+
+    def leave_lifespan(self) -> None:
+        """The worker runs no more items and leaves its lifespan: limit the time that this takes.
+
+        It is not replaced before its exit, because a lifespan may hold what only one worker of an
+        index can hold, such as a port.
+        """
+        self._leaves_lifespan = True
+        self._limit_exit()
 
     def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
         """The worker runs no more items: limit the time until its exit (POOLWORKER-3).
@@ -169,28 +189,41 @@ class PoolWorker(Process):
         `held_by` names the threads that the exit waits for. Called again, it changes only that.
         """
         self._held_by = held_by
+        self._leaves_lifespan = False
         if self._settled or self._linger_timer is not None:
             return
-        self.leaving = True
         self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        self._limit_exit()
+
+    def _limit_exit(self) -> None:
+        if self._settled:
+            return
+        self.leaving = True
         kill_at = self._loop.time() + main.GRACE
+        if self._end_by is not None:
+            kill_at = min(kill_at, self._end_by)
         if self._kill_timer is not None:
-            kill_at = min(kill_at, self._kill_timer.when())
             self._kill_timer.cancel()
         self._kill_timer = self._loop.call_at(kill_at, self._kill_lingering)
 
     def _kill_lingering(self) -> None:
         if not self.is_alive():  # just now; its exit will be noticed
             return
-        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
         log.warning(
             "worker %s has finished its work, and was killed because it did not exit within "
-            "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
+            "%g s: %s",
             self.pid,
             main.GRACE,
-            held_by,
+            self._describe_holder(),
         )
         self.kill()
+
+    def _describe_holder(self) -> str:
+        """What has kept the worker from its exit, and the way out."""
+        if self._leaves_lifespan:
+            return "its lifespan did not end"
+        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
 
     def mark_corrupt(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""

@@ -124,7 +124,9 @@ class Kind(IntEnum):
     RESULTS = 18  # chunk_id, offset: first item, count: items; payload: the results
     ERROR = 19  # chunk_id, offset: item; payload: the exception
     NEED_WORK = 20  # count: free slots; no item waits in the worker
-    LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
+    # no item runs, the process is about to exit; payload: what may delay it. count is 1 while the
+    # lifespan is left, which comes before
+    LEAVING = 21
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
 
 

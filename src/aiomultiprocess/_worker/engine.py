@@ -32,6 +32,10 @@ WORKER-9  A worker that runs no item when it is closed or terminated exits as a 
     SIGTERM while items run ends by that signal once their `finally` blocks have run. Either may
     take `GRACE` seconds. A LEAVING frame tells the parent when the exit begins, and names the
     threads that the exit will wait for.
+WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before READY is sent, and
+    left after the last item. While it is left, in at most `GRACE` seconds, no item runs; a LEAVING
+    frame tells the parent. A worker that gets SIGTERM gives its items two thirds of `GRACE`, and
+    then leaves its lifespan whatever still runs. SIGTERM while it is entered ends the worker.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -46,7 +50,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
 from .._processes import copies
@@ -59,6 +63,11 @@ from .functions import load_function
 from .leaving import GRACE
 from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from .lifespan import Lifespan
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
 CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes longer
@@ -103,6 +112,18 @@ class WorkerEngine:
         self._advertised_free = 0  # free slots, as the last NEED_WORK since the last chunk says
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
+        self._lifespan: Lifespan | None = None
+        self._leaving_lifespan = False
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan has yielded; None if there is none, or it is not entered yet."""
+        return None if self._lifespan is None else self._lifespan.state
+
+    @property
+    def started(self) -> int:
+        """How many items were started."""
+        return self._link.started
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -111,14 +132,15 @@ class WorkerEngine:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         failure: bytes | None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
         """Run the initializer, then serve items until the parent closes or terminates this worker.
 
         `failure` is the error, as the parent gets it, of a start that has failed already: it is
-        sent, and no item is served.
+        sent, and no item is served. `lifespan` makes a context manager around all items.
         """
         if failure is None:
-            failure = self._initialize(initializer, initargs)
+            failure = self._initialize(initializer, initargs, lifespan)
         # after the initializer, which may run the loop: no item may start before it has ended
         self._link.start(
             self._loop,
@@ -127,9 +149,10 @@ class WorkerEngine:
             on_broken=self._on_broken,
             on_drained=self._turn,
         )
-        if failure is None:
-            if sys.platform != "win32":  # where terminate() is not a signal
-                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        if self.terminated:  # while the lifespan was entered
+            self._loop.call_soon(self._turn)
+        elif failure is None:
+            self._handle_sigterm()
             self._link.send(Kind.READY)
         else:
             self.broken = self._closing = True
@@ -138,22 +161,43 @@ class WorkerEngine:
         self._link.flush()
         self._loop.run_forever()
 
+    def _handle_sigterm(self) -> None:
+        if sys.platform != "win32":  # where terminate() is not a signal
+            self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+
     def _initialize(
-        self, initializer: Callable[..., object] | None, initargs: Sequence[Any]
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
     ) -> bytes | None:
-        """Run the initializer; returns its error, as the parent gets it, or None."""
+        """Run the initializer, enter the lifespan; returns the error for the parent, or None."""
         try:
             if initializer is not None:
                 initializer(*initargs)
             if self._copied:
                 copies.end()
             # after the initializer, so that items see the context variables that it set
-            self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
+            if lifespan is None:
+                self._make_starter()
+            else:
+                self._enter(lifespan)
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the parent reports it
             if self._copied:
                 copies.end()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
+
+    def _make_starter(self) -> None:
+        self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
+
+    def _enter(self, lifespan: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        """WORKER-10: enter the lifespan, and make the starter in its context."""
+        from .lifespan import Lifespan  # here: workers without one do not need it
+
+        self._lifespan = Lifespan(self._loop, lifespan, self._on_lifespan_left)
+        self._handle_sigterm()
+        self._lifespan.enter(self._make_starter)
 
     def close(self) -> None:
         """Release what only running items need. Closing the loop cancels those that still run."""
@@ -183,11 +227,33 @@ class WorkerEngine:
         self.terminated = self._closing = True
         running = any(place is not None for place in self._running.values())
         self.cut_off = running or self._in_burst
+        if self._lifespan is not None:
+            self._end_lifespan_early(self._lifespan)
         self._chunks.clear()
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
         self._loop.call_later(GRACE, leaving.exit_by_signal, signal.SIGTERM)
+        self._schedule_turn()
+
+    def _end_lifespan_early(self, lifespan: Lifespan) -> None:
+        """WORKER-10, for a worker that gets SIGTERM."""
+        if self._starter is None:
+            self.cut_off = True
+            lifespan.cancel()
+        self._loop.call_later(GRACE * 2 / 3, lifespan.leave)
+
+    def _finish(self) -> None:
+        """Nothing is left to run: stop the loop, after the lifespan was left."""
+        lifespan = self._lifespan
+        if lifespan is None or lifespan.done:
+            self._loop.stop()
+        elif not self._leaving_lifespan:
+            self._leaving_lifespan = True
+            leaving.announce_lifespan_end(self._link)
+            lifespan.leave()
+
+    def _on_lifespan_left(self) -> None:
         self._schedule_turn()
 
     def _on_broken(self, error: BaseException) -> None:
@@ -294,7 +360,7 @@ class WorkerEngine:
             self._ask_for_more()
         self._results.publish()
         if self._closing and not chunks and not self._running and not link.congested:
-            self._loop.stop()
+            self._finish()
 
     def _advance(self, chunk: ReceivedChunk, deadline: int) -> bool:
         """Run one burst: start items up to the first that suspends or fails; False: out of time."""

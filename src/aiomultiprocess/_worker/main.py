@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import _accel
 from .._processes import copies, loops
@@ -26,6 +26,9 @@ from .._wire import exceptions
 from . import leaving, watchdog
 from .engine import WorkerEngine
 from .leaving import GRACE
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
 
 __all__ = ["GRACE", "WorkerSpec", "main"]
 
@@ -49,6 +52,8 @@ class WorkerSpec:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
+        index: int,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
     ) -> None:
         self.end = end
         self.concurrency = concurrency
@@ -58,10 +63,12 @@ class WorkerSpec:
         self.initializer = initializer
         self.initargs = initargs
         self.exception_handler = exception_handler
+        self.index = index
+        self.lifespan = lifespan
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
-        names = ("loop", "initializer", "initargs", "exception_handler")
+        names = ("loop", "initializer", "initargs", "exception_handler", "lifespan")
         parts = {name: state.pop(name) for name in names}
         parts["loop_initializer"] = parts.pop("loop")
         state["arguments"] = StartArguments("a worker", parts)
@@ -76,10 +83,23 @@ class WorkerSpec:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
-            self.loop = self.initializer = self.exception_handler = None
+            self.loop = self.initializer = self.exception_handler = self.lifespan = None
             self.initargs = ()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
+
+
+class ThisWorker:
+    """What `current_worker` needs (current.py)."""
+
+    def __init__(self, index: int, engine: WorkerEngine) -> None:
+        self.index = index
+        self.pid = os.getpid()
+        self.engine = engine
+
+
+#: None in a process that is no worker.
+this_worker: ThisWorker | None = None
 
 
 def main(spec: WorkerSpec) -> None:
@@ -103,8 +123,9 @@ def main(spec: WorkerSpec) -> None:
         watch_in(loop)
     engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
     copies.protect(engine, partial(watch_parent, parent_fd), loop)
+    set_this_worker(spec.index, engine)
     try:
-        engine.run(spec.initializer, spec.initargs, failure)
+        engine.run(spec.initializer, spec.initargs, failure, spec.lifespan)
     finally:
         engine.close()
         leaving.ignore_sigterm(loop)
@@ -123,6 +144,12 @@ def main(spec: WorkerSpec) -> None:
         # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
         # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
+
+
+def set_this_worker(index: int, engine: WorkerEngine) -> None:
+    """Let code of this process find its worker, from the initializer on."""
+    global this_worker
+    this_worker = ThisWorker(index, engine)
 
 
 def watch_parent(parent_fd: int | None) -> None:
