@@ -21,6 +21,7 @@ class TaskOptions(NamedTuple):
     retries: int = 0  # how often a task may run again after its worker died
     timeout: float | None = None  # seconds that a task may run; None: no limit
     priority: int = 0  # of the tasks that wait in one queue, the higher go first
+    context: bytes | None = None  # the caller's values of context variables, pickled
 
 
 DEFAULT_OPTIONS: Final = TaskOptions()

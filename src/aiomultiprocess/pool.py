@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
@@ -54,9 +55,11 @@ from .types import (
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+    from contextvars import ContextVar
 
     from ._parent.engine import Engine
     from ._parent.worker import PoolWorker
+    from ._processes.context_variables import NamedVariable
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
@@ -109,6 +112,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _named_variables(variables: Iterable[ContextVar[Any]]) -> tuple[NamedVariable, ...]:
+    if type(variables) is tuple and not variables:
+        return ()
+    from ._processes.context_variables import named  # here: few pools need it
+
+    return named(variables)
+
+
 class Pool:
     """Run coroutines (and plain functions) on a pool of worker processes.
 
@@ -139,6 +150,9 @@ class Pool:
             variables that it sets. If entering fails, the pool is broken and its calls raise that
             error; if leaving fails, the error is logged. Leaving may take 3 seconds, then the
             worker is killed; when the pool is terminated, tasks have the first 2 of these.
+        contextvars: ContextVar objects whose values at the call of `map`, `starmap` or `apply` the
+            tasks see; values must be picklable. Each must be a global of a module that workers can
+            import. A variable that is unset at the call stays as it is in the worker.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -161,6 +175,7 @@ class Pool:
         *,
         backend: str | None = None,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        contextvars: Iterable[ContextVar[Any]] = (),
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -183,6 +198,7 @@ class Pool:
         self.exception_handler = exception_handler
         check_lifespan(lifespan)
         self.lifespan = lifespan
+        self.contextvars = _named_variables(contextvars)
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -492,8 +508,14 @@ class Pool:
             initargs=self.initargs,
             exception_handler=self.exception_handler,
             lifespan=self.lifespan,
+            contextvars=self.contextvars,
         )
-        self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
+        make_engine: Callable[..., Engine] = Engine
+        if self.contextvars:
+            from ._parent.context_variables import ContextEngine
+
+            make_engine = partial(ContextEngine, self.contextvars)
+        self._engine = engine = make_engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
         # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)

@@ -24,7 +24,7 @@ def call_key(function: Function, options: TaskOptions) -> Hashable:
     """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
     if options is DEFAULT_OPTIONS:
         return function.id
-    return function.id, options.timeout, options.priority
+    return function.id, options.timeout, options.priority, options.context
 
 
 class CallQueue:

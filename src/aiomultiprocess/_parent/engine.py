@@ -64,6 +64,7 @@ class Engine:
     """The workers, queues and unfinished tasks of one pool."""
 
     OPEN = State.OPEN  # found faster than an enum's member
+    queue_class = Queue
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Engine:
         """
         try:
             for _ in range(queues):
-                queue = Queue(self.loop)
+                queue = self.queue_class(self.loop)
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
@@ -186,7 +187,9 @@ class Engine:
         key = function.id if options is DEFAULT_OPTIONS else call_key(function, options)
         calls = queue.calls.get(key)
         if calls is None:
-            calls = CallQueue(function, self.on_settled, options, persistent=function.permanent)
+            # each context has a queue of its own, and there may be one for each call
+            persistent = function.permanent and options.context is None
+            calls = CallQueue(function, self.on_settled, options, persistent=persistent)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
         if options.retries:

@@ -41,6 +41,7 @@ from .credit import Credit
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from .._processes.context_variables import NamedVariable
     from .chunk import Chunk
 
 KILL_AFTER = main.GRACE + 1.0  # seconds from SIGTERM to SIGKILL
@@ -63,6 +64,7 @@ class WorkerOptions:
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        contextvars: tuple[NamedVariable, ...] = (),
     ) -> None:
         self.context = context
         self.concurrency = concurrency
@@ -72,6 +74,7 @@ class WorkerOptions:
         self.initargs = initargs
         self.exception_handler = exception_handler
         self.lifespan = lifespan
+        self.contextvars = contextvars
 
 
 class PoolWorker(Process):
@@ -102,6 +105,7 @@ class PoolWorker(Process):
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that were sent to the worker
+        self.context: bytes | None = None  # the last that was sent (CAPTURE-2)
         self.ready = False
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
@@ -126,6 +130,7 @@ class PoolWorker(Process):
             exception_handler=options.exception_handler,
             index=index,
             lifespan=options.lifespan,
+            contextvars=options.contextvars,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)

@@ -118,6 +118,7 @@ class Kind(IntEnum):
     CHUNK = 3
     CANCEL = 4  # chunk_id, offset: item
     CLOSE = 5  # finish the items that the worker has, then exit
+    CONTEXT = 6  # values of context variables for the chunks that follow; payload: these
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
     BROKEN = 17  # the initializer failed; payload: its exception

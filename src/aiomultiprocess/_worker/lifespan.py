@@ -53,7 +53,7 @@ class Lifespan:
 
     def enter(self, on_entered: Callable[[], object]) -> None:
         """Run the loop until the context manager is entered; raises its error."""
-        # not by the loop's task factory, which is the user's
+        # LIFESPAN-1; not by the loop's task factory, which is the user's
         self._task = asyncio.Task(self._live(on_entered), loop=self._loop, name=NAME)
         self._loop.run_until_complete(self._settled)
         error, self._error = self._error, None

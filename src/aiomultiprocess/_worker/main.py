@@ -21,7 +21,7 @@ from .._processes import copies, loops
 from .._processes.descriptors import Handover
 from .._processes.start_arguments import StartArguments
 from .._processes.startup import accept_interrupts, collect_garbage
-from .._transport.link import ChildEnd
+from .._transport.link import ChildEnd, Link
 from .._wire import exceptions
 from . import leaving, watchdog
 from .engine import WorkerEngine
@@ -29,6 +29,8 @@ from .leaving import GRACE
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+
+    from .._processes.context_variables import NamedVariable
 
 __all__ = ["GRACE", "WorkerSpec", "main"]
 
@@ -54,6 +56,7 @@ class WorkerSpec:
         exception_handler: Callable[[BaseException], object] | None,
         index: int,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        contextvars: tuple[NamedVariable, ...],
     ) -> None:
         self.end = end
         self.concurrency = concurrency
@@ -65,10 +68,13 @@ class WorkerSpec:
         self.exception_handler = exception_handler
         self.index = index
         self.lifespan = lifespan
+        self.contextvars = contextvars
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
-        names = ("loop", "initializer", "initargs", "exception_handler", "lifespan")
+        names = ["loop", "initializer", "initargs", "exception_handler", "lifespan"]
+        if self.contextvars:
+            names.append("contextvars")
         parts = {name: state.pop(name) for name in names}
         parts["loop_initializer"] = parts.pop("loop")
         state["arguments"] = StartArguments("a worker", parts)
@@ -84,7 +90,7 @@ class WorkerSpec:
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
             self.loop = self.initializer = self.exception_handler = self.lifespan = None
-            self.initargs = ()
+            self.initargs = self.contextvars = ()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
 
@@ -121,7 +127,7 @@ def main(spec: WorkerSpec) -> None:
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = WorkerEngine(loop, link, spec.concurrency, spec.exception_handler)
+    engine = make_engine(spec, loop, link)
     copies.protect(engine, partial(watch_parent, parent_fd), loop)
     set_this_worker(spec.index, engine)
     try:
@@ -144,6 +150,16 @@ def main(spec: WorkerSpec) -> None:
         # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
         # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
+
+
+def make_engine(spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link) -> WorkerEngine:
+    """The engine with the features that the pool uses."""
+    kind: Callable[..., WorkerEngine] = WorkerEngine
+    if spec.contextvars:
+        from .context_variables import engine_class  # here: other workers do not need it
+
+        kind = engine_class(spec.contextvars)
+    return kind(loop, link, spec.concurrency, spec.exception_handler)
 
 
 def set_this_worker(index: int, engine: WorkerEngine) -> None:
