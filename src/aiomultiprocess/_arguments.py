@@ -66,6 +66,27 @@ def seconds(name: str, value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
+def memory_limit(name: str, value: int | None) -> int | None:
+    """A positive number of bytes, or None for no limit; RuntimeError if it cannot be held."""
+    if value is None:
+        return None
+    number = whole(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be a positive number of bytes or None, got {value!r}")
+    _check_statm(f"{name}={value!r}")
+    return number
+
+
+def _check_statm(what: str) -> None:
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            statm.read()
+    except OSError as error:
+        raise RuntimeError(
+            f"{what} is not possible here: it needs /proc/self/statm, as Linux has it ({error})"
+        ) from None
+
+
 def whole(name: str, value: int) -> int:
     """The value as an int; its type may be any with `__index__`, such as NumPy's integers."""
     try:

@@ -29,6 +29,7 @@ from ._arguments import (
     check_synchronous,
     checked_sequence,
     count,
+    memory_limit,
     task_options,
     whole,
 )
@@ -153,6 +154,11 @@ class Pool:
         contextvars: ContextVar objects whose values at the call of `map`, `starmap` or `apply` the
             tasks see; values must be picklable. Each must be a global of a module that workers can
             import. A variable that is unset at the call stays as it is in the worker.
+        maxmemoryperchild: replace a worker that has more than this many bytes of memory of its own
+            (resident, without what it shares): it starts no more tasks, those that it has not
+            started go to other workers, and it exits when the others have ended. None means no
+            limit. A forked worker's memory includes its copy of the parent's. If a worker has more
+            before its first task, the pool is broken.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -176,6 +182,7 @@ class Pool:
         backend: str | None = None,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
         contextvars: Iterable[ContextVar[Any]] = (),
+        maxmemoryperchild: int | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -199,6 +206,7 @@ class Pool:
         check_lifespan(lifespan)
         self.lifespan = lifespan
         self.contextvars = _named_variables(contextvars)
+        self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -509,6 +517,7 @@ class Pool:
             exception_handler=self.exception_handler,
             lifespan=self.lifespan,
             contextvars=self.contextvars,
+            memory_limit=self.maxmemoryperchild or 0,
         )
         make_engine: Callable[..., Engine] = Engine
         if self.contextvars:

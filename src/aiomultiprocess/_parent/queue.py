@@ -23,6 +23,8 @@ QUEUE-6  Even spread. Whether an item waits or computes is not known before it r
     is never refused one. If more tasks are left than all workers have room for, this limits
     nothing. An input of unknown length is looked at only as far as this takes: at most `LOOK_AHEAD`
     items, and only those that arrive within a few milliseconds (sources.py).
+QUEUE-7  A worker that retires returns the tasks that it has not started (_worker/engine.py,
+    WORKER-11): these count as reported in their chunk, and are served next elsewhere.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED = int(Kind.ERROR), int(Kind.REFUSED)
-LEAVING = int(Kind.LEAVING)
+LEAVING, RETURNED = int(Kind.LEAVING), int(Kind.RETURNED)
 APPLY = Mode.APPLY
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
@@ -391,7 +393,7 @@ class Queue:
             count, values = 1, [None]
             errors = {0: load_error(payload)}
         else:
-            on_notice(worker, kind, count, payload)
+            self._on_other(worker, on_notice, kind, count, chunk_id, offset, payload)
             return
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
@@ -415,6 +417,36 @@ class Queue:
             causes = explain_each(kind, errors, owner, handles)
             explain_star(chunk, offset, causes)
             settle_each(owner, handles, values, causes, len(payload) // count)
+
+    def _on_other(
+        self,
+        worker: PoolWorker,
+        on_notice: OnNotice,
+        kind: int,
+        count: int,
+        chunk_id: int,
+        offset: int,
+        payload: Any,
+    ) -> None:
+        """A frame that brings no results."""
+        if kind == RETURNED:
+            self._take_back(worker, chunk_id, offset, count)
+        else:
+            on_notice(worker, kind, count, payload)
+
+    def _take_back(self, worker: PoolWorker, chunk_id: int, offset: int, count: int) -> None:
+        """QUEUE-7: put back what a worker that retires has not started."""
+        chunk = worker.chunks.get(chunk_id)
+        if chunk is None:
+            raise CorruptHeaderError(f"chunk {chunk_id} is returned: this worker does not hold it")
+        chunk.report(offset, count)
+        if not chunk.left:
+            del worker.chunks[chunk_id]
+        owner, end = chunk.owner, offset + count
+        worker.credit.take_back(count, owner.function.id, 0 if chunk.left else chunk.size)
+        owner.put_back(chunk.handles[offset:end], chunk.items[offset:end])
+        self._line_up_first(owner)
+        self._dispatch_soon()
 
     def on_drained(self, worker: PoolWorker) -> None:
         """Adapt a worker's credit after a batch of its frames, and send what it allows."""
@@ -448,6 +480,10 @@ class Queue:
             return
         owner = chunk.owner
         owner.put_back([chunk.handles[at] for at in rest], [chunk.items[at] for at in rest])
+        self._line_up_first(owner)
+
+    def _line_up_first(self, owner: TaskOwner) -> None:
+        """Serve an owner next that got tasks back."""
         if not isinstance(owner, RetryTask):  # which has put itself into a line of its own
             source = cast("TaskSource", owner)
             if not source.queued:

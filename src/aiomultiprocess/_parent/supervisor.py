@@ -129,6 +129,9 @@ class Supervisor:
         elif kind == Kind.BROKEN:
             # a start has no stages
             self._pool.break_down(cast("BaseException", load_error(payload)))
+        elif kind == Kind.RETIRING:
+            worker.retired = str(as_bytes(payload), "utf-8", "replace")
+            worker.leave()
         elif kind == Kind.LEAVING:
             if count:
                 worker.leave_lifespan()

@@ -65,6 +65,7 @@ class WorkerOptions:
         exception_handler: Callable[[BaseException], object] | None,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
         contextvars: tuple[NamedVariable, ...] = (),
+        memory_limit: int = 0,  # bytes, 0: no limit
     ) -> None:
         self.context = context
         self.concurrency = concurrency
@@ -75,6 +76,7 @@ class WorkerOptions:
         self.exception_handler = exception_handler
         self.lifespan = lifespan
         self.contextvars = contextvars
+        self.memory_limit = memory_limit
 
 
 class PoolWorker(Process):
@@ -110,6 +112,7 @@ class PoolWorker(Process):
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
         self.leaving = False
+        self.retired = ""  # why it takes no more tasks, if that was its own decision
         self.replaced = False  # before its exit
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
@@ -131,6 +134,7 @@ class PoolWorker(Process):
             index=index,
             lifespan=options.lifespan,
             contextvars=options.contextvars,
+            memory_limit=options.memory_limit,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class NamedVariable:
@@ -32,20 +35,24 @@ def find(module: str, name: str) -> NamedVariable:
 
 def named(variables: object) -> tuple[NamedVariable, ...]:
     """The argument `contextvars` of a pool, checked. TypeError, or ValueError, if it cannot be."""
-    if isinstance(variables, ContextVar):
-        raise TypeError(f"contextvars must be a sequence: pass ({variables!r},)")
-    try:
-        values = list(variables)  # type: ignore[call-overload]
-    except TypeError:
-        raise TypeError(
-            f"contextvars must be a sequence of ContextVar objects, not {variables!r}"
-        ) from None
+    values = _listed(variables)
     found: dict[ContextVar[Any], NamedVariable] = {}  # one that is named twice travels once
     for value in values:
         if not isinstance(value, ContextVar):
             raise TypeError(f"contextvars must be ContextVar objects, and {value!r} is none")
         found[value] = NamedVariable(value, *_place_of(value))
     return tuple(found.values())
+
+
+def _listed(variables: object) -> list[Any]:
+    if isinstance(variables, ContextVar):
+        raise TypeError(f"contextvars must be a sequence: pass ({variables!r},)")
+    try:
+        return list(cast("Iterable[Any]", variables))
+    except TypeError:
+        raise TypeError(
+            f"contextvars must be a sequence of ContextVar objects, not {variables!r}"
+        ) from None
 
 
 def _place_of(variable: ContextVar[Any]) -> tuple[str, str]:

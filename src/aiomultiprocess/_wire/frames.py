@@ -129,6 +129,8 @@ class Kind(IntEnum):
     # lifespan is left, which comes before
     LEAVING = 21
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
+    RETIRING = 23  # the worker starts nothing more, and waits for CLOSE; payload: why
+    RETURNED = 24  # chunk_id, offset: first item, count: items that were not started
 
 
 class Mode(IntEnum):

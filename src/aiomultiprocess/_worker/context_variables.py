@@ -13,7 +13,6 @@ CONTEXT-2  A value that cannot be unpickled fails the items of its context, and 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeAlias
 
@@ -95,9 +94,3 @@ class ContextWorkerEngine(WorkerEngine):
         )
         refusal.__cause__ = error
         return Unusable(refusal)
-
-
-def engine_class(variables: tuple[Any, ...]) -> Callable[..., WorkerEngine]:
-    """A class of engines for these variables, as the parent names them."""
-    of_pool = {"variables": tuple(named.variable for named in variables)}
-    return type(ContextWorkerEngine.__name__, (ContextWorkerEngine,), of_pool)

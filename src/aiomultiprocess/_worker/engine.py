@@ -36,6 +36,9 @@ WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before 
     left after the last item. While it is left, in at most `GRACE` seconds, no item runs; a LEAVING
     frame tells the parent. A worker that gets SIGTERM gives its items two thirds of `GRACE`, and
     then leaves its lifespan whatever still runs. SIGTERM while it is entered ends the worker.
+WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
+    starts nothing more, and returns each item that it has not started, by RETURNED frames instead
+    of answers; also items that arrive later. It runs the others to their end. The parent closes it.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -93,6 +96,8 @@ class WorkerEngine:
         self.terminated = False
         self.cut_off = False  # terminated while an item ran (WORKER-9)
         self.broken = False  # it could not start, and serves no items
+        self._retiring = False  # WORKER-11
+        self._refuses = False  # takes no more items: it is one of these three
         self._loop = loop
         self._link = link
         self._results = ResultSender(link, exception_handler)
@@ -155,7 +160,7 @@ class WorkerEngine:
             self._handle_sigterm()
             self._link.send(Kind.READY)
         else:
-            self.broken = self._closing = True
+            self.broken = self._refuses = self._closing = True
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
@@ -224,11 +229,10 @@ class WorkerEngine:
         """SIGTERM: cancel what runs, and exit when it has ended, or after `GRACE` seconds."""
         if self.terminated:
             return
-        self.terminated = self._closing = True
+        self.terminated = self._refuses = self._closing = True
         running = any(place is not None for place in self._running.values())
         self.cut_off = running or self._in_burst
-        if self._lifespan is not None:
-            self._end_lifespan_early(self._lifespan)
+        self._end_lifespan_early()
         self._chunks.clear()
         for task in self._running:
             task.cancel()
@@ -236,8 +240,11 @@ class WorkerEngine:
         self._loop.call_later(GRACE, leaving.exit_by_signal, signal.SIGTERM)
         self._schedule_turn()
 
-    def _end_lifespan_early(self, lifespan: Lifespan) -> None:
+    def _end_lifespan_early(self) -> None:
         """WORKER-10, for a worker that gets SIGTERM."""
+        lifespan = self._lifespan
+        if lifespan is None:
+            return
         if self._starter is None:
             self.cut_off = True
             lifespan.cancel()
@@ -254,7 +261,26 @@ class WorkerEngine:
             lifespan.leave()
 
     def _on_lifespan_left(self) -> None:
+        if not self._closing:
+            self._retire("lifespan")
         self._schedule_turn()
+
+    def _retire(self, why: str) -> None:
+        """WORKER-11: return what is not started, the newest first; the parent closes this worker.
+
+        If an item runs the loop inside its call, the other items of its chunk still run after it.
+        """
+        if self._refuses:
+            return
+        self._retiring = self._refuses = True
+        self._link.send(Kind.RETIRING, payload=[why.encode()])
+        for chunk in list(self._chunks.values())[self._in_burst :][::-1]:
+            del self._chunks[chunk.chunk_id]
+            self._return(chunk.chunk_id, chunk.next, len(chunk.items) - chunk.next)
+        self._link.flush()
+
+    def _return(self, chunk_id: int, offset: int, count: int) -> None:
+        self._link.send(Kind.RETURNED, chunk_id=chunk_id, offset=offset, count=count)
 
     def _on_broken(self, error: BaseException) -> None:
         """The link cannot be used again: exit, so that the parent retries or fails our items."""
@@ -285,7 +311,9 @@ class WorkerEngine:
         if kind != CHUNK:
             self._on_notice(kind, flags, chunk_id, offset, function, payload)
             return
-        if self.terminated or self.broken:
+        if self._refuses:
+            if self._retiring and not self.terminated:
+                self._return(chunk_id, 0, count)
             return
         if flags >= MODES:
             raise CorruptHeaderError(f"a chunk of mode {flags}")

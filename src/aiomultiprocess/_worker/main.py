@@ -57,6 +57,7 @@ class WorkerSpec:
         index: int,
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
         contextvars: tuple[NamedVariable, ...],
+        memory_limit: int,  # in bytes, 0: none
     ) -> None:
         self.end = end
         self.concurrency = concurrency
@@ -69,6 +70,7 @@ class WorkerSpec:
         self.index = index
         self.lifespan = lifespan
         self.contextvars = contextvars
+        self.memory_limit = memory_limit
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
@@ -152,14 +154,29 @@ def main(spec: WorkerSpec) -> None:
         current_process().ends_at_once = True  # type: ignore[attr-defined]
 
 
+def features_of(spec: WorkerSpec) -> tuple[list[type[WorkerEngine]], dict[str, Any]]:
+    """The base classes of an engine, and the attributes that these need."""
+    features: list[type[WorkerEngine]] = []
+    attributes: dict[str, Any] = {}
+    if spec.memory_limit:
+        from .memory import LimitedWorkerEngine  # here, as below: other workers do not need it
+
+        features.append(LimitedWorkerEngine)
+        attributes["memory_limit"] = spec.memory_limit
+    if spec.contextvars:
+        from .context_variables import ContextWorkerEngine
+
+        features.append(ContextWorkerEngine)
+        attributes["variables"] = tuple(named.variable for named in spec.contextvars)
+    return features, attributes
+
+
 def make_engine(spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link) -> WorkerEngine:
     """The engine with the features that the pool uses."""
-    kind: Callable[..., WorkerEngine] = WorkerEngine
-    if spec.contextvars:
-        from .context_variables import engine_class  # here: other workers do not need it
-
-        kind = engine_class(spec.contextvars)
-    return kind(loop, link, spec.concurrency, spec.exception_handler)
+    features, attributes = features_of(spec)
+    kind = type("FullWorkerEngine", tuple(features), attributes) if features else WorkerEngine
+    engine: WorkerEngine = kind(loop, link, spec.concurrency, spec.exception_handler)
+    return engine
 
 
 def set_this_worker(index: int, engine: WorkerEngine) -> None:
