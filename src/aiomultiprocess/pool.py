@@ -432,6 +432,36 @@ class Pool:
             raise
         return PoolResult(self, job)
 
+    # -- workers -------------------------------------------------------------------------------
+
+    async def resize(self, processes: int) -> None:
+        """Change the number of workers; returns when new ones are launched, not yet ready.
+
+        If there are to be fewer, those of the highest indices take no more tasks, and exit when
+        they have finished what they hold; this is not awaited. An index that is wanted again before
+        its worker has exited gets a new one after that exit. `process_count` is the new number at
+        once. Of several calls the last counts. If the caller is cancelled, the change stays.
+
+        Raises:
+            ValueError, TypeError: `processes` is less than the pool's `queuecount`, or no number.
+            RuntimeError: the pool is closed, or belongs to another loop or process.
+            OSError: a worker cannot be started; `process_count` says how many there are.
+        """
+        number = whole("processes", processes)
+        if number < self.queue_count:
+            raise ValueError(
+                f"a pool cannot have fewer workers than queues, got processes={processes} with "
+                f"queuecount={self.queue_count}"
+            )
+        if self._engine is None and not self._closed:
+            self.process_count = number
+        engine = self._use()
+        try:
+            engine.resize(number)
+        finally:
+            self.process_count = engine.supervisor.size
+        await engine.launched(number)
+
     # -- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -43,6 +43,7 @@ from .functions import FunctionTable
 from .iterators import ResultIterator
 from .job import Job
 from .queue import Queue
+from .resizing import Resizer
 from .routing import RoutedTasks, Router
 from .sources import source_of
 from .supervisor import Supervisor
@@ -79,6 +80,7 @@ class Engine:
         self.queues: dict[QueueID, Queue] = {}
         self.supervisor = Supervisor(loop, options, channels, self.queues, self)
         self.functions = FunctionTable(_accel.dumps)
+        self._resizer = Resizer(self.supervisor, scheduler)
         self._channels = channels
         self._scheduler = scheduler
         # with one queue and the default scheduler the answer is known: it is not asked per task
@@ -103,10 +105,7 @@ class Engine:
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
-            qids = list(self.queues)
-            for at in range(processes):
-                self.supervisor.start_worker(at, qids[at % queues])
-                self._scheduler.register_process(qids[at % queues])
+            self._resizer.start(processes, list(self.queues))
         except Exception as error:
             # not the error itself, whose traceback leads here
             self.break_down(
@@ -123,8 +122,23 @@ class Engine:
         """Whether there may be work for a new worker."""
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
+    def resize(self, processes: int) -> None:
+        """Change the number of workers (resizing.py); `launched` waits for those that are new."""
+        self.check_open()
+        try:
+            self._resizer.resize(processes)
+        finally:
+            for queue in list(self.queues.values()):
+                queue.dispatch_all()
+
+    async def launched(self, processes: int) -> None:
+        """Wait until these workers are launched; raises as `check_open` if that cannot be."""
+        await self._resizer.launched(processes)
+        self.check_open()
+
     def on_worker_gone(self) -> None:
         """A worker has exited, and what it held was settled or put back."""
+        self._resizer.wake()
         self._check_finished()
 
     # -- calls ---------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ class Supervisor:
         pool: SupervisedPool,
     ) -> None:
         self.workers: dict[PoolWorker, QueueID] = {}
+        self.size = 0  # the number of workers that are wanted: the indices below it
         self._loop = loop
         self._options = options
         self._channels = channels
@@ -102,6 +103,24 @@ class Supervisor:
             end.release()
         self.workers[worker] = qid
         queue.workers.append(worker)
+
+    def has(self, index: int) -> bool:
+        """Whether an index has a worker, or gets one without further ado."""
+        held = any(worker.index == index and not worker.replaced for worker in self.workers)
+        return held or any(pending == index for pending, _ in self._pending)
+
+    def dismiss(self, index: int) -> None:
+        """Let the worker of an index finish what it holds, and go; it is not replaced."""
+        self._pending = [pending for pending in self._pending if pending[0] != index]
+        for worker in list(self.workers):
+            if worker.index == index:
+                worker.dismissed = True
+                worker.leave()
+
+    def dismissed_below(self, size: int) -> bool:
+        """Whether a worker that was dismissed still has an index that is wanted again."""
+        size = min(size, self.size)
+        return any(worker.dismissed and worker.index < size for worker in self.workers)
 
     def stop_restarts(self) -> None:
         """Start no worker later."""
@@ -158,17 +177,23 @@ class Supervisor:
         queue = self._queues[qid]
         queue.on_death(worker)
         worker.link.close()
-        if self._pool.wants_workers() and not worker.replaced:
-            if worker.ready:
+        if self._wants_replacement(worker):
+            if worker.dismissed:  # and its index is wanted again
+                self._replace(worker.index, qid)
+            elif worker.ready:
                 self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
         queue.dispatch_all()
         self._pool.on_worker_gone()
 
+    def _wants_replacement(self, worker: PoolWorker) -> bool:
+        wanted = worker.index < self.size and not worker.replaced
+        return wanted and self._pool.wants_workers()
+
     def _on_lingering(self, worker: PoolWorker) -> None:
         """SUPERVISOR-3: a worker that has done its work is slow to exit."""
-        if worker in self.workers and self._pool.wants_workers():
+        if worker in self.workers and self._wants_replacement(worker):
             worker.replaced = True
             qid = self.workers[worker]
             self._replace(worker.index, qid)

@@ -114,6 +114,7 @@ class PoolWorker(Process):
         self.leaving = False
         self.retired = ""  # why it takes no more tasks, if that was its own decision
         self.replaced = False  # before its exit
+        self.dismissed = False  # because fewer workers are wanted
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
