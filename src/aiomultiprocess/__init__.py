@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import pool as pool
     from . import scheduler as scheduler
     from . import types as types
+    from ._parent.stats import PoolStats, WorkerStats
     from ._worker.current import WorkerInfo, current_worker
     from .core import Process, Worker, set_context, set_start_method
     from .pool import Pool, PoolResult
@@ -25,6 +26,7 @@ __author__ = "Amethyst Reese and aiomultiprocess contributors"
 __all__ = [
     "Pool",
     "PoolResult",
+    "PoolStats",
     "PoolTerminatedError",
     "Process",
     "ProxyException",
@@ -35,6 +37,7 @@ __all__ = [
     "Worker",
     "WorkerInfo",
     "WorkerLostError",
+    "WorkerStats",
     "__author__",
     "__version__",
     "current_worker",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Pool": "pool",
     "PoolResult": "pool",
+    "PoolStats": "_parent.stats",
     "PoolTerminatedError": "types",
     "Process": "core",
     "ProxyException": "types",
@@ -55,6 +59,7 @@ _HOMES = {
     "Worker": "core",
     "WorkerInfo": "_worker.current",
     "WorkerLostError": "types",
+    "WorkerStats": "_parent.stats",
     "current_worker": "_worker.current",
     "set_context": "core",
     "set_start_method": "core",

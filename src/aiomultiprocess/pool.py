@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from contextvars import ContextVar
 
     from ._parent.engine import Engine
+    from ._parent.stats import PoolStats
     from ._parent.worker import PoolWorker
     from ._processes.context_variables import NamedVariable
 
@@ -431,6 +432,22 @@ class Pool:
             without_our_frames(error)
             raise
         return PoolResult(self, job)
+
+    def stats(self) -> PoolStats:
+        """What the pool does now, and what it has done: a record of plain numbers.
+
+        No worker is asked, so this neither waits nor disturbs one.
+        `aiomultiprocess.prometheus.PoolCollector` exports it.
+
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
+        """
+        from ._parent.stats import PoolStats, stats_of  # here: few programs need it
+
+        self._check_process()
+        self._check_thread("stats")
+        if self._engine is None:
+            return PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+        return stats_of(self._engine)
 
     # -- workers -------------------------------------------------------------------------------
 

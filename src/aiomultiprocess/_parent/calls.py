@@ -47,6 +47,7 @@ class CallQueue:
         self.queued = False
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""
+        self.cancelled = 0  # calls that were cancelled before they were sent
         self._on_done = on_done
         self._persistent = persistent
         self._waiting: deque[tuple[asyncio.Future[Any], Any]] = deque()
@@ -66,6 +67,11 @@ class CallQueue:
     def left(self) -> int:
         return len(self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls were not sent."""
+        return len(self._waiting)
+
     def at_hand(self, n: int) -> int:
         return len(self._waiting)
 
@@ -76,6 +82,7 @@ class CallQueue:
         while waiting and len(futures) < n:
             future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
+                self.cancelled += 1
                 self._settle(future)
             else:
                 futures.append(future)

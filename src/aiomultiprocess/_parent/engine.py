@@ -87,6 +87,7 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job] = set()
+        self._cancelled = 0  # tasks of sources that are settled
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -121,6 +122,24 @@ class Engine:
     def wants_workers(self) -> bool:
         """Whether there may be work for a new worker."""
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait in this process."""
+        again = sum(len(queue.retry_queue.line) for queue in self.queues.values())
+        return again + sum(source.waiting for source in self._open)
+
+    @property
+    def _held(self) -> int:
+        """How many tasks were sent to workers and not reported."""
+        accounts = [worker.credit for worker in self.supervisor.workers]
+        return sum(credit.sent - credit.reported for credit in accounts)
+
+    @property
+    def cancelled(self) -> int:
+        """How many tasks were cancelled before they were sent, or ended with the pool."""
+        calls = (source for source in self._open if isinstance(source, CallQueue))
+        return self._cancelled + sum(source.cancelled for source in calls)
 
     def resize(self, processes: int) -> None:
         """Change the number of workers (resizing.py); `launched` waits for those that are new."""
@@ -266,6 +285,9 @@ class Engine:
     def on_settled(self, source: CallQueue | Job) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
+        if isinstance(source, CallQueue):
+            self._cancelled += source.cancelled
+            source.cancelled = 0
         for queue in self.queues.values():
             queue.forget(source, source.function)
         self._check_finished()
@@ -372,6 +394,7 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
+        self._cancelled = self.cancelled + self.waiting + self._held
         self.supervisor.stop_restarts()
         sources, self._open = self._open, set()
         idle = {worker for worker in self.supervisor.workers if not worker.chunks}

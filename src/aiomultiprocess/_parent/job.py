@@ -58,6 +58,10 @@ class Routing(Protocol):
     def complete_all(self) -> None:
         """Report to the scheduler that all tasks have ended."""
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks were routed to a queue and not sent."""
+
 
 class Job:
     """One `map` or `starmap`: a cursor into the input, and the results so far.
@@ -122,6 +126,12 @@ class Job:
     def left(self) -> int | None:
         left = self.source.left
         return None if left is None else left + len(self._returned)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks were not sent, as far as they are known."""
+        routed = 0 if self.router is None else self.router.waiting
+        return (self.source.left or 0) + len(self._returned) + routed
 
     def at_hand(self, n: int) -> int:
         returned = len(self._returned)

@@ -41,6 +41,7 @@ from .._wire import exceptions
 from .._wire.frames import CorruptHeaderError, Kind, Mode
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
+from .counts import TaskCounts
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import INTERRUPTS, explain_each, explain_item, explain_loss, explain_star, load_error
 from .feed import Handles, TaskOwner, TaskSource
@@ -71,6 +72,7 @@ class Queue:
         self.workers: list[PoolWorker] = []
         self.calls: dict[Hashable, CallQueue] = {}  # by their `key`
         self.retry_queue = RetryQueue()
+        self.counts = TaskCounts()
         self._sources: deque[TaskSource] = deque()
         self._loop = loop
         self._call_backlog: deque[CallQueue] = deque()  # calls that may overtake
@@ -361,6 +363,7 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
+            self.counts.failed += 1
             owner.fail(handles[0], explain_item(error, owner, handles[0], items[0]))
             handles, items = handles[1:], items[1:]
         if handles:
@@ -416,6 +419,7 @@ class Queue:
         else:
             causes = explain_each(kind, errors, owner, handles)
             explain_star(chunk, offset, causes)
+            self.counts.add_errors(causes)
             settle_each(owner, handles, values, causes, len(payload) // count)
 
     def _on_other(
@@ -461,6 +465,7 @@ class Queue:
         self.workers.remove(worker)
         if worker.link_intact:
             recover_results(worker, partial(self.on_frame, worker, refuse_notice))
+        self.counts.ended += worker.credit.reported
         chunks, worker.chunks = list(worker.chunks.values()), {}
         if self._over:  # user code ended the pool, while a result in the journal was unpickled
             return

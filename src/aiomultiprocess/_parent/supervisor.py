@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -60,6 +61,7 @@ class Supervisor:
         pool: SupervisedPool,
     ) -> None:
         self.workers: dict[PoolWorker, QueueID] = {}
+        self.restarts: Counter[str] = Counter()  # how many workers were replaced, by cause
         self.size = 0  # the number of workers that are wanted: the indices below it
         self._loop = loop
         self._options = options
@@ -189,7 +191,11 @@ class Supervisor:
 
     def _wants_replacement(self, worker: PoolWorker) -> bool:
         wanted = worker.index < self.size and not worker.replaced
-        return wanted and self._pool.wants_workers()
+        if not (wanted and self._pool.wants_workers()):
+            return False
+        if not worker.dismissed:
+            self.restarts[worker.cause] += 1
+        return True
 
     def _on_lingering(self, worker: PoolWorker) -> None:
         """SUPERVISOR-3: a worker that has done its work is slow to exit."""

@@ -153,6 +153,7 @@ class PoolWorker(Process):
                 self._parent_fd.close()
         self._pid = self.aio_process.pid
         self._loop = loop
+        self._launched_at = loop.time()
         try:
             self._exit = Exit(self.aio_process)
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
@@ -248,6 +249,20 @@ class PoolWorker(Process):
         self._exit_of_process().block()
         self._settle()
         self.link.close()
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the launch."""
+        return self._loop.time() - self._launched_at
+
+    @property
+    def cause(self) -> str:
+        """Why the worker has ended, or takes no more tasks, as PoolStats.restarts says it."""
+        if not self.ready:
+            return "start"
+        if self.exitcode or not (self.retired or self.credit.spent):
+            return "died"
+        return self.retired or "maxtasksperchild"
 
     @property
     def pid(self) -> int | None:
