@@ -63,6 +63,19 @@ async def test_a_worker_that_is_recycled_leaves_its_lifespan(tmp_path: Path) -> 
     assert noted[:6] == expected
 
 
+async def test_a_worker_that_a_smaller_pool_dismisses_leaves_its_lifespan() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(2, lifespan=partial(lifespans.meeting_while_leaving, meeting.port))
+        pids = {worker.index: worker.pid for worker in pool.processes}
+        await pool.resize(1)
+        leaving = await meeting.next()
+        assert (leaving.pid, leaving.token) == (pids[1], "leaving 1")
+        leaving.release()
+        pool.close()
+        (await meeting.next()).release()
+        await pool.join()
+
+
 async def test_a_terminated_task_ends_before_the_lifespan_is_left(tmp_path: Path) -> None:
     path = tmp_path / "noted"
     async with Meeting() as meeting:
