@@ -25,6 +25,7 @@ class Starter:
         loop: asyncio.AbstractEventLoop,
         counter: _Counter,
         on_value: Callable[[Any], object] | None = None,
+        started: int = 0,
     ) -> None: ...
     def run(
         self,

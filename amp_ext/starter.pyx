@@ -178,7 +178,8 @@ cdef class Starter:
     """Runs the first step of items, and gives a task to each that suspends.
 
     Make it in the context that items shall see a copy of: after the initializer. When an item that
-    was suspended returns, `on_value` gets the value before anything else can run.
+    was suspended returns, `on_value` gets the value before anything else can run. `started`: how
+    many items other starters of this worker have started before.
     """
 
     cdef object loop
@@ -200,7 +201,8 @@ cdef class Starter:
     cdef bint is_untouched     # the task, when the burst ended with _FACTORY
     cdef int64_t since         # during `run`, if the items have a time limit: what is marked; or -1
 
-    def __init__(self, loop, counter, on_value=None):
+    def __init__(self, loop, counter, on_value=None, uint64_t started=0):
+        self.started = started
         self.loop = loop
         self.on_value = on_value
         self.mapping = counter if isinstance(counter, Mapping) else None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from . import pool as pool
     from . import scheduler as scheduler
     from . import types as types
+    from ._parent.stats import PoolStats, WorkerStats
+    from ._worker.current import WorkerInfo, current_worker
     from .core import Process, Worker, set_context, set_start_method
     from .executor import PoolExecutor
     from .pool import Call, Pool, PoolResult
@@ -36,6 +38,7 @@ __all__ = [
     "Pool",
     "PoolExecutor",
     "PoolResult",
+    "PoolStats",
     "PoolTerminatedError",
     "Process",
     "Progress",
@@ -46,9 +49,12 @@ __all__ = [
     "TaskID",
     "TaskTimeoutError",
     "Worker",
+    "WorkerInfo",
     "WorkerLostError",
+    "WorkerStats",
     "__author__",
     "__version__",
+    "current_worker",
     "set_context",
     "set_start_method",
 ]
@@ -58,6 +64,7 @@ _HOMES = {
     "Pool": "pool",
     "PoolExecutor": "executor",
     "PoolResult": "pool",
+    "PoolStats": "_parent.stats",
     "PoolTerminatedError": "types",
     "Process": "core",
     "Progress": "types",
@@ -68,7 +75,10 @@ _HOMES = {
     "TaskID": "types",
     "TaskTimeoutError": "types",
     "Worker": "core",
+    "WorkerInfo": "_worker.current",
     "WorkerLostError": "types",
+    "WorkerStats": "_parent.stats",
+    "current_worker": "_worker.current",
     "set_context": "core",
     "set_start_method": "core",
 }

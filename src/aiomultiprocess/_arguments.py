@@ -22,6 +22,7 @@ class TaskOptions(NamedTuple):
     retries: int = 0  # how often a task may run again after its worker died
     timeout: float | None = None  # seconds that a task may run; None: no limit
     priority: int = 0  # of the tasks that wait in one queue, the higher go first
+    context: bytes | None = None  # the caller's values of context variables, pickled
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +91,27 @@ def patience(name: str, value: float | None) -> float | None:
     if number is not None and not number >= 0:
         raise ValueError(f"{name} must be a number of seconds from 0 on, or None, got {value!r}")
     return number
+
+
+def memory_limit(name: str, value: int | None) -> int | None:
+    """A positive number of bytes, or None for no limit; RuntimeError if it cannot be held."""
+    if value is None:
+        return None
+    number = whole(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be a positive number of bytes or None, got {value!r}")
+    _check_statm(f"{name}={value!r}")
+    return number
+
+
+def _check_statm(what: str) -> None:
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            statm.read()
+    except OSError as error:
+        raise RuntimeError(
+            f"{what} is not possible here: it needs /proc/self/statm, as Linux has it ({error})"
+        ) from None
 
 
 def whole(name: str, value: int) -> int:
@@ -167,6 +189,34 @@ def check_synchronous(name: str, function: object) -> None:
         raise ValueError(f"{name} must be synchronous function, not {function!r}")
     if not callable(function):
         raise TypeError(f"{name} must be a function or None, not {function!r}")
+
+
+def check_lifespan(lifespan: object) -> None:
+    """Refuse a value that cannot be called without arguments, or returns no context manager."""
+    if lifespan is None:
+        return
+    is_manager = hasattr(type(lifespan), "__aenter__")  # contextlib's are callable, as decorators
+    if is_manager or not callable(lifespan):
+        raise TypeError(
+            "lifespan must be a callable that returns an async context manager, or None, not "
+            f"{lifespan!r}: pass the function itself, not what it returns"
+        )
+    generator = inspect.isasyncgenfunction(lifespan) or inspect.isgeneratorfunction(lifespan)
+    if generator or is_coroutine_function(lifespan):
+        raise TypeError(
+            f"lifespan must return an async context manager, and {label_of(lifespan)} does not: "
+            "make it an async generator function that yields once, decorated with "
+            "contextlib.asynccontextmanager"
+        )
+    try:
+        inspect.signature(lifespan).bind()
+    except ValueError:  # it has no signature to be seen
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"lifespan is called without arguments, and {label_of(lifespan)} needs some "
+            f"({error}): bind them by functools.partial"
+        ) from None
 
 
 def label_of(func: object) -> str:

@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
@@ -27,6 +28,7 @@ from ._arguments import (
     TaskOptions,
     check_callable,
     check_flag,
+    check_lifespan,
     check_progress,
     check_synchronous,
     checked_keywords,
@@ -34,6 +36,7 @@ from ._arguments import (
     count,
     duration,
     mark_coroutine_function,
+    memory_limit,
     patience,
     positive,
     task_options,
@@ -63,10 +66,15 @@ from .types import (
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import ContextVar
+
     from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
+    from ._parent.stats import PoolStats
     from ._parent.worker import PoolWorker
+    from ._processes.context_variables import NamedVariable
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
@@ -134,6 +142,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _named_variables(variables: Iterable[ContextVar[Any]]) -> tuple[NamedVariable, ...]:
+    if type(variables) is tuple and not variables:
+        return ()
+    from ._processes.context_variables import named  # here: few pools need it
+
+    return named(variables)
+
+
 class Pool:
     """Run coroutines (and plain functions) on a pool of worker processes.
 
@@ -177,6 +193,21 @@ class Pool:
             is used in place of the root logger's, and limits what is sent. Records leave a worker
             between tasks, in their order; if too many wait, some are dropped, and a warning says
             how many. A worker that is killed takes with it what it has not sent.
+        lifespan: called without arguments in each worker, to make an async context manager: a
+            function decorated with `contextlib.asynccontextmanager`, for example. The worker enters
+            it in its event loop after the initializer and before its first task, and leaves it
+            after its last one; what it yields is `current_worker().state`. Tasks see the context
+            variables that it sets. If entering fails, the pool is broken and its calls raise that
+            error; if leaving fails, the error is logged. Leaving may take 3 seconds, then the
+            worker is killed; when the pool is terminated, tasks have the first 2 of these.
+        contextvars: ContextVar objects whose values at the call of `map`, `starmap` or `apply` the
+            tasks see; values must be picklable. Each must be a global of a module that workers can
+            import. A variable that is unset at the call stays as it is in the worker.
+        maxmemoryperchild: replace a worker that has more than this many bytes of memory of its own
+            (resident, without what it shares): it starts no more tasks, those that it has not
+            started go to other workers, and it exits when the others have ended. None means no
+            limit. A forked worker's memory includes its copy of the parent's. If a worker has more
+            before its first task, the pool is broken.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -202,6 +233,9 @@ class Pool:
         grace: float = GRACE,
         serializer: Literal["pickle", "cloudpickle"] | Serializing | None = None,
         logs: bool | int | str = False,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        contextvars: Iterable[ContextVar[Any]] = (),
+        maxmemoryperchild: int | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -228,6 +262,10 @@ class Pool:
         self._serializer = serializer
         if serializer is not None:
             self._choose_serializer()
+        check_lifespan(lifespan)
+        self.lifespan = lifespan
+        self.contextvars = _named_variables(contextvars)
+        self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self._selection = select.select(backend)
         self._pid = _process
         self._closed = False
@@ -635,6 +673,52 @@ class Pool:
             raise
         return PoolResult(self, job)
 
+    def stats(self) -> PoolStats:
+        """What the pool does now, and what it has done: a record of plain numbers.
+
+        No worker is asked, so this neither waits nor disturbs one.
+        `aiomultiprocess.prometheus.PoolCollector` exports it.
+
+        Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
+        """
+        from ._parent.stats import PoolStats, stats_of  # here: few programs need it
+
+        self._check_process()
+        self._check_thread("stats")
+        if self._engine is None:
+            return PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+        return stats_of(self._engine)
+
+    # -- workers -------------------------------------------------------------------------------
+
+    async def resize(self, processes: int) -> None:
+        """Change the number of workers; returns when new ones are launched, not yet ready.
+
+        If there are to be fewer, those of the highest indices take no more tasks, and exit when
+        they have finished what they hold; this is not awaited. An index that is wanted again before
+        its worker has exited gets a new one after that exit. `process_count` is the new number at
+        once. Of several calls the last counts. If the caller is cancelled, the change stays.
+
+        Raises:
+            ValueError, TypeError: `processes` is less than the pool's `queuecount`, or no number.
+            RuntimeError: the pool is closed, or belongs to another loop or process.
+            OSError: a worker cannot be started; `process_count` says how many there are.
+        """
+        number = whole("processes", processes)
+        if number < self.queue_count:
+            raise ValueError(
+                f"a pool cannot have fewer workers than queues, got processes={processes} with "
+                f"queuecount={self.queue_count}"
+            )
+        if self._engine is None and not self._closed:
+            self.process_count = number
+        engine = self._use()
+        try:
+            engine.resize(number)
+        finally:
+            self.process_count = engine.supervisor.size
+        await engine.launched(number)
+
     # -- the end -------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -771,8 +855,16 @@ class Pool:
             grace=self.grace,
             choice=self._choose_serializer(),
             logs=self._logs,
+            lifespan=self.lifespan,
+            contextvars=self.contextvars,
+            memory_limit=self.maxmemoryperchild or 0,
         )
-        self._engine = engine = Engine(loop, options, self._selection.make(), self.scheduler)
+        make_engine: Callable[..., Engine] = Engine
+        if self.contextvars:
+            from ._parent.context_variables import ContextEngine
+
+            make_engine = partial(ContextEngine, self.contextvars)
+        self._engine = engine = make_engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
         # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)

@@ -29,7 +29,15 @@ class Scheduler(ABC):
     def register_process(self, qid: QueueID) -> None:
         """Record that one more worker serves the queue `qid`, to weight the queues.
 
-        Called for the first workers of a pool, not for those that replace them.
+        Called for the first workers of a pool and for those that `Pool.resize` adds, not for those
+        that replace others.
+        """
+
+    def unregister_process(self, qid: QueueID) -> None:  # noqa: B027 - it may stay as it is
+        """Record that one worker fewer serves the queue `qid`: the pool was made smaller.
+
+        Optional: called by `Pool.resize` for each worker that leaves, as soon as it gets no more
+        tasks; each queue keeps at least one.
         """
 
     @abstractmethod
@@ -65,6 +73,11 @@ class RoundRobin(Scheduler):
     def register_process(self, qid: QueueID) -> None:
         self.qids.append(qid)
         self.cycler = itertools.cycle(self.qids)
+
+    def unregister_process(self, qid: QueueID) -> None:
+        if qid in self.qids:  # else a subclass has not registered it here
+            self.qids.remove(qid)
+            self.cycler = itertools.cycle(self.qids)
 
     def schedule_task(
         self,

@@ -213,3 +213,20 @@ def test_a_factory_that_returns_no_task_fails_the_item(worker: Worker) -> None:
         worker.loop.set_task_factory(None)
     assert isinstance(error, TypeError)
     assert "task factory" in str(error)
+
+
+def test_a_second_starter_of_a_worker_goes_on_counting_and_naming(
+    kind: Any, loop: asyncio.AbstractEventLoop
+) -> None:
+    async def name(pause: Pause) -> str:
+        await pause()
+        return str(me().get_name())
+
+    worker = Worker(kind, loop)
+    first = worker.outcomes(name, PAUSES)
+    worker.starter.close()
+    worker.starter = kind(loop, worker.counter, None, worker.counter.started)
+    names = [value for value, _ in first + worker.outcomes(name, PAUSES)]
+    assert names == [f"aiomultiprocess-item-{number}" for number in range(1, 7)]
+    assert worker.counter.started == 6
+    worker.starter.close()

@@ -25,12 +25,13 @@ def call_key(function: Function, options: TaskOptions) -> Hashable:
     """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
     if options is DEFAULT_OPTIONS:
         return function.id
-    return function.id, options.timeout, options.priority
+    return function.id, options.timeout, options.priority, options.context
 
 
 def is_persistent(function: Function, options: TaskOptions) -> bool:
     """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
-    return function.permanent and options.timeout is None and not options.priority
+    shared = options.timeout is None and not options.priority and options.context is None
+    return function.permanent and shared
 
 
 class CallQueue:
@@ -57,6 +58,7 @@ class CallQueue:
         self.queued = False
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""
+        self.cancelled = 0  # calls that were cancelled before they were sent
         self._on_done = on_done
         self._on_cancel = on_cancel
         self._cancelled = 0  # calls that were cancelled since `drop_cancelled` dropped any
@@ -83,6 +85,11 @@ class CallQueue:
     def left(self) -> int:
         return len(self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """How many calls were not sent."""
+        return len(self._waiting)
+
     def at_hand(self, n: int) -> int:
         return len(self._waiting)
 
@@ -93,6 +100,7 @@ class CallQueue:
         while waiting and len(futures) < n:
             future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
+                self.cancelled += 1
                 self._settle(future)
             else:
                 futures.append(future)

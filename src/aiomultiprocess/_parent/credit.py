@@ -103,6 +103,11 @@ class Credit:
         """Tasks that were sent and not reported."""
         return self.sent - self.finished
 
+    @property
+    def reported(self) -> int:
+        """Tasks that were reported, those that `settle` has not seen yet included."""
+        return self.finished + self._ended
+
     def room(
         self,
         started: int,

@@ -49,7 +49,8 @@ from .functions import Function, FunctionTable
 from .iterators import CompletionIterator, ResultIterator
 from .job import Job
 from .progress import Bar, Reporter
-from .queue import PreparingQueue, Queue
+from .queue import Queue, preparing
+from .resizing import Resizer
 from .routing import RoutedTasks, Router
 from .sources import source_of
 from .stream_source import StreamSource
@@ -77,6 +78,7 @@ class Engine:
     OPEN = State.OPEN  # found faster than an enum's member
     CALL, APPLY_CALL = Call, ApplyCall  # for the pool, which imports this module late
     BROKEN = State.BROKEN
+    queue_class = Queue
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Engine:
         self.supervisor = Supervisor(loop, options, channels, self.queues, self)
         self.functions = FunctionTable(_accel.dumps, options.choice, self._retire)
         self._choice = options.choice
+        self._resizer = Resizer(self.supervisor, scheduler)
         self._channels = channels
         self._scheduler = scheduler
         # with one queue and the default scheduler the answer is known: it is not asked per task
@@ -98,6 +101,7 @@ class Engine:
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job | StreamSource] = set()
         self._cancelled_jobs: set[Job] = set()  # in this turn
+        self._cancelled = 0  # tasks of sources that are settled
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -112,15 +116,13 @@ class Engine:
         """
         try:
             for _ in range(queues):
-                queue = PreparingQueue(self.loop) if self._choice.prepares else Queue(self.loop)
+                kind = self.queue_class
+                queue = (preparing(kind) if self._choice.prepares else kind)(self.loop)
                 queue.choice = self._choice
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
-            qids = list(self.queues)
-            for at in range(processes):
-                self.supervisor.start_worker(qids[at % queues])
-                self._scheduler.register_process(qids[at % queues])
+            self._resizer.start(processes, list(self.queues))
         except Exception as error:
             # not the error itself, whose traceback leads here
             self.break_down(
@@ -137,8 +139,41 @@ class Engine:
         """Whether there may be work for a new worker."""
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait in this process."""
+        again = sum(len(queue.retry_queue.line) for queue in self.queues.values())
+        return again + sum(source.waiting for source in self._open)
+
+    @property
+    def _held(self) -> int:
+        """How many tasks were sent to workers and not reported."""
+        accounts = [worker.credit for worker in self.supervisor.workers]
+        return sum(credit.sent - credit.reported for credit in accounts)
+
+    @property
+    def cancelled(self) -> int:
+        """How many tasks were cancelled before they were sent, or ended with the pool."""
+        calls = (source for source in self._open if isinstance(source, CallQueue))
+        return self._cancelled + sum(source.cancelled for source in calls)
+
+    def resize(self, processes: int) -> None:
+        """Change the number of workers (resizing.py); `launched` waits for those that are new."""
+        self.check_open()
+        try:
+            self._resizer.resize(processes)
+        finally:
+            for queue in list(self.queues.values()):
+                queue.dispatch_all()
+
+    async def launched(self, processes: int) -> None:
+        """Wait until these workers are launched; raises as `check_open` if that cannot be."""
+        await self._resizer.launched(processes)
+        self.check_open()
+
     def on_worker_gone(self) -> None:
         """A worker has exited, and what it held was settled or put back."""
+        self._resizer.wake()
         self._check_finished()
 
     # -- calls ---------------------------------------------------------------------------------
@@ -404,6 +439,9 @@ class Engine:
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
+        if isinstance(source, CallQueue):
+            self._cancelled += source.cancelled
+            source.cancelled = 0
         for queue in self.queues.values():
             queue.forget(source, source.function)
         self._check_finished()
@@ -515,6 +553,7 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
+        self._cancelled = self.cancelled + self.waiting + self._held
         self.supervisor.stop_restarts()
         sources, self._open = self._open, set()
         idle = {worker for worker in self.supervisor.workers if not worker.chunks}

@@ -77,6 +77,10 @@ class Routing(Protocol):
     def drop_waiting(self) -> None:
         """Put back into a cancelled job what was given to a queue and not sent."""
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks were routed to a queue and not sent."""
+
 
 class Job:
     """One `map` or `starmap`: a cursor into the input, and the results so far.
@@ -164,6 +168,12 @@ class Job:
     def unsettled(self) -> int:
         """How many tasks are not settled; of an input of unknown length, those that were taken."""
         return self._taken - self._settled + (self.source.left or 0)
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks were not sent, as far as they are known."""
+        routed = 0 if self.router is None else self.router.waiting
+        return (self.source.left or 0) + len(self._returned) + routed
 
     def at_hand(self, n: int) -> int:
         returned = len(self._returned)

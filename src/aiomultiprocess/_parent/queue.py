@@ -26,6 +26,8 @@ QUEUE-6  Even spread. Whether an item waits or computes is not known before it r
 QUEUE-7  Sources of a higher priority are served first (line.py), and no call overtakes one; retry
     tasks go before all (RETRY-3). What a worker holds is not taken back. A source that has no task
     at hand leaves the line, so that those of a lower priority do not wait for it.
+QUEUE-8  A worker that retires returns the tasks that it has not started (_worker/engine.py,
+    WORKER-11): these count as reported in their chunk, and are served next elsewhere.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from .._wire import exceptions
 from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
+from .counts import TaskCounts
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import (
     INTERRUPTS,
@@ -71,7 +74,8 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
-LEAVING, LOG, VALUES = int(Kind.LEAVING), int(Kind.LOG), int(Kind.VALUES)
+LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
+RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
 APPLY, STREAM = Mode.APPLY, Mode.STREAM
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
@@ -87,6 +91,7 @@ class Queue:
         self.workers: list[PoolWorker] = []
         self.calls: dict[Hashable, CallQueue] = {}  # by their `key`
         self.retry_queue = RetryQueue()
+        self.counts = TaskCounts()
         self._sources: deque[TaskSource] | Line[TaskSource] = deque()
         self._loop = loop
         self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
@@ -420,6 +425,7 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
+            self.counts.failed += 1
             hint = self.choice.hint
             owner.fail(handles[0], explain_item(error, owner, handles[0], items[0], hint))
             handles, items = handles[1:], items[1:]
@@ -452,10 +458,7 @@ class Queue:
         elif kind in (ERROR, REFUSED, TIMED_OUT):
             count, values, errors = 1, [None], {0: load_error(payload)}
         else:
-            if kind == VALUES:
-                self._on_values(worker, chunk_id, count, payload)
-            else:
-                on_notice(worker, kind, count, payload)
+            self._on_other(worker, on_notice, kind, count, chunk_id, offset, payload)
             return
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
@@ -477,6 +480,7 @@ class Queue:
             owner.deliver(handles, values, len(payload))
         else:
             causes = explain_each(kind, errors, owner, handles)
+            self.counts.add_errors(causes)
             settle_failed(chunk, offset, handles, values, causes, len(payload))
 
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
@@ -488,6 +492,38 @@ class Queue:
         source = chunk.owner
         causes = explain_each(RESULTS, errors, source, [source] * count) if errors else {}
         source.receive(worker, values, causes)
+
+    def _on_other(
+        self,
+        worker: PoolWorker,
+        on_notice: OnNotice,
+        kind: int,
+        count: int,
+        chunk_id: int,
+        offset: int,
+        payload: Any,
+    ) -> None:
+        """A frame that brings no results."""
+        if kind == RETURNED:
+            self._take_back(worker, chunk_id, offset, count)
+        elif kind == VALUES:
+            self._on_values(worker, chunk_id, count, payload)
+        else:
+            on_notice(worker, kind, count, payload)
+
+    def _take_back(self, worker: PoolWorker, chunk_id: int, offset: int, count: int) -> None:
+        """QUEUE-8: put back what a worker that retires has not started."""
+        chunk = worker.chunks.get(chunk_id)
+        if chunk is None:
+            raise CorruptHeaderError(f"chunk {chunk_id} is returned: this worker does not hold it")
+        chunk.report(offset, count)
+        if not chunk.left:
+            del worker.chunks[chunk_id]
+        owner, end = chunk.owner, offset + count
+        worker.credit.take_back(count, owner.function.id, 0 if chunk.left else chunk.size)
+        owner.put_back(chunk.handles[offset:end], chunk.items[offset:end])
+        self._line_up_first(owner)
+        self._dispatch_soon()
 
     def on_drained(self, worker: PoolWorker) -> None:
         """Adapt a worker's credit after a batch of its frames, and send what it allows."""
@@ -502,6 +538,7 @@ class Queue:
         self.workers.remove(worker)
         if worker.link_intact:
             recover_results(worker, partial(self.on_frame, worker, refuse_notice))
+        self.counts.ended += worker.credit.reported
         chunks, worker.chunks = list(worker.chunks.values()), {}
         if self._over:  # user code ended the pool, while a result in the journal was unpickled
             return
@@ -526,6 +563,10 @@ class Queue:
             return
         owner = chunk.owner
         owner.put_back([chunk.handles[at] for at in rest], [chunk.items[at] for at in rest])
+        self._line_up_first(owner)
+
+    def _line_up_first(self, owner: TaskOwner) -> None:
+        """Serve an owner next that got tasks back."""
         if not isinstance(owner, RetryTask):  # which has put itself into a line of its own
             source = cast("TaskSource", owner)
             if not source.queued:
@@ -557,6 +598,11 @@ class PreparingQueue(Queue):
         self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]
     ) -> int:
         return super()._send_chunk(worker, owner, handles, list(map(self.choice.prepared, items)))
+
+
+def preparing(kind: type[Queue]) -> type[Queue]:
+    """A class of queues as `kind`, which also prepares items."""
+    return type("PreparingQueue", (PreparingQueue, kind), {})
 
 
 def level_of(held: list[int], tasks: int) -> int:

@@ -125,6 +125,8 @@ class RetryQueue:
         self.line: OrderedDict[RetryTask, None] = OrderedDict()  # those that wait for a worker
         self._calls: dict[Any, RetryTask] = {}  # those of `unsettled` that are calls, by handle
         self._deaths_before_start = 0  # in a row (RETRY-6)
+        # for statistics: how many tasks were lost for good, and how often one runs again
+        self.lost = self.retried = 0
 
     # -- what a dead worker held ---------------------------------------------------------------
 
@@ -159,9 +161,11 @@ class RetryQueue:
     def lose(self, owner: TaskOwner, handle: Any, item: Any, error: BaseException) -> None:
         """Let a lost task run again in another worker, or end it with `error` (RETRY-1)."""
         if owner.retries_of(handle) <= 0:
+            self.lost += 1
             owner.fail(handle, error)
             return
         retry_task = owner if isinstance(owner, RetryTask) else RetryTask(self, owner, handle, item)
+        self.retried += 1
         self.unsettled.add(retry_task)
         if retry_task.mode is Mode.APPLY:
             self._calls[handle] = retry_task

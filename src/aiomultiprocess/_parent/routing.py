@@ -139,6 +139,11 @@ class Router:
             share.offer(share)
         return True
 
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait in the shares."""
+        return sum(len(share.waiting) for share in self.shares.values())
+
     def route_all(self) -> None:
         """Route a whole sequence at the call, as schedulers that count tasks expect."""
         while self.job.left:

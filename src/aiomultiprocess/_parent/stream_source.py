@@ -81,6 +81,11 @@ class StreamSource:
         return 0 if self._item is None else 1
 
     @property
+    def waiting(self) -> int:
+        """How many of its tasks were not sent."""
+        return self.left
+
+    @property
     def origin(self) -> StreamSource:
         return self
 

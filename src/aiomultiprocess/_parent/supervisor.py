@@ -9,12 +9,17 @@ SUPERVISOR-2  Replacing is limited. If a worker exits while it starts and none w
     others.
 SUPERVISOR-3  A worker that has done its work and takes more than a moment to exit is replaced
     before it has (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
+SUPERVISOR-4  Each worker has an index, 0 to the number of workers less one. The worker that
+    replaces another has its index, and starts after its exit; or, if that lingers (SUPERVISOR-3),
+    after its items and its lifespan have ended. So an index belongs to one initializer, one
+    lifespan and one set of items at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -56,6 +61,8 @@ class Supervisor:
         pool: SupervisedPool,
     ) -> None:
         self.workers: dict[PoolWorker, QueueID] = {}
+        self.restarts: Counter[str] = Counter()  # how many workers were replaced, by cause
+        self.size = 0  # the number of workers that are wanted: the indices below it
         self._loop = loop
         self._options = options
         self._channels = channels
@@ -64,7 +71,8 @@ class Supervisor:
         self._ever_ready = False
         self._failed_starts = 0  # in a row
         self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
-        self._pending: list[QueueID] = []  # the queues whose next worker is started later
+        #: The indices of workers that are started later, each with the queue.
+        self._pending: list[tuple[int, QueueID]] = []
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
 
@@ -73,14 +81,14 @@ class Supervisor:
         """How many workers there are, those that are started later included."""
         return len(self.workers) + len(self._pending)
 
-    def start_worker(self, qid: QueueID) -> None:
-        """Start one worker for a queue.
+    def start_worker(self, index: int, qid: QueueID) -> None:
+        """Start the worker of an index (SUPERVISOR-4) for a queue.
 
         Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
         """
         link, end = self._channels.create(self._options.concurrency)
         try:
-            worker = PoolWorker(self._options, link, end)
+            worker = PoolWorker(self._options, link, end, index)
             queue = self._queues[qid]
             link.start(
                 self._loop,
@@ -97,6 +105,24 @@ class Supervisor:
             end.release()
         self.workers[worker] = qid
         queue.workers.append(worker)
+
+    def has(self, index: int) -> bool:
+        """Whether an index has a worker, or gets one without further ado."""
+        held = any(worker.index == index and not worker.replaced for worker in self.workers)
+        return held or any(pending == index for pending, _ in self._pending)
+
+    def dismiss(self, index: int) -> None:
+        """Let the worker of an index finish what it holds, and go; it is not replaced."""
+        self._pending = [pending for pending in self._pending if pending[0] != index]
+        for worker in list(self.workers):
+            if worker.index == index:
+                worker.dismissed = True
+                worker.leave()
+
+    def dismissed_below(self, size: int) -> bool:
+        """Whether a worker that was dismissed still has an index that is wanted again."""
+        size = min(size, self.size)
+        return any(worker.dismissed and worker.index < size for worker in self.workers)
 
     def stop_restarts(self) -> None:
         """Start no worker later."""
@@ -124,7 +150,13 @@ class Supervisor:
         elif kind == Kind.BROKEN:
             # a start has no stages
             self._pool.break_down(cast("BaseException", load_error(payload)))
+        elif kind == Kind.RETIRING:
+            worker.retired = str(as_bytes(payload), "utf-8", "replace")
+            worker.leave()
         elif kind == Kind.LEAVING:
+            if count:
+                worker.leave_lifespan()
+                return
             threads = str(as_bytes(payload), "utf-8", "replace")
             worker.begin_exit(threads, lambda: self._on_lingering(worker))
         elif kind == Kind.LOG:
@@ -151,20 +183,30 @@ class Supervisor:
         queue = self._queues[qid]
         queue.on_death(worker)
         worker.link.close()
-        if self._pool.wants_workers() and not worker.replaced:
-            if worker.ready:
+        if self._wants_replacement(worker):
+            if worker.dismissed:  # and its index is wanted again
+                self._replace(worker.index, qid)
+            elif worker.ready:
                 self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
         queue.dispatch_all()
         self._pool.on_worker_gone()
 
+    def _wants_replacement(self, worker: PoolWorker) -> bool:
+        wanted = worker.index < self.size and not worker.replaced
+        if not (wanted and self._pool.wants_workers()):
+            return False
+        if not worker.dismissed:
+            self.restarts[worker.cause] += 1
+        return True
+
     def _on_lingering(self, worker: PoolWorker) -> None:
         """SUPERVISOR-3: a worker that has done its work is slow to exit."""
-        if worker in self.workers and self._pool.wants_workers():
+        if worker in self.workers and self._wants_replacement(worker):
             worker.replaced = True
             qid = self.workers[worker]
-            self._replace(qid)
+            self._replace(worker.index, qid)
             self._queues[qid].dispatch_all()
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
@@ -173,9 +215,9 @@ class Supervisor:
         young = not worker.link.started and age <= FIRST_PAUSE
         self._early_deaths = self._early_deaths + 1 if young else 0
         if self._early_deaths <= START_ATTEMPTS:
-            self._replace(qid)
+            self._replace(worker.index, qid)
         else:
-            self._replace_later(qid)
+            self._replace_later(worker.index, qid)
 
     def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
         """SUPERVISOR-2. A signal may have come from outside; an exit is the worker's own doing."""
@@ -184,27 +226,27 @@ class Supervisor:
         if exited and not self._ever_ready:
             self._pool.break_down(explain_start(worker.pid, worker.exitcode))
         elif self._failed_starts < START_ATTEMPTS:
-            self._replace(qid)
+            self._replace(worker.index, qid)
         else:
-            self._do_without(qid, explain_start(worker.pid, worker.exitcode))
+            self._do_without(worker.index, qid, explain_start(worker.pid, worker.exitcode))
 
-    def _replace(self, qid: QueueID) -> None:
+    def _replace(self, index: int, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later."""
         try:
-            self.start_worker(qid)
+            self.start_worker(index, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
-            self._do_without(qid, error)
+            self._do_without(index, qid, error)
 
-    def _do_without(self, qid: QueueID, error: BaseException) -> None:
+    def _do_without(self, index: int, qid: QueueID, error: BaseException) -> None:
         """A worker cannot be started now: try again later, or give up if there are no others."""
         if self._queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
-            self._replace_later(qid)
+            self._replace_later(index, qid)
         else:
             self._pool.break_down(error)
 
-    def _replace_later(self, qid: QueueID) -> None:
-        self._pending.append(qid)
+    def _replace_later(self, index: int, qid: QueueID) -> None:
+        self._pending.append((index, qid))
         if self._next_try is None:
             self._next_try = self._loop.call_later(self._pause, self._start_pending)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -214,7 +256,7 @@ class Supervisor:
         missing, self._pending = self._pending, []
         self._next_try = None
         while missing and not self._pending and self._pool.wants_workers():
-            qid = missing.pop(0)
-            self._replace(qid)
+            index, qid = missing.pop(0)
+            self._replace(index, qid)
             self._queues[qid].dispatch_all()
         self._pending += missing

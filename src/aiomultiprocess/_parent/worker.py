@@ -43,6 +43,9 @@ from .deadlines import Deadlines
 from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from .._processes.context_variables import NamedVariable
     from .chunk import Chunk
 
 KILL_MARGIN = 1.0  # seconds from the end of the grace period after SIGTERM to SIGKILL
@@ -68,6 +71,9 @@ class WorkerOptions:
         grace: float,  # seconds: worker.py, POOLWORKER-3
         choice: Choice = PICKLE_ALONE,
         logs: bool | int | str | None = None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
+        contextvars: tuple[NamedVariable, ...] = (),
+        memory_limit: int = 0,  # bytes, 0: no limit
     ) -> None:
         self.logs = logs
         self.choice = choice
@@ -80,6 +86,9 @@ class WorkerOptions:
         self.initargs = initargs
         self.exception_handler = exception_handler
         self.grace = grace
+        self.lifespan = lifespan
+        self.contextvars = contextvars
+        self.memory_limit = memory_limit
 
 
 class PoolWorker(Process):
@@ -104,22 +113,28 @@ class PoolWorker(Process):
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
-    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd) -> None:
+    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd, index: int) -> None:
+        self.index = index  # SUPERVISOR-4
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.functions: set[int] = set()  # ids of those that were sent to the worker
         self.deadlines: Deadlines | None = None  # POOLWORKER-4
         self._grace = options.grace
+        self.context: bytes | None = None  # the last that was sent (CAPTURE-2)
         self.ready = False
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
         self.leaving = False
+        self.retired = ""  # why it takes no more tasks, if that was its own decision
         self.replaced = False  # before its exit
+        self.dismissed = False  # because fewer workers are wanted
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._held_by = ""  # the threads that its exit waits for
+        self._leaves_lifespan = False
+        self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
         self._parent_fd = _own_pidfd()
         spec = main.WorkerSpec(
@@ -136,6 +151,10 @@ class PoolWorker(Process):
             serializer=options.choice.for_worker,
             choice=options.choice,
             logs=_log_options(options.logs),
+            index=index,
+            lifespan=options.lifespan,
+            contextvars=options.contextvars,
+            memory_limit=options.memory_limit,
         )
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
@@ -153,6 +172,7 @@ class PoolWorker(Process):
                 self._parent_fd.close()
         self._pid = self.aio_process.pid
         self._loop = loop
+        self._launched_at = loop.time()
         try:
             self._exit = Exit(self.aio_process)
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
@@ -180,13 +200,24 @@ class PoolWorker(Process):
 
         On Windows, where no signal asks a process to end, one that is not `idle` is killed at once.
         """
+        if self._end_by is None:
+            self._end_by = self._loop.time() + self._grace + KILL_MARGIN
         if self._kill_timer is None and self.is_alive():
             if sys.platform == "win32" and self.ready and idle:
                 self.leave()
             else:
                 self.terminate()
             self.leaving = True
-            self._kill_timer = self._loop.call_later(self._grace + KILL_MARGIN, self.kill)
+            self._kill_timer = self._loop.call_at(self._end_by, self.kill)
+
+    def leave_lifespan(self) -> None:
+        """The worker runs no more items and leaves its lifespan: limit the time that this takes.
+
+        It is not replaced before its exit, because a lifespan may hold what only one worker of an
+        index can hold, such as a port.
+        """
+        self._leaves_lifespan = True
+        self._limit_exit()
 
     def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
         """The worker runs no more items: limit the time until its exit (POOLWORKER-3).
@@ -194,28 +225,41 @@ class PoolWorker(Process):
         `held_by` names the threads that the exit waits for. Called again, it changes only that.
         """
         self._held_by = held_by
+        self._leaves_lifespan = False
         if self._settled or self._linger_timer is not None:
             return
-        self.leaving = True
         self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        self._limit_exit()
+
+    def _limit_exit(self) -> None:
+        if self._settled:
+            return
+        self.leaving = True
         kill_at = self._loop.time() + self._grace
+        if self._end_by is not None:
+            kill_at = min(kill_at, self._end_by)
         if self._kill_timer is not None:
-            kill_at = min(kill_at, self._kill_timer.when())
             self._kill_timer.cancel()
         self._kill_timer = self._loop.call_at(kill_at, self._kill_lingering)
 
     def _kill_lingering(self) -> None:
         if not self.is_alive():  # just now; its exit will be noticed
             return
-        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
         log.warning(
             "worker %s has finished its work, and was killed because it did not exit within "
-            "%g s: %s did not end. End threads, or make them daemons, before their worker ends",
+            "%g s: %s",
             self.pid,
             self._grace,
-            held_by,
+            self._describe_holder(),
         )
         self.kill()
+
+    def _describe_holder(self) -> str:
+        """What has kept the worker from its exit, and the way out."""
+        if self._leaves_lifespan:
+            return "its lifespan did not end"
+        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
 
     def mark_corrupt(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
@@ -230,6 +274,20 @@ class PoolWorker(Process):
         self._exit_of_process().block()
         self._settle()
         self.link.close()
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the launch."""
+        return self._loop.time() - self._launched_at
+
+    @property
+    def cause(self) -> str:
+        """Why the worker has ended, or takes no more tasks, as PoolStats.restarts says it."""
+        if not self.ready:
+            return "start"
+        if self.exitcode or not (self.retired or self.credit.spent):
+            return "died"
+        return self.retired or "maxtasksperchild"
 
     @property
     def pid(self) -> int | None:

@@ -125,7 +125,8 @@ class Starter:
     """Runs the first step of items, and gives a task to each that suspends.
 
     Make it in the context that items shall see a copy of: after the initializer. When an item that
-    was suspended returns, `on_value` gets the value before anything else can run.
+    was suspended returns, `on_value` gets the value before anything else can run. `started`: how
+    many items other starters of this worker have started before.
     """
 
     def __init__(
@@ -133,12 +134,13 @@ class Starter:
         loop: asyncio.AbstractEventLoop,
         counter: StartedCounter,
         on_value: Callable[[Any], object] | None = None,
+        started: int = 0,
     ) -> None:
         self._loop = loop
         self._counter = counter
         self._mark_started = counter.mark_started
         self._on_value = on_value
-        self._started = 0
+        self._started = started
         self._since: int | None = None  # during `run`, if items have a time limit: what is marked
         self._base = copy_context()
         self._inherited = tuple(self._base.items())

@@ -122,17 +122,22 @@ class Kind(IntEnum):
     CANCEL = 4
     CLOSE = 5  # finish the items that the worker has, then exit
     PULL = 6  # chunk_id: of a stream, count: so many more values may come
+    CONTEXT = 7  # values of context variables for the chunks that follow; payload: these
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
     BROKEN = 17  # the initializer failed; payload: its exception
     RESULTS = 18  # chunk_id, offset: first item, count: items; payload: the results
     ERROR = 19  # chunk_id, offset: item; payload: the exception
     NEED_WORK = 20  # count: free slots; no item waits in the worker
-    LEAVING = 21  # no item runs, the process is about to exit; payload: what may delay it
-    VALUES = 24  # chunk_id: of a stream, count: values; payload: the next values
-    LOG = 25  # count: log records that were dropped before; payload: a pickled list of records
+    # no item runs, the process is about to exit; payload: what may delay it. count is 1 while the
+    # lifespan is left, which comes before
+    LEAVING = 21
     REFUSED = 22  # as ERROR, for an item or function for which the worker has no memory
     TIMED_OUT = 23  # as ERROR, for an item that its time limit has cancelled
+    VALUES = 24  # chunk_id: of a stream, count: values; payload: the next values
+    LOG = 25  # count: log records that were dropped before; payload: a pickled list of records
+    RETIRING = 26  # the worker starts nothing more, and waits for CLOSE; payload: why
+    RETURNED = 27  # chunk_id, offset: first item, count: items that were not started
 
 
 #: Flags of a FUNCTION.

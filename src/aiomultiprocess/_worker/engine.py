@@ -32,6 +32,13 @@ WORKER-9  A worker that runs no item when it is closed or terminated exits as a 
     SIGTERM while items run ends by that signal once their `finally` blocks have run. Either may
     take the pool's grace period. A LEAVING frame tells the parent when the exit begins, and names
     the threads that the exit will wait for.
+WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before READY is sent, and
+    left after the last item. While it is left, in at most the grace period, no item runs; a LEAVING
+    frame tells the parent. A worker that gets SIGTERM gives its items two thirds of that time, and
+    then leaves its lifespan whatever still runs. SIGTERM while it is entered ends the worker.
+WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
+    starts nothing more, and returns each item that it has not started, by RETURNED frames instead
+    of answers; also items that arrive later. It runs the others to their end. The parent closes it.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -70,6 +77,9 @@ from .received_chunk import GivenUp, ReceivedChunk, stage_of
 from .results import ResultSender
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from .lifespan import Lifespan
     from .limits import TimeLimits
     from .streams import Channel
     from .threads import Threads
@@ -102,6 +112,8 @@ class WorkerEngine:
         self.cut_off = False  # terminated while an item ran (WORKER-9)
         self.broken = False  # it could not start, and serves no items
         self.serving = False  # the link is started
+        self._retiring = False  # WORKER-11
+        self._refuses = False  # takes no more items: it is one of these three
         self._loop = loop
         self._link = link
         self._results = ResultSender(link, exception_handler)
@@ -129,6 +141,18 @@ class WorkerEngine:
         self._advertised_free = 0  # free slots, as the last NEED_WORK since the last chunk says
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
+        self._lifespan: Lifespan | None = None
+        self._leaving_lifespan = False
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan has yielded; None if there is none, or it is not entered yet."""
+        return None if self._lifespan is None else self._lifespan.state
+
+    @property
+    def started(self) -> int:
+        """How many items were started."""
+        return self._link.started
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -137,14 +161,15 @@ class WorkerEngine:
         initializer: Callable[..., object] | None,
         initargs: Sequence[Any],
         failure: bytes | None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
     ) -> None:
         """Run the initializer, then serve items until the parent closes or terminates this worker.
 
         `failure` is the error, as the parent gets it, of a start that has failed already: it is
-        sent, and no item is served.
+        sent, and no item is served. `lifespan` makes a context manager around all items.
         """
         if failure is None:
-            failure = self._initialize(initializer, initargs)
+            failure = self._initialize(initializer, initargs, lifespan)
         # after the initializer, which may run the loop: no item may start before it has ended
         self._link.start(
             self._loop,
@@ -154,34 +179,56 @@ class WorkerEngine:
             on_drained=self._turn,
         )
         self.serving = True
-        if failure is None:
-            if sys.platform != "win32":  # where terminate() is not a signal
-                self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        if self.terminated:  # while the lifespan was entered
+            self._loop.call_soon(self._turn)
+        elif failure is None:
+            self._handle_sigterm()
             self._link.send(Kind.READY)
         else:
-            self.broken = self._closing = True
+            self.broken = self._refuses = self._closing = True
             self._results.publish()  # log records; the parent ends this worker when it gets BROKEN
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
         self._loop.run_forever()
 
+    def _handle_sigterm(self) -> None:
+        if sys.platform != "win32":  # where terminate() is not a signal
+            self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+
     def _initialize(
-        self, initializer: Callable[..., object] | None, initargs: Sequence[Any]
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: Sequence[Any],
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
     ) -> bytes | None:
-        """Run the initializer; returns its error, as the parent gets it, or None."""
+        """Run the initializer, enter the lifespan; returns the error for the parent, or None."""
         try:
             if initializer is not None:
                 initializer(*initargs)
             if self._copied:
                 copies.end()
             # after the initializer, so that items see the context variables that it set
-            self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
+            if lifespan is None:
+                self._make_starter()
+            else:
+                self._enter(lifespan)
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the parent reports it
             if self._copied:
                 copies.end()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
+
+    def _make_starter(self) -> None:
+        self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
+
+    def _enter(self, lifespan: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        """WORKER-10: enter the lifespan, and make the starter in its context."""
+        from .lifespan import Lifespan  # here: workers without one do not need it
+
+        self._lifespan = Lifespan(self._loop, lifespan, self._on_lifespan_left)
+        self._handle_sigterm()
+        self._lifespan.enter(self._make_starter)
 
     def close(self) -> None:
         """Release what only running items need. Closing the loop cancels those that still run."""
@@ -218,15 +265,58 @@ class WorkerEngine:
         """SIGTERM: cancel what runs, and exit when it has ended, or after the grace period."""
         if self.terminated:
             return
-        self.terminated = self._closing = True
+        self.terminated = self._refuses = self._closing = True
         running = any(place is not None for place in self._running.values())
         self.cut_off = running or self._in_burst
+        self._end_lifespan_early()
         self._chunks.clear()
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
         self._loop.call_later(self._grace, leaving.exit_by_signal, signal.SIGTERM)
         self._schedule_turn()
+
+    def _end_lifespan_early(self) -> None:
+        """WORKER-10, for a worker that gets SIGTERM."""
+        lifespan = self._lifespan
+        if lifespan is None:
+            return
+        if self._starter is None:
+            self.cut_off = True
+            lifespan.cancel()
+        self._loop.call_later(self._grace * 2 / 3, lifespan.leave)
+
+    def _finish(self) -> None:
+        """Nothing is left to run: stop the loop, after the lifespan was left."""
+        lifespan = self._lifespan
+        if lifespan is None or lifespan.done:
+            self._loop.stop()
+        elif not self._leaving_lifespan:
+            self._leaving_lifespan = True
+            leaving.announce_lifespan_end(self._link)
+            lifespan.leave()
+
+    def _on_lifespan_left(self) -> None:
+        if not self._closing:
+            self._retire("lifespan")
+        self._schedule_turn()
+
+    def _retire(self, why: str) -> None:
+        """WORKER-11: return what is not started, the newest first; the parent closes this worker.
+
+        If an item runs the loop inside its call, the other items of its chunk still run after it.
+        """
+        if self._refuses:
+            return
+        self._retiring = self._refuses = True
+        self._link.send(Kind.RETIRING, payload=[why.encode()])
+        for chunk in list(self._chunks.values())[self._in_burst :][::-1]:
+            del self._chunks[chunk.chunk_id]
+            self._return(chunk.chunk_id, chunk.next, len(chunk.items) - chunk.next)
+        self._link.flush()
+
+    def _return(self, chunk_id: int, offset: int, count: int) -> None:
+        self._link.send(Kind.RETURNED, chunk_id=chunk_id, offset=offset, count=count)
 
     def _on_broken(self, error: BaseException) -> None:
         """The link cannot be used again: exit, so that the parent retries or fails our items."""
@@ -257,7 +347,9 @@ class WorkerEngine:
         if kind != CHUNK:
             self._on_notice(kind, flags, count, chunk_id, offset, function, payload)
             return
-        if self.terminated or self.broken:
+        if self._refuses:
+            if self._retiring and not self.terminated:
+                self._return(chunk_id, 0, count)
             return
         timed = flags >= TIMED
         mode = flags - TIMED if timed else flags
@@ -388,7 +480,7 @@ class WorkerEngine:
             self._ask_for_more()
         self._results.publish()
         if self._closing and not chunks and not self._running and not link.congested:
-            self._loop.stop()
+            self._finish()
 
     def _must_wait(self, chunk: ReceivedChunk) -> bool:
         """Whether nothing of a chunk can start until another item has ended."""

@@ -37,6 +37,12 @@ def exit_by_signal(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
+def announce_lifespan_end(link: Link) -> None:
+    """Tell the parent that no item runs any more, and the lifespan is left (WORKER-10)."""
+    link.send(Kind.LEAVING, count=1)
+    link.flush()
+
+
 def announce_exit(link: Link) -> str:
     """Tell the parent that the exit begins (WORKER-9); returns the threads that may delay it."""
     threads = threads_left()

@@ -27,7 +27,10 @@ from . import leaving, watchdog
 from .engine import WorkerEngine
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from typing import Protocol
+
+    from .._processes.context_variables import NamedVariable
 
     class StartChoice(Protocol):
         """How the parent pickles what pickle refuses (_parent/serializers.py)."""
@@ -61,6 +64,10 @@ class WorkerSpec:
         initargs: Sequence[Any],
         exception_handler: Callable[[BaseException], object] | None,
         grace: float,  # seconds for the `finally` blocks of cancelled items, and for an exit
+        index: int,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None,
+        contextvars: tuple[NamedVariable, ...],
+        memory_limit: int,  # in bytes, 0: none
         serializer: Any = None,  # what takes that which pickle refuses; None: the default
         choice: StartChoice | None = None,  # the same in the parent
         logs: tuple[int, dict[str, int], int] | None = None,  # as LogSender takes it
@@ -78,11 +85,17 @@ class WorkerSpec:
         self.initargs = initargs
         self.exception_handler = exception_handler
         self.grace = grace
+        self.index = index
+        self.lifespan = lifespan
+        self.contextvars = contextvars
+        self.memory_limit = memory_limit
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
         choice = state.pop("_choice")
-        names = ("loop", "initializer", "initargs", "exception_handler", "serializer")
+        names = ["loop", "initializer", "initargs", "exception_handler", "lifespan", "serializer"]
+        if self.contextvars:
+            names.append("contextvars")
         parts = {name: state.pop(name) for name in names}
         if choice is not None:
             parts = {name: choice.for_start(value) for name, value in parts.items()}
@@ -99,10 +112,24 @@ class WorkerSpec:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
         except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
-            self.loop = self.initializer = self.exception_handler = self.serializer = None
-            self.initargs = ()
+            self.loop = self.initializer = self.exception_handler = self.lifespan = None
+            self.serializer = None
+            self.initargs = self.contextvars = ()
             return exceptions.dump_exception(error, _accel.dumps)
         return None
+
+
+class ThisWorker:
+    """What `current_worker` needs (current.py)."""
+
+    def __init__(self, index: int, engine: WorkerEngine) -> None:
+        self.index = index
+        self.pid = os.getpid()
+        self.engine = engine
+
+
+#: None in a process that is no worker.
+this_worker: ThisWorker | None = None
 
 
 def main(spec: WorkerSpec) -> None:
@@ -129,13 +156,12 @@ def main(spec: WorkerSpec) -> None:
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = WorkerEngine(
-        loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
-    )
+    engine = make_engine(spec, loop, link)
     finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
     copies.protect(engine, watch_again, loop)
+    set_this_worker(spec.index, engine)
     try:
-        engine.run(spec.initializer, spec.initargs, failure)
+        engine.run(spec.initializer, spec.initargs, failure, spec.lifespan)
     finally:
         engine.close()
         leaving.ignore_sigterm(loop)
@@ -156,6 +182,39 @@ def main(spec: WorkerSpec) -> None:
         # As a forked process does: run hooks, and skip the interpreter's finalization, which takes
         # milliseconds, and tens of them with large libraries.
         current_process().ends_at_once = True  # type: ignore[attr-defined]
+
+
+def features_of(spec: WorkerSpec) -> tuple[list[type[WorkerEngine]], dict[str, Any]]:
+    """The base classes of an engine, and the attributes that these need."""
+    features: list[type[WorkerEngine]] = []
+    attributes: dict[str, Any] = {}
+    if spec.memory_limit:
+        from .memory import LimitedWorkerEngine  # here, as below: other workers do not need it
+
+        features.append(LimitedWorkerEngine)
+        attributes["memory_limit"] = spec.memory_limit
+    if spec.contextvars:
+        from .context_variables import ContextWorkerEngine
+
+        features.append(ContextWorkerEngine)
+        attributes["variables"] = tuple(named.variable for named in spec.contextvars)
+    return features, attributes
+
+
+def make_engine(spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link) -> WorkerEngine:
+    """The engine with the features that the pool uses."""
+    features, attributes = features_of(spec)
+    kind = type("FullWorkerEngine", tuple(features), attributes) if features else WorkerEngine
+    engine: WorkerEngine = kind(
+        loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
+    )
+    return engine
+
+
+def set_this_worker(index: int, engine: WorkerEngine) -> None:
+    """Let code of this process find its worker, from the initializer on."""
+    global this_worker
+    this_worker = ThisWorker(index, engine)
 
 
 def send_logs(

@@ -1,0 +1,114 @@
+"""The lifespan of a worker: a user's async context manager around all items.
+
+    initializer -> entered -> items -> left -> exit
+
+`main` imports this module only in pools that have a lifespan. The engine (engine.py) enters it
+before it takes items, and leaves it when it has run the last one.
+
+LIFESPAN-1  One task enters the context manager, waits, and leaves it: cancel scopes and task groups
+    demand this. Besides items, it is the only task in `asyncio.all_tasks()`.
+LIFESPAN-2  `on_entered` is called in the context of that task. The engine makes the starter there,
+    so items see the context variables that entering has set.
+LIFESPAN-3  What the context manager raises stays here: `enter` raises it again, or it is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from .._wire.tracebacks import without_our_frames
+from ..types import shown
+
+NAME = "aiomultiprocess-lifespan"  # of the task
+
+log = logging.getLogger(__name__)
+
+
+class Lifespan:
+    """Enters and leaves what `make()` returns.
+
+    `on_left` is called when it was left, or has ended by itself.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make: Callable[[], AbstractAsyncContextManager[Any]],
+        on_left: Callable[[], object],
+    ) -> None:
+        self.state: Any = None  # what the context manager has returned when it was entered
+        self.done = False  # whether it was left, or could not be entered
+        self._loop = loop
+        self._make = make
+        self._on_left = on_left
+        self._entered = False
+        self._settled = loop.create_future()  # entered, or failed
+        self._leaving = loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+
+    def enter(self, on_entered: Callable[[], object]) -> None:
+        """Run the loop until the context manager is entered; raises its error."""
+        # LIFESPAN-1; not by the loop's task factory, which is the user's
+        self._task = asyncio.Task(self._live(on_entered), loop=self._loop, name=NAME)
+        self._loop.run_until_complete(self._settled)
+        error, self._error = self._error, None
+        if issubclass(type(error), asyncio.CancelledError):  # which would end who waits for a call
+            raise RuntimeError("the lifespan was cancelled while it was entered") from error
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # the traceback and this frame would keep each other alive
+
+    def leave(self) -> None:
+        """Let the context manager be left, now or when it is entered; may be called again."""
+        if not self._leaving.done():
+            self._leaving.set_result(None)
+
+    def cancel(self) -> None:
+        """Give up entering: this worker was terminated."""
+        if self._task is not None and not self._entered:
+            self._task.cancel()
+
+    async def _live(self, on_entered: Callable[[], object]) -> None:
+        try:
+            async with _checked(self._make()) as self.state:
+                on_entered()  # LIFESPAN-2
+                self._entered = True
+                self._settled.set_result(None)
+                await self._leaving
+        except BaseException as error:  # noqa: BLE001 - the user's code, LIFESPAN-3
+            self._on_error(error)
+        self.done = True
+        if not self._settled.done():
+            self._settled.set_result(None)
+        if self._entered:
+            if not self._leaving.done():
+                log.error("the lifespan of this worker has ended by itself; the worker is replaced")
+            self._on_left()
+
+    def _on_error(self, error: BaseException) -> None:
+        if not self._entered:
+            self._error = error
+            return
+        without_our_frames(error)
+        if self._leaving.done() or not issubclass(type(error), asyncio.CancelledError):
+            log.error("the lifespan of this worker failed while it was left", exc_info=error)
+
+
+def _checked(manager: object) -> AbstractAsyncContextManager[Any]:
+    """What a lifespan has returned; TypeError unless it is an async context manager."""
+    kind = type(manager)
+    if hasattr(kind, "__aenter__") and hasattr(kind, "__aexit__"):
+        return manager  # type: ignore[return-value]
+    if asyncio.iscoroutine(manager):
+        manager.close()  # or Python would warn that it was never awaited
+    raise TypeError(
+        f"lifespan must return an async context manager, not {shown(manager)}: "
+        "decorate an async generator function with contextlib.asynccontextmanager"
+    )

@@ -1,0 +1,176 @@
+"""`Pool.stats()`: what a pool does, and what it has done."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from typing import Any
+
+import pytest
+
+import memory_hogs
+import mishaps
+import workload
+from aiomultiprocess import Pool, PoolStats, RoundRobin, WorkerLostError
+from support import Meeting, outcomes
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+async def finish(pool: Pool) -> None:
+    pool.close()
+    await pool.join()
+
+
+async def test_stats_say_what_runs_and_waits_and_is_done() -> None:
+    async with Meeting() as meeting, Pool(2, childconcurrency=1) as pool:
+        results = pool.map(workload.meet, [meeting.port] * 10)
+        arrivals = await meeting.first(2)
+        stats = pool.stats()
+        assert (stats.running, stats.waiting, stats.done) == (2, 8, 0)
+        assert [worker.index for worker in stats.workers] == [0, 1]
+        assert {worker.pid for worker in stats.workers} == {arrival.pid for arrival in arrivals}
+        assert all(worker.running == 1 for worker in stats.workers)
+        assert all(worker.uptime > 0 for worker in stats.workers)
+        assert all(worker.rss is None or worker.rss > 1 << 20 for worker in stats.workers)
+        for arrival in arrivals:
+            arrival.release()
+        await meeting.release_all(8)
+        await results
+        stats = pool.stats()
+        assert (stats.running, stats.waiting, stats.done) == (0, 0, 10)
+        assert sum(worker.done for worker in stats.workers) == 10
+        assert stats.restarts == {}
+
+
+async def test_stats_count_failures_and_cancellations() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1, childconcurrency=2)
+        await outcomes(pool.starmap(mishaps.fail_at, [(3, i) for i in range(10)]))
+        await outcomes(pool.map(workload.double, [1, lambda: 0, 2]))
+        call = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        call.cancel()
+        await asyncio.wait([call])
+        await arrival.gone
+        with pytest.raises(Exception, match="Cancelled"):
+            await pool.apply(mishaps.cancel_oneself)
+        stats = pool.stats()
+        assert (stats.done, stats.failed, stats.cancelled) == (11, 2, 2)
+        await finish(pool)
+        assert pool.stats().done == 11
+
+
+async def test_calls_that_are_cancelled_before_they_are_sent_are_counted() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1, childconcurrency=1)
+        first = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
+        arrival = await meeting.next()
+        calls = [asyncio.ensure_future(pool.apply(workload.two)) for _ in range(5)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        arrival.release()
+        await first
+        await finish(pool)
+        stats = pool.stats()
+        assert (stats.done, stats.cancelled, stats.waiting, stats.running) == (1, 5, 0, 0)
+
+
+async def test_stats_count_lost_and_retried_tasks_and_restarts() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1)
+        with pytest.raises(WorkerLostError):
+            await pool.apply(mishaps.die, ("SIGKILL",))
+        call = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,), retries=1))
+        os.kill((await meeting.next()).pid, signal.SIGKILL)
+        (await meeting.next()).release()
+        await call
+        stats = pool.stats()
+        assert (stats.lost, stats.retried, stats.done, stats.restarts) == (1, 1, 1, {"died": 2})
+        await finish(pool)
+
+
+async def test_restarts_are_counted_by_cause() -> None:
+    pool = Pool(1, maxtasksperchild=2)
+    assert await pool.map(workload.double, range(6)) == [0, 2, 4, 6, 8, 10]
+    assert pool.stats().restarts["maxtasksperchild"] >= 2
+    assert pool.stats().done == 6
+    await finish(pool)
+    grown = Pool(1, maxmemoryperchild=100 << 20)
+    for value in range(3):
+        await grown.apply(memory_hogs.grow_and_tell, (150 << 20, value))
+    assert grown.stats().restarts["memory"] >= 2
+    assert grown.stats().done == 3
+    await finish(grown)
+
+
+async def test_tasks_that_end_with_their_pool_count_as_cancelled() -> None:
+    async with Meeting() as meeting:
+        async with Pool(1, childconcurrency=1) as pool:
+            results = pool.map(workload.meet, [meeting.port] * 10)
+            await meeting.next()
+        assert len(await outcomes(results)) == 10
+        stats = pool.stats()
+        assert (stats.cancelled, stats.waiting, stats.running, stats.workers) == (10, 0, 0, ())
+
+
+async def test_stats_of_a_pool_with_a_scheduler_of_its_own() -> None:
+    async with Meeting() as meeting:
+        own = type("Own", (RoundRobin,), {})()
+        async with Pool(2, queuecount=2, childconcurrency=1, scheduler=own) as pool:
+            results = pool.map(workload.meet, [meeting.port] * 10)
+            arrivals = await meeting.first(2)
+            stats = pool.stats()
+            assert (stats.running, stats.waiting) == (2, 8)
+            assert [worker.queue for worker in stats.workers] == [0, 1]
+            for arrival in arrivals:
+                arrival.release()
+            await meeting.release_all(8)
+            await results
+            assert pool.stats().done == 10
+
+
+def test_a_pool_that_has_not_started_has_stats() -> None:
+    assert Pool(2).stats() == PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+
+
+async def test_stats_are_refused_in_another_thread() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(RuntimeError, match=r"stats\(\) was called outside the pool's"):
+            await asyncio.to_thread(pool.stats)
+
+
+# -- Prometheus ------------------------------------------------------------------------------------
+
+
+async def test_a_collector_exports_the_stats_from_any_thread() -> None:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    from aiomultiprocess.prometheus import PoolCollector
+
+    registry = CollectorRegistry()
+    async with Pool(2) as pool:
+        registry.register(PoolCollector(pool, name="images"))
+        await outcomes(pool.starmap(mishaps.fail_at, [(3, i) for i in range(10)]))
+        here = generate_latest(registry).decode()
+        there = (await asyncio.to_thread(generate_latest, registry)).decode()
+    for text in (here, there):
+        assert 'aiomultiprocess_tasks_total{outcome="done",pool="images"} 9.0' in text
+        assert 'aiomultiprocess_tasks_total{outcome="failed",pool="images"} 1.0' in text
+        assert 'aiomultiprocess_workers{pool="images"} 2.0' in text
+        assert 'aiomultiprocess_worker_running{index="1",pool="images"} 0.0' in text
+
+
+def test_a_collector_does_not_keep_its_pool() -> None:
+    from aiomultiprocess.prometheus import PoolCollector
+
+    pool: Any = Pool(1)
+    collector = PoolCollector(pool)
+    assert list(collector.collect())
+    del pool
+    gc.collect()
+    assert list(collector.collect()) == []
