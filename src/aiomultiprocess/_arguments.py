@@ -62,6 +62,17 @@ def count(name: str, value: int | None) -> int:
     return 0 if value is None else natural(name, value)
 
 
+def queue_count(value: int | None, processes: int) -> int:
+    """The number of queues of a pool: None and 0 mean one; no queue may be without a worker."""
+    number = count("queuecount", value) or 1
+    if number > processes:
+        raise ValueError(
+            f"queue count must be <= process count, got queuecount={number} "
+            f"and processes={processes}"
+        )
+    return number
+
+
 def natural(name: str, value: int) -> int:
     """A whole number that is not negative."""
     number = whole(name, value)

@@ -39,6 +39,7 @@ from ._arguments import (
     memory_limit,
     patience,
     positive,
+    queue_count,
     task_options,
     whole,
 )
@@ -242,12 +243,7 @@ class Pool:
         check_synchronous("exception_handler", exception_handler)
         self.context = get_context()
         self.process_count = count("processes", processes) or usable_cpus()
-        self.queue_count = count("queuecount", queuecount) or 1
-        if self.queue_count > self.process_count:
-            raise ValueError(
-                f"queue count must be <= process count, got queuecount={self.queue_count} "
-                f"and processes={self.process_count}"
-            )
+        self.queue_count = queue_count(queuecount, self.process_count)
         self.scheduler = checked_scheduler(scheduler)
         self.initializer = initializer
         self.initargs = checked_sequence("initargs", initargs)
@@ -259,9 +255,7 @@ class Pool:
         self.grace = duration("grace", grace)
         self.threads = None if threads is None else positive("threads", threads)
         self._logs = self._checked_logs(logs)
-        self._serializer = serializer
-        if serializer is not None:
-            self._choose_serializer()
+        self._serializer = self._checked_serializer(serializer)
         check_lifespan(lifespan)
         self.lifespan = lifespan
         self.contextvars = _named_variables(contextvars)
@@ -878,6 +872,14 @@ class Pool:
 
         threshold_of(logs)
         return logs
+
+    def _checked_serializer(
+        self, serializer: Literal["pickle", "cloudpickle"] | Serializing | None
+    ) -> Literal["pickle", "cloudpickle"] | Serializing | None:
+        self._serializer = serializer
+        if serializer is not None:
+            self._choose_serializer()
+        return serializer
 
     def _choose_serializer(self) -> Choice:
         from ._parent.serializers import choose  # here, as in _bind
