@@ -195,8 +195,8 @@ async def test_other_work_goes_to_the_workers_that_run_no_retry_task(tmp_path: P
 def _no_new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system refuses to replace a worker."""
 
-    def refuse(engine: Any, qid: Any) -> None:
-        assert engine.queues[qid].workers
+    def refuse(supervisor: Any, *index: Any) -> None:
+        assert supervisor._queues[index[-1]].workers
 
     monkeypatch.setattr("aiomultiprocess._parent.supervisor.Supervisor._replace", refuse)
 
