@@ -26,6 +26,7 @@ little.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import multiprocessing
 import os
@@ -147,6 +148,7 @@ class PoolExecutor(Executor):
         arguments = _for_pool(pool_arguments, max_tasks_per_child)
         pool = _ThreadPool(max_workers, initializer, initargs, **arguments)
         pool.context = mp_context or multiprocessing.get_context(START_METHOD)
+        self._has_context = bool(pool.contextvars)
         self._runner = _Runner(pool)
         weakref.finalize(self, self._runner.close).atexit = False  # EXECUTOR-2
 
@@ -162,7 +164,8 @@ class PoolExecutor(Executor):
         """Run `fn(*args, **kwargs)` in a worker; returns the future of its result.
 
         The future can be cancelled until the call is sent to a worker. Function and arguments are
-        pickled some time after this returns: do not change them meanwhile.
+        pickled some time after this returns: do not change them meanwhile. With `contextvars`, the
+        call sees the values that this thread has now.
 
         `Future.result()` raises what the function raised (its `__cause__` shows the traceback from
         the worker), or
@@ -178,7 +181,8 @@ class PoolExecutor(Executor):
         """
         check_callable(fn)
         future: Future[Any] = Future()
-        self._runner.add((future, fn, args, kwargs))
+        context = contextvars.copy_context() if self._has_context else None
+        self._runner.add((future, fn, args, kwargs, context))
         return future
 
     @overload
@@ -280,7 +284,10 @@ def _result_of(future: Future[Any], end: float | None) -> Any:
         del future  # an error and this frame would keep each other alive
 
 
-_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+#: The future, what it calls, and the context of its submitter if the pool needs that.
+_Call = tuple[
+    Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any], contextvars.Context | None
+]
 
 
 class _Runner:
@@ -441,13 +448,14 @@ class _Runner:
             queue.offer(source)
 
     def _take_one(self, call: _Call) -> tuple[Queue, OutsideCalls] | None:
-        future, func, args, kwds = call
+        future, func, args, kwds, context = call
         engine = self._engine
         try:
             if engine is None:
                 assert self._broken is not None
                 raise self._broken
-            queue, calls, on_end = engine.calls_from_outside(self._new_calls, func, args, kwds)
+            find = partial(engine.calls_from_outside, self._new_calls, func, args, kwds)
+            queue, calls, on_end = find() if context is None else context.run(find)
         except BaseException as error:  # noqa: BLE001 - pickling, and a scheduler, run any code
             _fail(future, error, broken=engine is not None and engine.state is engine.BROKEN)
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import workload
-from aiomultiprocess import Pool, RoundRobin
+from aiomultiprocess import Pool, PoolExecutor, RoundRobin
 from context_variables import (
     REQUEST,
     TENANT,
@@ -25,6 +25,7 @@ from context_variables import (
     read_later,
     read_sync,
     set_and_read,
+    values_seen,
 )
 from support import Meeting, outcomes, pool_script, run_script
 
@@ -196,3 +197,26 @@ async def test_what_cannot_travel_is_refused_by_name(
 ) -> None:
     with pytest.raises(kind, match=message):
         Pool(1, contextvars=variables)
+
+
+def test_a_call_of_an_executor_sees_the_values_of_the_thread_that_submits_it() -> None:
+    def submit_in_context(value: int) -> Any:
+        def submit() -> Any:
+            REQUEST.set(value)
+            return executor.submit(read)
+
+        return contextvars.copy_context().run(submit)
+
+    with PoolExecutor(2, contextvars=BOTH) as executor:
+        futures = [submit_in_context(value) for value in range(50)]
+        assert [future.result()[0] for future in futures] == list(range(50))
+        assert executor.submit(read).result() == ("unset", "nobody's", False)
+
+
+async def test_a_stream_sees_the_values_at_its_first_step() -> None:
+    async with Pool(1, contextvars=BOTH) as pool:
+        stream = pool.stream(values_seen, (3,))
+        REQUEST.set("first")
+        assert await anext(stream) == "first"
+        REQUEST.set("second")
+        assert [value async for value in stream] == ["first", "first"]

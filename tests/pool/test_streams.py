@@ -146,6 +146,12 @@ async def test_a_value_that_cannot_be_pickled_ends_the_stream_at_its_place(backe
         assert await pool.apply(workload.two) == 2
 
 
+async def test_another_serializer_takes_values_that_pickle_refuses(backend: str) -> None:
+    async with Pool(1, backend=backend, serializer="cloudpickle") as pool:
+        one, two, three, four = await read(pool.stream(streams.unpicklable_third))
+        assert (one, two, three(), four) == (1, 2, 3, 4)
+
+
 async def test_a_value_that_cannot_be_unpickled_ends_the_stream_at_its_place(backend: str) -> None:
     async with Pool(1, backend=backend) as pool:
         stream = pool.stream(streams.unloadable_third)

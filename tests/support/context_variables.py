@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import AsyncIterator
 from typing import Any
 
 import workload
@@ -59,3 +60,10 @@ def refuse(home: int) -> None:
 async def meet_and_read(port: int) -> object:
     await workload.meet(port)
     return REQUEST.get("unset")
+
+
+async def values_seen(count: int) -> AsyncIterator[object]:
+    """A generator: the value of REQUEST, again and again."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+        yield REQUEST.get("unset")

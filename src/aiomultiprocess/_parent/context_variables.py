@@ -90,6 +90,9 @@ class ContextEngine(Engine):
     ) -> StreamSource:
         return super().submit_stream(func, args, kwds, ahead, self._capture(options))
 
+    def options_from_outside(self) -> TaskOptions:
+        return self._capture(DEFAULT_OPTIONS)
+
     def _capture(self, options: TaskOptions) -> TaskOptions:
         """CAPTURE-1: the options with the caller's values; PicklingError names the variable."""
         context = copy_context()

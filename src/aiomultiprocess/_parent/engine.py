@@ -286,12 +286,18 @@ class Engine:
             queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
             on_end = partial(self._complete, tid)
         self.check_open()  # as in submit_call
-        calls: Any = queue.calls.get(function.id)
+        options = self.options_from_outside()
+        calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
-            calls = kind(function, self.on_settled, persistent=function.permanent)
+            persistent = is_persistent(function, options)
+            calls = kind(function, self.on_settled, options, persistent=persistent)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
         return queue, calls, on_end
+
+    def options_from_outside(self) -> TaskOptions:
+        """The options of a call of an executor."""
+        return DEFAULT_OPTIONS
 
     def _schedule(
         self,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _accel
 from .._pure import tasks
+from .._wire import serializing
 from .._wire.frames import Kind
 from ..types import shown
 
@@ -59,7 +60,7 @@ class Channel:
         if not self._batched:
             self._batch.begin(self._chunk_id, 0)
         try:
-            fits = self._batch.append(value)
+            fits = self._append(value)
         except BaseException as error:
             if not self._batched:
                 self._batch.take()
@@ -73,6 +74,15 @@ class Channel:
         if self._room <= 0 or time.monotonic_ns() - self._since > BURST_NS:
             self.flush()
             await self._pause()
+
+    def _append(self, value: object) -> bool:
+        try:
+            return self._batch.append(value)
+        except Exception:  # of pickling
+            serializer = serializing.fallback()
+            if serializer is None:
+                raise
+            return self._batch.append(serializer.seal(value))
 
     async def _pause(self) -> None:
         await asyncio.sleep(0)
