@@ -213,6 +213,7 @@ async def test_asyncio_wait_refuses_it_as_it_refuses_coroutines() -> None:
         assert [task.result() for task in done] == [2]
 
 
+@pytest.mark.row("H85")
 async def test_asyncio_wait_takes_what_ensure_future_and_gather_took() -> None:
     async with Pool(1) as pool:
         calls = [asyncio.ensure_future(pool.apply(workload.two)) for _ in range(3)]

@@ -212,6 +212,7 @@ async def test_an_endless_input_is_pulled_only_some_thousands_ahead() -> None:
         assert 1000 <= pulled.count <= 1000 + 2 * jobs.LOOK_AHEAD_ITEMS
 
 
+@pytest.mark.row("H81")
 async def test_an_item_that_runs_long_does_not_hold_up_an_endless_input(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -233,6 +233,7 @@ async def test_cancelling_one_awaiter_cancels_the_call_for_all(submit: Any) -> N
         await arrival.gone
 
 
+@pytest.mark.row("H86")
 @both
 async def test_another_thread_may_not_cancel_a_call(submit: Any) -> None:
     async with Meeting() as meeting, Pool(1) as pool:
@@ -276,6 +277,7 @@ async def test_a_cancelled_call_that_waits_never_starts(
     assert lines(notes) == ["1", "3", "5", "7"]
 
 
+@pytest.mark.row("H88")
 async def test_cancelled_calls_that_wait_are_dropped_from_their_queue() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
         first = pool.submit(workload.meet, meeting.port)

@@ -183,6 +183,7 @@ class Numbers(Iterator[int]):
         return next(self.numbers)
 
 
+@pytest.mark.row("H80")
 async def test_an_endless_input_is_freed_at_once() -> None:
     numbers = Numbers()
     gone = weakref.ref(numbers)
@@ -305,6 +306,7 @@ async def test_a_map_of_a_function_with_state_is_forgotten_after_its_late_answer
 # -- code of the user's that cancels ---------------------------------------------------------------
 
 
+@pytest.mark.row("H82")
 async def test_an_input_may_cancel_its_own_map() -> None:
     def items() -> Iterator[int]:
         yield from range(20)
@@ -320,6 +322,7 @@ async def test_an_input_may_cancel_its_own_map() -> None:
         await pool.join()
 
 
+@pytest.mark.row("H82")
 @pytest.mark.parametrize("scheduler", [None, ByParity])
 async def test_an_item_may_cancel_its_map_while_it_is_pickled(
     scheduler: Any, tmp_path: Path
@@ -349,6 +352,7 @@ async def test_an_item_may_cancel_its_map_while_it_is_pickled(
         await raises_cancelled(result[0])
 
 
+@pytest.mark.row("H82")
 async def test_a_scheduler_may_cancel_the_map_whose_task_it_gets() -> None:
     class Cancelling(ByParity):
         def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
@@ -476,6 +480,7 @@ async def test_a_map_that_was_never_awaited_runs_to_its_end(tmp_path: Path) -> N
         assert len(lines(log)) == 20
 
 
+@pytest.mark.row("H80")
 async def test_an_endless_map_whose_await_was_cancelled_frees_its_input() -> None:
     numbers = Numbers()
     gone = weakref.ref(numbers)
@@ -492,6 +497,7 @@ async def test_an_endless_map_whose_await_was_cancelled_frees_its_input() -> Non
     assert gone() is None
 
 
+@pytest.mark.row("H83")
 async def test_a_time_out_of_gathered_maps_lets_the_pool_close() -> None:
     async with Meeting() as meeting:
         pool = Pool(1)

@@ -34,6 +34,7 @@ async def finish(pool: Pool) -> None:
     await pool.join()
 
 
+@pytest.mark.row("H91")
 async def test_a_worker_over_its_limit_is_replaced_and_no_task_is_lost(start_method: str) -> None:
     limit = await limit_above(40 * MB)
     pool = Pool(2, maxmemoryperchild=limit)
@@ -46,6 +47,7 @@ async def test_a_worker_over_its_limit_is_replaced_and_no_task_is_lost(start_met
     await finish(pool)
 
 
+@pytest.mark.row("H91")
 async def test_tasks_that_a_grown_worker_has_not_started_run_elsewhere_once(
     tmp_path: Path,
 ) -> None:
@@ -152,6 +154,7 @@ async def test_a_call_that_is_cancelled_while_it_is_returned_ends() -> None:
         await finish(pool)
 
 
+@pytest.mark.row("H92")
 async def test_a_worker_whose_lifespan_ends_by_itself_is_replaced() -> None:
     pool = Pool(1, lifespan=lifespans.with_task_group)
     first = await pool.apply(lifespans.end_the_lifespan)

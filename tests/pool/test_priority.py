@@ -212,6 +212,7 @@ async def test_a_queue_without_priorities_keeps_a_plain_line() -> None:
         assert isinstance(queue._sources, Line)
 
 
+@pytest.mark.row("H87")
 async def test_priorities_that_are_used_once_leave_nothing_behind() -> None:
     async with Pool(2) as pool:
         await asyncio.gather(*[pool.apply(workload.two, priority=p) for p in range(-200, 200)])

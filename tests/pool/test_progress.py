@@ -161,6 +161,7 @@ async def test_a_callable_that_raises_is_reported_once_and_the_map_goes_on() -> 
     assert isinstance(complaint["exception"], LookupError)
 
 
+@pytest.mark.row("H82")
 async def test_a_callable_may_cancel_the_map() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         seen: list[Progress] = []
@@ -233,6 +234,7 @@ async def test_what_cannot_show_progress_is_refused_by_name() -> None:
             pool.starmap(workload.describe, [], progress=workload.double)
 
 
+@pytest.mark.row("H84")
 def test_a_bar_starts_no_process_and_no_thread(tmp_path: Path, start_method: str) -> None:
     """A resource tracker, which a lock of multiprocessing needs, or the monitor of tqdm."""
     body = """

@@ -121,6 +121,7 @@ async def test_an_error_comes_after_the_values_before_it_and_once(backend: str) 
         assert await read(stream) == []
 
 
+@pytest.mark.row("H94")
 async def test_a_dead_worker_is_an_error_after_the_values_that_it_sent(backend: str) -> None:
     async with Pool(1, backend=backend) as pool:
         found: list[int] = []
@@ -130,6 +131,7 @@ async def test_a_dead_worker_is_an_error_after_the_values_that_it_sent(backend: 
         assert await read(pool.stream(streams.count_up, (3,))) == [0, 1, 2]
 
 
+@pytest.mark.row("H94")
 async def test_a_value_is_what_it_was_when_it_was_yielded(backend: str) -> None:
     async with Pool(1, backend=backend) as pool:
         values = await read(pool.stream(streams.same_list, (5,)))
@@ -193,6 +195,7 @@ async def test_a_pool_that_closes_waits_for_a_stream_that_is_read(backend: str) 
             await anext(pool.stream(streams.count_up, (1,)))
 
 
+@pytest.mark.row("H94")
 async def test_a_step_that_is_cancelled_loses_no_value(backend: str) -> None:
     async with Pool(1, backend=backend) as pool:
         stream = pool.stream(streams.slow, (200,), ahead=8)

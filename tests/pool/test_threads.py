@@ -121,6 +121,7 @@ async def test_context_variables_of_one_call_do_not_reach_the_next(backend: str)
         assert await pool.map(blocking.set_user, ["a", "b", "c"]) == ["nobody"] * 3
 
 
+@pytest.mark.row("H95")
 async def test_a_copy_of_the_worker_that_a_call_forks_does_no_harm(backend: str) -> None:
     async with Pool(1, threads=2, backend=backend) as pool:
         pid = await pool.apply(os.getpid)

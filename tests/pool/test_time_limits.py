@@ -209,6 +209,7 @@ async def test_a_map_goes_on_when_items_are_killed(tmp_path: Path) -> None:
         assert Counter(lines(path)) == Counter(map(str, range(10)))  # each started once
 
 
+@pytest.mark.row("H90")
 async def test_a_killed_task_is_never_retried_and_its_neighbours_are(tmp_path: Path) -> None:
     path = tmp_path / "noted"
     async with Meeting() as meeting, Pool(1, grace=GRACE) as pool:
@@ -231,6 +232,7 @@ async def test_a_killed_task_is_never_retried_and_its_neighbours_are(tmp_path: P
         assert await neighbour == "again"
 
 
+@pytest.mark.row("H90")
 async def test_tasks_behind_one_that_blocks_have_not_started_and_run_elsewhere() -> None:
     async with Pool(1, childconcurrency=1, grace=GRACE) as pool:
         blocked = asyncio.ensure_future(pool.apply(overtime.block, (1000,), task_timeout=0.5))
@@ -293,6 +295,7 @@ async def test_a_retry_has_a_limit_of_its_own() -> None:
 # -- the parent ------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("H89")
 async def test_a_parent_that_was_blocked_times_out_nothing_that_ended_meanwhile() -> None:
     """DEADLINE-2."""
     async with Pool(2, grace=0.01) as pool:

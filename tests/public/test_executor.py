@@ -360,6 +360,7 @@ EXIT = """
 """
 
 
+@pytest.mark.row("H93")
 @pytest.mark.parametrize("more", ["", "del executor", "executor.shutdown(wait=False)"])
 def test_the_exit_of_the_interpreter_waits_for_all_calls(tmp_path: Path, more: str) -> None:
     """EXECUTOR-3"""

@@ -92,6 +92,22 @@ ROWS = {
     "G77": "README's session for each worker holds when opening it awaits",
     "G78": "results that share memory by descriptor arrive by value, and outlive their worker",
     "G79": "a pool that is used in a second loop names the ways out",
+    "H80": "a cancelled map of an endless iterator frees its input and lets the pool close",
+    "H81": "an item that runs for ever does not hold up as_completed over an endless input",
+    "H82": "code of the user's that cancels its own map loses no task",
+    "H83": "maps whose await timed out in a gather let their pool close",
+    "H84": "a bar of tqdm starts no process and no thread",
+    "H85": "asyncio.wait takes what ensure_future made of an apply",
+    "H86": "another thread does not write into a link by cancelling a call",
+    "H87": "priorities that are used once leave nothing behind",
+    "H88": "a cancelled call that waits does not keep its arguments",
+    "H89": "a parent that was blocked times out nothing that ended meanwhile",
+    "H90": "a killed task is never retried, its neighbours are, and tasks behind it run elsewhere",
+    "H91": "a worker over its memory limit loses no task",
+    "H92": "a lifespan that ends by itself replaces its worker",
+    "H93": "an executor finishes its calls while the interpreter exits",
+    "H94": "values of a stream are neither lost nor changed on their way",
+    "H95": "a copy that a call in a thread forks does no harm",
 }
 
 NO_TEST = "NO TEST"
