@@ -34,11 +34,22 @@ def task_options(retries: int, task_timeout: float | None, priority: int) -> Tas
     """The options of a call, each checked."""
     if type(retries) is int and not retries and task_timeout is None and priority == 0:
         return DEFAULT_OPTIONS
+    if type(retries) is type(priority) is int and type(task_timeout) in _NUMBERS:
+        return _known_options(retries, task_timeout, priority)
+    return _checked_options(retries, task_timeout, priority)
+
+
+def _checked_options(retries: int, task_timeout: float | None, priority: int) -> TaskOptions:
     return TaskOptions(
         natural("retries", retries),
         limit("task_timeout", task_timeout),
         whole("priority", priority),
     )
+
+
+#: The same for values that were checked before: a program repeats few of them, at each `apply`.
+_known_options = functools.lru_cache(maxsize=64)(_checked_options)
+_NUMBERS: Final = frozenset({int, float, type(None)})  # their equal values mean the same
 
 
 def limit(name: str, value: float | None) -> float | None:
