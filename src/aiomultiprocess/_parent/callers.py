@@ -37,8 +37,10 @@ def _end_quietly(error: BaseException) -> None:
     A program that leaves a pool with calls under way expects that they end. 0.9.1 reported nothing
     either.
     """
+    if type(error) is not PoolTerminatedError:  # a subclass comes from a task
+        return
     task = asyncio.current_task()
-    if task is not None and type(error) is PoolTerminatedError:  # a subclass comes from a task
+    if task is not None:
         task.remove_done_callback(mark_as_retrieved)
         task.add_done_callback(mark_as_retrieved)
 
