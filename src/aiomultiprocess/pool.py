@@ -199,10 +199,10 @@ class Pool:
             it in its event loop after the initializer and before its first task, and leaves it
             after its last one; what it yields is `current_worker().state`. Tasks see the context
             variables that it sets. If entering fails, the pool is broken and its calls raise that
-            error; if leaving fails, the error is logged. Leaving may take 3 seconds, then the
-            worker is killed; when the pool is terminated, tasks have the first 2 of these.
-        contextvars: ContextVar objects whose values at the call of `map`, `starmap` or `apply` the
-            tasks see; values must be picklable. Each must be a global of a module that workers can
+            error; if leaving fails, the error is logged. Leaving may take `grace` seconds, then
+            the worker is killed; when the pool is terminated, tasks have the first two thirds.
+        contextvars: ContextVar objects whose values at the call of `map`, `starmap`, `apply` or
+            `submit`, or at the first step of a stream, the tasks see; values must be picklable. Each must be a global of a module that workers can
             import. A variable that is unset at the call stays as it is in the worker.
         maxmemoryperchild: replace a worker that has more than this many bytes of memory of its own
             (resident, without what it shares): it starts no more tasks, those that it has not
@@ -212,7 +212,8 @@ class Pool:
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
-        RuntimeError: the backend is not available; the message gives the reason.
+        RuntimeError: the backend is not available, or `maxmemoryperchild` where memory cannot be
+            read; the message gives the reason.
         OSError: workers cannot be started. If the first use of the pool starts them, it raises
             this, and the pool is broken.
     """

@@ -106,7 +106,7 @@ class ThreadedFunction(Wrapper):
 async def run_in_thread(
     threads: Threads, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]
 ) -> Any:
-    """The item: call a function in a thread, and await what it returns if that is awaitable."""
+    """The item: call a function in a thread, and await what it returns if it can (THREAD-3)."""
     context = contextvars.copy_context()
     future = threads.start(lambda: context.run(func, *args, **kwds))
     cancelled: asyncio.CancelledError | None = None
