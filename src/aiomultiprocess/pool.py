@@ -202,8 +202,9 @@ class Pool:
             error; if leaving fails, the error is logged. Leaving may take `grace` seconds, then
             the worker is killed; when the pool is terminated, tasks have the first two thirds.
         contextvars: ContextVar objects whose values at the call of `map`, `starmap`, `apply` or
-            `submit`, or at the first step of a stream, the tasks see; values must be picklable. Each must be a global of a module that workers can
-            import. A variable that is unset at the call stays as it is in the worker.
+            `submit`, or at the first step of a stream, the tasks see; values must be picklable.
+            Each must be a global of a module that workers can import. A variable that is unset at
+            the call stays as it is in the worker.
         maxmemoryperchild: replace a worker that has more than this many bytes of memory of its own
             (resident, without what it shares): it starts no more tasks, those that it has not
             started go to other workers, and it exits when the others have ended. None means no
