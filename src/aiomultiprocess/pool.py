@@ -686,7 +686,7 @@ class Pool:
         self._check_process()
         self._check_thread("stats")
         if self._engine is None:
-            return PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+            return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, {}, ())
         return stats_of(self._engine)
 
     # -- workers -------------------------------------------------------------------------------
