@@ -76,6 +76,9 @@ class Mapping:
     def mark_time(self, first: int, since: int) -> None:
         """In the worker: items from number `first` on run since `since` (ns): entry 0."""
 
+    def set_running(self, at: int, number: int, since: int) -> None:
+        """In the worker: fill entry `at`: item `number` runs since `since` (ns)."""
+
     def keep_running(self, at: int) -> None:
         """In the worker: move entry 0 to entry `at`, as its item is suspended."""
 

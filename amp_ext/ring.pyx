@@ -156,6 +156,10 @@ cdef class Mapping:
         amp_running_store(&self.map, 0, first, since)
         return 0
 
+    def set_running(self, uint64_t at, uint64_t number, uint64_t since):
+        self.check_entry(at)
+        amp_running_store(&self.map, at, number, since)
+
     def keep_running(self, uint64_t at):
         self.check_entry(at)
         amp_running_keep(&self.map, at)

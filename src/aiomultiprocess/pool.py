@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
-    DEFAULT_OPTIONS,
     TaskOptions,
     check_callable,
     check_flag,
@@ -598,6 +597,7 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         ahead: int = 64,
+        task_timeout: float | None = None,
     ) -> Stream[R]: ...
 
     @overload
@@ -608,6 +608,7 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         ahead: int = 64,
+        task_timeout: float | None = None,
     ) -> Stream[R]: ...
 
     def stream(
@@ -617,6 +618,7 @@ class Pool:
         kwds: Mapping[str, Any] | None = None,
         *,
         ahead: int = 64,
+        task_timeout: float | None = None,
     ) -> Stream[Any]:
         """Run the generator `func(*args, **kwds)` in a worker; `async for` reads its values.
 
@@ -629,19 +631,20 @@ class Pool:
             func: an async generator function or a generator function, importable in the worker.
             args, kwds: what it is called with.
             ahead: how many values may be produced and not read yet, at least 1.
+            task_timeout: seconds that each value may take, and the end. The wait for a reader does
+                not count. See `TaskTimeoutError`.
 
         Raises:
             TypeError, ValueError: an argument that cannot be; the message names it.
 
         The first step raises what `map` raises. A step raises what the generator raises, as
-        `apply` does; WorkerLostError if its worker died; PoolTerminatedError.
+        `apply` does; WorkerLostError if its worker died; TaskTimeoutError; PoolTerminatedError.
         """
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)
-        return Stream(
-            lambda: self._use().submit_stream(func, positional, named, ahead, DEFAULT_OPTIONS)
-        )
+        options = task_options(0, task_timeout, 0)
+        return Stream(lambda: self._use().submit_stream(func, positional, named, ahead, options))
 
     def _submit(
         self,
@@ -682,7 +685,7 @@ class Pool:
         self._check_process()
         self._check_thread("stats")
         if self._engine is None:
-            return PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+            return PoolStats(0, 0, 0, 0, 0, 0, 0, 0, {}, ())
         return stats_of(self._engine)
 
     # -- workers -------------------------------------------------------------------------------

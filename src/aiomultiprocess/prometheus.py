@@ -108,7 +108,7 @@ def _worker_metrics() -> list[Any]:
 
 def _with_values(name: str, stats: PoolStats) -> list[Any]:
     tasks, retries, restarts, still_open, workers = metrics = _pool_metrics()
-    for outcome in ("done", "failed", "cancelled", "lost"):
+    for outcome in ("done", "failed", "timed_out", "cancelled", "lost"):
         tasks.add_metric([name, outcome], getattr(stats, outcome))
     retries.add_metric([name], stats.retried)
     for cause, number in stats.restarts.items():

@@ -12,8 +12,9 @@ import pytest
 
 import memory_hogs
 import mishaps
+import overtime
 import workload
-from aiomultiprocess import Pool, PoolStats, RoundRobin, WorkerLostError
+from aiomultiprocess import Pool, PoolStats, RoundRobin, TaskTimeoutError, WorkerLostError
 from support import Meeting, outcomes
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -61,6 +62,29 @@ async def test_stats_count_failures_and_cancellations() -> None:
         assert (stats.done, stats.failed, stats.cancelled) == (11, 2, 2)
         await finish(pool)
         assert pool.stats().done == 11
+
+
+async def test_stats_count_time_outs_whether_the_task_was_cancelled_or_killed() -> None:
+    pool = Pool(1, grace=0.2)
+    found = await outcomes(pool.map(overtime.nap, [0, 1000, 0], task_timeout=0.2))
+    assert [type(each) is TaskTimeoutError for each in found] == [False, True, False]
+    stats = pool.stats()
+    assert (stats.done, stats.timed_out, stats.failed, stats.cancelled) == (2, 1, 0, 0)
+    with pytest.raises(TaskTimeoutError) as caught:
+        await pool.apply(overtime.block, (1000,), task_timeout=0.1)
+    assert caught.value.killed
+    stats = pool.stats()
+    assert (stats.done, stats.timed_out, stats.failed, stats.lost) == (2, 2, 0, 0)
+    await finish(pool)
+    assert pool.stats().timed_out == 2
+
+
+async def test_a_time_out_that_a_task_raises_itself_counts_as_failed() -> None:
+    pool = Pool(1)
+    with pytest.raises(Exception, match="of its own"):
+        await pool.apply(mishaps.time_out_by_itself)
+    assert (pool.stats().failed, pool.stats().timed_out) == (1, 0)
+    await finish(pool)
 
 
 async def test_calls_that_are_cancelled_before_they_are_sent_are_counted() -> None:
@@ -135,7 +159,7 @@ async def test_stats_of_a_pool_with_a_scheduler_of_its_own() -> None:
 
 
 def test_a_pool_that_has_not_started_has_stats() -> None:
-    assert Pool(2).stats() == PoolStats(0, 0, 0, 0, 0, 0, 0, {}, ())
+    assert Pool(2).stats() == PoolStats(0, 0, 0, 0, 0, 0, 0, 0, {}, ())
 
 
 async def test_stats_are_refused_in_another_thread() -> None:

@@ -19,6 +19,7 @@ from aiomultiprocess import (
     PoolTerminatedError,
     ProxyException,
     RoundRobin,
+    TaskTimeoutError,
     WorkerLostError,
     set_start_method,
 )
@@ -307,3 +308,94 @@ async def test_two_tasks_may_read_one_stream(backend: str) -> None:
         stream = pool.stream(streams.slow, (300,), ahead=8)
         first, second = await asyncio.gather(read(stream), read(stream))
     assert sorted(first + second) == list(range(300))
+
+
+# -- time limits (LIMITS-3) ------------------------------------------------------------------------
+
+
+async def test_values_may_take_longer_in_sum_than_the_limit_of_each(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        naps = [0.1] * 15
+        assert await read(pool.stream(streams.nap, (naps,), task_timeout=1.0)) == naps
+
+
+async def test_a_value_that_takes_too_long_ends_its_stream(backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "closed"
+    async with Pool(1, backend=backend) as pool:
+        pid = await pool.apply(workload.where)
+        found: list[float] = []
+        stream = pool.stream(streams.nap, ([0, 0.01, 1000], str(path)), task_timeout=0.3)
+        with pytest.raises(TaskTimeoutError, match=r"streams\.nap ran longer") as caught:
+            await read_into(found, stream)
+        assert found == [0, 0.01]
+        assert not caught.value.killed
+        assert path.exists()
+        assert await read(stream) == []
+        assert await pool.apply(workload.where) == pid
+
+
+@pytest.mark.parametrize("func", [streams.count_up, streams.count_plainly])
+@pytest.mark.parametrize("ahead", [1, 4])
+async def test_a_slow_reader_uses_nothing_of_the_limit(
+    backend: str, func: Callable[..., Any], ahead: int
+) -> None:
+    async with Pool(1, backend=backend) as pool:
+        found = []
+        async for value in pool.stream(func, (3 * ahead,), ahead=ahead, task_timeout=0.5):
+            found.append(value)
+            if value % ahead == 0:
+                await asyncio.sleep(0.8)
+    assert found == list(range(3 * ahead))
+
+
+@pytest.mark.parametrize("ahead", [1, 64])
+@pytest.mark.parametrize("func", [streams.hold_the_gil_after, streams.block_after])
+async def test_a_generator_that_blocks_its_worker_is_killed(
+    backend: str, func: Callable[..., Any], ahead: int
+) -> None:
+    async with Pool(1, grace=0.2, backend=backend) as pool:
+        found: list[int] = []
+        with pytest.raises(TaskTimeoutError) as caught:
+            await read_into(found, pool.stream(func, (3,), ahead=ahead, task_timeout=0.3))
+        assert caught.value.killed
+        assert found == list(range(len(found)))
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_the_end_of_a_generator_has_the_same_limit(backend: str) -> None:
+    """It waits for its reader, who closes it."""
+    async with Pool(1, grace=0.2, backend=backend) as pool:
+        stream = pool.stream(streams.block_while_closing, ahead=2, task_timeout=0.3)
+        assert await anext(stream) == 0
+        with pytest.raises(TaskTimeoutError):
+            await stream.aclose()
+        assert await pool.apply(workload.two) == 2
+
+
+async def test_a_generator_that_goes_on_after_its_cancellation_is_killed(backend: str) -> None:
+    async with Pool(1, grace=0.2, backend=backend) as pool:
+        with pytest.raises(TaskTimeoutError) as caught:
+            await read(pool.stream(streams.go_on_when_cancelled, task_timeout=0.2))
+        assert caught.value.killed
+
+
+async def test_a_stream_that_waits_in_its_queue_uses_nothing_of_its_limit(backend: str) -> None:
+    async with Pool(1, childconcurrency=1, backend=backend) as pool:
+        naps = [0.4] * 3
+        each = [read(pool.stream(streams.nap, (naps,), task_timeout=1.0)) for _ in range(2)]
+        assert await asyncio.gather(*each) == [naps, naps]
+
+
+async def test_many_limited_streams_run_beside_calls_with_limits(backend: str) -> None:
+    async with Pool(2, backend=backend) as pool:
+        results = await asyncio.gather(
+            *[read(pool.stream(streams.slow, (50,), task_timeout=30)) for _ in range(20)],
+            *[pool.apply(workload.double, (n,), task_timeout=30) for n in range(20)],
+        )
+    assert results == [list(range(50))] * 20 + [2 * n for n in range(20)]
+
+
+async def test_a_limit_of_a_stream_that_is_no_time_is_refused() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(ValueError, match="task_timeout must be a positive number"):
+            pool.stream(streams.count_up, (1,), task_timeout=0)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from aiomultiprocess import TaskTimeoutError
 from workload import HOST, meet, meet_blocking, note
 
 # -- errors --------------------------------------------------------------------------------------
@@ -324,6 +325,10 @@ def initialize_one(first: str, others: str) -> None:
 def refuse_error(error: BaseException) -> NoReturn:
     """An exception_handler that does not work."""
     raise LookupError("the handler itself is broken")
+
+
+def time_out_by_itself() -> NoReturn:
+    raise TaskTimeoutError("a task of its own", 1.0)
 
 
 async def cancel_oneself(_: object = None) -> None:

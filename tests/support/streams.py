@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import overtime
+
 
 async def count_up(stop: int, *, start: int = 0) -> AsyncIterator[int]:
     for n in range(start, stop):
@@ -127,3 +129,44 @@ async def compute() -> AsyncIterator[int]:
 
 def compute_plainly() -> Iterator[int]:
     yield from itertools.count()
+
+
+async def nap(seconds: list[float], path: str | None = None) -> AsyncIterator[float]:
+    """Each value takes so long; the file is there when the generator is closed."""
+    try:
+        for each in seconds:
+            await asyncio.sleep(each)
+            yield each
+    finally:
+        if path is not None:
+            Path(path).touch()
+
+
+async def hold_the_gil_after(count: int) -> AsyncIterator[int]:
+    for n in range(count):
+        yield n
+    await overtime.hold_the_gil()
+
+
+def block_after(count: int) -> Iterator[int]:
+    yield from range(count)
+    overtime.block(1000)
+
+
+async def block_while_closing() -> AsyncIterator[int]:
+    try:
+        for n in itertools.count():
+            yield n
+    finally:
+        await asyncio.sleep(0)
+        overtime.block(1000)
+
+
+async def go_on_when_cancelled() -> AsyncIterator[int]:
+    yield 0
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        for n in itertools.count(1):
+            await asyncio.sleep(0.001)
+            yield n

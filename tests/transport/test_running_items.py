@@ -57,6 +57,22 @@ def test_an_item_is_in_the_table_from_its_mark_to_its_end(memories: tuple[Any, A
     assert (parent.started, parent.running()) == (9, {})
 
 
+def test_an_item_may_be_renewed_and_leave_the_table_for_a_while(memories: tuple[Any, Any]) -> None:
+    worker, parent = memories
+    start(worker, 7, 10)
+    worker.set_running(0, 7, 20)
+    assert parent.running() == {7: 20}
+    worker.clear_running(0)
+    worker.keep_running(2)
+    assert parent.running() == {}
+    worker.set_running(2, 7, 30)
+    assert parent.running() == {7: 30}
+    worker.clear_running(2)
+    assert parent.running() == {}
+    with pytest.raises(IndexError):
+        worker.set_running(3, 7, 30)
+
+
 def test_items_that_run_one_after_the_other_share_a_time(memories: tuple[Any, Any]) -> None:
     worker, parent = memories
     worker.mark_time(3, 10)

@@ -143,6 +143,7 @@ class CallQueue:
         self._waiting.extend(pair for pair in waiting if not pair[0].done())
         for call, _ in waiting:
             if call.done():
+                self.cancelled += 1
                 self._settle(call)
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from .._wire.exceptions import original_of
+from ..types import TaskTimeoutError
 
 
 class TaskCounts:
@@ -15,13 +16,16 @@ class TaskCounts:
         self.ended = 0  # tasks that workers have reported which are gone
         self.errors = 0  # of all tasks that were reported: those with errors
         self.failed = 0
+        self.timed_out = 0
         self.cancelled = 0
 
     def add_errors(self, errors: Mapping[int, BaseException]) -> None:
         """Count tasks that workers have reported with these errors."""
         for error in errors.values():
             self.errors += 1
-            if issubclass(type(original_of(error)), asyncio.CancelledError):
+            if type(error) is TaskTimeoutError:  # one that a task raised itself is a ProxyException
+                self.timed_out += 1
+            elif issubclass(type(original_of(error)), asyncio.CancelledError):
                 self.cancelled += 1
             else:
                 self.failed += 1

@@ -19,7 +19,8 @@ DEADLINE-2  A task is judged by the table alone, which has no task whose result 
     So a parent that was blocked for seconds cancels nothing that has ended meanwhile, whether or
     not it has handled the results; and where a task ends at the last moment, its result stands: the
     worker ignores the CANCEL frame, and after a kill the journal is read first. A worker that has
-    died, which the parent may not have noticed yet, is not judged: its table says nothing new.
+    died, which the parent may not have noticed yet, is not judged: its table says nothing new. A
+    stream is judged value by value, as its worker renews its start time (limits.py, LIMITS-3).
 DEADLINE-3  A task has the whole grace period, from the moment at which it was cancelled. If it
     still runs then, its worker is killed. Tasks that were cancelled before are over their limits,
     and do not run again; the worker's other tasks are lost (retry.py).

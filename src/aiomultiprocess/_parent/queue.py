@@ -550,6 +550,7 @@ class Queue:
             for at in chunk.unreported(0, started):
                 owner, handle = chunk.owner, chunk.handles[at]
                 if deadlines is not None and deadlines.is_over(chunk.first + at + 1):
+                    self.counts.timed_out += 1
                     owner.fail(handle, explain_timeout(owner, handle, killed=True))  # DEADLINE-3
                     continue
                 why = "" if deadlines is None else deadlines.why_killed

@@ -54,6 +54,7 @@ class PoolStats:
         running: tasks that workers have started and not reported.
         done: tasks that ended with a result.
         failed: tasks that ended with an error of their own, or could not be sent.
+        timed_out: tasks that ended by TaskTimeoutError, cancelled or killed.
         cancelled: tasks that were cancelled, or ended with their pool.
         lost: tasks whose worker died, and that do not run again.
         retried: how often a task runs again because its worker died.
@@ -66,6 +67,7 @@ class PoolStats:
     running: int
     done: int
     failed: int
+    timed_out: int
     cancelled: int
     lost: int
     retried: int
@@ -86,6 +88,7 @@ def stats_of(engine: Engine) -> PoolStats:
         running=sum(worker.running for worker in workers),
         done=sum(map(_done_in, queues)),
         failed=sum(queue.counts.failed for queue in queues),
+        timed_out=sum(queue.counts.timed_out for queue in queues),
         cancelled=engine.cancelled + sum(queue.counts.cancelled for queue in queues),
         lost=sum(retry_queue.lost for retry_queue in retry_queues),
         retried=sum(retry_queue.retried for retry_queue in retry_queues),

@@ -92,6 +92,9 @@ class RunningItems(StartedCounter, Protocol):
     def entries(self) -> int:
         """How many entries there are. Entry 0 is of items that run their first steps."""
 
+    def set_running(self, at: int, number: int, since: int, /) -> None:
+        """In the worker: fill entry `at`: item `number` runs since `since`."""
+
     def keep_running(self, at: int, /) -> None:
         """In the worker: move entry 0 to entry `at`, as its item is suspended."""
 

@@ -152,10 +152,15 @@ class SharedPage:
         self._table[1] = since  # PAGE-5
         self._table[0] = first
 
+    def set_running(self, at: int, number: int, since: int) -> None:
+        """Fill entry `at` of the table: item `number` runs since `since`."""
+        self._table[2 * at + 1] = since  # PAGE-5
+        self._table[2 * at] = number
+
     def keep_running(self, at: int) -> None:
         """Move entry 0 of the table to entry `at`, as its item is suspended."""
         self._table[2 * at + 1] = self._table[1]
-        self._table[2 * at] = self._counter[0]
+        self._table[2 * at] = self._table[0] and self._counter[0]
         self._table[0] = 0
 
     def clear_running(self, at: int) -> None:

@@ -361,7 +361,7 @@ class WorkerEngine:
         func = self._functions[function]
         if mode == STREAM:
             func = unwrapped(func)  # a generator runs on the loop
-            mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id))
+            mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
         self._chunks[chunk_id] = ReceivedChunk(
             chunk_id, mode, func, items, failures or {}, timed=timed
         )
@@ -404,11 +404,15 @@ class WorkerEngine:
 
         return ThreadedFunction(func, self._threads)
 
-    def _send_values(self, chunk_id: int, values: Any, ahead: int) -> Coroutine[Any, Any, int]:
+    def _send_values(
+        self, chunk_id: int, timed: bool, values: Any, ahead: int
+    ) -> Coroutine[Any, Any, int]:
         """The coroutine of an item that is a generator."""
         from .streams import Channel, run_stream
 
-        self._streams[chunk_id] = channel = Channel(self._loop, self._link, chunk_id, ahead)
+        clock = self._limits.clock() if timed and self._limits is not None else None
+        channel = Channel(self._loop, self._link, chunk_id, ahead, clock)
+        self._streams[chunk_id] = channel
         return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
     def _make_limits(self) -> TimeLimits:
@@ -538,7 +542,8 @@ class WorkerEngine:
         self._running[task] = place
         self._places[place] = task
         if timed and self._limits is not None:
-            self._limits.suspend(task)
+            channel = self._streams.get(place[0])
+            self._limits.suspend(task, None if channel is None else channel.clock)
         task.add_done_callback(self._on_task_done)
 
     def _on_value(self, value: object) -> None:

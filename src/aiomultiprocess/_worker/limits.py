@@ -13,11 +13,15 @@ LIMITS-1  An item with a limit is in the table from before its function is calle
     gets an entry of its own before entry 0 is free.
 LIMITS-2  A cancellation by the limit is the item's end only if a CancelledError comes out. A value
     or another exception stands, and a request that comes after the end changes nothing.
+LIMITS-3  The limit of a stream (streams.py) is one of each value: the start time is renewed when
+    the generator is asked for the next, and the entry is free while the generator waits for its
+    reader. Once the limit has cancelled it, neither happens: it has the grace period to end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,14 +38,22 @@ class TimeLimits:
         self._free: list[int] = []  # entries that were used before
         self._unused = 1  # the first entry that was never used
         self._timed_out: dict[asyncio.Task[Any], Sequence[Any]] = {}  # arguments of their errors
+        self._clocks: dict[asyncio.Task[Any], ValueClock] = {}  # of streams
 
     @property
     def full(self) -> bool:
         """Whether no further item can be suspended: the engine starts none with a limit."""
         return not self._free and self._unused >= self._memory.entries
 
-    def suspend(self, task: asyncio.Task[Any]) -> None:
-        """Give the item that was suspended in its first step an entry of its own (LIMITS-1)."""
+    def clock(self) -> ValueClock:
+        """In the first step of a stream: what keeps its start time."""
+        return ValueClock(self._memory)
+
+    def suspend(self, task: asyncio.Task[Any], clock: ValueClock | None = None) -> None:
+        """Give the item that was suspended in its first step an entry of its own (LIMITS-1).
+
+        A stream has a `clock`.
+        """
         if self._free:
             at = self._free.pop()
         else:
@@ -49,6 +61,9 @@ class TimeLimits:
             self._unused += 1
         self._entries[task] = at
         self._memory.keep_running(at)
+        if clock is not None:
+            clock.at = at
+            self._clocks[task] = clock
 
     def end_first_step(self) -> None:
         """No item with a limit runs its first step any more."""
@@ -61,10 +76,14 @@ class TimeLimits:
             self._memory.clear_running(at)
             self._free.append(at)
         self._timed_out.pop(task, None)
+        if self._clocks:
+            self._clocks.pop(task, None)
 
     def cancel(self, task: asyncio.Task[Any], what: Sequence[Any]) -> None:
         """Cancel an item that is over its limit; `what` are the arguments of its error."""
         self._timed_out[task] = what
+        if task in self._clocks:
+            self._clocks[task].stop()
         task.cancel()
 
     def error_of(self, task: asyncio.Task[Any], error: BaseException) -> TaskTimeoutError | None:
@@ -75,3 +94,28 @@ class TimeLimits:
         timeout = TaskTimeoutError(*what)
         timeout.__cause__ = error
         return timeout
+
+
+class ValueClock:
+    """Since when a stream produces its next value, in the table of running items (LIMITS-3)."""
+
+    def __init__(self, memory: RunningItems) -> None:
+        self.at = 0  # its entry
+        self._memory = memory
+        self._number = memory.started  # of the item, which is in its first step
+        self._stopped = False
+
+    def renew(self) -> None:
+        """The generator is asked for a value now."""
+        if not self._stopped:
+            self._memory.set_running(self.at, self._number, time.monotonic_ns())
+
+    def rest(self) -> None:
+        """The generator waits, until `renew`."""
+        if not self._stopped:
+            self._memory.clear_running(self.at)
+
+    def stop(self) -> None:
+        """The stream was cancelled by its limit: it runs until it ends."""
+        self.renew()
+        self._stopped = True

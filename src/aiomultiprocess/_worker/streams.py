@@ -8,7 +8,7 @@ engine imports this module for its first stream.
 STREAM-4  A value is encoded when the generator yields it, as a result is when its item returns.
     Values of one turn leave in one frame; so do those of `BURST_NS`, if the generator computes.
 STREAM-5  A generator that finds its values unread waits; one that does not suspend lets other items
-    run every `BURST_NS`.
+    run every `BURST_NS`. Neither is time of its limit (limits.py, LIMITS-3).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..types import shown
 
 if TYPE_CHECKING:
     from .._transport.link import Link
+    from .limits import ValueClock
 
 BATCH_BYTES = 16 << 10  # of values that wait for the end of the turn
 BURST_NS = 500_000  # nanoseconds (STREAM-4, STREAM-5)
@@ -36,9 +37,15 @@ class Channel:
     """The way of a stream's values to the parent."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, link: Link, chunk_id: int, ahead: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: Link,
+        chunk_id: int,
+        ahead: int,
+        clock: ValueClock | None,
     ) -> None:
         self.count = 0  # values in all
+        self.clock = clock  # if it has a time limit
         self._loop = loop
         self._link = link
         self._chunk_id = chunk_id
@@ -74,6 +81,8 @@ class Channel:
         if self._room <= 0 or time.monotonic_ns() - self._since > BURST_NS:
             self.flush()
             await self._pause()
+        elif self.clock is not None:
+            self.clock.renew()
 
     def _append(self, value: object) -> bool:
         try:
@@ -85,10 +94,16 @@ class Channel:
             return self._batch.append(serializer.seal(value))
 
     async def _pause(self) -> None:
-        await asyncio.sleep(0)
-        while self._room <= 0:
-            self._waiter = self._loop.create_future()
-            await self._waiter
+        if self.clock is not None:
+            self.clock.rest()
+        try:
+            await asyncio.sleep(0)
+            while self._room <= 0:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        finally:  # if it is cancelled here, the generator is closed now, within the same limit
+            if self.clock is not None:
+                self.clock.renew()
         self._since = time.monotonic_ns()
 
     def flush(self) -> None:
