@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from chaos.accounts import Accounts, Outcome, outcome_of
+from aiomultiprocess import TaskTimeoutError
+from chaos.accounts import DEAF, Accounts, Outcome, outcome_of
 from chaos.meter import COLUMNS, Samples
 from chaos.report import medians_of, slope_of
 from chaos.stall import STATUS
-from chaos.tasks import RECORD
+from chaos.tasks import AMPLE, LIMIT, RECORD
 from conftest import ROOT
 from support import pool_script, run_script
 
@@ -120,6 +121,28 @@ def test_a_result_of_another_task_is_a_fault(accounts: Accounts) -> None:
 @pytest.mark.parametrize("what", ["value", "raise", "stay", "unsent", "segfault", "exit"])
 def test_an_error_of_something_else_is_no_outcome(what: str) -> None:
     assert outcome_of((0, what, None), RuntimeError("something else")) is None
+
+
+@pytest.mark.parametrize("what", ["value", "just", "overtime"])
+def test_a_time_out_is_the_end_only_of_a_task_with_the_short_limit(what: str) -> None:
+    task = (0, what, None)
+    for killed in (False, True):
+        assert outcome_of(task, TaskTimeoutError("it", LIMIT, killed), LIMIT) is Outcome.TIMED_OUT
+    assert outcome_of(task, TaskTimeoutError("it", LIMIT)) is None
+    assert outcome_of(task, TaskTimeoutError("it", AMPLE), AMPLE) is None
+    assert outcome_of(task, TaskTimeoutError("it", LIMIT + 1), LIMIT) is None
+
+
+@pytest.mark.parametrize("what", ["overtime", *DEAF])
+def test_a_task_that_takes_too_long_has_no_result(what: str) -> None:
+    assert outcome_of((0, what, None), (0, None), LIMIT) is None
+
+
+@pytest.mark.parametrize("what", DEAF)
+def test_a_task_that_does_not_react_is_killed(what: str) -> None:
+    task = (0, what, None)
+    assert outcome_of(task, TaskTimeoutError("it", LIMIT, True), LIMIT) is Outcome.TIMED_OUT
+    assert outcome_of(task, TaskTimeoutError("it", LIMIT, False), LIMIT) is None
 
 
 def test_the_slope_of_a_line_is_exact_and_that_of_noise_has_an_error() -> None:

@@ -7,7 +7,7 @@ their own. A worker is asked nothing.
 
 from __future__ import annotations
 
-import os
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,6 @@ def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
 def _resident(pid: Any) -> int | None:
     try:
         with open(f"/proc/{pid}/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
     except (OSError, IndexError):  # another system, or it has exited: no number
         return None

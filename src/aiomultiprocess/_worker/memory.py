@@ -11,7 +11,7 @@ MEMORY-2  A worker over its limit retires (engine.py, WORKER-11). One that is ov
 
 from __future__ import annotations
 
-import os
+import mmap
 from typing import Any
 
 from .. import _accel
@@ -34,8 +34,7 @@ class LimitedWorkerEngine(WorkerEngine):
 
     def _initialize(self, *args: Any) -> bytes | None:
         failure = super()._initialize(*args)
-        self._statm = os.open(STATM, os.O_RDONLY | os.O_CLOEXEC)
-        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._statm = open(STATM, "rb", buffering=0)  # noqa: SIM115 - as long as the process
         memory = self._memory()
         if failure is not None or memory <= self.memory_limit or self.terminated:
             return failure
@@ -53,4 +52,5 @@ class LimitedWorkerEngine(WorkerEngine):
             self._retire("memory")
 
     def _memory(self) -> int:
-        return own_memory(os.pread(self._statm, 200, 0), self._page)
+        self._statm.seek(0)
+        return own_memory(self._statm.read(200), mmap.PAGESIZE)

@@ -12,11 +12,14 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from aiomultiprocess import ProxyException, WorkerLostError
-from chaos.tasks import EXIT_CODE, Task
+from aiomultiprocess import ProxyException, TaskTimeoutError, WorkerLostError
+from chaos.tasks import EXIT_CODE, LIMIT, Task
 
 FLUSH = 4096  # outcomes kept in memory
 SHOWN = 20  # faults that are shown in words
+
+#: Tasks that do not react to their cancellation.
+DEAF = ("block", "linger")
 
 #: How a worker that we end may exit; anything else is a fault.
 OUR_EXITS = {-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM, EXIT_CODE}
@@ -31,6 +34,7 @@ class Outcome(IntEnum):
     WORKER_LOST = 3
     CANCELLED = 4
     DROPPED = 5
+    TIMED_OUT = 6
 
 
 #: What the report calls them, and how often at least a task that ended so was executed.
@@ -41,6 +45,7 @@ MEANING = {
     Outcome.WORKER_LOST: ("WorkerLostError", 0),
     Outcome.CANCELLED: ("cancelled or timed out", 0),
     Outcome.DROPPED: ("not read to the end", 0),
+    Outcome.TIMED_OUT: ("TaskTimeoutError", 0),
 }
 
 
@@ -89,7 +94,8 @@ class Verdict:
         """A task that was resolved."""
         self.outcomes[outcome] += 1
         self.executions += executions
-        self.lost_unexecuted += outcome is Outcome.WORKER_LOST and not executions
+        by_death = outcome in (Outcome.WORKER_LOST, Outcome.TIMED_OUT)
+        self.lost_unexecuted += by_death and not executions
         name, least = MEANING[outcome]
         most = 0 if outcome is Outcome.UNSENT else limit
         if not least <= executions <= most:
@@ -110,6 +116,7 @@ class Accounts:
         self.executed.touch()
         self.submitted = 0
         self.resolved = 0
+        self.deaf = 0  # tasks that are to be killed (CHAOS-9)
         self.faults: list[str] = []
         self._outcomes = (folder / "outcomes").open("w+b")
         self._unwritten = array.array("Q")
@@ -118,11 +125,15 @@ class Accounts:
         """One more task."""
         number = self.submitted
         self.submitted += 1
+        self.deaf += what in DEAF
         return number, what, value
 
-    def judge(self, task: Task, found: Any, limit: int = 1) -> None:
-        """Book a task's result or error; report one that is not its own (CHAOS-3)."""
-        outcome = outcome_of(task, found)
+    def judge(self, task: Task, found: Any, limit: int = 1, timeout: float | None = None) -> None:
+        """Book a task's result or error; report one that is not its own (CHAOS-3).
+
+        `limit`: how often it may be executed; `timeout`: its time limit.
+        """
+        outcome = outcome_of(task, found, timeout)
         if outcome is None:
             outcome = Outcome.ERROR if isinstance(found, BaseException) else Outcome.RESULT
             self.fault(f"{str(task)[:100]} came to {found!r:.300}")
@@ -192,12 +203,15 @@ class Complaints(logging.Handler):
         self._accounts.fault(f"logged: {self.format(record)}")
 
 
-def outcome_of(task: Task, found: Any) -> Outcome | None:
+def outcome_of(task: Task, found: Any, timeout: float | None = None) -> Outcome | None:
     """What `found` is for this task; None if it can be neither its result nor its error."""
     number, what, value = task
+    if isinstance(found, TaskTimeoutError):  # CHAOS-9
+        right = found.timeout == timeout == LIMIT and (found.killed or what not in DEAF)
+        return Outcome.TIMED_OUT if right else None
     if isinstance(found, WorkerLostError):
         return Outcome.WORKER_LOST if found.exitcode in OUR_EXITS else None
-    if what in ("segfault", "exit"):
+    if what in ("segfault", "exit", "overtime", *DEAF):
         return None
     if what == "raise":
         original = found.__cause__ if isinstance(found, ProxyException) else None

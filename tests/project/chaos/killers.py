@@ -19,6 +19,8 @@ WEIGHTS = {"SIGKILL": 35, "SIGSTOP, SIGKILL": 15, "SIGTERM": 20, "segfault": 15,
 STOPPED = (0.2, 2.0)  # seconds that a worker stands still before it is killed
 LOOK = 0.1  # seconds between two looks at who is there
 
+OVER_LIMIT = "its task was over its limit, and deaf"
+
 #: What an exit code says, other than SIGKILL, which has two reasons.
 EXITS = {
     -signal.SIGTERM: "SIGTERM",
@@ -60,6 +62,8 @@ class Census:
         code = worker.exitcode
         if code == -signal.SIGKILL and sent - {"SIGTERM"}:
             way = max(sent - {"SIGTERM"})
+        elif code == -signal.SIGKILL and worker.deadlines and worker.deadlines.why_killed:
+            way = OVER_LIMIT
         elif code in EXITS and (code != -signal.SIGTERM or "SIGTERM" in sent):
             way = EXITS[code]
         else:

@@ -9,8 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from typing import Any
 
 from aiomultiprocess import Pool
-from chaos.accounts import Accounts, Outcome
-from chaos.tasks import Task, run_async, run_sync, star_async, star_sync
+from chaos.accounts import DEAF, Accounts, Outcome
+from chaos.tasks import (
+    AMPLE,
+    LIMIT,
+    Task,
+    plain_values,
+    run_async,
+    run_sync,
+    star_async,
+    star_sync,
+    values,
+)
 
 RATE = 20.0  # operations a second, at `load` 1
 CROWD = 10.0  # times the usual load, while it begins
@@ -22,6 +32,9 @@ RETRIES = 2  # of the operations that may be run again
 #: What tasks do, and how often; the second table is for coroutines.
 SYNC = {"value": 94, "raise": 3, "stay": 2, "unsent": 1}
 ASYNC = SYNC | {"turn": 20, "wait": 10}
+LIMITED = {"value": 60, "turn": 20, "wait": 10, "raise": 3, "just": 20, "overtime": 5}
+NEAR = 0.05  # seconds around its limit in which a task ends just in time, or does not
+PRIORITIES = (0, 0, 0, 0, 0, 0, -1, 1, 5)
 
 Operation = Callable[[random.Random], Coroutine[Any, Any, None]]
 
@@ -55,6 +68,14 @@ class Load:
             self.cancelled: 10,
             self.late_call: 6,
             self.late_batch: 4,
+            self.limited: 6,
+            self.deaf: 1,
+            self.cancelled_batch: 6,
+            self.cancelled_endless: 2,
+            self.completed: 5,
+            self.values: 8,
+            self.limited_values: 3,
+            self.grown: 2,
         }
 
     async def run(self, until: float, crowded: float) -> None:
@@ -104,7 +125,7 @@ class Load:
         """A map or starmap over a list: awaited, then read one by one."""
         func, mix, retries = self._function(rng)
         tasks = [self._draw(rng, mix) for _ in range(_size(rng, 400))]
-        result = self._submit(func, tasks, retries)
+        result = self._submit(func, tasks, retries, priority=rng.choice(PRIORITIES))
         if rng.random() < 0.5:
             await self._whole(result, tasks)
         await self._each(result, tasks, retries)
@@ -193,6 +214,102 @@ class Load:
         else:
             await self._each(result, tasks)
 
+    async def limited(self, rng: random.Random) -> None:
+        """Tasks with a time limit: most end long before it, some just in time, some too late."""
+        tasks = [self._draw(rng, LIMITED) for _ in range(_size(rng, 20))]
+        retries = RETRIES if rng.random() < 0.3 else 0
+        func = rng.choice([run_async, star_async])
+        result = self._submit(func, tasks, retries, task_timeout=LIMIT)
+        await self._each(result, tasks, retries, time_limit=LIMIT)
+
+    async def deaf(self, rng: random.Random) -> None:
+        """A task that does not react when its time is over, beside others; with its worker it
+        ends those that do.
+        """
+        tasks = [self._accounts.new(rng.choice(DEAF), None)]
+        tasks += [self._accounts.new("overtime", None) for _ in range(rng.randrange(3))]
+        rng.shuffle(tasks)
+        result = self._pool.map(run_async, tasks, task_timeout=LIMIT)
+        await self._each(result, tasks, time_limit=LIMIT)
+
+    async def cancelled_batch(self, rng: random.Random) -> None:
+        """A map that is cancelled; what is ready then stays readable."""
+        func, mix, retries = self._function(rng)
+        tasks = [self._draw(rng, mix) for _ in range(_size(rng, 400))]
+        result = self._submit(func, tasks, retries, priority=rng.choice(PRIORITIES))
+        await asyncio.sleep(rng.expovariate(20))
+        result.cancel()
+        await self._each(result, tasks, retries, cancelled=True)
+
+    async def cancelled_endless(self, rng: random.Random) -> None:
+        """A map over an endless generator, which is cancelled."""
+        tasks: list[Task] = []
+
+        def generate() -> Iterator[Task]:
+            while True:
+                tasks.append(self._draw(rng, ASYNC))
+                yield tasks[-1]
+
+        result = self._pool.map(run_async, generate())
+        await asyncio.sleep(rng.expovariate(20))
+        result.cancel()
+        iterator, at = aiter(result), 0
+        while not isinstance(found := await _ending(anext(iterator)), StopAsyncIteration):
+            if at >= len(tasks):
+                self._accounts.fault("a cancelled map has more results than it has read items")
+                return
+            self._judge_cancelled(tasks[at], found)
+            at += 1
+        for task in tasks[at:]:
+            self._accounts.book(task, Outcome.DROPPED)
+
+    async def completed(self, rng: random.Random) -> None:
+        """A map whose results are read as they are ready."""
+        func, mix, retries = self._function(rng)
+        tasks = [self._draw(rng, mix) for _ in range(_size(rng, 200))]
+        result = self._submit(func, tasks, retries, task_timeout=AMPLE)
+        iterator = result.as_completed()
+        for _ in tasks:
+            found = await _outcome(anext(iterator))
+            if isinstance(found, StopAsyncIteration):
+                self._accounts.fault("as_completed ended too early")
+                return
+            self._accounts.judge(tasks[iterator.index], found, 1 + retries)
+        if not isinstance(await _outcome(anext(iterator)), StopAsyncIteration):
+            self._accounts.fault("as_completed gives one result more than tasks")
+
+    async def values(self, rng: random.Random) -> None:
+        """A stream, read to its end, or closed or dropped early (CHAOS-10)."""
+        count = _size(rng, 300)
+        pauses = {rng.randrange(count): 0.02 for _ in range(3)}
+        end = rng.choice([count, count, rng.randrange(count)])
+        limit = rng.choice([None, AMPLE])
+        task = self._accounts.new("stream", count)
+        stream = self._stream(rng, task, pauses, limit)
+        found = await self._read(stream, task, end, rng.random() < 0.3)
+        if found is None:
+            if rng.random() < 0.5:
+                found = await _outcome(stream.aclose())
+            del stream
+        if found is None:
+            self._accounts.book(task, Outcome.DROPPED)
+        else:
+            self._accounts.judge(task, found)
+
+    async def limited_values(self, rng: random.Random) -> None:
+        """A stream of which some values take about as long as they may, or too long."""
+        count = _size(rng, 100)
+        near = LIMIT + rng.uniform(-4 * NEAR, NEAR)
+        pauses = {rng.randrange(count): pause for pause in (near, near, rng.choice([0, 60.0]))}
+        task = self._accounts.new("stream", count)
+        stream = self._stream(rng, task, pauses, LIMIT)
+        found = await self._read(stream, task, count + 1, rng.random() < 0.3)
+        self._accounts.judge(task, found, timeout=LIMIT)
+
+    async def grown(self, rng: random.Random) -> None:
+        """A task that leaves its worker larger (CHAOS-11)."""
+        await self._call(self._accounts.new("grow", None), rng.random() < 0.2)
+
     # -- parts of them -----------------------------------------------------------------------------
 
     def _function(self, rng: random.Random) -> tuple[Callable[..., Any], dict[str, int], int]:
@@ -205,15 +322,50 @@ class Load:
         [what] = rng.choices([*mix], [*mix.values()])
         if what == "unsent":
             return self._accounts.new(what, lambda: None)
+        if what == "just":
+            return self._accounts.new(what, LIMIT + rng.uniform(-NEAR, NEAR))
         return self._accounts.new(what, rng.choice(VALUES))
 
-    def _submit(self, func: Callable[..., Any], items: Any, retries: int = 0) -> Any:
+    def _submit(self, func: Callable[..., Any], items: Any, retries: int = 0, **more: Any) -> Any:
         method: Any = self._pool.starmap if func in (star_sync, star_async) else self._pool.map
-        return method(func, items, **({"retries": retries} if retries else {}))
+        return method(func, items, **({"retries": retries} if retries else {}), **more)
+
+    def _stream(
+        self, rng: random.Random, task: Task, pauses: dict[int, float], limit: float | None
+    ) -> Any:
+        func = rng.choice([values, values, values, plain_values])
+        if limit == LIMIT:  # a plain generator that sleeps does not react
+            func = values
+        ahead = rng.choice([1, 2, 16, 64])
+        args = (task[0], task[2], pauses)
+        return self._pool.stream(func, args, ahead=ahead, task_timeout=limit)
+
+    async def _read(self, stream: Any, task: Task, end: int, slowly: bool) -> Any:
+        """Read up to `end` values. None, or what ended the stream: its error, or its "result"."""
+        for at in range(end + (end == task[2])):
+            found = await _outcome(anext(stream))
+            if isinstance(found, StopAsyncIteration):
+                if at != task[2]:
+                    self._accounts.fault(f"a stream of {task[2]} values ended after {at}")
+                return task[0], task[2]
+            if isinstance(found, BaseException):
+                return found
+            if found != (task[0], at):  # CHAOS-10
+                self._accounts.fault(f"value {at} of stream {task[0]} is {found!r:.100}")
+            if slowly and at % 64 == 0:
+                await asyncio.sleep(0.1)
+        return None
+
+    def _judge_cancelled(self, task: Task, found: Any, limit: int = 1) -> None:
+        if isinstance(found, asyncio.CancelledError):
+            self._accounts.book(task, Outcome.CANCELLED, limit)
+        else:
+            self._accounts.judge(task, found, limit)
 
     async def _call(self, task: Task, may_retry: bool = False) -> None:
         retries = RETRIES if CAN_RETRY and may_retry else 0
         more: Any = {"retries": retries} if retries else {}
+        more["priority"] = PRIORITIES[task[0] % len(PRIORITIES)]
         found = await _outcome(self._pool.apply(star_async, task, **more))
         self._accounts.judge(task, found, 1 + retries)
 
@@ -224,16 +376,26 @@ class Load:
             self._accounts.fault(f"{len(found)} results of {len(tasks)} tasks")
 
     async def _each(
-        self, result: Any, tasks: Sequence[Task], retries: int = 0, count: int | None = None
+        self,
+        result: Any,
+        tasks: Sequence[Task],
+        retries: int = 0,
+        count: int | None = None,
+        *,
+        time_limit: float | None = None,
+        cancelled: bool = False,
     ) -> None:
         """Read one result for each task, in order, and then no more."""
         iterator = aiter(result)
         for at in range(len(tasks) if count is None else count):
-            found = await _outcome(anext(iterator))
+            found = await (_ending if cancelled else _outcome)(anext(iterator))
             if isinstance(found, StopAsyncIteration):
                 self._accounts.fault(f"a map ended after {at} results")
                 return  # the rest was never resolved
-            self._accounts.judge(tasks[at], found, 1 + retries)
+            if cancelled:
+                self._judge_cancelled(tasks[at], found, 1 + retries)
+            else:
+                self._accounts.judge(tasks[at], found, 1 + retries, time_limit)
         found = await _outcome(anext(iterator))
         if not isinstance(found, StopAsyncIteration):
             self._accounts.fault(f"one result more than tasks: {found!r:.100}")
@@ -259,6 +421,14 @@ async def _outcome(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
     except Exception as error:  # noqa: BLE001 - to be judged
         return error.with_traceback(None)  # which would keep frames, and they the values
+
+
+async def _ending(awaitable: Awaitable[Any]) -> Any:
+    """As `_outcome`, of a cancelled map, whose CancelledError is not our own."""
+    try:
+        return await _outcome(awaitable)
+    except asyncio.CancelledError as error:
+        return error.with_traceback(None)
 
 
 async def _pausing(items: Iterator[Task]) -> AsyncIterator[Task]:

@@ -69,8 +69,8 @@ class Report:
         yield "tasks submitted", f"{verdict.submitted:,} ({verdict.submitted / seconds:,.0f}/s)"
         for outcome, (meaning, _) in MEANING.items():
             yield f"  ended by {meaning}", f"{verdict.outcomes[outcome]:,}"
-            if outcome is Outcome.WORKER_LOST:
-                yield "    never executed, at most one a death", f"{verdict.lost_unexecuted:,}"
+            if outcome is Outcome.TIMED_OUT:
+                yield "  these or lost, never executed", f"{verdict.lost_unexecuted:,}"
         yield "executions", f"{verdict.executions:,}"
         yield "lost (never resolved)", verdict.lost
         yield "resolved twice", verdict.resolved_twice

@@ -14,14 +14,19 @@ import aiomultiprocess
 import leaks
 from aiomultiprocess import Pool
 from chaos import tasks
-from chaos.accounts import Accounts, Complaints
-from chaos.killers import Census, Killers
+from chaos.accounts import Accounts, Complaints, Outcome
+from chaos.killers import OVER_LIMIT, Census, Killers
 from chaos.load import RATE, Load
 from chaos.meter import Meter, warm_up
 from chaos.report import Report
 from chaos.stall import Watchdog
 
 LIFETIME = 4000  # tasks after which a worker is replaced, if it lives as long
+MEMORY = 250 << 20  # bytes of a worker after which it is replaced (CHAOS-11)
+GRACE = 2.0  # seconds for a task that was cancelled, and for the exit of a worker
+
+
+RESIZED = 3.0  # seconds between two changes of the number of workers
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,10 @@ async def _run(options: Options, folder: Path) -> Report:
         initializer=tasks.prepare,
         initargs=(str(accounts.executed),),
         maxtasksperchild=LIFETIME,
+        maxmemoryperchild=MEMORY,
+        grace=GRACE,
         backend=options.backend,
+        serializer="pickle",  # which refuses what tasks of some kinds send and return
     )
     census, meter = Census(pool, accounts), Meter(pool, folder, trim=options.trim)
     print(describe(pool, options), flush=True)
@@ -76,7 +84,13 @@ async def _run(options: Options, folder: Path) -> Report:
     census.look()
     logging.getLogger().removeHandler(complaints)
     meter.stop()
-    return Report(accounts.close(), census.deaths, meter)
+    verdict = accounts.close()
+    counted, found = pool.stats().timed_out, verdict.outcomes[Outcome.TIMED_OUT]
+    if counted != found:  # CHAOS-9
+        verdict.fault(f"the pool counts {counted} tasks over their limits, there were {found}")
+    if census.deaths[OVER_LIMIT] > accounts.deaf:
+        verdict.fault(f"only {accounts.deaf} tasks were to be killed")
+    return Report(verdict, census.deaths, meter)
 
 
 async def _work(
@@ -92,6 +106,16 @@ async def _work(
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run(until, crowded))
         group.create_task(killers.run(until))
+        group.create_task(resize(pool, until, random.Random(f"sizes {options.seed}")))
+
+
+async def resize(pool: Pool, until: float, rng: random.Random) -> None:
+    """Change the number of workers now and then (CHAOS-11)."""
+    loop, processes = asyncio.get_running_loop(), pool.process_count
+    while loop.time() < until:
+        await asyncio.sleep(rng.expovariate(1 / RESIZED))
+        await pool.resize(rng.randint(1, processes + 2))
+    await pool.resize(processes)
 
 
 def describe(pool: Pool, options: Options) -> str:

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import os
 import resource
 import signal
 import struct
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 RECORD = struct.Struct("=Q")
 EXIT_CODE = 7  # of a worker that a task ends by os._exit
 SHOW_STACKS = signal.SIGUSR1
-PAUSES = {"turn": 0.0, "wait": 0.05, "long": 60.0}  # seconds that a coroutine awaits
+PAUSES = {"turn": 0.0, "wait": 0.05, "long": 60.0, "overtime": 60.0}  # seconds of a coroutine
+GROWTH = 40 << 20  # bytes that "grow" adds to its worker (CHAOS-11)
+LIMIT = 0.3  # seconds: the time limit of tasks that may be over it (CHAOS-9)
+AMPLE = 60.0  # seconds: of those that may not
 
 Task = tuple[int, str, Any]  # its number, what it does, and a value that it returns
 
 _journal = -1
+_kept: list[bytes] = []
 
 
 def prepare(journal: str) -> None:
@@ -40,6 +47,10 @@ def behave(number: int, what: str, value: Any) -> Any:
         return lambda: number
     if what == "segfault":
         ctypes.string_at(0)
+    if what == "block":
+        ctypes.PyDLL(None).sleep(60)  # with the GIL
+    if what == "grow":
+        _kept.append(b"\1" * GROWTH)
     if what == "exit":
         os._exit(EXIT_CODE)
     return number, value
@@ -54,7 +65,35 @@ async def star_async(number: int, what: str, value: Any) -> Any:
     note(number)
     if what in PAUSES:
         await asyncio.sleep(PAUSES[what])
+    if what == "just":
+        await asyncio.sleep(value)
+    if what == "linger":
+        await _linger()
     return behave(number, what, value)
+
+
+async def _linger() -> None:
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
+async def values(number: int, count: int, pauses: dict[int, float]) -> AsyncIterator[Any]:
+    """A stream; before some of its values it waits."""
+    note(number)
+    for at in range(count):
+        if at in pauses:
+            await asyncio.sleep(pauses[at])
+        yield number, at
+
+
+def plain_values(number: int, count: int, pauses: dict[int, float]) -> Iterator[Any]:
+    """The same as a plain generator."""
+    note(number)
+    for at in range(count):
+        if at in pauses:
+            time.sleep(pauses[at])
+        yield number, at
 
 
 def run_sync(task: Task) -> Any:
