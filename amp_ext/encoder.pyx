@@ -131,7 +131,7 @@ cdef class ItemPickler:
         self.pickler.dump(item)
         return self.file.getvalue()
 
-    cdef int forget(self) except -1:
+    cdef int clear(self) except -1:
         """Drop what is left of the item, so that it can be freed and its buffers resized."""
         self.pickler.clear_memo()
         self.buffers.clear()
@@ -217,7 +217,7 @@ cdef class Encoder:
             block.put_byte(&self.block, view.readonly)
             self.put_view(view)
         self.put_bytes(pickled)
-        pickler.forget()
+        pickler.clear()
         self.pickler = pickler  # a pickler that raised is not used again
         return 0
 

@@ -32,9 +32,11 @@ DEFAULT_OPTIONS: Final = TaskOptions()
 
 def task_options(retries: int, task_timeout: float | None, priority: int) -> TaskOptions:
     """The options of a call, each checked."""
-    if type(retries) is int and not retries and task_timeout is None and priority == 0:
-        return DEFAULT_OPTIONS
-    if type(retries) is type(priority) is int and type(task_timeout) in _NUMBERS:
+    if type(retries) is type(priority) is int:
+        if not retries and not priority and task_timeout is None:
+            return DEFAULT_OPTIONS
+        if type(task_timeout) not in _NUMBERS:
+            return _checked_options(retries, task_timeout, priority)
         return _known_options(retries, task_timeout, priority)
     return _checked_options(retries, task_timeout, priority)
 

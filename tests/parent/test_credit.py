@@ -207,7 +207,7 @@ def test_nothing_is_kept_of_functions_that_are_forgotten() -> None:
     for function in range(1, 1000):
         credit.send(1, function, now=0.0)
         credit.report(1, function)
-        credit.forget(function)  # its last task was the one that is reported
+        credit.drop_function(function)  # its last task was the one that is reported
         credit.settle(credit.sent, now=1.0)
     assert credit.in_flight == 0
     assert len(credit._paces) <= 1

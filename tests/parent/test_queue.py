@@ -196,7 +196,7 @@ async def test_an_idle_worker_drops_a_function_that_has_ended_at_once() -> None:
     queue.workers.append(worker)  # type: ignore[arg-type]
     function = FunctionTable(_accel.dumps).of(functools.partial(workload.double, bytes(1000)))
     worker.functions.add(function.id)
-    queue.forget(object(), function)
+    queue.drop_function(object(), function)
     assert not worker.functions
     assert worker.link.unflushed == 0  # else it would keep those bytes until it gets other work
 

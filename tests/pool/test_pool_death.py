@@ -152,14 +152,14 @@ async def test_workers_that_die_once_they_are_ready_are_not_replaced_without_lim
 
 @pytest.mark.row("E42")
 async def test_a_forgotten_pool_starts_no_worker_later() -> None:
-    async def forget() -> engine.Engine:
+    async def drop_pool() -> engine.Engine:
         pool = Pool(1)
         await kill_until_none_is_started(pool)
         assert pool._engine is not None
         return pool._engine
 
     async def forget_and_collect() -> engine.Engine:
-        forgotten = await forget()
+        forgotten = await drop_pool()
         gc.collect()
         return forgotten
 

@@ -222,7 +222,7 @@ async def test_priorities_that_are_used_once_leave_nothing_behind() -> None:
         assert len(pool._engine._open) <= 1
 
 
-@pytest.mark.parametrize("priority", [1.5, "1", None])
+@pytest.mark.parametrize("priority", [1.5, "1", None, 0.0])
 async def test_a_priority_that_is_no_whole_number_is_refused(priority: Any) -> None:
     async with Pool(1) as pool:
         with pytest.raises(TypeError, match="priority must be a whole number, got"):

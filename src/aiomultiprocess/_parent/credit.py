@@ -224,7 +224,7 @@ class Credit:
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
 
-    def forget(self, function: int) -> None:
+    def drop_function(self, function: int) -> None:
         """Drop the pace of a function that no later task has; tasks that have ended still count."""
         self._paces.pop(function, None)
         self._reported.discard(function)

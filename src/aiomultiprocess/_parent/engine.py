@@ -394,12 +394,12 @@ class Engine:
                     self._to_flush.add(worker)
 
     def _retire(self, function: Function) -> None:
-        """No later call has this function: workers may forget it when its tasks are settled."""
+        """No later call has this function: workers may drop it when its tasks are settled."""
         function.permanent = False
         for queue in self.queues.values():
             for calls in [calls for calls in queue.calls.values() if calls.function is function]:
                 calls.pool_closes()
-            queue.forget(None, function)
+            queue.drop_function(None, function)
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""
@@ -449,7 +449,7 @@ class Engine:
             self._cancelled += source.cancelled
             source.cancelled = 0
         for queue in self.queues.values():
-            queue.forget(source, source.function)
+            queue.drop_function(source, source.function)
         self._check_finished()
 
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, RoutedTasks]:

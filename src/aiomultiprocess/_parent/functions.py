@@ -87,11 +87,11 @@ class FunctionTable:
     def _remember(self, func: Callable[..., Any], function: Function) -> None:
         key, known = id(func), self._known
 
-        def forget(ref: weakref.ref[Any]) -> None:
+        def drop(ref: weakref.ref[Any]) -> None:
             if known.get(key, (None,))[0] is ref:  # else another has its address by now
                 del known[key]
 
-        known[key] = weakref.ref(func, forget), function
+        known[key] = weakref.ref(func, drop), function
 
     def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
         while self._dead:

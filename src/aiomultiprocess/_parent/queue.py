@@ -237,7 +237,7 @@ class Queue:
         if self.retry_queue.drop_tasks_of(job):
             self._dispatch_soon()  # a worker may have been kept free for them
 
-    def forget(self, source: object, function: Function) -> None:
+    def drop_function(self, source: object, function: Function) -> None:
         """Drop a source whose tasks are all settled, and its function if that has state.
 
         A function with state is pickled for one source; so no later source uses this one.
@@ -247,7 +247,7 @@ class Queue:
         if function.permanent:
             return
         for worker in self.workers:
-            worker.credit.forget(function.id)
+            worker.credit.drop_function(function.id)
             if function.id in worker.functions:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)

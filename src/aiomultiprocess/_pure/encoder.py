@@ -219,7 +219,7 @@ class _Encoder:
             self._out.append(view.readonly)
             self._put_bytes(view)
         self._put_bytes(pickled)
-        pickler.forget()
+        pickler.clear()
         self._pickler = pickler  # a pickler that raised is not used again
 
     # -- values --------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ class _ItemPickler:
         self._pickler.dump(item)
         return self._file.getvalue(), self._buffers
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop what is left of the item, so that it can be freed and its buffers resized."""
         self._pickler.clear_memo()
         self._buffers.clear()
