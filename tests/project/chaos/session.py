@@ -90,7 +90,7 @@ async def _run(options: Options, folder: Path) -> Report:
         verdict.fault(f"the pool counts {counted} tasks over their limits, there were {found}")
     if census.deaths[OVER_LIMIT] > accounts.deaf:
         verdict.fault(f"only {accounts.deaf} tasks were to be killed")
-    return Report(verdict, census.deaths, meter)
+    return Report(verdict, census.deaths, meter, restarts=pool.stats().restarts)
 
 
 async def _work(

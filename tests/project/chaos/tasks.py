@@ -48,7 +48,8 @@ def behave(number: int, what: str, value: Any) -> Any:
     if what == "segfault":
         ctypes.string_at(0)
     if what == "block":
-        ctypes.PyDLL(None).sleep(60)  # with the GIL
+        while True:  # a signal, which is to end the worker, interrupts it
+            ctypes.PyDLL(None).sleep(60)  # with the GIL
     if what == "grow":
         _kept.append(b"\1" * GROWTH)
     if what == "exit":
