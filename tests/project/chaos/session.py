@@ -22,7 +22,7 @@ from chaos.report import Report
 from chaos.stall import Watchdog
 
 LIFETIME = 4000  # tasks after which a worker is replaced, if it lives as long
-MEMORY = 250 << 20  # bytes of a worker after which it is replaced (CHAOS-11)
+MEMORY = 120 << 20  # bytes of a worker after which it is replaced (CHAOS-11)
 GRACE = 2.0  # seconds for a task that was cancelled, and for the exit of a worker
 
 
