@@ -379,6 +379,19 @@ async def test_a_generator_that_goes_on_after_its_cancellation_is_killed(backend
         assert caught.value.killed
 
 
+async def test_no_wait_for_a_reader_saves_a_generator_that_was_cancelled(backend: str) -> None:
+    async with Pool(1, grace=0.2, backend=backend) as pool:
+        stream = pool.stream(streams.go_on_when_cancelled, ahead=1, task_timeout=0.2)
+        assert await anext(stream) == 0
+        while not pool.stats().timed_out:  # noqa: ASYNC110 - until its worker is killed
+            await asyncio.sleep(0.01)
+        found: list[int] = []
+        with pytest.raises(TaskTimeoutError) as caught:
+            await read_into(found, stream)
+        assert found == [1]
+        assert caught.value.killed
+
+
 async def test_a_stream_that_waits_in_its_queue_uses_nothing_of_its_limit(backend: str) -> None:
     async with Pool(1, childconcurrency=1, backend=backend) as pool:
         naps = [0.4] * 3

@@ -255,11 +255,12 @@ class Load:
         result.cancel()
         iterator, at = aiter(result), 0
         while not isinstance(found := await _ending(anext(iterator)), StopAsyncIteration):
-            if at >= len(tasks):
-                self._accounts.fault("a cancelled map has more results than it has read items")
+            if at < len(tasks):
+                self._judge_cancelled(tasks[at], found)
+            elif at > len(tasks) or not isinstance(found, asyncio.CancelledError):
+                self._accounts.fault(f"a cancelled map has one result more: {found!r:.100}")
                 return
-            self._judge_cancelled(tasks[at], found)
-            at += 1
+            at += 1  # what was never read is cancelled as one, after the last that was
         for task in tasks[at:]:
             self._accounts.book(task, Outcome.DROPPED)
 

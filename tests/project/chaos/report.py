@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chaos.accounts import MEANING, Outcome, Verdict
@@ -45,6 +45,7 @@ class Report:
     deaths: Counter[str]
     meter: Meter
     left_behind: dict[str, set[object]] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:
@@ -86,6 +87,8 @@ class Report:
         yield "deaths of workers", f"{self._died:,} ({rate:,.0f}/h)"
         for way, count in sorted(self.deaths.items()):
             yield f"  {way}", f"{count:,}"
+        causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(self.restarts.items()))
+        yield "replacements by cause", causes or "none"
 
     def _resources(self) -> Rows:
         mine, theirs = self.meter.cpu

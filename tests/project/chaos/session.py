@@ -22,7 +22,7 @@ from chaos.report import Report
 from chaos.stall import Watchdog
 
 LIFETIME = 4000  # tasks after which a worker is replaced, if it lives as long
-MEMORY = 250 << 20  # bytes of a worker after which it is replaced (CHAOS-11)
+MEMORY = 120 << 20  # bytes of a worker after which it is replaced (CHAOS-11)
 GRACE = 2.0  # seconds for a task that was cancelled, and for the exit of a worker
 
 
@@ -90,7 +90,7 @@ async def _run(options: Options, folder: Path) -> Report:
         verdict.fault(f"the pool counts {counted} tasks over their limits, there were {found}")
     if census.deaths[OVER_LIMIT] > accounts.deaf:
         verdict.fault(f"only {accounts.deaf} tasks were to be killed")
-    return Report(verdict, census.deaths, meter)
+    return Report(verdict, census.deaths, meter, restarts=pool.stats().restarts)
 
 
 async def _work(

@@ -18,7 +18,7 @@ RECORD = struct.Struct("=Q")
 EXIT_CODE = 7  # of a worker that a task ends by os._exit
 SHOW_STACKS = signal.SIGUSR1
 PAUSES = {"turn": 0.0, "wait": 0.05, "long": 60.0, "overtime": 60.0}  # seconds of a coroutine
-GROWTH = 40 << 20  # bytes that "grow" adds to its worker (CHAOS-11)
+GROWTH = 100 << 20  # bytes that "grow" adds to its worker (CHAOS-11)
 LIMIT = 0.3  # seconds: the time limit of tasks that may be over it (CHAOS-9)
 AMPLE = 60.0  # seconds: of those that may not
 
@@ -48,7 +48,8 @@ def behave(number: int, what: str, value: Any) -> Any:
     if what == "segfault":
         ctypes.string_at(0)
     if what == "block":
-        ctypes.PyDLL(None).sleep(60)  # with the GIL
+        while True:  # a signal, which is to end the worker, interrupts it
+            ctypes.PyDLL(None).sleep(60)  # with the GIL
     if what == "grow":
         _kept.append(b"\1" * GROWTH)
     if what == "exit":
