@@ -87,24 +87,30 @@ def test_the_example_of_an_executor_gets_every_answer(tmp_path: Path) -> None:
 
 
 class Site(ThreadingHTTPServer):
-    """Pages 0, 1, 2, ...; counts how often each was asked for, and can withhold pages."""
+    """Pages 0, 1, 2, ...; counts how often each was asked for, and can withhold pages.
+
+    By the query in its addresses it tells one run of a client from the other: what the first has
+    asked for may arrive when the second runs.
+    """
 
     request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Pages)
-        self.url = f"http://127.0.0.1:{self.server_port}/{{}}"
         self.lock = threading.Lock()
-        self.asked: Counter[int] = Counter()
+        self.asked: dict[str, Counter[int]] = {"first": Counter(), "second": Counter()}
         self.limit: float = float("inf")  # how many are answered before `released`
         self.withheld: set[int] = set()
         self.broken: set[int] = set()
         self.released = threading.Event()
 
-    def wait_for_permission(self, number: int) -> None:
+    def url(self, which: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{{}}?{which}"
+
+    def wait_for_permission(self, number: int, which: str) -> None:
         with self.lock:
-            self.asked[number] += 1
-            withheld = number in self.withheld or self.asked.total() > self.limit
+            self.asked[which][number] += 1
+            withheld = number in self.withheld or self.asked[which].total() > self.limit
         if withheld:
             self.released.wait()
 
@@ -116,8 +122,9 @@ class _Pages(BaseHTTPRequestHandler):
     server: Site
 
     def do_GET(self) -> None:
-        number = int(self.path[1:])
-        self.server.wait_for_permission(number)
+        name, _, which = self.path[1:].partition("?")
+        number = int(name)
+        self.server.wait_for_permission(number, which)
         page = f"<title>page {number}</title>".encode()
         self.send_response(500 if number in self.server.broken else 200)
         self.send_header("Content-Length", str(len(page)))
@@ -169,8 +176,7 @@ def test_the_scraper_fetches_nothing_again_that_it_had_stored_before_ctrl_c(
     tmp_path: Path, site: Site
 ) -> None:
     site.limit = 60  # all other pages are under way until Ctrl-C
-    pages = ("--url", site.url, "--pages", "200")
-    with scraper(tmp_path, *pages) as first:
+    with scraper(tmp_path, "--pages", "200", "--url", site.url("first")) as first:
         assert first.stdout is not None
         for line in first.stdout:
             if line == "so far: 60 of 200 pages are stored\n":
@@ -181,12 +187,10 @@ def test_the_scraper_fetches_nothing_again_that_it_had_stored_before_ctrl_c(
     assert out == "end: 60 of 200 pages are stored\nthe next run goes on from here\n"
     stored = set(stored_pages(tmp_path))
     assert len(stored) == 60
-    assert all(site.asked[number] == 1 for number in stored)
     site.released.set()
-    site.asked.clear()
-    out, err = run("scraper.py", tmp_path, *pages)
+    out, err = run("scraper.py", tmp_path, "--pages", "200", "--url", site.url("second"))
     assert (out.splitlines()[-1], err) == ("end: 200 of 200 pages are stored", "")
-    assert site.asked == Counter(set(range(200)) - stored)
+    assert site.asked["second"] == Counter(set(range(200)) - stored)
     assert stored_pages(tmp_path) == {number: f"page {number}" for number in range(200)}
 
 
@@ -194,17 +198,16 @@ def test_the_scraper_stores_the_others_if_pages_fail_or_take_too_long(
     tmp_path: Path, site: Site
 ) -> None:
     site.withheld, site.broken = {3}, {5}
-    pages = ("--url", site.url, "--pages", "20")
-    with scraper(tmp_path, *pages, "--timeout", "1.5") as first:
+    pages = ("--pages", "20", "--timeout", "1.5")
+    with scraper(tmp_path, *pages, "--url", site.url("first")) as first:
         out, err = first.communicate(timeout=60)
     assert (first.returncode, err) == (1, "")
     assert re.search(r"^page 3 failed: TaskTimeoutError: .* 1\.5 s", out, re.MULTILINE)
     assert re.search(r"^page 5 failed: .*ClientResponseError: 500, ", out, re.MULTILINE)
     assert out.endswith("end: 18 of 20 pages are stored\n")
     site.withheld, site.broken = set(), set()
-    site.asked.clear()
-    out, err = run("scraper.py", tmp_path, *pages)
-    assert (site.asked, err) == (Counter((3, 5)), "")
+    _, err = run("scraper.py", tmp_path, *pages, "--url", site.url("second"))
+    assert (site.asked["second"], err) == (Counter((3, 5)), "")
 
 
 # -- the service -----------------------------------------------------------------------------------
