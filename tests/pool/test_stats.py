@@ -87,6 +87,7 @@ async def test_a_time_out_that_a_task_raises_itself_counts_as_failed() -> None:
     await finish(pool)
 
 
+@pytest.mark.row("H98")
 async def test_calls_that_are_cancelled_before_they_are_sent_are_counted() -> None:
     async with Meeting() as meeting:
         pool = Pool(1, childconcurrency=1)

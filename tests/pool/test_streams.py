@@ -334,6 +334,7 @@ async def test_a_value_that_takes_too_long_ends_its_stream(backend: str, tmp_pat
         assert await pool.apply(workload.where) == pid
 
 
+@pytest.mark.row("H96")
 @pytest.mark.parametrize("func", [streams.count_up, streams.count_plainly])
 @pytest.mark.parametrize("ahead", [1, 4])
 async def test_a_slow_reader_uses_nothing_of_the_limit(
@@ -379,6 +380,7 @@ async def test_a_generator_that_goes_on_after_its_cancellation_is_killed(backend
         assert caught.value.killed
 
 
+@pytest.mark.row("H97")
 async def test_no_wait_for_a_reader_saves_a_generator_that_was_cancelled(backend: str) -> None:
     async with Pool(1, grace=0.2, backend=backend) as pool:
         stream = pool.stream(streams.go_on_when_cancelled, ahead=1, task_timeout=0.2)

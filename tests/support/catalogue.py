@@ -108,6 +108,9 @@ ROWS = {
     "H93": "an executor finishes its calls while the interpreter exits",
     "H94": "values of a stream are neither lost nor changed on their way",
     "H95": "a copy that a call in a thread forks does no harm",
+    "H96": "a slow reader of a stream with a time limit is no time-out",
+    "H97": "a generator that its limit cancelled and that waits for its reader is killed",
+    "H98": "calls that are cancelled while they wait are counted in stats()",
 }
 
 NO_TEST = "NO TEST"
