@@ -209,3 +209,12 @@ async def test_a_bad_timeout_is_refused_and_changes_nothing(
             await getattr(pool, method)(limit)
         assert pool.running
         assert await pool.apply(workload.two) == 2
+
+
+async def test_what_was_cancelled_before_is_not_cut_off() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(2, childconcurrency=1)
+        result = pool.map(workload.meet, [meeting.port] * 100)
+        await meeting.first(2)
+        assert result.cancel()
+        assert await pool.shutdown(0) == 0

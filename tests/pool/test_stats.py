@@ -199,3 +199,19 @@ def test_a_collector_does_not_keep_its_pool() -> None:
     del pool
     gc.collect()
     assert list(collector.collect()) == []
+
+
+async def test_a_terminated_pool_counts_each_cancelled_call_once() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1, childconcurrency=1)
+        first = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,), priority=1))
+        await meeting.next()
+        calls = [asyncio.ensure_future(pool.apply(workload.two, priority=1)) for _ in range(10)]
+        await asyncio.sleep(0)
+        for call in calls[:9]:
+            call.cancel()
+        await asyncio.wait(calls[:9])
+        pool.terminate()
+        await pool.join()
+        await asyncio.gather(first, calls[9], return_exceptions=True)
+        assert pool.stats().cancelled == 11

@@ -414,3 +414,30 @@ async def test_a_limit_of_a_stream_that_is_no_time_is_refused() -> None:
     async with Pool(1) as pool:
         with pytest.raises(ValueError, match="task_timeout must be a positive number"):
             pool.stream(streams.count_up, (1,), task_timeout=0)
+
+
+def test_a_stream_that_is_dropped_while_its_loop_stands_still_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "produced"
+
+    async def begin() -> tuple[Pool, Any]:
+        pool = Pool(1)
+        stream = pool.stream(streams.count_produced, (str(path),))
+        assert await anext(stream) == 0
+        return pool, stream
+
+    async def end(pool: Pool) -> None:
+        pool.close()
+        await pool.join(60)
+
+    with asyncio.Runner() as runner:
+        pool, stream = runner.run(begin())
+        del stream
+        runner.run(end(pool))
+    assert path.read_bytes().endswith(b"x")
+
+
+async def test_a_function_of_a_stream_is_refused_by_apply_all_the_same(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        assert await read(pool.stream(streams.count_up, (2,))) == [0, 1]
+        with pytest.raises(TypeError, match="use `stream`"):
+            await pool.apply(streams.count_up, (2,))

@@ -146,3 +146,12 @@ async def test_a_pool_that_ends_does_not_wait_for_a_blocked_thread(
 def test_threads_must_be_a_positive_whole_number(threads: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="threads must be"):
         Pool(1, threads=threads)
+
+
+async def test_a_task_factory_does_not_let_more_calls_run_than_there_are_threads(
+    backend: str,
+) -> None:
+    initializer = blocking.plain_tasks
+    async with Pool(1, threads=2, loop_initializer=initializer, backend=backend) as pool:
+        before = await pool.apply(blocking.count_threads, (0,))
+        assert max(await pool.map(blocking.count_threads, [0.05] * 8)) <= before + 1

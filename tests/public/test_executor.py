@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import gc
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import workload
 from aiomultiprocess import PoolExecutor, ProxyException, RoundRobin, WorkerLostError
 from aiomultiprocess.core import get_context
 from conftest import FORK_WARNING
+from context_variables import REQUEST
 from executor_targets import Gate
 from support import run_script
 
@@ -561,3 +563,33 @@ def test_a_bad_argument_is_refused(
 def test_it_is_one_of_the_public_names() -> None:
     assert aiomultiprocess.PoolExecutor is PoolExecutor
     assert issubclass(PoolExecutor, concurrent.futures.Executor)
+
+
+class UnderWay(RoundRobin):
+    """A scheduler that counts the tasks under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way = 0
+
+    def schedule_task(self, task_id: Any, *rest: Any) -> Any:
+        self.under_way += 1
+        return super().schedule_task(task_id, *rest)
+
+    def complete_task(self, task_id: Any) -> None:
+        self.under_way -= 1
+        super().complete_task(task_id)
+
+
+def test_a_context_that_is_refused_is_no_task_for_the_scheduler() -> None:
+    scheduler = UnderWay()
+
+    def submit() -> Any:
+        REQUEST.set(threading.Lock())
+        return executor.submit(workload.two)
+
+    with PoolExecutor(1, contextvars=(REQUEST,), scheduler=scheduler) as executor:
+        assert executor.submit(workload.two).result() == 2
+        with pytest.raises(pickle.PicklingError, match=REQUEST.name):
+            contextvars.copy_context().run(submit).result()
+    assert scheduler.under_way == 0

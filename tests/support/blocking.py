@@ -95,3 +95,15 @@ class Callable:
 class AsyncCallable:
     async def __call__(self, value: int) -> str:
         return threading.current_thread().name
+
+
+def plain_tasks() -> asyncio.AbstractEventLoop:
+    """A loop_initializer whose loop has a task factory: a task's first step comes a turn later."""
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(lambda loop, coro, **options: asyncio.Task(coro, loop=loop, **options))
+    return loop
+
+
+def count_threads(seconds: float) -> int:
+    time.sleep(seconds)
+    return threading.active_count()

@@ -280,13 +280,13 @@ class Engine:
         that has none there (outside.py).
         """
         function = self.functions.of(func)
+        options = self.options_from_outside()  # may be refused: before the scheduler counts it
         queue, on_end = self._only, None
         if queue is None:
             tid = TaskID(next(self._task_ids))
             queue = self._queue(self._scheduler.schedule_task(tid, func, args, kwds))
             on_end = partial(self._complete, tid)
         self.check_open()  # as in submit_call
-        options = self.options_from_outside()
         calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
             persistent = is_persistent(function, options)
@@ -566,6 +566,8 @@ class Engine:
         for queue in self.queues.values():
             queue.clear()
         for source in sources:
+            if isinstance(source, CallQueue):
+                source.cancelled = 0  # they are in the sum
             source.fail_all(error)
         for worker in list(self.supervisor.workers):
             worker.end(idle=worker in idle)

@@ -34,13 +34,14 @@ ATOMS = {type(None), bool, int, float, complex, str, bytes}
 class Function:
     """A callable as a worker gets it: a number and, the first time, its pickle."""
 
-    __slots__ = ("__weakref__", "flags", "id", "label", "payload", "permanent")
+    __slots__ = ("__weakref__", "flags", "for_streams", "id", "label", "payload", "permanent")
 
     def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
         self.id = number
         self.label = label_of(func)
         self.payload = payload
         self.permanent = is_plain(func) and not is_fleeting(func)
+        self.for_streams = False  # whether it was checked as the function of a stream
         self.flags = 0 if is_immutable(func) else STATEFUL
         if not is_coroutine_function(func):
             self.flags |= BLOCKING
@@ -60,7 +61,8 @@ class FunctionTable:
         self._choice = choice
         self._retire = retire
         self._by_value: dict[int, tuple[weakref.ref[Any], Function]] = {}
-        self._dead: list[Function] = []  # of functions that were collected, in any thread
+        # of functions that were collected, in any thread; with their keys in `_by_value`
+        self._dead: list[tuple[int, Function]] = []
         self._ids = itertools.count(1)
         # by the address of a plain function, while that lives: a WeakKeyDictionary would take
         # several times as long, at every `apply`
@@ -74,12 +76,15 @@ class FunctionTable:
         """
         known = self._known.get(id(func))
         if known is not None and known[0]() is func:
+            if known[1].for_streams is not generator:
+                check_callable(func, generator=generator)
             return known[1]
         check_callable(func, generator=generator)
         payload, by_value = self._pickle(func)
         if by_value and is_plain(func):
             return self._function_by_value(func, payload)
         function = Function(next(self._ids), func, payload)
+        function.for_streams = generator
         if function.permanent:
             self._remember(func, function)
         return function
@@ -95,15 +100,18 @@ class FunctionTable:
 
     def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
         while self._dead:
-            self._retire(self._dead.pop())
+            key, dead_function = self._dead.pop()
+            self._retire(dead_function)
+            if self._by_value.get(key, (None, None))[1] is dead_function:
+                del self._by_value[key]
         ref, known = self._by_value.get(id(func), (None, None))
         if known is not None:
             if ref is not None and ref() is func and known.payload == payload:
                 return known
             self._retire(known)
         function = Function(next(self._ids), func, payload)
-        dead = self._dead.append
-        self._by_value[id(func)] = weakref.ref(func, lambda _: dead(function)), function
+        key, dead = id(func), self._dead.append
+        self._by_value[key] = weakref.ref(func, lambda _: dead((key, function))), function
         return function
 
     def _pickle(self, func: Callable[..., Any]) -> tuple[bytes, bool]:

@@ -167,6 +167,8 @@ class Job:
     @property
     def unsettled(self) -> int:
         """How many tasks are not settled; of an input of unknown length, those that were taken."""
+        if self.cancelled:
+            return 0
         return self._taken - self._settled + (self.source.left or 0)
 
     @property

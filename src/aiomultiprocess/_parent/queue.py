@@ -384,7 +384,11 @@ class Queue:
 
         If pickle refused the first, with `error`, another serializer may take it.
         """
-        sealed = None if error is None else self.choice.seal(items[0], error)
+        try:
+            sealed = None if error is None else self.choice.seal(items[0], error)
+        except KeyboardInterrupt:
+            owner.put_back(handles, items)
+            raise
         if sealed is None:
             self._put_back_rest(owner, handles, items, error)
             return 0
@@ -551,7 +555,8 @@ class Queue:
                 owner, handle = chunk.owner, chunk.handles[at]
                 if deadlines is not None and deadlines.is_over(chunk.first + at + 1):
                     self.counts.timed_out += 1
-                    owner.fail(handle, explain_timeout(owner, handle, killed=True))  # DEADLINE-3
+                    killed = bool(deadlines.why_killed)  # else a neighbour's death has ended it
+                    owner.fail(handle, explain_timeout(owner, handle, killed=killed))  # DEADLINE-3
                     continue
                 why = "" if deadlines is None else deadlines.why_killed
                 error = explain_loss(owner, handle, worker.pid, worker.exitcode, why)
@@ -598,7 +603,12 @@ class PreparingQueue(Queue):
     def _send_chunk(
         self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]
     ) -> int:
-        return super()._send_chunk(worker, owner, handles, list(map(self.choice.prepared, items)))
+        try:
+            prepared = list(map(self.choice.prepared, items))
+        except KeyboardInterrupt:  # as in the base class
+            owner.put_back(handles, items)
+            raise
+        return super()._send_chunk(worker, owner, handles, prepared)
 
 
 def preparing(kind: type[Queue]) -> type[Queue]:

@@ -111,8 +111,8 @@ class StreamSource:
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
         """Record the chunk in which the task travels."""
         self._chunk = chunk
-        if self._dropped:  # while its arguments were pickled
-            self._cancel(chunk)
+        if self._dropped:  # while its arguments were pickled; its frame is sent in this turn
+            self._loop.call_soon(self._cancel, chunk)
 
     def retries_of(self, handle: object) -> int:
         return 0  # the values that were read cannot be taken back
@@ -190,7 +190,7 @@ class StreamSource:
 
     def drop_soon(self) -> None:
         """`drop`, called by any thread: the `Stream` was collected (STREAM-3)."""
-        if not self.done and self._loop.is_running():
+        if not self.done and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.drop)
 
     def drop(self) -> None:

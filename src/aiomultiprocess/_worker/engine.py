@@ -472,7 +472,7 @@ class WorkerEngine:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
             chunk = next(iter(chunks.values()))
-            if self._must_wait(chunk):
+            if (chunk.timed or self._threads is not None) and self._must_wait(chunk):
                 break
             if not self._advance(chunk, deadline):
                 self._schedule_turn()  # WORKER-4

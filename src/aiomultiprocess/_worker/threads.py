@@ -1,7 +1,8 @@
 """Threads for plain functions that block: `Pool(threads=...)`.
 
-An item whose function is plain becomes a coroutine item: `run_in_thread` gives the call to a thread
-of the worker and waits for it on the loop. The engine imports this module if its pool has threads.
+An item whose function is plain becomes a coroutine item: `ThreadedFunction` gives the call to a
+thread of the worker, and `wait_for_thread` waits for it on the loop. The engine imports this module
+if its pool has threads.
 
 THREAD-1  An item starts when a thread takes it: while none is free, the engine starts neither it
     nor an item behind it (engine.py, WORKER-1).
@@ -100,15 +101,14 @@ class ThreadedFunction(Wrapper):
     def __call__(self, *args: Any, **kwds: Any) -> Coroutine[Any, Any, Any]:
         # unpickled here, so that an error is reported as one of the function
         func = self.func.load() if type(self.func) is Stateful else self.func
-        return run_in_thread(self._threads, func, args, kwds)
+        context = contextvars.copy_context()
+        # started here: the task of a task factory runs the coroutine a turn later (THREAD-1)
+        future = self._threads.start(lambda: context.run(func, *args, **kwds))
+        return wait_for_thread(future)
 
 
-async def run_in_thread(
-    threads: Threads, func: Callable[..., Any], args: tuple[Any, ...], kwds: dict[str, Any]
-) -> Any:
-    """The item: call a function in a thread, and await what it returns if it can (THREAD-3)."""
-    context = contextvars.copy_context()
-    future = threads.start(lambda: context.run(func, *args, **kwds))
+async def wait_for_thread(future: asyncio.Future[Outcome]) -> Any:
+    """The item: wait for a thread, and await what its call returns if it can (THREAD-3)."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
