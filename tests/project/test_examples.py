@@ -428,7 +428,7 @@ def test_the_extra_of_the_examples_holds_all_that_they_import() -> None:
     [own, *others] = extras["examples"]
     names = own.removeprefix("aiomultiprocess[").removesuffix("]").split(",")
     requirements = others + [requirement for name in names for requirement in extras[name]]
-    installed = {re.split(r"[<>=]", requirement)[0] for requirement in requirements}
+    installed = {re.split(r"[<>=]", name)[0].replace("-", "_") for name in requirements}
     imported = {
         ((node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) or "")
         for path in EXAMPLES.glob("*.py")
