@@ -25,6 +25,7 @@ CALL-6  `asyncio.wait` takes what `ensure_future` returned, but no coroutines. S
 from __future__ import annotations
 
 import asyncio
+import inspect
 import types
 from collections.abc import Coroutine
 from typing import Any, NoReturn, Protocol
@@ -94,6 +95,11 @@ class TakenCall(Call[R]):
     def cr_suspended(self) -> bool:
         """Whether the call is under way: anyio cancels only tasks that are."""
         return not self.done()
+
+    @property
+    def cr_state(self) -> str:
+        """The same, as `inspect.getcoroutinestate` reads it since Python 3.15."""
+        return inspect.CORO_CLOSED if self.done() else inspect.CORO_SUSPENDED
 
     def send(self, value: object, /) -> Any:
         """Raise StopIteration with the result, or return what the running task must wait for."""
