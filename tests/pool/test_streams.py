@@ -21,7 +21,6 @@ from aiomultiprocess import (
     RoundRobin,
     TaskTimeoutError,
     WorkerLostError,
-    set_start_method,
 )
 
 
@@ -48,9 +47,7 @@ async def test_arguments_by_name_reach_the_generator(backend: str) -> None:
         assert await read(pool.stream(streams.count_up, None, {"stop": 2})) == [0, 1]
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-async def test_a_stream_runs_under_each_start_method(method: str) -> None:
-    set_start_method(method)
+async def test_a_stream_runs_under_each_start_method(start_method: str) -> None:
     async with Pool(1) as pool:
         assert await read(pool.stream(streams.count_up, (100,))) == list(range(100))
 
