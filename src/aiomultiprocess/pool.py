@@ -625,7 +625,9 @@ class Pool:
         The generator starts with the first step, and takes one of the worker's places until it
         ends. An error that it raises comes after the values before it. A loop that may end early
         belongs into `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
-        the generator in the worker, whose `finally` blocks run.
+        the generator in the worker, whose `finally` blocks run. A worker is replaced or dismissed
+        only when its streams have ended, so do not await other calls of a pool with a limit such as
+        `maxtasksperchild` in the loop.
 
         Arguments:
             func: an async generator function or a generator function, importable in the worker.
