@@ -157,12 +157,15 @@ class TaskTimeoutError(TimeoutError):
     worker's loop or ignores its cancellation, is killed together with its worker. The other tasks
     of that worker then end by WorkerLostError, or run again by their `retries`.
 
-    Its `__cause__` shows where in the worker the task was cancelled; None if it was killed.
+    Its `__cause__` shows where in the worker the task was cancelled; None if its worker died before
+    the task ended.
 
     Args:
         task: the task, in words.
         timeout: its time limit in seconds.
-        killed: whether the task did not end when it was cancelled, so that its worker was killed.
+        killed: whether the pool killed the worker, because this task or another one of it had not
+            ended within the grace period. False if the task ended by itself, or if its worker died
+            of something else meanwhile.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -139,10 +140,14 @@ def test_a_task_that_takes_too_long_has_no_result(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", DEAF)
-def test_a_task_that_does_not_react_is_killed(what: str) -> None:
+def test_a_task_that_does_not_react_ends_only_with_its_worker(what: str) -> None:
     task = (0, what, None)
-    assert outcome_of(task, TaskTimeoutError("it", LIMIT, True), LIMIT) is Outcome.TIMED_OUT
-    assert outcome_of(task, TaskTimeoutError("it", LIMIT, False), LIMIT) is None
+    killed, died = TaskTimeoutError("it", LIMIT, True), TaskTimeoutError("it", LIMIT, False)
+    reacted = TaskTimeoutError("it", LIMIT, False)
+    reacted.__cause__ = asyncio.CancelledError()
+    assert outcome_of(task, killed, LIMIT) is Outcome.TIMED_OUT
+    assert outcome_of(task, died, LIMIT) is Outcome.TIMED_OUT
+    assert outcome_of(task, reacted, LIMIT) is None
 
 
 def test_the_slope_of_a_line_is_exact_and_that_of_noise_has_an_error() -> None:

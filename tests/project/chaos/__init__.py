@@ -23,8 +23,9 @@ CHAOS-7  How much is under way depends on how fast the machine is, and memory on
 CHAOS-8  The plan, load and kills, is drawn from the seed; when things happen depends on the
     machine.
 CHAOS-9  A task ends by its time limit only if it may: its limit is the short one. One that takes
-    longer by its nature never has a result, and one that does not react is killed. The pool ends
-    no other worker, and counts as many time-outs as there were.
+    longer by its nature never has a result, and one that does not react ends only with its worker:
+    its error has no cause there. The pool ends no other worker, and counts as many time-outs as
+    there were.
 CHAOS-10  A stream is one task. Its reader gets each value in its place, up to the end, or to the
     error which is the stream's outcome.
 CHAOS-11  The number of workers changes at random, and so does their memory, beyond their limit: no

@@ -207,7 +207,8 @@ def outcome_of(task: Task, found: Any, timeout: float | None = None) -> Outcome 
     """What `found` is for this task; None if it can be neither its result nor its error."""
     number, what, value = task
     if isinstance(found, TaskTimeoutError):  # CHAOS-9
-        right = found.timeout == timeout == LIMIT and (found.killed or what not in DEAF)
+        ended_itself = not found.killed and found.__cause__ is not None
+        right = found.timeout == timeout == LIMIT and not (ended_itself and what in DEAF)
         return Outcome.TIMED_OUT if right else None
     if isinstance(found, WorkerLostError):
         return Outcome.WORKER_LOST if found.exitcode in OUR_EXITS else None
