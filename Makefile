@@ -66,9 +66,10 @@ lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(VENV)/.installed
+typecheck: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 src
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/public/typing_usage.py
 
 # The workflows against their schema and against zizmor's audits, and cibuildwheel's settings.
 workflows: $(VENV)/.tools
