@@ -39,6 +39,8 @@ pytest_plugins = ["catalogue"]
 REQUIRED = os.environ.get("AIOMULTIPROCESS_REQUIRE_EXTENSION", "") not in ("", "0")
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.ring") is not None
 BACKENDS = ("shm", "pipe") if BUILT else ("pipe",)
+# AIOMULTIPROCESS_TEST_BACKENDS=shm: of the tests that run over each backend, those over this one
+ONLY = os.environ.get("AIOMULTIPROCESS_TEST_BACKENDS", ",".join(BACKENDS)).split(",")
 
 # faulthandler_timeout keeps a thread, of which fork warns from 3.12 on
 FORK_WARNING = pytest.mark.filterwarnings(
@@ -120,7 +122,7 @@ def _nothing_left_behind() -> Iterator[None]:
         pytest.fail(f"left behind: {left}", pytrace=False)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[backend for backend in BACKENDS if backend in ONLY])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the backend that pools, also those of scripts, choose in this test."""
     name: str = request.param
