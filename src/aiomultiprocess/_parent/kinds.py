@@ -7,5 +7,8 @@ from .worker import PoolWorker
 
 def worker_class(backend: str) -> type[PoolWorker]:
     """The class of a backend's workers, see POOLWORKER-5."""
-    del backend  # all that there are run in processes of multiprocessing
+    if backend == "inline":
+        from .inline import InlineWorker  # here: few programs need it
+
+        return InlineWorker
     return PoolWorker
