@@ -39,6 +39,7 @@ from ._arguments import (
     patience,
     positive,
     queue_count,
+    refuse_inline,
     task_options,
     whole,
 )
@@ -176,7 +177,16 @@ class Pool:
             side by side; None: a plain function runs on the worker's loop and blocks it. A thread
             cannot be interrupted: a cancelled call keeps it until the function returns.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
-            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here. "inline"
+            starts no processes: tasks run in this process and event loop, where a debugger can stop
+            them, and the pool behaves as it does with `processes` workers. Arguments and results
+            are pickled all the same. A task that blocks holds up the whole program. Workers share
+            the globals of this process, and an initializer cannot run its loop; a process that a
+            task forks is a copy of the program, what ends a process, such as `os._exit`, ends the
+            program, and a KeyboardInterrupt in a task also stops its loop. Nothing can be killed: a
+            task that goes on after its cancellation is left to run, so `TaskTimeoutError.killed` is
+            never true. Time at a prompt counts for `task_timeout`. Log records are handled here
+            whatever `logs` says. `loop_initializer` and `maxmemoryperchild` are refused.
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
@@ -262,6 +272,8 @@ class Pool:
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self._selection = select.select(backend)
+        if self._selection.name == "inline":
+            refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
@@ -289,7 +301,7 @@ class Pool:
 
     @property
     def backend(self) -> str:
-        """The transport in use: "shm" or "pipe"."""
+        """The transport in use: "shm", "pipe" or "inline"."""
         return self._selection.name
 
     @property

@@ -143,6 +143,7 @@ class WorkerEngine:
         self._copied = False  # this is a copy of the worker (copies.py)
         self._lifespan: Lifespan | None = None
         self._leaving_lifespan = False
+        self._timers: list[asyncio.TimerHandle] = []  # of the end that begins with SIGTERM
 
     @property
     def state(self) -> Any:
@@ -170,6 +171,11 @@ class WorkerEngine:
         """
         if failure is None:
             failure = self._initialize(initializer, initargs, lifespan)
+        self._serve(failure)
+        self._loop.run_forever()
+
+    def _serve(self, failure: bytes | None) -> None:
+        """Begin to receive, and report to the parent that this worker is ready, or the failure."""
         # after the initializer, which may run the loop: no item may start before it has ended
         self._link.start(
             self._loop,
@@ -190,7 +196,6 @@ class WorkerEngine:
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
-        self._loop.run_forever()
 
     def _handle_sigterm(self) -> None:
         if sys.platform != "win32":  # where terminate() is not a signal
@@ -229,6 +234,12 @@ class WorkerEngine:
         self._lifespan = Lifespan(self._loop, lifespan, self._on_lifespan_left)
         self._handle_sigterm()
         self._lifespan.enter(self._make_starter)
+        self._await_lifespan(self._lifespan)
+
+    def _await_lifespan(self, lifespan: Lifespan) -> None:
+        """Run the loop until the lifespan is entered; raises its error."""
+        self._loop.run_until_complete(lifespan.settled)
+        lifespan.check()
 
     def close(self) -> None:
         """Release what only running items need. Closing the loop cancels those that still run."""
@@ -273,8 +284,11 @@ class WorkerEngine:
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
-        self._loop.call_later(self._grace, leaving.exit_by_signal, signal.SIGTERM)
+        self._timers.append(self._loop.call_later(self._grace, self._exit_by_sigterm))
         self._schedule_turn()
+
+    def _exit_by_sigterm(self) -> None:
+        leaving.exit_by_signal(signal.SIGTERM)
 
     def _end_lifespan_early(self) -> None:
         """WORKER-10, for a worker that gets SIGTERM."""
@@ -284,17 +298,20 @@ class WorkerEngine:
         if self._starter is None:
             self.cut_off = True
             lifespan.cancel()
-        self._loop.call_later(self._grace * 2 / 3, lifespan.leave)
+        self._timers.append(self._loop.call_later(self._grace * 2 / 3, lifespan.leave))
 
     def _finish(self) -> None:
         """Nothing is left to run: stop the loop, after the lifespan was left."""
         lifespan = self._lifespan
         if lifespan is None or lifespan.done:
-            self._loop.stop()
+            self._stop()
         elif not self._leaving_lifespan:
             self._leaving_lifespan = True
             leaving.announce_lifespan_end(self._link)
             lifespan.leave()
+
+    def _stop(self) -> None:
+        self._loop.stop()
 
     def _on_lifespan_left(self) -> None:
         if not self._closing:

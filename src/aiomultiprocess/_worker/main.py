@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _accel
 from .._processes import copies, loops
@@ -156,7 +156,7 @@ def main(spec: WorkerSpec) -> None:
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = make_engine(spec, loop, link)
+    engine = make_engine(WorkerEngine, spec, loop, link)
     finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
     copies.protect(engine, watch_again, loop)
     set_this_worker(spec.index, engine)
@@ -201,11 +201,16 @@ def features_of(spec: WorkerSpec) -> tuple[list[type[WorkerEngine]], dict[str, A
     return features, attributes
 
 
-def make_engine(spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link) -> WorkerEngine:
-    """The engine with the features that the pool uses."""
+EngineT = TypeVar("EngineT", bound=WorkerEngine)
+
+
+def make_engine(
+    base: type[EngineT], spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link
+) -> EngineT:
+    """An engine of this class with the features that the pool uses."""
     features, attributes = features_of(spec)
-    kind = type("FullWorkerEngine", tuple(features), attributes) if features else WorkerEngine
-    engine: WorkerEngine = kind(
+    kind: Any = type("FullWorkerEngine", (*features, base), attributes) if features else base
+    engine: EngineT = kind(
         loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
     )
     return engine

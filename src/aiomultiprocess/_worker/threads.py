@@ -41,7 +41,7 @@ class Threads:
         self._loop = loop
         self._limit = limit
         self._started = 0
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -65,9 +65,14 @@ class Threads:
         self._jobs.put((future, call))
         return future
 
+    def close(self) -> None:
+        """End the threads, each when its call has returned."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+
     def _serve(self) -> None:
-        while True:
-            future, call = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
+            future, call = job
             outcome = _outcome_of(call)
             if copies.is_copy():  # the call has forked, and returned in the copy (COPY-2)
                 copies.end()
@@ -75,7 +80,7 @@ class Threads:
                 self._loop.call_soon_threadsafe(self._finish, future, outcome)
             except RuntimeError:  # the worker ends, and its loop is closed
                 return
-            del future, call, outcome  # or this frame would keep them until the next call
+            del job, future, call, outcome  # or this frame would keep them until the next call
 
     def _finish(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         self.busy -= 1
