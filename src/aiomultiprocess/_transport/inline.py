@@ -31,7 +31,7 @@ class LocalMemory:
         self.entries = entries
         self.started = 0
         self._journal = bytearray(JOURNAL)
-        self._table: dict[int, tuple[int, int]] = {}  # number and start time, by entry
+        self._table = [(0, 0)] * entries  # number (0: free) and start time, see shared_page.py
 
     def mark_started(self, n: int) -> None:
         self.started = n
@@ -43,18 +43,17 @@ class LocalMemory:
         self._table[at] = number, since
 
     def keep_running(self, at: int) -> None:
-        entry = self._table.pop(0, None)
-        if entry is not None:
-            self._table[at] = self.started, entry[1]
+        first, since = self._table[0]
+        self._table[at] = first and self.started, since
+        self._table[0] = 0, 0
 
     def clear_running(self, at: int) -> None:
-        self._table.pop(at, None)
+        self._table[at] = 0, 0
 
     def running(self) -> dict[int, int]:
-        table = self._table.copy()
-        first, since = table.pop(0, (self.started + 1, 0))
-        found = dict(table.values())
-        if first <= self.started:
+        (first, since), *rest = self._table
+        found = {number: since for number, since in rest if number}
+        if 0 < first <= self.started:
             found[self.started] = since
         return found
 
