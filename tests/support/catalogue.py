@@ -111,6 +111,7 @@ ROWS = {
     "H96": "a slow reader of a stream with a time limit is no time-out",
     "H97": "a generator that its limit cancelled and that waits for its reader is killed",
     "H98": "calls that are cancelled while they wait are counted in stats()",
+    "H102": "each task is in exactly one number of stats(), at any time",
 }
 
 NO_TEST = "NO TEST"

@@ -1,8 +1,9 @@
 """What a pool does at a moment: `Pool.stats()`, and the numbers that it is made of.
 
 Nothing here counts single tasks. What a worker was sent and has reported is known to its credit
-(credit.py), what it has started to its link; only errors, deaths and replacements add to numbers of
-their own. A worker is asked nothing.
+(credit.py), what it has started to its link, and what has not ended to the sources; only errors,
+deaths, cancellations and replacements add to numbers of their own (counts.py). A worker is asked
+nothing.
 """
 
 from __future__ import annotations
@@ -49,13 +50,17 @@ class WorkerStats:
 class PoolStats:
     """A pool at one moment. All but `waiting` and `running` count since the pool has started.
 
+    Each task is in exactly one of `waiting`, `running`, `done`, `failed`, `timed_out`, `cancelled`
+    and `lost`, so that their sum is the number of tasks that were submitted.
+
     Attributes:
         waiting: tasks that no worker has started; of an iterator, only those that were read.
         running: tasks that workers have started and not reported.
-        done: tasks that ended with a result.
+        done: tasks that ended with a result, and for a stream: whose generator ended.
         failed: tasks that ended with an error of their own, or could not be sent.
         timed_out: tasks that ended by TaskTimeoutError, cancelled or killed.
-        cancelled: tasks that were cancelled, or ended with their pool.
+        cancelled: tasks that were cancelled, or ended with their pool. One that still runs counts
+            as running until its worker has reported it.
         lost: tasks whose worker died, and that do not run again.
         retried: how often a task runs again because its worker died.
         restarts: how many workers were replaced, by cause: "maxtasksperchild", "memory",
@@ -83,14 +88,18 @@ def stats_of(engine: Engine) -> PoolStats:
         key=lambda worker: worker.index,
     )
     retry_queues = [queue.retry_queue for queue in queues]
+    ends, counts = engine.ends, [queue.counts for queue in queues]
+    running = 0 if engine.over else sum(worker.running for worker in workers)
     return PoolStats(
-        waiting=engine.waiting + sum(worker.waiting for worker in workers),
-        running=sum(worker.running for worker in workers),
-        done=sum(map(_done_in, queues)),
-        failed=sum(queue.counts.failed for queue in queues),
-        timed_out=sum(queue.counts.timed_out for queue in queues),
-        cancelled=engine.cancelled + sum(queue.counts.cancelled for queue in queues),
-        lost=sum(retry_queue.lost for retry_queue in retry_queues),
+        waiting=engine.pending - running,  # COUNTS-2
+        running=running,
+        done=ends.done + sum(map(_done_in, queues)),
+        failed=ends.failed + sum(count.failed for count in counts),
+        timed_out=sum(count.timed_out for count in counts),
+        cancelled=ends.cancelled
+        + sum(count.cancelled for count in counts)
+        + sum(retry_queue.cancelled for retry_queue in retry_queues),
+        lost=ends.lost + sum(retry_queue.lost for retry_queue in retry_queues),
         retried=sum(retry_queue.retried for retry_queue in retry_queues),
         restarts=dict(engine.supervisor.restarts),
         workers=tuple(workers),
