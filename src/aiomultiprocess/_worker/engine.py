@@ -39,6 +39,9 @@ WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before 
 WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
     starts nothing more, and returns each item that it has not started, by RETURNED frames instead
     of answers; also items that arrive later. It runs the others to their end. The parent closes it.
+WORKER-12  A worker that is to exit may be held for any time by streams, which their readers read
+    as they like, and by calls in threads that were given up (threads.py, THREAD-2). If nothing
+    else keeps it, a HELD frame tells the parent so, and another one each time that changes.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -143,6 +146,7 @@ class WorkerEngine:
         self._copied = False  # this is a copy of the worker (copies.py)
         self._lifespan: Lifespan | None = None
         self._leaving_lifespan = False
+        self._held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     @property
     def state(self) -> Any:
@@ -287,7 +291,10 @@ class WorkerEngine:
         self._loop.call_later(self._grace * 2 / 3, lifespan.leave)
 
     def _finish(self) -> None:
-        """Nothing is left to run: stop the loop, after the lifespan was left."""
+        """Nothing is left to start: when all has ended, leave the lifespan and stop the loop."""
+        if self._running:
+            self._report_what_holds()
+            return
         lifespan = self._lifespan
         if lifespan is None or lifespan.done:
             self._loop.stop()
@@ -295,6 +302,24 @@ class WorkerEngine:
             self._leaving_lifespan = True
             leaving.announce_lifespan_end(self._link)
             lifespan.leave()
+
+    def _report_what_holds(self) -> None:
+        """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""
+        if self.terminated or not (self._streams or self._threads):
+            return
+        others = [
+            task for task, at in self._running.items() if not at or at[0] not in self._streams
+        ]
+        if others and (
+            self._threads is None
+            or len(others) > self._threads.busy
+            or not self._given_up.issuperset(others)
+        ):
+            return
+        held_by = len(self._running) - len(others), len(others)
+        if held_by != self._held_by:
+            self._held_by = held_by
+            leaving.announce_held(self._link, held_by[0])
 
     def _on_lifespan_left(self) -> None:
         if not self._closing:
@@ -483,11 +508,13 @@ class WorkerEngine:
         if self._running:
             self._ask_for_more()
         self._results.publish()
-        if self._closing and not chunks and not self._running and not link.congested:
+        if self._closing and not chunks and not link.congested:
             self._finish()
 
     def _must_wait(self, chunk: ReceivedChunk) -> bool:
         """Whether nothing of a chunk can start until another item has ended."""
+        if chunk.next in chunk.failures:  # it needs neither thread nor entry (THREAD-1)
+            return False
         if chunk.timed and self._limits is not None and self._limits.full:
             return True
         return self._threads is not None and self._threads.must_wait(chunk.func)  # THREAD-1
