@@ -9,6 +9,7 @@ nothing.
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .queue import Queue
     from .worker import PoolWorker
+
+
+ATTEMPTS = 100  # to read two words that a worker does not change meanwhile
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class WorkerStats:
         running: tasks that it has started and not reported.
         waiting: tasks that were sent to it and that it has not started.
         done: tasks that it has reported, with a result or an error.
+        busy: the share of its uptime that its event loop did not wait, from 0 to 1: nearly all of
+            that is code of tasks. What threads run does not count (`threads`). None if its loop is
+            none of asyncio's own (uvloop), or it is not ready yet.
+        lag: how many seconds the turn of its event loop takes by now, 0 if the loop waits. A high
+            one says that a task blocks the loop. None as for `busy`.
         rss: resident memory in bytes, shared memory included; None where it cannot be read.
     """
 
@@ -43,6 +52,8 @@ class WorkerStats:
     running: int
     waiting: int
     done: int
+    busy: float | None
+    lag: float | None
     rss: int | None
 
 
@@ -114,6 +125,7 @@ def _done_in(queue: Queue) -> int:
 def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
     credit = worker.credit
     started = min(max(worker.link.started, credit.reported), credit.sent)
+    turn = _turn_of(worker)
     return WorkerStats(
         index=worker.index,
         pid=worker.pid,
@@ -122,8 +134,21 @@ def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
         running=started - credit.reported,
         waiting=credit.sent - started,
         done=credit.reported,
+        busy=None if turn is None else min(turn[0] / max(worker.uptime, 1e-9), 1.0),
+        lag=None if turn is None else min(turn[1], worker.uptime),
         rss=_resident(worker.pid),
     )
+
+
+def _turn_of(worker: PoolWorker) -> tuple[float, float] | None:
+    """The seconds that the loop of a worker was busy, and those of its turn (amp_ext/ring.h)."""
+    words = next(filter(None, (worker.link.counter.turn for _ in range(ATTEMPTS))), None)
+    if words is None or words == (0, 0):
+        return None
+    (origin, busy), now = words, time.monotonic_ns()
+    if origin & 1 == busy & 1:  # it waits
+        return busy / 1e9, 0.0
+    return max(now - origin, 0) / 1e9, max(now - origin - busy, 0) / 1e9
 
 
 def _resident(pid: Any) -> int | None:

@@ -136,6 +136,7 @@ class WorkerEngine:
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
+        self._turns: _accel.TurnClock | None = None
         self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
         self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
@@ -194,7 +195,17 @@ class WorkerEngine:
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
+        self._watch_turns()
         self._loop.run_forever()
+        if self._turns is not None:
+            self._turns.stop(idle=not self._copied)
+
+    def _watch_turns(self) -> None:
+        """Let the parent see how busy the loop is (turns.py), if it is one of asyncio's."""
+        selector: Any = getattr(self._loop, "_selector", None)
+        if hasattr(selector, "__dict__") and hasattr(selector, "select"):
+            self._turns = _accel.TurnClock(self._link.counter, selector.select)
+            selector.select = self._turns.wait
 
     def _handle_sigterm(self) -> None:
         if sys.platform != "win32":  # where terminate() is not a signal
@@ -243,6 +254,8 @@ class WorkerEngine:
     def abandon(self) -> None:
         """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
         self._copied = True
+        if self._turns is not None:
+            self._turns.stop(idle=False)
         self._results.close()
         self._link.abandon()
         for task in self._running:
