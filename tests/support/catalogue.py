@@ -115,6 +115,7 @@ ROWS = {
     "H100": "a call that was given up and never returns does not hold a worker that is to leave",
     "H101": "a call that was given up while it waited for a thread holds up nothing",
     "H102": "each task is in exactly one number of stats(), at any time",
+    "H103": "a pool in a thread replaces its workers after the main module's code has ended",
 }
 
 NO_TEST = "NO TEST"
