@@ -13,8 +13,8 @@
  *     | control page: identity, `started`, turn, cursors of down, cursors of up | down | up
  *     | journal | table of running items |
  *
- * The journal has a sixteenth of the size of a ring, and the worker alone writes it; the parent
- * can read it after the worker has died. No function in this file touches its content.
+ * The journal has 5/64 of the size of a ring, and the worker alone writes it; the parent can read it
+ * after the worker has died. No function in this file touches its content.
  *
  * The table says which items with a time limit run, and since when. So the parent can judge an item
  * whose worker does nothing any more. Entry 0 is of the item that runs its first step, the others
@@ -246,7 +246,9 @@ static inline bool amp_capacity_ok(uint64_t capacity) /* RING-1 */
 
 static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by RING-1 */
 {
-    return capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
+    uint64_t results = capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
+    uint64_t values = capacity / 64 > AMP_LINE ? capacity / 64 : AMP_LINE;
+    return results + values;
 }
 
 static inline uint64_t amp_table_size(uint64_t entries) /* whole lines */

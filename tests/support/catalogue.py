@@ -116,6 +116,7 @@ ROWS = {
     "H101": "a call that was given up while it waited for a thread holds up nothing",
     "H102": "each task is in exactly one number of stats(), at any time",
     "H103": "a pool in a thread replaces its workers after the main module's code has ended",
+    "H104": "a value that was yielded before its worker died is not lost",
 }
 
 NO_TEST = "NO TEST"

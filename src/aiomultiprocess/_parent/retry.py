@@ -44,6 +44,7 @@ from .._wire import journal
 from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
 from .calls import CallQueue
 from .feed import Handles, TaskOwner
+from .stream_source import StreamSource
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -248,11 +249,23 @@ def recover_results(worker: PoolWorker, on_frame: Handler) -> None:
     try:
         with worker.link.journal as memory:
             copied = bytes(memory)  # unpickling a result may end the pool, which closes the link
-        for kind, chunk_id, offset, count, payload in journal.read(memoryview(copied)):
+        results, values = journal.parts_of(memoryview(copied))
+        for _, chunk_id, offset, count, payload in journal.read(values):
+            if _are_next_values(worker, chunk_id, offset, count):
+                on_frame(Kind.VALUES, 0, count, chunk_id, offset, 0, payload)
+        for kind, chunk_id, offset, count, payload in journal.read(results):
             if _is_unreported(worker, kind, chunk_id, offset, count):
                 on_frame(kind, 0, count, chunk_id, offset, 0, payload)
     except Exception as error:
         log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+
+
+def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int) -> bool:
+    """Whether values of a stream were not received (JOURNAL-6)."""
+    chunk = worker.chunks.get(chunk_id)
+    if chunk is None or not count:
+        return False
+    return isinstance(chunk.owner, StreamSource) and chunk.owner.lacks(offset)
 
 
 def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, count: int) -> bool:

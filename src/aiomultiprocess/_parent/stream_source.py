@@ -121,6 +121,10 @@ class StreamSource:
     def retries_of(self, handle: object) -> int:
         return 0  # the values that were read cannot be taken back
 
+    def lacks(self, before: int) -> bool:
+        """Whether values that come after `before` others are the next (JOURNAL-6)."""
+        return self._received == before
+
     def receive(
         self, worker: PoolWorker, values: list[Any], errors: Mapping[int, BaseException]
     ) -> None:

@@ -37,7 +37,7 @@ import sys
 
 from .._processes.descriptors import REFUSALS
 
-JOURNAL = 64 << 10  # bytes: about what one RESULTS frame carries
+JOURNAL = 80 << 10  # bytes: about what one RESULTS frame carries, and a batch of values
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
 _WORDS = 3  # that come first: the number started, and the two of the turn
 _TABLE_AT = _JOURNAL_AT + JOURNAL

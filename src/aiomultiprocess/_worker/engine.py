@@ -84,7 +84,7 @@ if TYPE_CHECKING:
 
     from .lifespan import Lifespan
     from .limits import TimeLimits
-    from .streams import Channel
+    from .streams import Batch, Channel
     from .threads import Threads
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
@@ -135,6 +135,7 @@ class WorkerEngine:
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
+        self._batch: Batch | None = None  # of values, from the first stream on
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
         self._turns: _accel.TurnClock | None = None
         self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
@@ -257,6 +258,8 @@ class WorkerEngine:
         if self._turns is not None:
             self._turns.stop(idle=False)
         self._results.close()
+        if self._batch is not None:
+            self._batch.abandon()
         self._link.abandon()
         for task in self._running:
             item_coro = tasks.item_coroutine_of(task)
@@ -276,6 +279,8 @@ class WorkerEngine:
     def close_link(self) -> None:
         """Close the link, and before it the journal, which uses its memory."""
         self._results.close()
+        if self._batch is not None:
+            self._batch.close()
         self._link.close()
 
     def _terminate(self) -> None:
@@ -446,10 +451,12 @@ class WorkerEngine:
         self, chunk_id: int, timed: bool, values: Any, ahead: int
     ) -> Coroutine[Any, Any, int]:
         """The coroutine of an item that is a generator."""
-        from .streams import Channel, run_stream
+        from .streams import Batch, Channel, run_stream
 
         clock = self._limits.clock() if timed and self._limits is not None else None
-        channel = Channel(self._loop, self._link, chunk_id, ahead, clock)
+        if self._batch is None:
+            self._batch = Batch(self._link)
+        channel = Channel(self._loop, self._batch, chunk_id, ahead, clock)
         self._streams[chunk_id] = channel
         return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
