@@ -161,7 +161,7 @@ async def test_streams_side_by_side_lose_no_value_when_their_worker_is_killed(
             )
             for values, path in zip(found, paths, strict=True)
         ]
-        while min(map(len, found)) < 2000:
+        while min(map(len, found)) < 2000:  # noqa: ASYNC110 - four readers have no event
             await asyncio.sleep(0.001)
         [worker] = pool.processes
         assert worker.pid is not None
