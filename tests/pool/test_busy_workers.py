@@ -98,6 +98,21 @@ async def test_a_collector_exports_both(backend: str) -> None:
     assert 'aiomultiprocess_worker_busy_ratio{index="0",pool="default"}' in text
 
 
+def test_a_collector_exports_one_worker_for_each_index() -> None:
+    """The younger, while one that has done its work is slow to exit."""
+    from aiomultiprocess import prometheus
+    from aiomultiprocess._parent.stats import PoolStats, WorkerStats
+
+    more: Any = {"queue": 0, "waiting": 0, "done": 0, "busy": None, "lag": None, "rss": None}
+    workers = [
+        WorkerStats(index=index, pid=pid, uptime=uptime, running=pid, **more)
+        for index, pid, uptime in ((0, 1, 9.0), (0, 2, 0.5), (1, 3, 9.0))
+    ]
+    stats = PoolStats(0, 0, 0, 0, 0, 0, 0, 0, {}, tuple(workers))
+    running = prometheus._with_workers("pool", stats)[0]
+    assert [(each.labels["index"], each.value) for each in running.samples] == [("0", 2), ("1", 3)]
+
+
 # -- the clock -------------------------------------------------------------------------------------
 
 

@@ -325,16 +325,16 @@ class WorkerEngine:
         """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""
         if self.terminated or not (self._streams or self._threads):
             return
-        others = [
-            task for task, at in self._running.items() if not at or at[0] not in self._streams
-        ]
-        if others and (
-            self._threads is None
-            or len(others) > self._threads.busy
-            or not self._given_up.issuperset(others)
-        ):
-            return
-        held_by = len(self._running) - len(others), len(others)
+        in_threads = 0
+        for task, place in self._running.items():
+            if place is not None and place[0] in self._streams:
+                continue
+            if self._threads is None or task not in self._given_up:
+                return
+            in_threads += 1
+        if self._threads is not None and in_threads > self._threads.busy:
+            return  # some clean up, on the loop
+        held_by = len(self._running) - in_threads, in_threads
         if held_by != self._held_by:
             self._held_by = held_by
             leaving.announce_held(self._link, held_by[0])
