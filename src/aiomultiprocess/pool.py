@@ -175,7 +175,9 @@ class Pool:
             caller was, or the pool was terminated, nor for one that was killed.
         threads: how many threads each worker has for plain functions, so that those that block wait
             side by side; None: a plain function runs on the worker's loop and blocks it. A thread
-            cannot be interrupted: a cancelled call keeps it until the function returns.
+            cannot be interrupted: a cancelled call keeps it until the function returns. A worker
+            that is to be replaced, and has only such calls, is replaced soon, and killed after
+            `grace` seconds.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
             AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here. "inline"
             starts no processes: tasks run in this process and event loop, where a debugger can stop
@@ -311,7 +313,7 @@ class Pool:
 
     @property
     def processes(self) -> dict[PoolWorker, QueueID]:
-        """The workers that run now, each with its queue."""
+        """The workers that run now, each with its queue; also those that streams keep alive."""
         return {} if self._engine is None else dict(self._engine.supervisor.workers)
 
     # -- calls ---------------------------------------------------------------------------------
@@ -637,9 +639,9 @@ class Pool:
         The generator starts with the first step, and takes one of the worker's places until it
         ends. An error that it raises comes after the values before it. A loop that may end early
         belongs into `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
-        the generator in the worker, whose `finally` blocks run. A worker is replaced or dismissed
-        only when its streams have ended, so do not await other calls of a pool with a limit such as
-        `maxtasksperchild` in the loop.
+        the generator in the worker, whose `finally` blocks run. A worker that is to be replaced or
+        dismissed, and has nothing but open streams, is replaced at once, and exits when they have
+        ended; its streams still count for `childconcurrency`.
 
         Arguments:
             func: an async generator function or a generator function, importable in the worker.
@@ -708,9 +710,10 @@ class Pool:
         """Change the number of workers; returns when new ones are launched, not yet ready.
 
         If there are to be fewer, those of the highest indices take no more tasks, and exit when
-        they have finished what they hold; this is not awaited. An index that is wanted again before
-        its worker has exited gets a new one after that exit. `process_count` is the new number at
-        once. Of several calls the last counts. If the caller is cancelled, the change stays.
+        they have finished what they hold; this is not awaited. If a place is wanted again before
+        its worker has exited, a new one starts after that exit, or at once if only open streams
+        keep that worker. `process_count` is the new number at once. Of several calls the last
+        counts. If the caller is cancelled, the change stays.
 
         Raises:
             ValueError, TypeError: `processes` is less than the pool's `queuecount`, or no number.

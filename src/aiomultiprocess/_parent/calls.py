@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
 from .call import fail
+from .counts import EndCounts
 from .feed import Handles
 from .functions import Function
 
@@ -47,6 +48,7 @@ class CallQueue:
         *,
         persistent: bool = False,
         on_cancel: Callable[[CallQueue, asyncio.Future[Any]], None] | None = None,
+        ends: EndCounts | None = None,
     ) -> None:
         """`on_done` is called when all calls are settled; if `persistent`, once the pool closes.
 
@@ -58,7 +60,7 @@ class CallQueue:
         self.queued = False
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""
-        self.cancelled = 0  # calls that were cancelled before they were sent
+        self._counts = EndCounts() if ends is None else ends
         self._on_done = on_done
         self._on_cancel = on_cancel
         self._cancelled = 0  # calls that were cancelled since `drop_cancelled` dropped any
@@ -86,9 +88,12 @@ class CallQueue:
         return len(self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """How many calls were not sent."""
-        return len(self._waiting)
+    def pending(self) -> int:
+        """How many calls have not ended, or were given up and are not reported (COUNTS-2)."""
+        return len(self._open)
+
+    def gave_up(self, handle: asyncio.Future[Any]) -> bool:
+        return handle.done()
 
     def at_hand(self, n: int) -> int:
         return len(self._waiting)
@@ -100,8 +105,7 @@ class CallQueue:
         while waiting and len(futures) < n:
             future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
-                self.cancelled += 1
-                self._settle(future)
+                self._drop(future)
             else:
                 futures.append(future)
                 items.append(item)
@@ -143,8 +147,7 @@ class CallQueue:
         self._waiting.extend(pair for pair in waiting if not pair[0].done())
         for call, _ in waiting:
             if call.done():
-                self.cancelled += 1
-                self._settle(call)
+                self._drop(call)
 
     @property
     def unsettled(self) -> int:
@@ -159,6 +162,8 @@ class CallQueue:
         for future, value in pairs:
             if not future.done():
                 future.set_result(value)
+            else:
+                self._counts.late(1)
             still_open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
@@ -177,6 +182,11 @@ class CallQueue:
         self._waiting.clear()
         for future in list(self._open):
             self.fail(future, error)
+
+    def _drop(self, future: asyncio.Future[Any]) -> None:
+        """Settle a call that was cancelled before it was sent."""
+        self._counts.cancelled += 1
+        self._settle(future)
 
     def _settle(self, future: asyncio.Future[Any]) -> None:
         self._open.pop(future, None)

@@ -45,6 +45,7 @@ from .call import ApplyCall, Call
 from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
+from .counts import EndCounts
 from .functions import Function, FunctionTable
 from .iterators import CompletionIterator, ResultIterator
 from .job import Job
@@ -101,7 +102,7 @@ class Engine:
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job | StreamSource] = set()
         self._cancelled_jobs: set[Job] = set()  # in this turn
-        self._cancelled = 0  # tasks of sources that are settled
+        self.ends = EndCounts()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -140,22 +141,14 @@ class Engine:
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
     @property
-    def waiting(self) -> int:
-        """How many tasks wait in this process."""
-        again = sum(len(queue.retry_queue.line) for queue in self.queues.values())
-        return again + sum(source.waiting for source in self._open)
+    def pending(self) -> int:
+        """How many tasks have not ended, wherever they are (COUNTS-2)."""
+        return sum(source.pending for source in self._open)
 
     @property
-    def _held(self) -> int:
-        """How many tasks were sent to workers and not reported."""
-        accounts = [worker.credit for worker in self.supervisor.workers]
-        return sum(credit.sent - credit.reported for credit in accounts)
-
-    @property
-    def cancelled(self) -> int:
-        """How many tasks were cancelled before they were sent, or ended with the pool."""
-        calls = (source for source in self._open if isinstance(source, CallQueue))
-        return self._cancelled + sum(source.cancelled for source in calls)
+    def over(self) -> bool:
+        """Whether every task has ended, though workers may still run some."""
+        return self.state in (State.TERMINATED, State.BROKEN)
 
     def resize(self, processes: int) -> None:
         """Change the number of workers (resizing.py); `launched` waits for those that are new."""
@@ -175,6 +168,10 @@ class Engine:
         """A worker has exited, and what it held was settled or put back."""
         self._resizer.wake()
         self._check_finished()
+
+    def on_worker_replaced(self) -> None:
+        """A worker was replaced before its exit."""
+        self._resizer.wake()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -209,6 +206,7 @@ class Engine:
             on_cancelled=self.on_cancelled,
             return_exceptions=return_exceptions,
             reporter=None if show is False else Reporter(show, self.loop, function.label),
+            ends=self.ends,
         )
         job.open(source_of(iterable, lambda: self.on_more(job)))
         self._submit_job(job)
@@ -258,6 +256,7 @@ class Engine:
                 options,
                 persistent=is_persistent(function, options),
                 on_cancel=self.cancel_call,
+                ends=self.ends,
             )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
@@ -290,7 +289,7 @@ class Engine:
         calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
             persistent = is_persistent(function, options)
-            calls = kind(function, self.on_settled, options, persistent=persistent)
+            calls = kind(function, self.on_settled, options, persistent=persistent, ends=self.ends)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
         return queue, calls, on_end
@@ -330,7 +329,10 @@ class Engine:
             on_done = partial(self._on_stream_done, tid)
         self.check_open()  # the scheduler, or pickling, may have ended the pool
         item = (args, kwds, ahead)
-        source = StreamSource(function, item, options, self._cancel_chunk, on_done, loop=self.loop)
+        cancel = self._cancel_chunk
+        source = StreamSource(
+            function, item, options, cancel, on_done, loop=self.loop, ends=self.ends
+        )
         self._open.add(source)
         queue.offer(source)
         return source
@@ -445,9 +447,6 @@ class Engine:
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
-        if isinstance(source, CallQueue):
-            self._cancelled += source.cancelled
-            source.cancelled = 0
         for queue in self.queues.values():
             queue.drop_function(source, source.function)
         self._check_finished()
@@ -533,6 +532,7 @@ class Engine:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
         self.supervisor.kill_all()
+        self.ends.cancelled += self.pending
         self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.clear()
@@ -559,15 +559,13 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._cancelled = self.cancelled + self.waiting + self._held
+        self.ends.cancelled += self.pending
         self.supervisor.stop_restarts()
         sources, self._open = self._open, set()
         idle = {worker for worker in self.supervisor.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
         for source in sources:
-            if isinstance(source, CallQueue):
-                source.cancelled = 0  # they are in the sum
             source.fail_all(error)
         for worker in list(self.supervisor.workers):
             worker.end(idle=worker in idle)

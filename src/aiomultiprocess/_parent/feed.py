@@ -44,6 +44,9 @@ class TaskOwner(Protocol):
     def origin(self) -> object:
         """The task source that the caller made: a job or a `CallQueue`."""
 
+    def gave_up(self, handle: Any) -> bool:
+        """Whether the caller of a task that is not settled does not wait any more (COUNTS-1)."""
+
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         """Take back tasks that no worker has started; they are handed out first (FEED-2)."""
 

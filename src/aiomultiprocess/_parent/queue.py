@@ -429,7 +429,7 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
-            self.counts.failed += 1
+            self.counts.add_unsent(given_up=owner.gave_up(handles[0]))
             hint = self.choice.hint
             owner.fail(handles[0], explain_item(error, owner, handles[0], items[0], hint))
             handles, items = handles[1:], items[1:]
@@ -484,7 +484,7 @@ class Queue:
             owner.deliver(handles, values, len(payload))
         else:
             causes = explain_each(kind, errors, owner, handles)
-            self.counts.add_errors(causes)
+            self.counts.add_errors(owner, handles, causes)
             settle_failed(chunk, offset, handles, values, causes, len(payload))
 
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
@@ -554,7 +554,7 @@ class Queue:
             for at in chunk.unreported(0, started):
                 owner, handle = chunk.owner, chunk.handles[at]
                 if deadlines is not None and deadlines.is_over(chunk.first + at + 1):
-                    self.counts.timed_out += 1
+                    self.counts.add_killed(given_up=owner.gave_up(handle))
                     killed = bool(deadlines.why_killed)  # else a neighbour's death has ended it
                     owner.fail(handle, explain_timeout(owner, handle, killed=killed))  # DEADLINE-3
                     continue

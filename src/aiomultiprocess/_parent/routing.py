@@ -61,6 +61,9 @@ class RoutedTasks:
     def retries_of(self, handle: int) -> int:
         return self._job.retries_of(handle)
 
+    def gave_up(self, handle: int) -> bool:
+        return self._job.gave_up(handle)
+
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         self._job.deliver(handles, values, size)
         for index in handles:
@@ -127,7 +130,7 @@ class Router:
                 item = tuple(item)
             self._ids[index], share = self._assign(self, item)
         except BaseException as error:
-            self.job.fail(index, as_exception(error, "the scheduler"))
+            self.job.refuse(index, as_exception(error, "the scheduler"))
             if isinstance(error, INTERRUPTS):
                 raise
             return False
@@ -138,11 +141,6 @@ class Router:
         if not share.queued:
             share.offer(share)
         return True
-
-    @property
-    def waiting(self) -> int:
-        """How many tasks wait in the shares."""
-        return sum(len(share.waiting) for share in self.shares.values())
 
     def route_all(self) -> None:
         """Route a whole sequence at the call, as schedulers that count tasks expect."""

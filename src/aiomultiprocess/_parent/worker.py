@@ -1,7 +1,9 @@
 """The life of a worker, as the parent sees it.
 
     launched --READY--> ready --leave(): CLOSE--> leaving --LEAVING--> exiting --> exited
-        |                 |                          ^
+        |                 |                  |       ^
+        |                 |                  HELD, as long as it has streams (supervisor.py)
+        |                 |                          |
         |                 +--- end(): SIGTERM, and SIGKILL after the grace period
         +--- exits before READY: a failed start (supervisor.py)
 
@@ -10,8 +12,9 @@ POOLWORKER-1  `on_exit` is called once for each launched worker, in its loop, un
 POOLWORKER-2  A worker costs the parent a constant number of descriptors: those of its link, and the
     two by which its exit is noticed (its pidfd and multiprocessing's sentinel).
 POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread
-    that an item has left, or a hook, could hold it for ever. If its exit takes more than a moment,
-    `on_linger` is called once, so that the supervisor can replace it.
+    that an item has left, or a hook, could hold it for ever. So is one that is to exit and
+    has only calls in threads that were given up. If its exit takes more than a moment, `on_linger`
+    is called once, so that the supervisor can replace it.
 POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines` (deadlines.py),
     which ends with its process. No other worker has one.
 POOLWORKER-5  Only `_make_process` and `_make_exit` know what a worker runs in: here, a process of
@@ -97,6 +100,11 @@ class WorkerOptions:
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
 
+    streams = 0
+    """How many are open, if nothing else keeps it from its exit (SUPERVISOR-5)."""
+    exiting = False
+    """Whether its items and its lifespan have ended."""
+
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""
         if not args or not isinstance(args[0], WorkerOptions):
@@ -116,8 +124,11 @@ class PoolWorker(Process):
         def __getattr__(self, name: str) -> NoReturn:
             _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
-    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd, index: int) -> None:
+    def __init__(
+        self, options: WorkerOptions, link: Link, end: ChildEnd, index: int, place: int
+    ) -> None:
         self.index = index  # SUPERVISOR-4
+        self.place = place  # SUPERVISOR-5
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
@@ -136,6 +147,7 @@ class PoolWorker(Process):
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._held_by = ""  # the threads that its exit waits for
+        self._in_calls = False  # these run calls that were given up
         self._leaves_lifespan = False
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
@@ -249,11 +261,25 @@ class PoolWorker(Process):
 
         `held_by` names the threads that the exit waits for. Called again, it changes only that.
         """
+        self.exiting = True
         self._held_by = held_by
         self._leaves_lifespan = False
-        if self._settled or self._linger_timer is not None:
-            return
-        self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        if self._linger_timer is None or self._in_calls:
+            self._in_calls = False
+            self._limit_lingering(on_linger)
+
+    def wait_for_calls(self, held_by: str, on_linger: Callable[[], object]) -> None:
+        """The worker is to exit, and runs only calls in threads that were given up (POOLWORKER-3).
+
+        `held_by` names these threads.
+        """
+        self._held_by = held_by
+        self._in_calls = True
+        self._limit_lingering(on_linger)
+
+    def _limit_lingering(self, on_linger: Callable[[], object]) -> None:
+        if self._linger_timer is None and not self._settled:
+            self._linger_timer = self._loop.call_later(MOMENT, on_linger)
         self._limit_exit()
 
     def _limit_exit(self) -> None:
@@ -284,6 +310,8 @@ class PoolWorker(Process):
         if self._leaves_lifespan:
             return "its lifespan did not end"
         held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        if self._in_calls:
+            return f"{held_by} did not return from calls that were given up"
         return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
 
     def mark_corrupt(self, error: BaseException) -> None:

@@ -39,6 +39,9 @@ WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before 
 WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
     starts nothing more, and returns each item that it has not started, by RETURNED frames instead
     of answers; also items that arrive later. It runs the others to their end. The parent closes it.
+WORKER-12  A worker that is to exit may be held for any time by streams, which their readers read
+    as they like, and by calls in threads that were given up (threads.py, THREAD-2). If nothing
+    else keeps it, a HELD frame tells the parent so, and another one each time that changes.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -81,7 +84,7 @@ if TYPE_CHECKING:
 
     from .lifespan import Lifespan
     from .limits import TimeLimits
-    from .streams import Channel
+    from .streams import Batch, Channel
     from .threads import Threads
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
@@ -132,7 +135,9 @@ class WorkerEngine:
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
+        self._batch: Batch | None = None  # of values, from the first stream on
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
+        self._turns: _accel.TurnClock | None = None
         self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
         self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
@@ -144,6 +149,7 @@ class WorkerEngine:
         self._lifespan: Lifespan | None = None
         self._leaving_lifespan = False
         self._timers: list[asyncio.TimerHandle] = []  # of the end that begins with SIGTERM
+        self._held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     @property
     def state(self) -> Any:
@@ -172,7 +178,10 @@ class WorkerEngine:
         if failure is None:
             failure = self._initialize(initializer, initargs, lifespan)
         self._serve(failure)
+        self._watch_turns()
         self._loop.run_forever()
+        if self._turns is not None:
+            self._turns.stop(idle=not self._copied)
 
     def _serve(self, failure: bytes | None) -> None:
         """Begin to receive, and report to the parent that this worker is ready, or the failure."""
@@ -196,6 +205,13 @@ class WorkerEngine:
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
+
+    def _watch_turns(self) -> None:
+        """Let the parent see how busy the loop is (turns.py), if it is one of asyncio's."""
+        selector: Any = getattr(self._loop, "_selector", None)
+        if hasattr(selector, "__dict__") and hasattr(selector, "select"):
+            self._turns = _accel.TurnClock(self._link.counter, selector.select)
+            selector.select = self._turns.wait
 
     def _handle_sigterm(self) -> None:
         if sys.platform != "win32":  # where terminate() is not a signal
@@ -250,7 +266,11 @@ class WorkerEngine:
     def abandon(self) -> None:
         """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
         self._copied = True
+        if self._turns is not None:
+            self._turns.stop(idle=False)
         self._results.close()
+        if self._batch is not None:
+            self._batch.abandon()
         self._link.abandon()
         for task in self._running:
             item_coro = tasks.item_coroutine_of(task)
@@ -270,6 +290,8 @@ class WorkerEngine:
     def close_link(self) -> None:
         """Close the link, and before it the journal, which uses its memory."""
         self._results.close()
+        if self._batch is not None:
+            self._batch.close()
         self._link.close()
 
     def _terminate(self) -> None:
@@ -301,7 +323,10 @@ class WorkerEngine:
         self._timers.append(self._loop.call_later(self._grace * 2 / 3, lifespan.leave))
 
     def _finish(self) -> None:
-        """Nothing is left to run: stop the loop, after the lifespan was left."""
+        """Nothing is left to start: when all has ended, leave the lifespan and stop the loop."""
+        if self._running:
+            self._report_what_holds()
+            return
         lifespan = self._lifespan
         if lifespan is None or lifespan.done:
             self._stop()
@@ -312,6 +337,24 @@ class WorkerEngine:
 
     def _stop(self) -> None:
         self._loop.stop()
+
+    def _report_what_holds(self) -> None:
+        """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""
+        if self.terminated or not (self._streams or self._threads):
+            return
+        in_threads = 0
+        for task, place in self._running.items():
+            if place is not None and place[0] in self._streams:
+                continue
+            if self._threads is None or task not in self._given_up:
+                return
+            in_threads += 1
+        if self._threads is not None and in_threads > self._threads.busy:
+            return  # some clean up, on the loop
+        held_by = len(self._running) - in_threads, in_threads
+        if held_by != self._held_by:
+            self._held_by = held_by
+            leaving.announce_held(self._link, held_by[0])
 
     def _on_lifespan_left(self) -> None:
         if not self._closing:
@@ -425,10 +468,12 @@ class WorkerEngine:
         self, chunk_id: int, timed: bool, values: Any, ahead: int
     ) -> Coroutine[Any, Any, int]:
         """The coroutine of an item that is a generator."""
-        from .streams import Channel, run_stream
+        from .streams import Batch, Channel, run_stream
 
         clock = self._limits.clock() if timed and self._limits is not None else None
-        channel = Channel(self._loop, self._link, chunk_id, ahead, clock)
+        if self._batch is None:
+            self._batch = Batch(self._link)
+        channel = Channel(self._loop, self._batch, chunk_id, ahead, clock)
         self._streams[chunk_id] = channel
         return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
@@ -500,11 +545,13 @@ class WorkerEngine:
         if self._running:
             self._ask_for_more()
         self._results.publish()
-        if self._closing and not chunks and not self._running and not link.congested:
+        if self._closing and not chunks and not link.congested:
             self._finish()
 
     def _must_wait(self, chunk: ReceivedChunk) -> bool:
         """Whether nothing of a chunk can start until another item has ended."""
+        if chunk.next in chunk.failures:  # it needs neither thread nor entry (THREAD-1)
+            return False
         if chunk.timed and self._limits is not None and self._limits.full:
             return True
         return self._threads is not None and self._threads.must_wait(chunk.func)  # THREAD-1
