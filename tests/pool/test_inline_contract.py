@@ -85,6 +85,9 @@ LEFT_OUT = {
         test_a_task_that_was_cancelled_and_dies_with_its_worker_has_timed_out
         test_a_task_whose_worker_died_in_time_has_not_timed_out
         test_a_task_with_a_limit_whose_worker_dies_otherwise_is_lost_or_retried
+        test_no_value_is_lost_that_was_yielded_before_its_worker_died
+        test_a_copy_that_a_generator_forks_sends_nothing
+        test_streams_side_by_side_lose_no_value_when_their_worker_is_killed
         test_a_worker_that_gets_sigterm_while_it_enters_its_lifespan_is_replaced
         test_stats_count_lost_and_retried_tasks_and_restarts
         test_tasks_that_were_not_started_return_to_their_priority

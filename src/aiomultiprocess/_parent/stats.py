@@ -125,17 +125,17 @@ def _done_in(queue: Queue) -> int:
 def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
     credit = worker.credit
     started = min(max(worker.link.started, credit.reported), credit.sent)
-    turn = _turn_of(worker)
+    turn, uptime = _turn_of(worker), worker.uptime
     return WorkerStats(
         index=worker.index,
         pid=worker.pid,
         queue=qid,
-        uptime=worker.uptime,
+        uptime=uptime,
         running=started - credit.reported,
         waiting=credit.sent - started,
         done=credit.reported,
-        busy=None if turn is None else min(turn[0] / max(worker.uptime, 1e-9), 1.0),
-        lag=None if turn is None else min(turn[1], worker.uptime),
+        busy=None if turn is None else min(turn[0] / max(uptime, 1e-9), 1.0),
+        lag=None if turn is None else min(turn[1], uptime),
         rss=_resident(worker.pid),
     )
 

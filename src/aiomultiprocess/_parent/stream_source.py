@@ -108,7 +108,7 @@ class StreamSource:
         self._chunk = None
         if self._dropped:
             self._ends.cancelled += 1
-            self._finish(asyncio.CancelledError())
+            self._finish(None)
         else:
             [self._item] = items
 
@@ -217,7 +217,7 @@ class StreamSource:
         self.values.clear()
         if self._item is not None:  # it waits in its queue
             self._ends.cancelled += 1
-            self._finish(asyncio.CancelledError())
+            self._finish(None)  # a reader beside sees the end
         elif self._chunk is not None:
             self._cancel(self._chunk)
 

@@ -30,6 +30,7 @@ class LocalMemory:
     def __init__(self, entries: int) -> None:
         self.entries = entries
         self.started = 0
+        self.turn = 0, 0  # as this worker has no loop of its own
         self._journal = bytearray(JOURNAL)
         self._table = [(0, 0)] * entries  # number (0: free) and start time, see shared_page.py
 
@@ -38,6 +39,12 @@ class LocalMemory:
 
     def mark_time(self, first: int, since: int) -> None:
         self._table[0] = first, since
+
+    def begin_turn(self, origin: int) -> None:
+        self.turn = origin, self.turn[1]
+
+    def end_turn(self, busy: int) -> None:
+        self.turn = self.turn[0], busy
 
     def set_running(self, at: int, number: int, since: int) -> None:
         self._table[at] = number, since
