@@ -9,7 +9,7 @@ import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from . import _legacy, types
 from ._arguments import (
@@ -99,6 +99,7 @@ async def not_implemented(*args: Any, **kwargs: Any) -> None:
     raise NotImplementedError()
 
 
+@_legacy.without(_legacy.PROCESS)
 class Process:
     """A coroutine in a process of its own.
 
@@ -176,11 +177,6 @@ class Process:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.PROCESS_HOOKS)
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.PROCESS)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Start the process if it was not started, and wait for it as `join` does."""

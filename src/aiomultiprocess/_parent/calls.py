@@ -152,20 +152,27 @@ class CallQueue:
         return sum(not call.done() for call in self._open)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
-        still_open = self._open
-        # most results come alone, and then `zip` would take as long as all the rest
-        alone = len(handles) == 1
-        pairs = ((handles[0], values[0]),) if alone else zip(handles, values, strict=True)
-        for future, value in pairs:
+        if len(handles) == 1:  # as most do: the loops below would take as long as all the rest
+            future = handles[0]
             if not future.done():
-                future.set_result(value)
-            still_open.pop(future, None)
+                future.set_result(values[0])
+            self._open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
-        if not (still_open or self._persistent):
+            if not (self._persistent or self._open):
+                self._on_done(self)
+            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            return
+        for future, value in zip(handles, values, strict=True):
+            if not future.done():
+                future.set_result(value)
+            self._open.pop(future, None)
+            if self._retries:
+                self._retries.pop(future, None)
+        if not (self._open or self._persistent):
             self._on_done(self)
         for future in handles:
-            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            future.pool = None
 
     def fail(self, handle: Any, error: BaseException) -> None:
         if not handle.done():

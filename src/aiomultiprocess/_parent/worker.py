@@ -26,7 +26,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from .. import _legacy
 from .._processes import loops
@@ -91,6 +91,7 @@ class WorkerOptions:
         self.memory_limit = memory_limit
 
 
+@_legacy.without(_legacy.WORKER)
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
 
@@ -107,11 +108,6 @@ class PoolWorker(Process):
         """As for a Process, and for what 0.9.1 called in a worker."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.WORKER_HOOKS)
-
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
     def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd, index: int) -> None:
         self.index = index  # SUPERVISOR-4
