@@ -368,14 +368,11 @@ class Pool:
         try:
             if engine is None or engine.state is not engine.OPEN or _process != self._pid:
                 engine = self._use_first()
-            if task_timeout is None and retries is NONE_GIVEN and priority is NONE_GIVEN:
-                options = DEFAULT_OPTIONS
-            else:
+            options = DEFAULT_OPTIONS
+            if not (task_timeout is None and retries is NONE_GIVEN and priority is NONE_GIVEN):
                 options = task_options(retries, task_timeout, priority)
-            if args is None:
-                args = ()
-            elif type(args) is not tuple:
-                args = checked_sequence("args", args)
+            if type(args) is not tuple:
+                args = () if args is None else checked_sequence("args", args)
             keywords = {} if kwds is None else checked_keywords("kwds", kwds)
             return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
         except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call

@@ -261,7 +261,7 @@ class Engine:
             )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
-        if options.retries:
+        if options is not DEFAULT_OPTIONS and options.retries:
             calls.allow(call, options.retries)
         call.source = calls
         queue.call(calls, call, (args, kwds))

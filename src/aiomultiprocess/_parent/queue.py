@@ -327,19 +327,19 @@ class Queue:
         An item that cannot be pickled fails and does not count: no worker will report it. If a
         KeyboardInterrupt strikes while an item is pickled, all are put back and it is raised.
         """
-        function, credit, total = owner.function, worker.credit, len(items)
+        credit, total, function_id = worker.credit, len(items), owner.function.id
         try:
             payload, count, error = encode_items(items, 0, total, CHUNK_BYTES)
-            if count and function.id not in worker.functions:
-                self._send_function(worker, function)
+            if function_id not in worker.functions and count:
+                self._send_function(worker, owner.function)
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
         except MemoryError as refusal:
             return self._send_alone(worker, owner, handles, items, refusal)
-        rest, whole = None, (handles, items)
+        rest = whole = None
         if count != total:
-            rest = handles[count:], items[count:]
+            whole, rest = (handles, items), (handles[count:], items[count:])
             handles, items = handles[:count], items[:count]
         if count:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
@@ -350,7 +350,7 @@ class Queue:
             timeout = None if owner.options is DEFAULT_OPTIONS else owner.options.timeout
             now = monotonic()
             burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
-            credit.send(count, function.id, now, size)
+            credit.send(count, function_id, now, size)
             try:
                 worker.link.send(
                     CHUNK,
@@ -358,13 +358,13 @@ class Queue:
                     count=count,
                     chunk_id=chunk_id,
                     offset=burst,
-                    function=function.id,
+                    function=function_id,
                     payload=payload,
                 )
             except MemoryError as refusal:  # the link has sent nothing of it
                 del worker.chunks[chunk_id]
-                credit.take_back(count, function.id, size)
-                return self._send_alone(worker, owner, *whole, refusal)
+                credit.take_back(count, function_id, size)
+                return self._send_alone(worker, owner, *(whole or (handles, items)), refusal)
             if timeout is not None:
                 worker.limit(timeout)
         return count if rest is None else count + self._after_rest(worker, owner, *rest, error)
