@@ -17,6 +17,8 @@ ENGINE-1  A task source is in `_open` from its first task until its last is sett
     cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
+ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
+    maps and streams need is imported at the first of them, while the workers start.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
 from functools import partial
 from multiprocessing import util
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -46,16 +48,16 @@ from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
 from .functions import Function, FunctionTable
-from .iterators import CompletionIterator, ResultIterator
-from .job import Job
-from .progress import Bar, Reporter
 from .queue import Queue, preparing
 from .resizing import Resizer
-from .routing import RoutedTasks, Router
-from .sources import source_of
-from .stream_source import StreamSource
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
+
+if TYPE_CHECKING:  # ENGINE-3
+    from .iterators import CompletionIterator, ResultIterator
+    from .job import Job
+    from .routing import RoutedTasks, Router
+    from .stream_source import StreamSource
 
 EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
@@ -196,6 +198,10 @@ class Engine:
         progress: bool | Callable[[Progress], object] = False,
     ) -> Job:
         """Give a `map` or `starmap` to the workers."""
+        from .job import Job  # ENGINE-3
+        from .progress import Bar, Reporter
+        from .sources import source_of
+
         function = self.functions.of(func)
         show = Bar() if progress is True else progress
         job = Job(
@@ -224,6 +230,8 @@ class Engine:
         if self._only is not None:
             self._only.offer(job)
             return
+        from .routing import Router  # ENGINE-3
+
         job.router = Router(job, self._assign, self._complete)
         if job.left is None:
             job.router.route(1)
@@ -321,6 +329,8 @@ class Engine:
         options: TaskOptions,
     ) -> StreamSource:
         """Give one stream to the workers."""
+        from .stream_source import StreamSource  # ENGINE-3
+
         function = self.functions.of(func, generator=True)
         on_done: Callable[[StreamSource], None] = self.on_settled
         queue = self._only
@@ -412,6 +422,8 @@ class Engine:
 
     def read(self, job: Job, *, keep: object) -> ResultIterator[Any]:
         """An iterator over the results of a job; it keeps `keep` alive until it ends."""
+        from .iterators import ResultIterator  # ENGINE-3
+
         reader = job.add_reader()
         return ResultIterator(keep, reader, self._released(reader, job))
 
@@ -419,6 +431,8 @@ class Engine:
         self, job: Job, *, keep: object, with_index: bool
     ) -> CompletionIterator[Any]:
         """As `read`, in the order in which the results are ready."""
+        from .iterators import CompletionIterator  # ENGINE-3
+
         reader = job.add_completion_reader()
         released = self._released(reader, job)
         return CompletionIterator(keep, reader, released, with_index=with_index)
@@ -459,6 +473,8 @@ class Engine:
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
         share = router.shares.get(qid)
         if share is None:
+            from .routing import RoutedTasks  # ENGINE-3
+
             share = router.shares[qid] = RoutedTasks(job, router, self._queue(qid).offer)
         return tid, share
 

@@ -58,12 +58,12 @@ from .errors import (
 )
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
-from .line import Line
 from .retry import RetryQueue, RetryTask, recover_results
 from .serializers import PICKLE_ALONE
-from .stream_source import StreamSource
 
 if TYPE_CHECKING:
+    from .line import Line
+    from .stream_source import StreamSource
     from .worker import PoolWorker
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items
@@ -164,6 +164,8 @@ class Queue:
     def _respect_priorities(self) -> None:
         """From now on, serve sources of a higher priority first (QUEUE-7)."""
         if isinstance(self._sources, deque) and isinstance(self._call_backlog, deque):
+            from .line import Line  # here: few pools need it
+
             self._sources, self._call_backlog = Line(self._sources), Line(self._call_backlog)
 
     def _dispatch_soon(self) -> None:
@@ -487,10 +489,10 @@ class Queue:
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
         """Pass on the values of a stream that has not ended."""
         chunk = worker.chunks.get(chunk_id)
-        if chunk is None or not isinstance(chunk.owner, StreamSource):
+        if chunk is None or chunk.owner.mode is not Mode.STREAM:
             raise CorruptHeaderError(f"values of chunk {chunk_id}, which is no stream here")
         values, errors = decode_items(payload, count)
-        source = chunk.owner
+        source = cast("StreamSource", chunk.owner)
         causes = explain_each(RESULTS, errors, source, [source] * count) if errors else {}
         source.receive(worker, values, causes)
 

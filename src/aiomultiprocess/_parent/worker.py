@@ -39,7 +39,6 @@ from .._wire.frames import Kind
 from .._worker import main
 from ..core import Process
 from .credit import Credit
-from .deadlines import Deadlines
 from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
     from .._processes.context_variables import NamedVariable
     from .chunk import Chunk
+    from .deadlines import Deadlines
 
 KILL_MARGIN = 1.0  # seconds from the end of the grace period after SIGTERM to SIGKILL
 MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
@@ -152,6 +152,8 @@ class PoolWorker(Process):
             contextvars=options.contextvars,
             memory_limit=options.memory_limit,
         )
+        if options.context.get_start_method() == "fork":
+            main.load_engine()
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
 
@@ -181,6 +183,8 @@ class PoolWorker(Process):
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
         if self.deadlines is None:
+            from .deadlines import Deadlines  # here: few pools need it
+
             self.deadlines = Deadlines(self, self._loop, self._grace)
         self.deadlines.sent(seconds)
 
