@@ -103,7 +103,7 @@ class ReceivedChunk:
         )
 
 
-def stage_of(func: Callable[..., Any], error: BaseException) -> Stage | None:
+def stage_of(func: Callable[..., Any], error: BaseException) -> int | None:
     """What failed, if a stand-in for the user's function raised `error`; else None."""
     if func is raise_error:
         return None if type(error) is GivenUp else Stage.ARGUMENT
