@@ -19,7 +19,7 @@ from ._arguments import (
     label_of,
     seconds,
 )
-from ._processes import child, loops
+from ._processes import loops
 from ._processes.exit import Exit
 from ._processes.spawn import process_class, report_exit
 from ._processes.start_arguments import at_its_caller
@@ -31,6 +31,7 @@ from .types import R as R  # programs of 0.9.1 import it from here
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
 
+    from ._processes import child
     from ._processes.result import PipeReceiver, ThreadReceiver
 
 DEFAULT_START_METHOD = "spawn"
@@ -158,6 +159,8 @@ class Process:
             raise TypeError(f"name must be a string, not {name!r}")
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
+        from ._processes import child  # here: a pool's workers are made without it
+
         self._label = label_of(target or not_implemented)
         self._loop_initializer = loop_initializer
         self._unit: child.Unit | None = child.Unit(

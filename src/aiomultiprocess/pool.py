@@ -45,7 +45,6 @@ from ._arguments import (
 )
 from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
 from ._parent.result import PoolResult
-from ._parent.stream import Stream
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
     from ._parent.stats import PoolStats
+    from ._parent.stream import Stream
     from ._parent.worker import PoolWorker
     from ._processes.context_variables import NamedVariable
 
@@ -642,6 +642,8 @@ class Pool:
         The first step raises what `map` raises. A step raises what the generator raises, as
         `apply` does; WorkerLostError if its worker died; TaskTimeoutError; PoolTerminatedError.
         """
+        from ._parent.stream import Stream  # here, as in _bind
+
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)

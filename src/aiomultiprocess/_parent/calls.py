@@ -21,17 +21,23 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
+MOST_KEPT = 64  # of the calls with a time limit or a priority, how many queues are kept
+
+
 def call_key(function: Function, options: TaskOptions) -> Hashable:
     """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
     if options is DEFAULT_OPTIONS:
         return function.id
-    return function.id, options.timeout, options.priority, options.context
+    return function.id, options[1:]
 
 
-def is_persistent(function: Function, options: TaskOptions) -> bool:
-    """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
-    shared = options.timeout is None and not options.priority and options.context is None
-    return function.permanent and shared
+def is_persistent(function: Function, options: TaskOptions, kept: int) -> bool:
+    """Whether a `CallQueue` is worth keeping for later calls, beside `kept` others.
+
+    A program has few functions, but it may compute each time limit and priority anew.
+    """
+    shared = options.timeout is None and not options.priority
+    return function.permanent and options.context is None and (shared or kept < MOST_KEPT)
 
 
 class CallQueue:

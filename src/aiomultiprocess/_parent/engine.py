@@ -11,10 +11,10 @@ timed except the limits of tasks (deadlines.py), the grace period of `terminate`
 worker, and the next attempt at what the system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function, without a priority or a time limit, stay there until the
-    pool closes, as more may come. The last task of a cancelled job is settled when workers have
-    reported what they held of it (JOB-7): `join` waits for the `finally` blocks of items that were
-    cancelled.
+    for all. The calls of a plain function stay there until the pool closes, as more may come; of
+    those with a priority or a time limit only some (calls.py, `is_persistent`). The last task of a
+    cancelled job is settled when workers have reported what they held of it (JOB-7): `join` waits
+    for the `finally` blocks of items that were cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
@@ -229,7 +229,10 @@ class Engine:
         self._open.add(job)
         if self._only is not None:
             self._only.offer(job)
-            return
+        else:
+            self._route(job)
+
+    def _route(self, job: Job) -> None:
         from .routing import Router  # ENGINE-3
 
         job.router = Router(job, self._assign, self._complete)
@@ -264,7 +267,7 @@ class Engine:
                 function,
                 self.on_settled,
                 options,
-                persistent=is_persistent(function, options),
+                persistent=is_persistent(function, options, len(queue.calls)),
                 on_cancel=self.cancel_call,
             )
             queue.calls[calls.key] = calls
@@ -297,7 +300,7 @@ class Engine:
         self.check_open()  # as in submit_call
         calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
-            persistent = is_persistent(function, options)
+            persistent = is_persistent(function, options, len(queue.calls))
             calls = kind(function, self.on_settled, options, persistent=persistent)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
