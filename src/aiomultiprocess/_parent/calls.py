@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
-MOST_KEPT = 64  # of the calls with a time limit or a priority, how many queues are kept
+MOST_KEPT = 64  # of the calls with a time limit, how many queues are kept
 
 
 def call_key(function: Function, options: TaskOptions) -> Hashable:
@@ -34,10 +34,10 @@ def call_key(function: Function, options: TaskOptions) -> Hashable:
 def is_persistent(function: Function, options: TaskOptions, kept: int) -> bool:
     """Whether a `CallQueue` is worth keeping for later calls, beside `kept` others.
 
-    A program has few functions, but it may compute each time limit and priority anew.
+    A program has few functions, but it may compute each time limit or priority anew.
     """
-    shared = options.timeout is None and not options.priority
-    return function.permanent and options.context is None and (shared or kept < MOST_KEPT)
+    shared = options.context is None and not options.priority
+    return function.permanent and shared and (options.timeout is None or kept < MOST_KEPT)
 
 
 class CallQueue:

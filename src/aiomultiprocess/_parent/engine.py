@@ -11,10 +11,10 @@ timed except the limits of tasks (deadlines.py), the grace period of `terminate`
 worker, and the next attempt at what the system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function stay there until the pool closes, as more may come; of
-    those with a priority or a time limit only some (calls.py, `is_persistent`). The last task of a
-    cancelled job is settled when workers have reported what they held of it (JOB-7): `join` waits
-    for the `finally` blocks of items that were cancelled.
+    for all. The calls of a plain function, without a priority, stay there until the pool closes,
+    as more may come; of those with a time limit only some (calls.py, `is_persistent`). The last
+    task of a cancelled job is settled when workers have reported what they held of it (JOB-7):
+    `join` waits for the `finally` blocks of items that were cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
 ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
