@@ -20,10 +20,11 @@ from collections.abc import (
 )
 from functools import partial
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
+    DEFAULT_OPTIONS,
     TaskOptions,
     check_callable,
     check_flag,
@@ -45,7 +46,6 @@ from ._arguments import (
 )
 from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
 from ._parent.result import PoolResult
-from ._parent.stream import Stream
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -74,11 +74,13 @@ if TYPE_CHECKING:
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
     from ._parent.stats import PoolStats
+    from ._parent.stream import Stream
     from ._parent.worker import PoolWorker
     from ._processes.context_variables import NamedVariable
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
+NONE_GIVEN = 0  # `is` this: the int, which needs no check, and not False or 0.0
 GRACE = 3.0  # seconds that a task has to end after it was cancelled, and a worker to exit
 
 P = ParamSpec("P")
@@ -151,6 +153,7 @@ def _named_variables(variables: Iterable[ContextVar[Any]]) -> tuple[NamedVariabl
     return named(variables)
 
 
+@_legacy.without(_legacy.POOL)
 class Pool:
     """Run coroutines (and plain functions) on a pool of worker processes.
 
@@ -286,11 +289,6 @@ class Pool:
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.POOL_HOOKS)
 
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.POOL)
-
     async def __aenter__(self) -> Pool:
         """Start the workers if they do not run yet. RuntimeError if the pool was closed."""
         self._use_first()
@@ -384,9 +382,11 @@ class Pool:
         try:
             if engine is None or engine.state is not engine.OPEN or _process != self._pid:
                 engine = self._use_first()
-            options = task_options(retries, task_timeout, priority)
+            options = DEFAULT_OPTIONS
+            if not (task_timeout is None and retries is NONE_GIVEN and priority is NONE_GIVEN):
+                options = task_options(retries, task_timeout, priority)
             if type(args) is not tuple:
-                args = checked_sequence("args", args)
+                args = () if args is None else checked_sequence("args", args)
             keywords = {} if kwds is None else checked_keywords("kwds", kwds)
             return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
         except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call
@@ -656,6 +656,8 @@ class Pool:
         The first step raises what `map` raises. A step raises what the generator raises, as
         `apply` does; WorkerLostError if its worker died; TaskTimeoutError; PoolTerminatedError.
         """
+        from ._parent.stream import Stream  # here, as in _bind
+
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)

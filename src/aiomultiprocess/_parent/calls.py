@@ -22,17 +22,23 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
+MOST_KEPT = 64  # of the calls with a time limit, how many queues are kept
+
+
 def call_key(function: Function, options: TaskOptions) -> Hashable:
     """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
     if options is DEFAULT_OPTIONS:
         return function.id
-    return function.id, options.timeout, options.priority, options.context
+    return function.id, options[1:]
 
 
-def is_persistent(function: Function, options: TaskOptions) -> bool:
-    """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
-    shared = options.timeout is None and not options.priority and options.context is None
-    return function.permanent and shared
+def is_persistent(function: Function, options: TaskOptions, kept: int) -> bool:
+    """Whether a `CallQueue` is worth keeping for later calls, beside `kept` others.
+
+    A program has few functions, but it may compute each time limit or priority anew.
+    """
+    shared = options.context is None and not options.priority
+    return function.permanent and shared and (options.timeout is None or kept < MOST_KEPT)
 
 
 class CallQueue:
@@ -155,22 +161,31 @@ class CallQueue:
         return sum(not call.done() for call in self._open)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
-        still_open = self._open
-        # most results come alone, and then `zip` would take as long as all the rest
-        alone = len(handles) == 1
-        pairs = ((handles[0], values[0]),) if alone else zip(handles, values, strict=True)
-        for future, value in pairs:
+        if len(handles) == 1:  # as most do: the loops below would take as long as all the rest
+            future = handles[0]
+            if not future.done():
+                future.set_result(values[0])
+            else:
+                self._counts.late(1)
+            self._open.pop(future, None)
+            if self._retries:
+                self._retries.pop(future, None)
+            if not (self._persistent or self._open):
+                self._on_done(self)
+            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            return
+        for future, value in zip(handles, values, strict=True):
             if not future.done():
                 future.set_result(value)
             else:
                 self._counts.late(1)
-            still_open.pop(future, None)
+            self._open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
-        if not (still_open or self._persistent):
+        if not (self._open or self._persistent):
             self._on_done(self)
         for future in handles:
-            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            future.pool = None
 
     def fail(self, handle: Any, error: BaseException) -> None:
         if not handle.done():

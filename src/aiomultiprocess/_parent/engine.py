@@ -11,12 +11,14 @@ timed except the limits of tasks (deadlines.py), the grace period of `terminate`
 worker, and the next attempt at what the system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function, without a priority or a time limit, stay there until the
-    pool closes, as more may come. The last task of a cancelled job is settled when workers have
-    reported what they held of it (JOB-7): `join` waits for the `finally` blocks of items that were
-    cancelled.
+    for all. The calls of a plain function, without a priority, stay there until the pool closes,
+    as more may come; of those with a time limit only some (calls.py, `is_persistent`). The last
+    task of a cancelled job is settled when workers have reported what they held of it (JOB-7):
+    `join` waits for the `finally` blocks of items that were cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
+ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
+    maps and streams need is imported at the first of them, while the workers start.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
 from functools import partial
 from multiprocessing import util
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -47,16 +49,16 @@ from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
 from .counts import EndCounts
 from .functions import Function, FunctionTable
-from .iterators import CompletionIterator, ResultIterator
-from .job import Job
-from .progress import Bar, Reporter
 from .queue import Queue, preparing
 from .resizing import Resizer
-from .routing import RoutedTasks, Router
-from .sources import source_of
-from .stream_source import StreamSource
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
+
+if TYPE_CHECKING:  # ENGINE-3
+    from .iterators import CompletionIterator, ResultIterator
+    from .job import Job
+    from .routing import RoutedTasks, Router
+    from .stream_source import StreamSource
 
 EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
@@ -193,6 +195,10 @@ class Engine:
         progress: bool | Callable[[Progress], object] = False,
     ) -> Job:
         """Give a `map` or `starmap` to the workers."""
+        from .job import Job  # ENGINE-3
+        from .progress import Bar, Reporter
+        from .sources import source_of
+
         function = self.functions.of(func)
         show = Bar() if progress is True else progress
         job = Job(
@@ -221,7 +227,12 @@ class Engine:
         self._open.add(job)
         if self._only is not None:
             self._only.offer(job)
-            return
+        else:
+            self._route(job)
+
+    def _route(self, job: Job) -> None:
+        from .routing import Router  # ENGINE-3
+
         job.router = Router(job, self._assign, self._complete)
         if job.left is None:
             job.router.route(1)
@@ -254,13 +265,13 @@ class Engine:
                 function,
                 self.on_settled,
                 options,
-                persistent=is_persistent(function, options),
+                persistent=is_persistent(function, options, len(queue.calls)),
                 on_cancel=self.cancel_call,
                 ends=self.ends,
             )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
-        if options.retries:
+        if options is not DEFAULT_OPTIONS and options.retries:
             calls.allow(call, options.retries)
         call.source = calls
         queue.call(calls, call, (args, kwds))
@@ -288,7 +299,7 @@ class Engine:
         self.check_open()  # as in submit_call
         calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
-            persistent = is_persistent(function, options)
+            persistent = is_persistent(function, options, len(queue.calls))
             calls = kind(function, self.on_settled, options, persistent=persistent, ends=self.ends)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
@@ -320,6 +331,8 @@ class Engine:
         options: TaskOptions,
     ) -> StreamSource:
         """Give one stream to the workers."""
+        from .stream_source import StreamSource  # ENGINE-3
+
         function = self.functions.of(func, generator=True)
         on_done: Callable[[StreamSource], None] = self.on_settled
         queue = self._only
@@ -414,6 +427,8 @@ class Engine:
 
     def read(self, job: Job, *, keep: object) -> ResultIterator[Any]:
         """An iterator over the results of a job; it keeps `keep` alive until it ends."""
+        from .iterators import ResultIterator  # ENGINE-3
+
         reader = job.add_reader()
         return ResultIterator(keep, reader, self._released(reader, job))
 
@@ -421,6 +436,8 @@ class Engine:
         self, job: Job, *, keep: object, with_index: bool
     ) -> CompletionIterator[Any]:
         """As `read`, in the order in which the results are ready."""
+        from .iterators import CompletionIterator  # ENGINE-3
+
         reader = job.add_completion_reader()
         released = self._released(reader, job)
         return CompletionIterator(keep, reader, released, with_index=with_index)
@@ -458,6 +475,8 @@ class Engine:
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
         share = router.shares.get(qid)
         if share is None:
+            from .routing import RoutedTasks  # ENGINE-3
+
             share = router.shares[qid] = RoutedTasks(job, router, self._queue(qid).offer)
         return tid, share
 

@@ -87,6 +87,7 @@ class Job:
     `reporter` shows the job's progress.
     """
 
+    note_chunk = None
     router: Routing | None = None  # None: every task goes to the pool's only queue
     queued = False
     done = False

@@ -22,6 +22,8 @@ from .job import Job
 class RoutedTasks:
     """The tasks of one job that a user's scheduler gave to one queue: a task source (feed.py)."""
 
+    note_chunk = None
+
     def __init__(self, job: Job, router: Router, offer: Callable[[RoutedTasks], None]) -> None:
         self.offer = offer
         self.function = job.function

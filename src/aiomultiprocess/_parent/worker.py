@@ -32,7 +32,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from .. import _legacy
 from .._processes import loops
@@ -45,7 +45,6 @@ from .._wire.frames import Kind
 from .._worker import main
 from ..core import Process
 from .credit import Credit
-from .deadlines import Deadlines
 from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
 
     from .._processes.context_variables import NamedVariable
     from .chunk import Chunk
+    from .deadlines import Deadlines
 
 KILL_MARGIN = 1.0  # seconds from the end of the grace period after SIGTERM to SIGKILL
 MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
@@ -97,6 +97,7 @@ class WorkerOptions:
         self.memory_limit = memory_limit
 
 
+@_legacy.without(_legacy.WORKER)
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
 
@@ -118,11 +119,6 @@ class PoolWorker(Process):
         """As for a Process, and for what 0.9.1 called in a worker."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.WORKER_HOOKS)
-
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.WORKER)
 
     def __init__(
         self, options: WorkerOptions, link: Link, end: ChildEnd, index: int, place: int
@@ -162,6 +158,8 @@ class PoolWorker(Process):
         self._parent_fd = _own_pidfd()
         parent_fd = None if self._parent_fd is None else _handover(self._parent_fd.fileno())
         spec = self._spec_of(options, end, parent_fd)
+        if options.context.get_start_method() == "fork":
+            main.load_engine()
         process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(process)
         return process
@@ -222,6 +220,8 @@ class PoolWorker(Process):
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
         if self.deadlines is None:
+            from .deadlines import Deadlines  # here: few pools need it
+
             self.deadlines = Deadlines(self, self._loop, self._grace)
         self.deadlines.sent(seconds)
 

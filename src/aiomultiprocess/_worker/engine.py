@@ -54,9 +54,10 @@ import os
 import signal
 import sys
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
@@ -92,7 +93,8 @@ CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes lon
 MODES = len(Mode)
 MAP, STREAM = int(Mode.MAP), int(Mode.STREAM)
 
-RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
+DONE, RAISED, SUSPENDED, FULL = _accel.DONE, _accel.RAISED, _accel.SUSPENDED, _accel.FULL
+decode_items = _accel.decode_items
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +131,8 @@ class WorkerEngine:
         self._grace = grace  # seconds
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
-        #: Chunks with items that are not started, by id, in the order in which they arrived.
-        self._chunks: OrderedDict[int, ReceivedChunk] = OrderedDict()
+        #: Chunks with items that are not started, in the order in which they arrived.
+        self._chunks: deque[ReceivedChunk] = deque()
         #: Tasks of suspended items. None: the result is journaled, the task is not done yet.
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
@@ -370,8 +372,8 @@ class WorkerEngine:
             return
         self._retiring = self._refuses = True
         self._link.send(Kind.RETIRING, payload=[why.encode()])
-        for chunk in list(self._chunks.values())[self._in_burst :][::-1]:
-            del self._chunks[chunk.chunk_id]
+        while len(self._chunks) > self._in_burst:
+            chunk = self._chunks.pop()
             self._return(chunk.chunk_id, chunk.next, len(chunk.items) - chunk.next)
         self._link.flush()
 
@@ -417,14 +419,12 @@ class WorkerEngine:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
         if timed and self._limits is None:
             self._limits = self._make_limits()
-        items, failures = _accel.decode_items(payload, count)
+        items, failures = decode_items(payload, count)
         func = self._functions[function]
         if mode == STREAM:
             func = unwrapped(func)  # a generator runs on the loop
             mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
-        self._chunks[chunk_id] = ReceivedChunk(
-            chunk_id, mode, func, items, failures or {}, timed=timed
-        )
+        self._chunks.append(ReceivedChunk(chunk_id, mode, func, items, failures or {}, timed))
         self._advertised_free = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
@@ -491,7 +491,7 @@ class WorkerEngine:
         elif task is not None:
             self._given_up.add(task)
             task.cancel()
-        elif (chunk := self._chunks.get(chunk_id)) is not None:
+        elif (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())
 
     def _on_cancel_range(self, chunk_id: int, offsets: range) -> None:
@@ -505,8 +505,19 @@ class WorkerEngine:
         self._given_up.update(running)
         for task in running:
             task.cancel()
-        if (chunk := self._chunks.get(chunk_id)) is not None:
+        if (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.skip(offsets)
+
+    def _waiting_chunk(self, chunk_id: int) -> ReceivedChunk | None:
+        """The chunk of this id, if it has items that are not started.
+
+        The id is the number of the first item, so the ids of the chunks that wait ascend.
+        """
+        from bisect import bisect_left  # here: a start does not need it
+
+        chunks = self._chunks
+        at = bisect_left(chunks, chunk_id, key=attrgetter("chunk_id"))
+        return chunks[at] if at < len(chunks) and chunks[at].chunk_id == chunk_id else None
 
     # -- running -------------------------------------------------------------------------------
 
@@ -533,7 +544,7 @@ class WorkerEngine:
         while chunks and len(self._running) < self._concurrency and not link.congested:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
-            chunk = next(iter(chunks.values()))
+            chunk = chunks[0]
             if (chunk.timed or self._threads is not None) and self._must_wait(chunk):
                 break
             if not self._advance(chunk, deadline):
@@ -541,7 +552,7 @@ class WorkerEngine:
                 break
             # `chunks` is empty if an item ran the loop inside its call, and SIGTERM arrived there
             if chunk.next >= len(chunk.items) and chunks:
-                chunks.popitem(last=False)
+                chunks.popleft()
         if self._running:
             self._ask_for_more()
         self._results.publish()
@@ -588,7 +599,7 @@ class WorkerEngine:
         if chunk.timed and self._limits is not None:
             self._limits.end_first_step()  # LIMITS-1: all that has ended is in the journal
         del outcome  # an exception and this frame would keep each other alive
-        return bool(status != _accel.DONE or end > at)
+        return bool(status != DONE or end > at)
 
     def _fail(
         self, chunk: ReceivedChunk, offset: int, func: Callable[..., Any], error: BaseException

@@ -99,7 +99,7 @@ class ResultSender:
         chunk_id: int,
         offset: int,
         error: BaseException,
-        stage: Stage | None = None,
+        stage: int | None = None,
         *,
         refused: bool = False,
         given_up: bool = False,
@@ -178,7 +178,7 @@ def cancellation() -> bytes:
     return exceptions.dump_exception(asyncio.CancelledError(), _accel.dumps)
 
 
-def _dumped(error: BaseException, stage: Stage | None) -> bytes:
+def _dumped(error: BaseException, stage: int | None) -> bytes:
     if type(error) is UnsendableError:
         cause = error if error.__cause__ is None else error.__cause__
         return exceptions.dump_exception(cause, _accel.dumps, Stage.RESULT, str(error))
