@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from amp_ext import buffer_builder as buffer_builder
     from amp_ext import link as link
     from amp_ext import ring as ring
+    from amp_ext import segment as segment
 
     from ._pure.buffer_builder import BufferBuilder
     from ._pure.codec import decode_items, dumps, encode_items, loads
@@ -60,9 +61,19 @@ __all__ = [
     "encode_items",
     "loads",
     "native_watchdog",
+    "segment_module",
 ]
 
 
 def native_watchdog() -> Callable[[int, int, float], None] | None:
     """`amp_ext.watchdog.start`; None where the extension is not built."""
     return None if _watchdog is None else _watchdog.start
+
+
+def segment_module() -> Any:
+    """`amp_ext.segment`, imported for the first large buffer; None where it is not built."""
+    if EXTENSION_ERROR is not None:
+        return None
+    from amp_ext import segment
+
+    return segment

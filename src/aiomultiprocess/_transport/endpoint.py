@@ -7,10 +7,23 @@ breaks a link once, and delays the release of memory until no callback uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from .._wire.frames import Handler
-from .link import Callback, RunningItems, WorkerMemory
+from .._wire.frames import (
+    LENT_MIN,
+    CorruptHeaderError,
+    Handler,
+    Segment,
+    pack_sizes,
+    part_sizes,
+)
+from .link import Callback, Limits, RunningItems, WorkerMemory
+
+if TYPE_CHECKING:
+    from .descriptor_socket import DescriptorSocket
+    from .segments import Borrower, Lender, Lent
 
 
 def watch_fd(
@@ -26,6 +39,64 @@ def watch_fd(
         ) from None
 
 
+class LargeBuffers:
+    """What carries large buffers beside the channel of a link (segments.py), once there are any."""
+
+    def __init__(self, fd: int, limits: Limits) -> None:
+        """Take over `fd`, an end of a pair of Unix sockets; -1 if there is none."""
+        self.limits = limits
+        self._fd = fd
+        self._socket: DescriptorSocket | None = None
+        self._lender: Lender | None = None
+        self._borrower: Borrower | None = None
+
+    def lend(self, payload: Sequence[Segment]) -> Lent | None:
+        """The payload with large buffers replaced by what names them; None if there is none."""
+        if self._fd < 0:
+            return None
+        if self._lender is None:
+            if not any(type(one) is memoryview and len(one) >= LENT_MIN for one in payload):
+                return None
+            from .segments import Lender, works  # here: few pools need it
+
+            if not works():
+                self.close()
+                return None
+            self._lender = Lender(self._descriptors(), self.limits)
+        return self._lender.lend(payload)
+
+    def undo(self) -> None:
+        """What was lent last was not sent."""
+        if self._lender is not None:
+            self._lender.undo()
+
+    def borrow(self, part: bytes | bytearray, *, writable: bool) -> memoryview | int:
+        """The buffer that a part of a payload names (frames.py, FRAME-6)."""
+        if self._borrower is None:
+            from .segments import Borrower, works
+
+            if self._fd < 0 or not works():
+                raise CorruptHeaderError("a lent part, on a link that has none")
+            self._borrower = Borrower(self._descriptors().receive)
+        return self._borrower.borrow(part, writable=writable)
+
+    def _descriptors(self) -> DescriptorSocket:
+        if self._socket is None:
+            from .descriptor_socket import DescriptorSocket
+
+            self._socket = DescriptorSocket(self._fd)
+        return self._socket
+
+    def close(self) -> None:
+        """Drop all segments, and close the socket. Idempotent."""
+        fd, self._fd = self._fd, -1
+        self._lender = self._borrower = None
+        if self._socket is not None:
+            self._socket.close()
+        elif fd >= 0:
+            os.close(fd)
+
+
 class Endpoint:
     """The part of a link that is the same in both transports: LINK-4, LINK-6, LINK-7 and LINK-8.
 
@@ -37,8 +108,14 @@ class Endpoint:
     - `_release()`: release memory and descriptors. It runs once, outside of all callbacks.
     """
 
-    def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        memory: WorkerMemory,
+        links: Links | None = None,
+        large_buffers: LargeBuffers | None = None,
+    ) -> None:
         """`links` holds the parent's endpoints while they are open."""
+        self._large = LargeBuffers(-1, Limits()) if large_buffers is None else large_buffers
         self.counter: RunningItems = memory
         self._memory = memory
         self._final_started: int | None = None  # from the release of the memory on
@@ -66,6 +143,14 @@ class Endpoint:
     def journal(self) -> memoryview:
         """A new view of the worker's journal."""
         return self._memory.journal
+
+    def _in_parts(self, payload: Sequence[Segment]) -> tuple[Sequence[Segment], bytes]:
+        """A payload as its parts, large buffers lent, and their sizes (FRAME-4, FRAME-6)."""
+        payload = [segment for segment in payload if len(segment)]
+        lent = self._large.lend(payload)
+        if lent is None:
+            return payload, part_sizes(payload)
+        return lent.payload, pack_sizes(lent.sizes)
 
     def start(
         self,
@@ -162,6 +247,7 @@ class Endpoint:
             self._links.discard(self)
             self._final_started = self._memory.started
             self._release()
+            self._large.close()
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         raise NotImplementedError

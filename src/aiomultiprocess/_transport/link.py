@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._wire.frames import Handler, Segment
 
@@ -58,6 +58,13 @@ BATCH_BYTES: Final = 1 << 20
 MOST_ENTRIES: Final = 1 << 16
 
 Callback = Callable[[], None]
+
+
+class Limits(NamedTuple):
+    """How much memory the segments of a pool may have (segments.py, SEGMENT-5)."""
+
+    total: int | None = None  # bytes; None: a quarter of the memory there is
+    workers: int = 1  # among whom it is divided
 
 
 def entries_for(concurrency: int) -> int:
