@@ -160,6 +160,7 @@ class Engine:
     def resize(self, processes: int) -> None:
         """Change the number of workers (resizing.py); `launched` waits for those that are new."""
         self.check_open()
+        self._channels.limits = self._channels.limits._replace(workers=processes)
         try:
             self._resizer.resize(processes)
         finally:

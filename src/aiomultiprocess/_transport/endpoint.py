@@ -19,7 +19,7 @@ from .._wire.frames import (
     pack_sizes,
     part_sizes,
 )
-from .link import Callback, Limits, RunningItems, WorkerMemory
+from .link import DEFAULT_LIMITS, Callback, Limits, RunningItems, WorkerMemory
 
 if TYPE_CHECKING:
     from .descriptor_socket import DescriptorSocket
@@ -115,7 +115,7 @@ class Endpoint:
         large_buffers: LargeBuffers | None = None,
     ) -> None:
         """`links` holds the parent's endpoints while they are open."""
-        self._large = LargeBuffers(-1, Limits()) if large_buffers is None else large_buffers
+        self._large = LargeBuffers(-1, DEFAULT_LIMITS) if large_buffers is None else large_buffers
         self.counter: RunningItems = memory
         self._memory = memory
         self._final_started: int | None = None  # from the release of the memory on

@@ -67,6 +67,9 @@ class Limits(NamedTuple):
     workers: int = 1  # among whom it is divided
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 def entries_for(concurrency: int) -> int:
     """How many entries the table of running items has: one for each suspended item, and the first.
 
@@ -200,6 +203,9 @@ class ChildEnd(Protocol):
 
 class Backend(Protocol):
     """Makes the channels of one pool."""
+
+    #: Of the channels that it makes from now on.
+    limits: Limits
 
     @property
     def name(self) -> str:

@@ -48,7 +48,15 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, LargeBuffers, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd, Limits, entries_for
+from .link import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    DEFAULT_LIMITS,
+    Callback,
+    ChildEnd,
+    Limits,
+    entries_for,
+)
 from .shared_page import SharedPage
 
 #: Bytes received at once. A larger payload is not handed over from the buffer.
@@ -423,9 +431,9 @@ class PipeBackend:
 
     name: Final = "pipe"
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._links = Links()
-        self._limits = limits
+        self.limits = limits
 
     def create(self, concurrency: int = 1) -> tuple[PipeLink, ChildEnd]:
         page = SharedPage.create(entries_for(concurrency))
@@ -439,9 +447,9 @@ class PipeBackend:
             page.close()
             raise
         ours, theirs, ours_too, theirs_too = ends
-        large_buffers = LargeBuffers(ours_too.detach(), self._limits)
+        large_buffers = LargeBuffers(ours_too.detach(), self.limits)
         link = PipeLink(ours, page, self._links, large_buffers)
-        return link, PipeChildEnd(theirs, page, theirs_too, self._limits, self._links.abandon)
+        return link, PipeChildEnd(theirs, page, theirs_too, self.limits, self._links.abandon)
 
     def close(self) -> None:
         self._links.close()

@@ -58,7 +58,14 @@ from .._wire.frames import (
     refuse_payload,
 )
 from .endpoint import Endpoint, LargeBuffers, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, Limits, entries_for
+from .link import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    DEFAULT_LIMITS,
+    Callback,
+    Limits,
+    entries_for,
+)
 
 #: Bytes of each of a worker's two rings. Large enough that a stream does not stop while the other
 #: side wakes (some 50 us, in which 1 MiB is copied), small enough to stay in a CPU's cache.
@@ -402,10 +409,10 @@ class ShmBackend:
 
     name: Final = "shm"
 
-    def __init__(self, capacity: int = CAPACITY, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(self, capacity: int = CAPACITY, limits: Limits = DEFAULT_LIMITS) -> None:
         """Each direction of each link has `capacity` bytes, a power of two."""
         self._capacity = capacity
-        self._limits = limits
+        self.limits = limits
         self._listener = DoorbellListener(ring.Doorbell())
         self._links = Links()
 
@@ -422,14 +429,14 @@ class ShmBackend:
             bell.close()
             mapping.close()
             raise
-        large_buffers = LargeBuffers(ours.detach(), self._limits)
+        large_buffers = LargeBuffers(ours.detach(), self.limits)
         producer, consumer = mapping.down_producer(), mapping.up_consumer()
         closers = (bell.close,)
         link = ShmLink(
             mapping, producer, consumer, bell, self._listener, closers, self._links, large_buffers
         )
         pool_bell = self._listener.bell
-        return link, ShmChildEnd(mapping, bell, pool_bell, theirs, self._limits, self._abandon)
+        return link, ShmChildEnd(mapping, bell, pool_bell, theirs, self.limits, self._abandon)
 
     def close(self) -> None:
         self._links.close()
