@@ -206,6 +206,10 @@ class Inbox:
             handler(kind, flags, count, chunk_id, offset, function, payload)
         return True
 
+    def drop(self) -> None:
+        """Drop what has arrived of a payload."""
+        self._assembly = Assembly(BufferBuilder)
+
     def _assemble(self, handler: Handler) -> bool:
         end = min(self._end, self._begin + self._assembly.missing)
         with self._view[self._begin : end] as piece:
@@ -386,6 +390,7 @@ class PipeLink(Endpoint):
         self._sock.close()
         self._page.close()
         self._outbox.clear()
+        self._inbox.drop()
 
 
 class PipeChildEnd:
