@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from amp_ext import segment as segment
 
     from ._pure.buffer_builder import BufferBuilder
-    from ._pure.codec import decode_items, dumps, encode_items, loads
+    from ._pure.codec import decode_items, dumps, encode_items, loads, register
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
 
@@ -30,7 +30,7 @@ else:
         from amp_ext import buffer_builder, link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.buffer_builder import BufferBuilder
-        from amp_ext.codec import decode_items, dumps, encode_items, loads
+        from amp_ext.codec import decode_items, dumps, encode_items, loads, register
         from amp_ext.journal import Journal
         from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, share
 
@@ -40,7 +40,7 @@ else:
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
-        from ._pure.codec import decode_items, dumps, encode_items, loads
+        from ._pure.codec import decode_items, dumps, encode_items, loads, register
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
 
@@ -61,6 +61,7 @@ __all__ = [
     "encode_items",
     "loads",
     "native_watchdog",
+    "register",
     "segment_module",
 ]
 

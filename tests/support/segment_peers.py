@@ -124,4 +124,3 @@ def borrow_and_die(end: ChildEnd, step: str) -> None:
 
     link.start(loop, take, lambda: None, lambda error: die())
     loop.run_forever()
-

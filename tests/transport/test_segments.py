@@ -69,7 +69,9 @@ async def test_a_buffer_that_cannot_be_written_arrives_as_such(channel: Channel)
 
 
 @pytest.mark.parametrize(
-    "data", [bytes(SIZE), bytearray(SIZE), buffer(LENT_MIN - 1)], ids=["bytes", "bytearray", "small"]
+    "data",
+    [bytes(SIZE), bytearray(SIZE), buffer(LENT_MIN - 1)],
+    ids=["bytes", "bytearray", "small"],
 )
 async def test_what_owns_its_memory_or_is_small_goes_through_the_channel(
     channel: Channel, data: Any
@@ -242,7 +244,9 @@ async def test_descriptors_that_the_other_end_does_not_take_are_not_waited_for(
 @conftest.FORK_WARNING
 async def test_a_copy_of_an_object_in_a_forked_process_never_changes(channel: Channel) -> None:
     kept = await channel.pass_on(view_of(buffer(fill=7)))
-    ask = support.in_a_fork(lambda: bytes(kept) == bytes([7]) * SIZE)
+    held = [kept]
+    ask = support.in_a_fork(lambda: bytes(held[0]) == bytes([7]) * SIZE)
+    held.clear()
     del kept
     for fill in range(20, 40):
         await channel.pass_on(view_of(buffer(fill=fill)))

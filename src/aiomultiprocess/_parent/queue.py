@@ -43,6 +43,7 @@ from .. import _accel, _legacy
 from .._arguments import DEFAULT_OPTIONS
 from .._wire import exceptions
 from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode
+from .._wire.sharing import collected
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .counts import TaskCounts
@@ -61,6 +62,7 @@ from .functions import Function
 from .line import Line
 from .retry import RetryQueue, RetryTask, recover_results
 from .serializers import PICKLE_ALONE
+from .sharing import pass_collected, pass_to
 from .stream_source import StreamSource
 
 if TYPE_CHECKING:
@@ -334,12 +336,13 @@ class Queue:
         function, credit = owner.function, worker.credit
         try:
             payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
+            shared = pass_collected(worker.link) if collected else ()
             if count and function.id not in worker.functions:
                 self._send_function(worker, function)
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except MemoryError as refusal:
+        except (MemoryError, OSError) as refusal:  # OSError: of passing a shared object
             return self._send_alone(worker, owner, handles, items, refusal)
         rest, whole = None, (handles, items)
         if count != len(items):
@@ -349,6 +352,8 @@ class Queue:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
             worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
+            if shared:
+                chunk.shared = shared
             if owner.mode is APPLY or owner.mode is STREAM:
                 cast("CallQueue | StreamSource | RetryTask", owner).note_chunk(handles, chunk)
             now = monotonic()
@@ -402,9 +407,9 @@ class Queue:
         owner: TaskOwner,
         handles: Handles,
         items: list[Any],
-        refusal: MemoryError,
+        refusal: MemoryError | OSError,
     ) -> int:
-        """Send only the first item, after memory was refused for all; one alone fails."""
+        """Send only the first item, after the system refused what all need; one alone fails."""
         if len(items) == 1:
             self._put_back_rest(owner, handles, items, refusal)
             return 0
@@ -412,6 +417,8 @@ class Queue:
         return self._send_chunk(worker, owner, handles[:1], items[:1])
 
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
+        if function.shared:
+            pass_to(worker.link, function.shared)
         worker.link.send(
             Kind.FUNCTION,
             flags=function.flags,

@@ -36,11 +36,13 @@ from .._processes.spawn import process_class, report_exit
 from .._processes.start_arguments import at_its_caller
 from .._transport.link import ChildEnd, Link
 from .._wire.frames import Kind
+from .._wire.sharing import live
 from .._worker import main
 from ..core import Process
 from .credit import Credit
 from .deadlines import Deadlines
 from .serializers import PICKLE_ALONE, Choice
+from .sharing import note_fork, pickle_for
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -89,6 +91,7 @@ class WorkerOptions:
         self.lifespan = lifespan
         self.contextvars = contextvars
         self.memory_limit = memory_limit
+        self.shared: list[tuple[Any, ...]] = []  # held, because workers start with it (sharing.py)
 
 
 class PoolWorker(Process):
@@ -155,7 +158,10 @@ class PoolWorker(Process):
             lifespan=options.lifespan,
             contextvars=options.contextvars,
             memory_limit=options.memory_limit,
+            pickled_by=pickle_for(link, options.shared),
         )
+        self._shared = options.shared
+        self._starts_by_user_code = bool(options.initializer or options.lifespan)
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
 
@@ -170,6 +176,8 @@ class PoolWorker(Process):
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
+        if live and getattr(self.aio_process, "_start_method", "") == "fork":
+            note_fork(self.link, self._shared, holds=self._starts_by_user_code)
         self._pid = self.aio_process.pid
         self._loop = loop
         self._launched_at = loop.time()

@@ -75,7 +75,7 @@ CODEC-11  In a `frames.PayloadParts`, a buffer of a pickle may also be a view of
 """
 
 from .decoder import decode_items, loads
-from .encoder import dumps, encode_items
+from .encoder import dumps, encode_items, register
 from .tags import CorruptFrameError
 
-__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads"]
+__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads", "register"]

@@ -97,9 +97,7 @@ def _no_memory(size: int) -> MemoryError:
 class _Decoder:
     """Reads one payload: `data`, or the segments that do not become values (CODEC-8)."""
 
-    def __init__(
-        self, data: bytes | memoryview, segments: Sequence[Part] = ()
-    ) -> None:
+    def __init__(self, data: bytes | memoryview, segments: Sequence[Part] = ()) -> None:
         self.at = 0
         self._data: Any = data
         self._in_segments = len(segments) > 0

@@ -168,6 +168,12 @@ class Link(Protocol):
         for a copy of it (LINK-10).
         """
 
+    def share(self, number: int, fd: int, /) -> bool:
+        """Pass a shared object to the worker, unless it has it; whether it was passed.
+
+        OSError if that is not possible now (shared_objects.py).
+        """
+
     def flush(self) -> None:
         """Make what was sent visible to the other side, and wake it if it sleeps."""
 

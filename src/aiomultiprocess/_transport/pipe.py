@@ -47,7 +47,7 @@ from .._wire.frames import (
     is_constant,
     refuse_payload,
 )
-from .endpoint import Endpoint, LargeBuffers, Links, watch_fd
+from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
 from .link import (
     BATCH_BYTES,
     BATCH_FRAMES,
@@ -422,7 +422,7 @@ class PipeChildEnd:
         sock_fd, page_fd, descriptors_fd = self._handover.take()
         page = SharedPage(page_fd, self._entries)
         page.close_fd()
-        large_buffers = LargeBuffers(descriptors_fd, Limits(*self._limits))
+        large_buffers = open_this_end(descriptors_fd, Limits(*self._limits))
         return PipeLink(_adopt(sock_fd), page, large_buffers=large_buffers)
 
     def release(self) -> None:

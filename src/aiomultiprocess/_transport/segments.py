@@ -31,11 +31,12 @@ SEGMENT-2  The descriptor is sent once, before the frame that names the segment 
 SEGMENT-3  No message returns a segment. The owner looks at the answers when it needs a segment.
 SEGMENT-4  The borrower trusts nothing that it is told: a segment that is unknown, too small, of no
     sealed size, still held, or named by an old loan is a CorruptHeaderError, which breaks the link.
-    A segment that it cannot map, for lack of memory or descriptors, fails its items alone (FRAME-5);
-    its loan is never answered, so it is never named again.
+    A segment that it cannot map, for lack of memory or descriptors, fails its items alone
+    (FRAME-5); its loan is never answered, so it is never named again.
 SEGMENT-5  Segments have at most `limit_of` bytes for each end of a link, and there are at most
-    `MOST_SEGMENTS`; when a buffer finds no room, idle ones of the wrong size are forgotten, then the
-    buffer goes through the channel. Idle ones that `STALE` loans have passed over are forgotten.
+    `MOST_SEGMENTS`; when a buffer finds no room, idle ones of the wrong size are forgotten, then
+    the buffer goes through the channel. Idle ones that `STALE` loans have passed over are
+    forgotten.
 SEGMENT-6  A process that forks answers the loans that it holds as KEPT (segment.h, SEGMENT-C2): its
     child may hold copies of their objects, so the owner never fills these segments again. The child
     has no mapping of segments that the process owns, and answers no loan.
@@ -79,7 +80,6 @@ from .._wire.frames import (
     Segment,
     is_readonly,
 )
-
 from .link import Limits
 
 if TYPE_CHECKING:
@@ -191,9 +191,7 @@ class Lender:
         self._last.append(own)
         told = self._forgotten[:_MOST_FORGOTTEN]
         del self._forgotten[:_MOST_FORGOTTEN]
-        return _LOAN.pack(own.number, own.loan, len(buffer)) + b"".join(
-            map(_FORGOTTEN.pack, told)
-        )
+        return _LOAN.pack(own.number, own.loan, len(buffer)) + b"".join(map(_FORGOTTEN.pack, told))
 
     def _collect(self) -> None:
         """LENT -> IDLE, or -> FORGOTTEN (SEGMENT-3, SEGMENT-6)."""
@@ -287,7 +285,7 @@ class Borrower:
             return int(size)
         self._loans[number] = loan
         try:
-            return memoryview(memory.loan(loan, size, not writable))  # type: ignore[arg-type]
+            return memoryview(memory.loan(loan, size, not writable))
         except (ValueError, OverflowError) as error:  # SEGMENT-4
             raise CorruptHeaderError(f"segment {number}: {error}") from None
 
@@ -328,4 +326,5 @@ def memory_size() -> int:
 
 def works() -> bool:
     """Whether this system and this installation have segments."""
-    return segment is not None and hasattr(os, "memfd_create") and hasattr(socket, "send_fds")
+    built: object = segment
+    return built is not None and hasattr(os, "memfd_create") and hasattr(socket, "send_fds")

@@ -57,7 +57,7 @@ from .._wire.frames import (
     is_constant,
     refuse_payload,
 )
-from .endpoint import Endpoint, LargeBuffers, Links, watch_fd
+from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
 from .link import (
     BATCH_BYTES,
     BATCH_FRAMES,
@@ -394,7 +394,7 @@ class ShmChildEnd:
         listener = DoorbellListener(bell)
         producer, consumer = mapping.up_producer(), mapping.down_consumer()
         closers = (pool_bell.close, listener.close)
-        large_buffers = LargeBuffers(socket_fd, Limits(*self._limits))
+        large_buffers = open_this_end(socket_fd, Limits(*self._limits))
         return ShmLink(
             mapping, producer, consumer, pool_bell, listener, closers, large_buffers=large_buffers
         )

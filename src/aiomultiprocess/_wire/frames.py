@@ -131,6 +131,7 @@ class Kind(IntEnum):
     CLOSE = 5  # finish the items that the worker has, then exit
     PULL = 6  # chunk_id: of a stream, count: so many more values may come
     CONTEXT = 7  # values of context variables for the chunks that follow; payload: these
+    UNSHARE = 8  # chunk_id: the number of a shared object that was released
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
     BROKEN = 17  # the initializer failed; payload: its exception

@@ -19,6 +19,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Final
 
+from .sharing import permitted
+
 ENVIRONMENT: Final = "AIOMULTIPROCESS_SERIALIZER"
 
 #: The end of a message about what pickle has refused, where cloudpickle would take it.
@@ -47,7 +49,8 @@ class Sealed:
         self._serializer = serializer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._serializer.loads, (self._serializer.dumps(self.value),)
+        with permitted():  # sharing.py, SHARING-1: only pools seal values
+            return self._serializer.loads, (self._serializer.dumps(self.value),)
 
 
 def opened(value: Any) -> Any:
