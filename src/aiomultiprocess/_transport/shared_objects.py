@@ -3,9 +3,9 @@
     share(obj) -> Memory (parent) -- number, in any pickle for a worker --> Shared (worker)
                     \\-- descriptor, once for each worker, before that frame --> Received -> value
 
-`aiomultiprocess.share` makes the memory: a file without a name, which holds a pickle and, behind it,
-the buffers that the pickle has out of band. `Shared` is what users pass to tasks. It travels as the
-number of its memory. The parent passes the descriptor to each worker that gets one, over the socket
+`aiomultiprocess.share` makes the memory: a file without a name, which holds a pickle and, behind
+it, the buffers that the pickle has out of band. `Shared` is what users pass to tasks. It travels as
+the number of its memory. The parent passes the descriptor to each worker that gets one, over the socket
 of its link (descriptor_socket.py), before the frame that needs it; the worker takes it from there
 when `.value` is asked for, which loads the pickle over a read-only mapping.
 
@@ -15,10 +15,12 @@ OBJECT-2  The parent closes its descriptor when nothing refers to the `Memory`: 
     no task that is not settled, no function, no pool whose workers start with it. Then it tells the
     workers that have it (UNSHARE), and they close theirs. Frames are in order, so no task that was
     sent before finds it gone.
-OBJECT-3  A process loads a value once, and keeps it as long as it has the descriptor. The mapping is
-    the value's: it goes with the last view of it, also later than that.
+OBJECT-3  A process loads a value once, and keeps it as long as it has the descriptor. The mapping
+    is the value's: it goes with the last view of it, also later than that.
 OBJECT-4  A forked worker has inherited the memories of its parent. It counts as one that they were
     passed to, so it closes them when they end.
+OBJECT-5  A worker that has a pool of its own passes a memory on to the workers of that, and tells
+    them when its parent has released it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,33 @@ RELEASED: Final = (
 )
 
 
-class Memory:
+class Links:
+    """The workers that have a memory."""
+
+    number: int
+
+    def __init__(self) -> None:
+        self._links: list[weakref.ref[endpoint.Endpoint]] = []
+
+    def pass_over(self, link: Any, fd: int) -> None:
+        """Pass the descriptor to a worker, unless it has it. OSError if that cannot be now."""
+        if link.share(self.number, fd):
+            self._links.append(weakref.ref(link))
+
+    def inherited_by(self, link: Any) -> None:
+        """The worker of this link was forked (OBJECT-4)."""
+        link.shared.add(self.number)
+        self._links.append(weakref.ref(link))
+
+    def unshare(self) -> None:
+        """Tell the workers that the memory is released (OBJECT-2)."""
+        for ref in self._links:
+            link = ref()
+            if link is not None:
+                link.unshare_soon(self.number)
+
+
+class Memory(Links):
     """The memory of one shared object, in the process that made it."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -66,18 +94,12 @@ class Memory:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._value: list[Any] = []  # once it was loaded
-        self._links: list[weakref.ref[endpoint.Endpoint]] = []  # of workers that have it
+        super().__init__()
         sharing.live[self.number] = self
 
     def pass_to(self, link: Any) -> None:
-        """Pass the descriptor to a worker, unless it has it. OSError if that cannot be now."""
-        if link.share(self.number, self._fd):
-            self._links.append(weakref.ref(link))
-
-    def inherited_by(self, link: Any) -> None:
-        """The worker of this link was forked (OBJECT-4)."""
-        link.shared.add(self.number)
-        self._links.append(weakref.ref(link))
+        """Give it to a worker, unless that has it. OSError if that cannot be now."""
+        self.pass_over(link, self._fd)
 
     @property
     def value(self) -> Any:
@@ -98,18 +120,15 @@ class Memory:
 
     def __del__(self) -> None:  # OBJECT-2
         self.close()
-        if os.getpid() != self._pid:
-            return
-        for ref in self._links:
-            link = ref()
-            if link is not None:
-                link.unshare_soon(self.number)
+        if os.getpid() == self._pid:
+            self.unshare()
 
 
-class Received:
+class Received(Links):
     """The memory of a shared object, in a worker."""
 
     def __init__(self, number: int) -> None:
+        super().__init__()
         self.number = number
         self._lock = threading.Lock()
         self._value: list[Any] = []
@@ -119,12 +138,19 @@ class Received:
         """The object, as that of `Memory`."""
         with self._lock:
             if not self._value:
-                end = endpoint.this_end
-                fd = -1 if end is None else end.take_shared(self.number)
-                if fd < 0:
-                    raise RuntimeError(RELEASED)
-                self._value.append(load(fd))
+                self._value.append(load(self._descriptor()))
             return self._value[0]
+
+    def _descriptor(self) -> int:
+        end = endpoint.this_end
+        fd = -1 if end is None else end.take_shared(self.number)
+        if fd < 0:
+            raise RuntimeError(RELEASED)
+        return fd
+
+    def pass_to(self, link: Any) -> None:
+        """Give it to a worker of a pool of this worker (OBJECT-5)."""
+        self.pass_over(link, self._descriptor())
 
 
 #: In a worker: the memories that it has got, until they are released.
@@ -133,7 +159,9 @@ _received: dict[int, Received] = {}
 
 def forget(number: int) -> None:
     """In a worker: the parent has released a memory."""
-    _received.pop(number, None)
+    received = _received.pop(number, None)
+    if received is not None:
+        received.unshare()
     inherited = sharing.live.get(number)
     if inherited is not None:
         inherited.close()
@@ -149,11 +177,12 @@ class Shared(Generic[T]):
     memory is freed when the tasks that were submitted before have ended.
     """
 
-    __slots__ = ("__weakref__", "_memory", "_ref")
+    __slots__ = ("__weakref__", "_memory", "_ref", "_released")
 
     def __init__(self, memory: Memory | Received) -> None:
         self._memory: Memory | Received | None = memory
         self._ref: weakref.ref[Memory | Received] = weakref.ref(memory)
+        self._released = 0  # the process that gave it up
 
     @property
     def value(self) -> T:
@@ -163,11 +192,14 @@ class Shared(Generic[T]):
 
         Raises RuntimeError after the end of `with`, or if it was released where it was made.
         """
-        value: T = self._open().value
+        value: T = self._open(None if self._released == os.getpid() else self._ref()).value
         return value
 
-    def _open(self) -> Memory | Received:
-        memory = self._ref()
+    def pickled(self) -> Memory | Received:
+        """The memory, for a task that was submitted before the end of `with`."""
+        return self._open(self._ref())
+
+    def _open(self, memory: Memory | Received | None) -> Memory | Received:
         if memory is None:
             raise RuntimeError(
                 "this shared object was released at the end of its `with` block: use it within"
@@ -175,7 +207,7 @@ class Shared(Generic[T]):
         return memory
 
     def __enter__(self) -> Shared[T]:
-        self._open()
+        self._open(self._memory)
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -184,12 +216,13 @@ class Shared(Generic[T]):
     def release(self) -> None:
         """Give up the object, as the end of `with` does. Idempotent."""
         memory, self._memory = self._memory, None
+        self._released = os.getpid()  # a worker that is forked later may start with it
         if isinstance(memory, Memory):
             for engine in list(sharing.engines):
                 engine.hold(memory)
 
     def __repr__(self) -> str:
-        memory = self._ref()
+        memory = self._memory
         if memory is None:
             return "<Shared, released>"
         size = f" of {memory.size} bytes" if isinstance(memory, Memory) else ""
@@ -212,8 +245,8 @@ class Shared(Generic[T]):
 
 def reduce(shared: Shared[Any]) -> tuple[Any, ...]:
     """What the codec of a pool makes of it."""
-    memory = shared._open()
-    if isinstance(memory, Memory):
+    memory = shared.pickled()
+    if sharing.engines:  # else this is a worker, and a result
         sharing.collect(memory)
     return receive, (memory.number,)
 
