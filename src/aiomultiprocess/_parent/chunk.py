@@ -25,6 +25,7 @@ class Chunk:
         items: list[Any],
         first: int,
         size: int,
+        shared: tuple[Any, ...] = (),
     ) -> None:
         self.owner = owner
         self.handles = handles
@@ -33,7 +34,7 @@ class Chunk:
         self.size = size  # bytes that were sent
         self.left = len(handles)  # tasks that are not reported
         self.done: bytearray | None = None  # a byte for each task, once a part was reported
-        self.shared: tuple[Any, ...] = ()  # memories of shared objects that travelled with it
+        self.shared = shared  # memories of shared objects that travelled with it (sharing.py)
         self._offsets: dict[Any, int] | None = None  # by handle, once `offset_of` is called
 
     def report(self, offset: int, count: int) -> None:

@@ -342,7 +342,7 @@ class Queue:
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except (MemoryError, OSError) as refusal:  # OSError: of passing a shared object
+        except (MemoryError, OSError) as refusal:  # OSError: of pass_to
             return self._send_alone(worker, owner, handles, items, refusal)
         rest, whole = None, (handles, items)
         if count != len(items):
@@ -351,9 +351,7 @@ class Queue:
         if count:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-            worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
-            if shared:
-                chunk.shared = shared
+            worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size, shared)
             if owner.mode is APPLY or owner.mode is STREAM:
                 cast("CallQueue | StreamSource | RetryTask", owner).note_chunk(handles, chunk)
             now = monotonic()

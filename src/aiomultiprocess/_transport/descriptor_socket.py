@@ -1,8 +1,7 @@
 """The socket over which the two ends of a link pass descriptors; endpoint.py makes it when needed.
 
 Each message is a number of eight bytes and one descriptor. It is there as soon as it was sent, so
-an end that a frame tells of it receives without waiting. The socket says nothing by itself: nobody
-listens to it.
+an end that learns of it by a frame receives without waiting. No event loop listens to the socket.
 """
 
 from __future__ import annotations

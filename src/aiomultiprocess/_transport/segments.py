@@ -23,14 +23,15 @@ descriptor has come, HELD from the frame that names it until the last view of th
 of another segment says that the owner has forgotten it.
 
 SEGMENT-1  A segment has one owner and one borrower for ever: it is never lent to another process,
-    also not to the worker that replaces a dead one. So whoever scribbles on it, or on its answer,
-    reaches only what it was sent or sends itself.
+    also not to the worker that replaces a dead one. So a process that scribbles on it, or on its
+    answer, reaches only what it was sent or sends itself.
 SEGMENT-2  The descriptor is sent once, before the frame that names the segment first, over a socket
     that both ends have from the start of the worker. So the borrower finds it there: it never waits
     for a descriptor. Both close theirs once they have mapped the segment.
 SEGMENT-3  No message returns a segment. The owner looks at the answers when it needs a segment.
-SEGMENT-4  The borrower trusts nothing that it is told: a segment that is unknown, too small, of no
-    sealed size, still held, or named by an old loan is a CorruptHeaderError, which breaks the link.
+SEGMENT-4  The borrower trusts nothing that a frame says: a segment that is unknown, too small, of
+    no sealed size, still held, or named by an old loan is a CorruptHeaderError, which breaks the
+    link.
     A segment that it cannot map, for lack of memory or descriptors, fails its items alone
     (FRAME-5); its loan is never answered, so it is never named again.
 SEGMENT-5  Segments have at most `limit_of` bytes for each end of a link, and there are at most
@@ -140,7 +141,7 @@ class Lent(NamedTuple):
 
 
 class Lender:
-    """The owner's side of the segments of one end of a link."""
+    """The owner's side of the segments of one end of a link (SEGMENT-1)."""
 
     def __init__(self, descriptors: DescriptorSocket, limits: Limits) -> None:
         self._descriptors = descriptors
@@ -233,7 +234,7 @@ class Lender:
         except OSError as error:
             self._refused = error.errno in REFUSALS
             return None
-        memory.close_fd()
+        memory.close_fd()  # SEGMENT-2
         self._bytes += capacity
         return OwnSegment(self._made, memory)
 

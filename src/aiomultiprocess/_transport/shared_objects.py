@@ -5,9 +5,9 @@
 
 `aiomultiprocess.share` makes the memory: a file without a name, which holds a pickle and, behind
 it, the buffers that the pickle has out of band. `Shared` is what users pass to tasks. It travels as
-the number of its memory. The parent passes the descriptor to each worker that gets one, over the socket
-of its link (descriptor_socket.py), before the frame that needs it; the worker takes it from there
-when `.value` is asked for, which loads the pickle over a read-only mapping.
+the number of its memory. The parent passes the descriptor to each worker that gets one, over the
+socket of its link (descriptor_socket.py), before the frame that needs it; the worker takes it from
+there when `.value` is asked for, which loads the pickle over a read-only mapping.
 
 OBJECT-1  The memory is sealed against every change (on Linux): no process can write it, not even
     the one that made it.

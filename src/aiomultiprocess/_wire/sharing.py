@@ -1,9 +1,9 @@
 """Which shared objects (`aiomultiprocess.share`) were pickled, so that they can be handed over.
 
-A shared object is pickled as its number. Whoever pickles for a worker takes from here the memories
-of those that came along, hands them to that worker before the frame, and holds them until what he
-has pickled is settled (_parent/sharing.py). The memory itself is in _transport/shared_objects.py;
-this module imports nothing of it, because every pool imports this one, and few need the other.
+A shared object is pickled as its number. The code that pickles for a worker takes from here the
+memories of those that came along, passes them to that worker before the frame, and holds them until
+what was pickled is settled (_parent/sharing.py). _transport/shared_objects.py has the memory
+itself; this module imports nothing of it, because every pool imports this one, and few need both.
 
 SHARING-1  A shared object is pickled for a pool alone: by the codec, which has a reducer for it
     (`register`), or within `permitted()`. What another pickler makes of it would be a number
@@ -48,11 +48,11 @@ def is_permitted() -> bool:
 @contextmanager
 def permitted() -> Iterator[None]:
     """In this block, this thread pickles for a pool."""
-    ident = get_ident()
-    outermost = ident not in _permitted
-    _permitted.add(ident)
+    thread = get_ident()
+    outermost = thread not in _permitted
+    _permitted.add(thread)
     try:
         yield
     finally:
         if outermost:
-            _permitted.discard(ident)
+            _permitted.discard(thread)
