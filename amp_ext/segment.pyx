@@ -63,6 +63,7 @@ cdef class Segment:
     cdef void *base  # NULL once unmapped
     cdef uint64_t size
     cdef pid_t pid
+    cdef uint64_t forks  # of this process, when it was mapped
     cdef bint private  # children have no mapping of it (SEGMENT-P2)
     cdef readonly int fd
     cdef readonly bint held
@@ -84,6 +85,7 @@ cdef class Segment:
         cdef Segment self = Segment.__new__(Segment)
         cdef const char *call = NULL
         cdef Py_buffer view
+        watch_forks()
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             if not 0 < <uint64_t>view.len <= capacity <= AMP_MAX_LOAN:
@@ -117,7 +119,8 @@ cdef class Segment:
         return amp_segment_answered(self.base)
 
     cdef int usable(self) except -1:
-        if self.private and getpid() != self.pid:
+        # without a fork this is the process; to ask for its id takes as long as all else
+        if self.private and amp_forks() != self.forks and getpid() != self.pid:
             raise ValueError("this segment belongs to the process that this one was forked from")
         return 0
 
@@ -145,7 +148,7 @@ cdef class Segment:
         loan.number = number
         loan.length = <Py_ssize_t>size
         loan.readonly = readonly
-        loan.pid = getpid()
+        loan.pid = self.pid
         loan.forks = amp_forks()
         self.held = True
         return loan
@@ -170,6 +173,7 @@ cdef int map_segment(Segment self) except -1:
     self.base = base
     self.size = size
     self.pid = getpid()
+    self.forks = amp_forks()
     return 0
 
 
@@ -188,9 +192,13 @@ cdef class Loan:
         raise TypeError("use Segment.loan()")
 
     def __dealloc__(self):
-        if self.segment is not None and getpid() == self.pid:  # SEGMENT-C3
+        cdef bint forked
+        if self.segment is None:
+            return
+        forked = amp_forks() != self.forks
+        if not forked or getpid() == self.pid:  # SEGMENT-C3
             self.segment.held = False  # first: the answer may bring the next loan at once
-            amp_segment_answer(self.segment.base, self.number, amp_forks() != self.forks)
+            amp_segment_answer(self.segment.base, self.number, forked)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:

@@ -1,4 +1,4 @@
-"""Large arrays through a pool lie in shared memory, have one owner each, and leave nothing behind."""
+"""Large arrays in pools: they lie in shared memory, each has one owner, and none is left behind."""
 
 from __future__ import annotations
 

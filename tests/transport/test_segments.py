@@ -419,7 +419,7 @@ def test_an_answer_that_no_one_gave_returns_no_segment(peer: Peer) -> None:
     lender._lent[0].loan = 1
     lender._collect()
     assert lender._lent
-    assert not lender._idle
+    assert not any(lender._idle.values())
 
 
 def test_a_loan_on_a_link_without_segments_is_refused() -> None:

@@ -124,11 +124,12 @@ def is_lendable(buffer: Segment) -> bool:
 class OwnSegment:
     """A segment of this process."""
 
-    __slots__ = ("loan", "memory", "number", "used")
+    __slots__ = ("capacity", "loan", "memory", "number", "used")
 
     def __init__(self, number: int, memory: segment.Segment) -> None:
         self.number = number
         self.memory = memory
+        self.capacity = memory.capacity
         self.loan = 0  # the number of the last
         self.used = 0  # how many loans there were in all, at that one
 
@@ -149,7 +150,7 @@ class Lender:
         self._bytes = 0  # of all segments
         self._made = 0
         self._loans = 0
-        self._idle: list[OwnSegment] = []  # the one that was used last is the last
+        self._idle: dict[int, list[OwnSegment]] = {}  # by capacity, those that are warm the last
         self._lent: list[OwnSegment] = []  # in the order of their loans
         self._forgotten: list[int] = []
         self._last: list[OwnSegment] = []  # lent for the frame that is being sent
@@ -177,8 +178,10 @@ class Lender:
         self._last = []
 
     def _lend(self, buffer: Segment) -> bytes | None:
-        self._collect()
         own = self._find(len(buffer))
+        if own is None and self._lent:
+            self._collect()
+            own = self._find(len(buffer))
         if own is not None:
             own.memory.fill(buffer)
         else:
@@ -204,18 +207,26 @@ class Lender:
             elif answer & segment.KEPT:
                 self._forget(own)
             else:
-                self._idle.append(own)
+                self._idle.setdefault(own.capacity, []).append(own)
         self._lent = lent
-        while self._idle and self._idle[0].used < self._loans - STALE:
-            self._forget(self._idle.pop(0))
+        while (own := self._oldest()) is not None and own.used < self._loans - STALE:
+            self._forget_idle(own)
 
     def _find(self, size: int) -> OwnSegment | None:
         """Take the idle segment that fits best, of several the one that was used last."""
-        best, most = -1, 2 * capacity_for(size)
-        for at, own in enumerate(self._idle):
-            if size <= own.memory.capacity <= most:
-                best, most = at, own.memory.capacity
-        return self._idle.pop(best) if best >= 0 else None
+        capacity = capacity_for(size)
+        if not self._idle.get(capacity):
+            most = 2 * capacity
+            fitting = [one for one, idle in self._idle.items() if idle and size <= one <= most]
+            if not fitting:
+                return None
+            capacity = min(fitting)
+        return self._idle[capacity].pop()
+
+    def _oldest(self) -> OwnSegment | None:
+        """The idle segment that was used before all others."""
+        first = [idle[0] for idle in self._idle.values() if idle]
+        return min(first, key=lambda own: own.used, default=None)
 
     def _make(self, buffer: Segment) -> OwnSegment | None:
         """Make a segment and send its descriptor; None if that is not possible now (SEGMENT-5)."""
@@ -240,19 +251,24 @@ class Lender:
 
     def _evict(self, capacity: int) -> None:
         """IDLE -> FORGOTTEN, as long as that makes the room that is needed."""
-        idle = sum(own.memory.capacity for own in self._idle)
+        idle = sum(one * len(segments) for one, segments in self._idle.items())
         if self._bytes - idle + capacity > self._limit:
             return
-        while self._idle and (
-            self._bytes + capacity > self._limit or self._count() >= MOST_SEGMENTS
-        ):
-            self._forget(self._idle.pop(0))
+        while self._bytes + capacity > self._limit or self._count() >= MOST_SEGMENTS:
+            own = self._oldest()
+            if own is None:
+                return
+            self._forget_idle(own)
 
     def _count(self) -> int:
-        return len(self._idle) + len(self._lent)
+        return len(self._lent) + sum(map(len, self._idle.values()))
+
+    def _forget_idle(self, own: OwnSegment) -> None:
+        self._idle[own.capacity].remove(own)
+        self._forget(own)
 
     def _forget(self, own: OwnSegment) -> None:
-        self._bytes -= own.memory.capacity
+        self._bytes -= own.capacity
         self._forgotten.append(own.number)
 
 
