@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from .._wire.frames import CorruptHeaderError
 
+_socket: Any = socket  # on Windows it has not all of this
 _NUMBER: Final = Struct("<Q")
 _FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # a fork in between inherits nothing
 
@@ -24,10 +24,8 @@ class DescriptorSocket:
 
     def __init__(self, fd: int) -> None:
         """Take over `fd`, an end of a pair of Unix sockets."""
-        if sys.platform == "win32":
-            raise NotImplementedError
         # with all arguments given, Python makes no system call
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+        self._socket = _socket.socket(_socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
         self._socket.setblocking(False)
 
     def send(self, number: int, fd: int) -> None:
@@ -35,7 +33,7 @@ class DescriptorSocket:
 
         OSError if that is not possible now: the other end has not received so many others.
         """
-        socket.send_fds(self._socket, [_NUMBER.pack(number)], [fd])
+        _socket.send_fds(self._socket, [_NUMBER.pack(number)], [fd])
 
     def receive(self) -> tuple[int, int] | None:
         """The next number and its descriptor, which the caller owns; None if there is none.
@@ -43,7 +41,7 @@ class DescriptorSocket:
         The descriptor is -1 if this process has no room for it.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _NUMBER.size, 1, _FLAGS)
+            data, fds, _, _ = _socket.recv_fds(self._socket, _NUMBER.size, 1, _FLAGS)
         except (BlockingIOError, ConnectionError):
             return None
         if not data:

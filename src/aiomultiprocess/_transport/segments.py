@@ -66,6 +66,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -209,8 +210,8 @@ class Lender:
             else:
                 self._idle.setdefault(own.capacity, []).append(own)
         self._lent = lent
-        while (own := self._oldest()) is not None and own.used < self._loans - STALE:
-            self._forget_idle(own)
+        while (oldest := self._oldest()) is not None and oldest.used < self._loans - STALE:
+            self._forget_idle(oldest)
 
     def _find(self, size: int) -> OwnSegment | None:
         """Take the idle segment that fits best, of several the one that was used last."""
@@ -334,6 +335,8 @@ def limit_of(limits: Limits) -> int:
 
 def memory_size() -> int:
     """The memory that this process may use, in bytes."""
+    if sys.platform == "win32":
+        raise NotImplementedError
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in CGROUPS:
         with contextlib.suppress(OSError, ValueError), open(path) as file:

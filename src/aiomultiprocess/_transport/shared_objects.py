@@ -309,7 +309,7 @@ def _layout(pickled: int, sizes: list[int]) -> tuple[list[int], int]:
 
 def load(fd: int) -> Any:
     """Map the memory, and unpickle what is in it (OBJECT-3)."""
-    view = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+    view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
     pickled, count = _HEAD.unpack_from(view)
     fields = unpack_from(f"<{2 * count}Q", view, _HEAD.size)
     begin = _HEAD.size + 16 * count
@@ -320,7 +320,7 @@ def load(fd: int) -> Any:
 
 
 def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
         for more in (_NOEXEC_SEAL, 0):
             with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
@@ -331,6 +331,8 @@ def _anonymous_file() -> int:
 
 
 def _write(fd: int, view: memoryview, at: int) -> None:
+    if sys.platform == "win32":
+        raise NotImplementedError
     while len(view):
         written = os.pwrite(fd, view[:_MOST], at)
         view, at = view[written:], at + written
