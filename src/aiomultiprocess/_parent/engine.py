@@ -110,7 +110,7 @@ class Engine:
         self._gone = asyncio.Event()
         self._holding: Holding | None = None
         self._start_holds = options.shared
-        sharing.engines.add(self)
+        sharing.engines[self] = self._pid
 
     # -- workers -------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -71,7 +72,6 @@ class LargeBuffers:
             from .segments import Lender, works  # here: few pools need it
 
             if not works():
-                self.close()
                 return None
             self._lender = Lender(self._descriptors(), self.limits)
         return self._lender.lend(payload)
@@ -96,18 +96,25 @@ class LargeBuffers:
         self._descriptors().send(number, fd)
 
     def take_shared(self, number: int) -> int:
-        """The descriptor of a shared object that was passed, or -1."""
+        """The descriptor of a shared object that was passed, or -1.
+
+        OSError if this process had no room for the descriptor.
+        """
         if number not in self._shared and self._fd >= 0:
             pending = []
             while number not in self._shared and (received := self._receive()) is not None:
                 pending.append(received)
             self._pending += pending
-        return self._shared.get(number, -1)
+        fd = self._shared.get(number)
+        if fd == -1:
+            raise OSError(errno.EMFILE, "no descriptor was left for a shared object")
+        return -1 if fd is None else fd
 
     def drop_shared(self, number: int) -> None:
         """Close the descriptor of a shared object."""
-        fd = self.take_shared(number)
-        self._shared.pop(number, None)
+        with contextlib.suppress(OSError):
+            self.take_shared(number)
+        fd = self._shared.pop(number, -1)
         if fd >= 0:
             os.close(fd)
 
@@ -119,6 +126,10 @@ class LargeBuffers:
             number, fd = received
             if number < FIRST_SHARED:
                 return received
+            if self is not this_end or number in self._shared:  # only a parent shares
+                if fd >= 0:
+                    os.close(fd)
+                raise CorruptHeaderError(f"the descriptor of shared object {number:x}")
             self._shared[number] = fd
         return None
 

@@ -164,6 +164,7 @@ def forget(number: int) -> None:
         received.unshare()
     inherited = sharing.live.get(number)
     if inherited is not None:
+        inherited.unshare()
         inherited.close()
     if endpoint.this_end is not None:
         endpoint.this_end.drop_shared(number)
@@ -246,7 +247,7 @@ class Shared(Generic[T]):
 def reduce(shared: Shared[Any]) -> tuple[Any, ...]:
     """What the codec of a pool makes of it."""
     memory = shared.pickled()
-    if sharing.engines:  # else this is a worker, and a result
+    if os.getpid() in sharing.engines.values():  # else this is a worker, and a result
         sharing.collect(memory)
     return receive, (memory.number,)
 

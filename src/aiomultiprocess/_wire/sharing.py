@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, Final
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 #: The memories of the shared objects that a thread has pickled, since it took them last.
 collected: Final[dict[int, list[Any]]] = {}
 #: All memories of this process, by their numbers.
 live: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
-#: The engines of this process: `hold` keeps a memory that its user has released, as long as tasks
-#: that are not settled may need it.
-engines: Final[WeakSet[Any]] = WeakSet()
+#: Engines, and the process of each, as a forked worker inherits those of its parent. `hold` keeps a
+#: memory that its user has released, as long as tasks that are not settled may need it.
+engines: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
 #: The types of shared objects, which items may share, as they cannot change them.
 constants: Final[set[type]] = set()
 _permitted: Final[set[int]] = set()
