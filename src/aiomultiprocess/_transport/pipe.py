@@ -268,9 +268,10 @@ class PipeLink(Endpoint):
             refuse_payload(size)
         if self._closed or self._broken or self._gone:
             return
-        sizes = b""
+        sizes, lent = b"", False
         if HEADER_SIZE + size > BUFFER_SIZE and 1 < len(payload) <= MAX_PARTS:  # FRAME-4
             payload, sizes = self._in_parts(payload)
+            lent = sum(map(len, payload)) < size
             size = sum(map(len, payload))
         parts = len(sizes) // PART_SIZE
         outbox = self._outbox
@@ -286,7 +287,7 @@ class PipeLink(Endpoint):
             outbox.take_back(*mark)
             self._large.undo()
             raise
-        if size + len(outbox.tail) >= EAGER:
+        if lent or size + len(outbox.tail) >= EAGER:  # to copy the next large buffer takes long
             self.flush()
 
     def flush(self) -> None:

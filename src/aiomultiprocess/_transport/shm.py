@@ -210,9 +210,10 @@ class ShmLink(Endpoint):
         size = sum(map(len, payload))
         if size > MAX_PAYLOAD:
             refuse_payload(size)
-        sizes = b""
+        sizes, lent = b"", False
         if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # FRAME-4
             payload, sizes = self._in_parts(payload)
+            lent = sum(map(len, payload)) < size
             size = sum(map(len, payload))
         parts = len(sizes) // PART_SIZE
         header = _pack(kind, flags, parts, count, chunk_id, offset, function, size)
@@ -221,6 +222,8 @@ class ShmLink(Endpoint):
         try:
             if self._outbox or size > self._most or not self._producer.write(frame):
                 self._defer(PendingFrame(frame, size))
+            elif lent:  # at once, as a fragment is: to copy the next one takes long
+                self._publish()
         except ring.RingCorruptError as error:
             self._break_soon(error)
         except MemoryError:
