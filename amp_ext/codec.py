@@ -5,6 +5,6 @@ The encoder and decoder there do the same in Python, byte for byte.
 """
 
 from .decoder import CorruptFrameError, decode_items, loads
-from .encoder import dumps, encode_items
+from .encoder import dumps, encode_items, register
 
-__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads"]
+__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads", "register"]

@@ -174,10 +174,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     cdef list buffers = []
     check_count(reader, number, 2)
     for i in range(number):
-        if read_byte(reader):
-            buffers.append(read_bytes(reader))
-        else:
-            buffers.append(read_bytearray(reader))
+        buffers.append(read_buffer(reader, read_byte(reader)))
     pickled = read_bytes(reader)
     collector.resume(&reader.pause)
     try:
@@ -377,16 +374,19 @@ cdef inline PyObject *load_float(const uint8_t *data) except NULL:
 cdef bytes read_bytes(Reader *reader):
     cdef Py_ssize_t size = read_number(reader)
     if size >= SEGMENT_MIN and reader.segments != NULL:
-        return take_segment(reader, bytes, size)
+        return take_segment(reader, bytes, size, False)
     return (<const char *>take(reader, size))[:size]
 
 
-cdef bytearray read_bytearray(Reader *reader):
+cdef object read_buffer(Reader *reader, bint readonly):
+    """Read a buffer of a pickle: bytes or a bytearray, or a view if it was lent (CODEC-11)."""
     cdef Py_ssize_t size = read_number(reader)
     cdef const uint8_t *data
     if size >= SEGMENT_MIN and reader.segments != NULL:
-        return take_segment(reader, bytearray, size)
+        return take_segment(reader, bytes if readonly else bytearray, size, True)
     data = take(reader, size)
+    if readonly:
+        return (<const char *>data)[:size]
     made = amp_bytearray(size)
     memcpy(PyByteArray_AS_STRING(<PyObject *>made), data, size)
     return made
@@ -466,13 +466,15 @@ cdef inline Py_ssize_t left(Reader *reader) noexcept:
 
 # -- segments (CODEC-8) ------------------------------------------------------------------------
 
-cdef object take_segment(Reader *reader, type kind, Py_ssize_t size):
-    """The next segment as a value of its own."""
+cdef object take_segment(Reader *reader, type kind, Py_ssize_t size, bint lent):
+    """The next segment as a value of its own, or as a `lent` view (CODEC-11)."""
     if reader.at != reader.end or reader.next >= len(<list>reader.segments):
         corrupt_number(reader, b"bytes that are not a segment of their own", size)
     segment = (<list>reader.segments)[reader.next]
     if type(segment) is int:
         no_memory(size)
+    if lent and type(segment) is memoryview and segment.readonly is (kind is bytes):
+        kind = memoryview
     if type(segment) is not kind or len(segment) != size:
         corrupt(reader, f"a segment that is not of type {kind.__name__} with {size} bytes")
     (<list>reader.segments)[reader.next] = None  # the segment is the value from now on

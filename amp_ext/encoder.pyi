@@ -1,6 +1,8 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 def encode_items(
     items: Sequence[object], start: int, stop: int, max_bytes: int
 ) -> tuple[list[bytes | memoryview], int, BaseException | None]: ...
 def dumps(obj: object) -> bytes: ...
+def register(kind: type, reduce: Callable[[Any], tuple[Any, ...]]) -> None: ...

@@ -87,6 +87,12 @@ def dumps(obj):
     return file.getvalue()
 
 
+def register(kind, reduce):
+    """Pickle exact instances of `kind` by `reduce`, here and nowhere else."""
+    own[kind] = reduce
+
+
+cdef dict own = {}
 cdef dict registered = {}  # ForkingPickler's reducers, of which `persistent` was made
 cdef dict persistent = {}
 
@@ -103,7 +109,7 @@ cdef dict reducers():
     if extra != registered:
         persistent = {kind: reduce for kind, reduce in extra.items() if not shares(kind, reduce)}
         registered = extra.copy()
-    return {**copyreg.dispatch_table, **persistent}
+    return {**copyreg.dispatch_table, **persistent, **own}
 
 
 cdef bint shares(kind, reduce) except -1:

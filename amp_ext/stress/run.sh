@@ -1,7 +1,7 @@
 #!/bin/sh
-# Compiles the ring's stress program and runs it under ThreadSanitizer, then under Address- and
-# UndefinedBehaviorSanitizer. After a report, a wrong byte or a hang the exit code is not 0. CC is
-# the compiler.
+# Compiles the stress programs of ring and segments and runs them under ThreadSanitizer, then under
+# Address- and UndefinedBehaviorSanitizer. After a report, a wrong byte or a hang the exit code is not
+# 0. CC is the compiler.
 #
 #   amp_ext/stress/run.sh [messages] [kills]
 #
@@ -26,6 +26,10 @@ try() {
     "$work/ring_stress" wakes $(($2 / 10 + 1))
     "$work/ring_stress" steps "$kills"
     "$work/ring_stress" kills "$kills"
+    "${CC:-cc}" -std=c11 -O2 -g -Wall -Wextra -Werror -pthread \
+        -fsanitize="$1" -fno-sanitize-recover=all \
+        -o "$work/segment_stress" "$here/segment_stress.c"
+    "$work/segment_stress" $(($2 / 50 + 1))
 }
 
 export TSAN_OPTIONS=halt_on_error=1 ASAN_OPTIONS=detect_stack_use_after_return=1

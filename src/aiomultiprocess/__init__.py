@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from . import executor as executor
     from . import pool as pool
     from . import scheduler as scheduler
+    from . import shared as shared
     from . import types as types
     from ._parent.stats import PoolStats, WorkerStats
     from ._worker.current import WorkerInfo, current_worker
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .executor import PoolExecutor
     from .pool import Call, Pool, PoolResult
     from .scheduler import RoundRobin, Scheduler
+    from .shared import Shared, share
     from .types import (
         PoolTerminatedError,
         Progress,
@@ -46,6 +48,7 @@ __all__ = [
     "QueueID",
     "RoundRobin",
     "Scheduler",
+    "Shared",
     "TaskID",
     "TaskTimeoutError",
     "Worker",
@@ -57,6 +60,7 @@ __all__ = [
     "current_worker",
     "set_context",
     "set_start_method",
+    "share",
 ]
 
 _HOMES = {
@@ -72,6 +76,7 @@ _HOMES = {
     "QueueID": "types",
     "RoundRobin": "scheduler",
     "Scheduler": "scheduler",
+    "Shared": "shared",
     "TaskID": "types",
     "TaskTimeoutError": "types",
     "Worker": "core",
@@ -81,10 +86,11 @@ _HOMES = {
     "current_worker": "_worker.current",
     "set_context": "core",
     "set_start_method": "core",
+    "share": "shared",
 }
 
 # 0.9.1 imported these eagerly, so programs write `aiomultiprocess.core.…` after one plain import.
-_SUBMODULES = frozenset({"core", "executor", "pool", "scheduler", "types"})
+_SUBMODULES = frozenset({"core", "executor", "pool", "scheduler", "shared", "types"})
 
 
 def __getattr__(name: str) -> object:

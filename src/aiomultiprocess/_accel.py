@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from amp_ext import buffer_builder as buffer_builder
     from amp_ext import link as link
     from amp_ext import ring as ring
+    from amp_ext import segment as segment
 
     from ._pure.buffer_builder import BufferBuilder
-    from ._pure.codec import decode_items, dumps, encode_items, loads
+    from ._pure.codec import decode_items, dumps, encode_items, loads, register
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
     from ._pure.turns import TurnClock
@@ -30,7 +31,7 @@ else:
         from amp_ext import buffer_builder, link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.buffer_builder import BufferBuilder
-        from amp_ext.codec import decode_items, dumps, encode_items, loads
+        from amp_ext.codec import decode_items, dumps, encode_items, loads, register
         from amp_ext.journal import Journal
         from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, TurnClock, share
 
@@ -40,7 +41,7 @@ else:
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
-        from ._pure.codec import decode_items, dumps, encode_items, loads
+        from ._pure.codec import decode_items, dumps, encode_items, loads, register
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
         from ._pure.turns import TurnClock
@@ -63,9 +64,20 @@ __all__ = [
     "encode_items",
     "loads",
     "native_watchdog",
+    "register",
+    "segment_module",
 ]
 
 
 def native_watchdog() -> Callable[[int, int, float], None] | None:
     """`amp_ext.watchdog.start`; None where the extension is not built."""
     return None if _watchdog is None else _watchdog.start
+
+
+def segment_module() -> Any:
+    """`amp_ext.segment`, imported for the first large buffer; None where it is not built."""
+    if EXTENSION_ERROR is not None:
+        return None
+    from amp_ext import segment
+
+    return segment

@@ -128,6 +128,16 @@ def memory_limit(name: str, value: int | None) -> int | None:
     return number
 
 
+def shared_memory(name: str, value: int | None) -> int | None:
+    """A number of bytes, 0 for none, or None for the default."""
+    number = None if value is None else whole(name, value)
+    if number is not None and number < 0:
+        raise ValueError(
+            f"{name} must be a number of bytes, 0 for no shared memory, or None, got {value!r}"
+        )
+    return number
+
+
 def _check_statm(what: str) -> None:
     try:
         with open("/proc/self/statm", "rb") as statm:

@@ -41,6 +41,7 @@ from ._arguments import (
     positive,
     queue_count,
     refuse_inline,
+    shared_memory,
     task_options,
     whole,
 )
@@ -49,6 +50,7 @@ from ._parent.result import PoolResult
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
+from ._transport.link import Limits
 from ._wire.frames import Mode
 from ._wire.tracebacks import without_our_frames
 from .core import Process, get_context
@@ -224,6 +226,12 @@ class Pool:
             started go to other workers, and it exits when the others have ended. None means no
             limit. A forked worker's memory includes its copy of the parent's. If a worker has more
             before its first task, the pool is broken.
+        sharedmemory: the most bytes of memory that processes share for large buffers, those of
+            arrays for example: each of 256 KiB or more that pickle gives out of band is copied into
+            such memory once, and what its receiver gets lies there, until it is gone. None means a
+            quarter of the memory of the machine or container; 0 means none. Each worker has the
+            same part of it, one half for what it receives and one for what it sends; what finds no
+            room there is copied as all else. Only Linux, and the compiled extension, have it.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -253,6 +261,7 @@ class Pool:
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
         contextvars: Iterable[ContextVar[Any]] = (),
         maxmemoryperchild: int | None = None,
+        sharedmemory: int | None = None,
     ) -> None:
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
@@ -276,6 +285,7 @@ class Pool:
         self.lifespan = lifespan
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
+        self.sharedmemory = shared_memory("sharedmemory", sharedmemory)
         self._selection = select.select(backend)
         if self._selection.name == "inline":
             refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
@@ -882,7 +892,9 @@ class Pool:
             from ._parent.context_variables import ContextEngine
 
             make_engine = partial(ContextEngine, self.contextvars)
-        self._engine = engine = make_engine(loop, options, self._selection.make(), self.scheduler)
+        limits = Limits(self.sharedmemory, self.process_count)
+        channels = self._selection.make(limits)
+        self._engine = engine = make_engine(loop, options, channels, self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
         # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)

@@ -23,8 +23,8 @@ pytestmark = [
 ]
 
 IDLE = 2.0  # seconds over which an idle pool is watched
-PARENT_DESCRIPTORS = 6  # for each worker: those of its link, and two to notice its exit
-WORKER_DESCRIPTORS = 14  # in each worker, its event loop and stdio included
+PARENT_DESCRIPTORS = 7  # for each worker: those of its link, and two to notice its exit
+WORKER_DESCRIPTORS = 15  # in each worker, its event loop and stdio included
 
 
 def switches(pid: int) -> int:

@@ -19,7 +19,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "aiomultiprocess"
 EXTENSION = ROOT / "amp_ext"
-PUBLIC = {"core", "executor", "pool", "scheduler", "types"}
+PUBLIC = {"core", "executor", "pool", "scheduler", "shared", "types"}
 
 Graph = dict[str, set[str]]
 Edge = tuple[str, str]

@@ -18,11 +18,13 @@ from aiomultiprocess import (
     QueueID,
     RoundRobin,
     Scheduler,
+    Shared,
     TaskID,
     Worker,
     WorkerLostError,
     set_context,
     set_start_method,
+    share,
 )
 
 
@@ -177,3 +179,15 @@ def without_a_loop() -> None:
             assert_type(word, str)
         assert_type(list(executor.map(halve, [1], chunksize=2)), list[float])
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def look_up(shared: Shared[dict[str, int]], key: str) -> int:
+    return shared.value[key]
+
+
+async def shared_objects() -> None:
+    with share({"a": 1}) as shared:
+        assert_type(shared, Shared[dict[str, int]])
+        assert_type(shared.value["a"], int)
+        async with Pool(sharedmemory=1 << 30) as pool:
+            assert_type(await pool.submit(look_up, shared, "a"), int)

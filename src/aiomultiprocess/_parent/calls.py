@@ -155,6 +155,10 @@ class CallQueue:
             if call.done():
                 self._drop(call)
 
+    def calls_unsettled(self) -> list[asyncio.Future[Any]]:
+        """The calls that have no result yet."""
+        return [call for call in self._open if not call.done()]
+
     @property
     def unsettled(self) -> int:
         """How many calls have no result yet and were not given up."""

@@ -16,7 +16,7 @@ from .feed import Handles, TaskOwner
 class Chunk:
     """Tasks of one task source, or one retry task, at one worker."""
 
-    __slots__ = ("_offsets", "done", "first", "handles", "items", "left", "owner", "size")
+    __slots__ = ("_offsets", "done", "first", "handles", "items", "left", "owner", "shared", "size")
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Chunk:
         items: list[Any],
         first: int,
         size: int,
+        shared: tuple[Any, ...] = (),
     ) -> None:
         self.owner = owner
         self.handles = handles
@@ -33,6 +34,7 @@ class Chunk:
         self.size = size  # bytes that were sent
         self.left = len(handles)  # tasks that are not reported
         self.done: bytearray | None = None  # a byte for each task, once a part was reported
+        self.shared = shared  # memories of shared objects that travelled with it (sharing.py)
         self._offsets: dict[Any, int] | None = None  # by handle, once `offset_of` is called
 
     def report(self, offset: int, count: int) -> None:

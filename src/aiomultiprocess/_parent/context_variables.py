@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes.context_variables import NamedVariable
+from .._wire import sharing
 from .._wire.frames import Kind, Mode
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error, shown
@@ -106,7 +107,10 @@ class ContextEngine(Engine):
 
 def _pickled(name: str, value: object) -> bytes:
     try:
-        return _accel.dumps(value)
+        pickled = _accel.dumps(value)
+        if sharing.collected and sharing.take():
+            raise TypeError("a shared object travels as an argument alone")
+        return pickled
     except Exception as error:
         without_our_frames(error)
         raise pickle.PicklingError(

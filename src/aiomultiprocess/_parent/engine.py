@@ -40,6 +40,7 @@ from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes import loops
 from .._transport.link import Backend
+from .._wire import sharing
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, Progress, QueueID, TaskID, describe_error
@@ -51,6 +52,7 @@ from .counts import EndCounts
 from .functions import Function, FunctionTable
 from .queue import Queue, preparing
 from .resizing import Resizer
+from .sharing import Holding
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
 
@@ -109,6 +111,9 @@ class Engine:
         self._reason: BaseException | None = None
         self._pid = os.getpid()
         self._gone = asyncio.Event()
+        self._holding: Holding | None = None
+        self._start_holds = options.shared
+        sharing.engines[self] = self._pid
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -155,6 +160,7 @@ class Engine:
     def resize(self, processes: int) -> None:
         """Change the number of workers (resizing.py); `launched` waits for those that are new."""
         self.check_open()
+        self._channels.limits = self._channels.limits._replace(workers=processes)
         try:
             self._resizer.resize(processes)
         finally:
@@ -464,9 +470,19 @@ class Engine:
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
+        if self._holding is not None:
+            self._holding.settled(source)
+        if not source.function.permanent:
+            source.function.shared = ()
         for queue in self.queues.values():
             queue.drop_function(source, source.function)
         self._check_finished()
+
+    def hold(self, memory: object) -> None:
+        """Hold the memory of a shared object that was released for the tasks that may have it."""
+        if self._holding is None:
+            self._holding = Holding()
+        self._holding.hold(memory, list(self._open))
 
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, RoutedTasks]:
         tid = TaskID(next(self._task_ids))
@@ -555,7 +571,13 @@ class Engine:
         self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.clear()
+        self._close_channels()
+
+    def _close_channels(self) -> None:
+        """All workers are gone: nothing is needed for them any more."""
         self._channels.close()
+        self._start_holds.clear()
+        self._holding = None
 
     def _kill_from_another_thread(self) -> None:
         killed = threading.Event()
@@ -600,5 +622,5 @@ class Engine:
         if not self.supervisor.workers:
             for queue in self.queues.values():
                 queue.clear()
-            self._channels.close()
+            self._close_channels()
             self._gone.set()

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._arguments import check_callable, is_coroutine_function, label_of
+from .._wire import sharing
 from .._wire.frames import BLOCKING, STATEFUL
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error
@@ -34,13 +35,24 @@ ATOMS = {type(None), bool, int, float, complex, str, bytes}
 class Function:
     """A callable as a worker gets it: a number and, the first time, its pickle."""
 
-    __slots__ = ("__weakref__", "flags", "for_streams", "id", "label", "payload", "permanent")
+    __slots__ = (
+        "__weakref__",
+        "flags",
+        "for_streams",
+        "id",
+        "label",
+        "payload",
+        "permanent",
+        "shared",
+    )
 
     def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
         self.id = number
         self.label = label_of(func)
         self.payload = payload
         self.permanent = is_plain(func) and not is_fleeting(func)
+        #: Memories of shared objects that it holds (sharing.py).
+        self.shared: tuple[Any, ...] = sharing.take() if sharing.collected else ()
         self.for_streams = False  # whether it was checked as the function of a stream
         self.flags = 0 if is_immutable(func) else STATEFUL
         if not is_coroutine_function(func):
@@ -172,4 +184,4 @@ def is_immutable(value: object) -> bool:
         return type(value) is functools.partial and all(map(is_immutable, parts))
     if type(value) is tuple:
         return all(map(is_immutable, value))
-    return is_plain(value) or type(value) in ATOMS
+    return is_plain(value) or type(value) in ATOMS or type(value) in sharing.constants

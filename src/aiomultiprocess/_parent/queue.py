@@ -43,6 +43,7 @@ from .. import _accel, _legacy
 from .._arguments import DEFAULT_OPTIONS
 from .._wire import exceptions
 from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode
+from .._wire.sharing import collected
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .counts import TaskCounts
@@ -60,6 +61,7 @@ from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
 from .retry import RetryQueue, RetryTask, recover_results
 from .serializers import PICKLE_ALONE
+from .sharing import pass_collected, pass_to
 
 if TYPE_CHECKING:
     from .line import Line
@@ -332,12 +334,13 @@ class Queue:
         credit, total, function_id = worker.credit, len(items), owner.function.id
         try:
             payload, count, error = encode_items(items, 0, total, CHUNK_BYTES)
+            shared = pass_collected(worker.link) if collected else ()
             if function_id not in worker.functions and count:
                 self._send_function(worker, owner.function)
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except MemoryError as refusal:
+        except (MemoryError, OSError) as refusal:  # OSError: of pass_to
             return self._send_alone(worker, owner, handles, items, refusal)
         rest = whole = None
         if count != total:
@@ -346,7 +349,7 @@ class Queue:
         if count:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
-            worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
+            worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size, shared)
             if (note_chunk := owner.note_chunk) is not None:
                 note_chunk(handles, chunk)
             timeout = None if owner.options is DEFAULT_OPTIONS else owner.options.timeout
@@ -401,9 +404,9 @@ class Queue:
         owner: TaskOwner,
         handles: Handles,
         items: list[Any],
-        refusal: MemoryError,
+        refusal: MemoryError | OSError,
     ) -> int:
-        """Send only the first item, after memory was refused for all; one alone fails."""
+        """Send only the first item, after the system refused what all need; one alone fails."""
         if len(items) == 1:
             self._put_back_rest(owner, handles, items, refusal)
             return 0
@@ -411,6 +414,8 @@ class Queue:
         return self._send_chunk(worker, owner, handles[:1], items[:1])
 
     def _send_function(self, worker: PoolWorker, function: Function) -> None:
+        if function.shared:
+            pass_to(worker.link, function.shared)
         worker.link.send(
             Kind.FUNCTION,
             flags=function.flags,

@@ -42,10 +42,12 @@ from .._processes.spawn import process_class, report_exit
 from .._processes.start_arguments import at_its_caller
 from .._transport.link import ChildEnd, Link
 from .._wire.frames import Kind
+from .._wire.sharing import live
 from .._worker import main
 from ..core import Process
 from .credit import Credit
 from .serializers import PICKLE_ALONE, Choice
+from .sharing import note_fork, pickle_for
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -95,6 +97,7 @@ class WorkerOptions:
         self.lifespan = lifespan
         self.contextvars = contextvars
         self.memory_limit = memory_limit
+        self.shared: list[tuple[Any, ...]] = []  # held, because workers start with it (sharing.py)
 
 
 @_legacy.without(_legacy.WORKER)
@@ -148,6 +151,8 @@ class PoolWorker(Process):
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
         self._parent_fd: Descriptor | None = None
+        self._shared = options.shared
+        self._starts_by_user_code = bool(options.initializer or options.lifespan)
         self.aio_process = self._make_process(options, end)
 
     def _make_process(self, options: WorkerOptions, end: ChildEnd) -> Any:
@@ -192,6 +197,7 @@ class PoolWorker(Process):
             lifespan=options.lifespan,
             contextvars=options.contextvars,
             memory_limit=options.memory_limit,
+            pickled_by=pickle_for(self.link, options.shared),
         )
 
     def launch(
@@ -205,6 +211,8 @@ class PoolWorker(Process):
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
+        if live and getattr(self.aio_process, "_start_method", "") == "fork":
+            note_fork(self.link, self._shared, holds=self._starts_by_user_code)
         self._pid = self.aio_process.pid
         self._loop = loop
         self._launched_at = loop.time()

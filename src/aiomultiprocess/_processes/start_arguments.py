@@ -32,6 +32,7 @@ class StartArguments:
         values: the objects by name.
         seal: makes of a value that pickle refused, and of its error, one that pickle takes, or
             None.
+        pickled_by: called with what pickles all, and returns the bytes; None: that alone.
     """
 
     def __init__(
@@ -39,13 +40,16 @@ class StartArguments:
         where: str,
         values: Mapping[str, Any],
         seal: Callable[[Any, BaseException], Any] | None = None,
+        pickled_by: Callable[[Callable[[], bytes]], bytes] | None = None,
     ) -> None:
         self._seal = seal
+        self._pickled_by = pickled_by
         self._where = where
         self._values = values
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StartArgumentsReceived, (self._where, list(self._values), self._pickled())
+        pickled = self._pickled() if self._pickled_by is None else self._pickled_by(self._pickled)
+        return StartArgumentsReceived, (self._where, list(self._values), pickled)
 
     def _pickled(self) -> bytes:
         buffer = io.BytesIO()

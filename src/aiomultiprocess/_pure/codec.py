@@ -70,10 +70,12 @@ CODEC-10  An item for which there is no memory fails alone. In the encoder, the 
     they begin a segment, so that the items before it arrive in any case. In the decoder, a
     MemoryError is the failure of that item and of those behind it in the payload; likewise if a
     segment did not arrive (FRAME-5 in frames.py).
+CODEC-11  In a `frames.PayloadParts`, a buffer of a pickle may also be a view of memory in which it
+    was lent (FRAME-6): the unpickled object then lies there. It is no other value than a buffer.
 """
 
 from .decoder import decode_items, loads
-from .encoder import dumps, encode_items
+from .encoder import dumps, encode_items, register
 from .tags import CorruptFrameError
 
-__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads"]
+__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads", "register"]

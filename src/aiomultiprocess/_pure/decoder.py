@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
-from .._wire.frames import Payload, PayloadParts, size_of
+from .._wire.frames import Part, Payload, PayloadParts, size_of
 from .tags import (
     FLOATS,
     INT8S,
@@ -64,7 +64,7 @@ def loads(payload: bytes | memoryview) -> Any:
 
 
 def _decode(
-    data: bytes | memoryview, count: int, segments: Sequence[bytes | bytearray | int] = ()
+    data: bytes | memoryview, count: int, segments: Sequence[Part] = ()
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     decoder = _Decoder(data, segments)
     try:
@@ -97,9 +97,7 @@ def _no_memory(size: int) -> MemoryError:
 class _Decoder:
     """Reads one payload: `data`, or the segments that do not become values (CODEC-8)."""
 
-    def __init__(
-        self, data: bytes | memoryview, segments: Sequence[bytes | bytearray | int] = ()
-    ) -> None:
+    def __init__(self, data: bytes | memoryview, segments: Sequence[Part] = ()) -> None:
         self.at = 0
         self._data: Any = data
         self._in_segments = len(segments) > 0
@@ -128,13 +126,15 @@ class _Decoder:
             self._data = self._segments.pop()
             self._ahead -= len(self._data)
 
-    def _take_segment(self, kind: type, size: int) -> Any:
-        """The next segment as a value of its own (CODEC-8)."""
+    def _take_segment(self, kind: type, size: int, *, lent: bool) -> Any:
+        """The next segment as a value of its own (CODEC-8), or as a `lent` view (CODEC-11)."""
         if self.at != len(self._data) or not self._segments:
             raise self.corrupt(f"{size} bytes that are not a segment of their own")
         segment = self._segments.pop()
         if isinstance(segment, int):
             raise _no_memory(segment)
+        if lent and type(segment) is memoryview:
+            kind = memoryview if segment.readonly is (kind is bytes) else kind
         if type(segment) is not kind or len(segment) != size:
             raise self.corrupt(f"a segment that is not of type {kind.__name__} with {size} bytes")
         self._behind += size
@@ -170,19 +170,19 @@ class _Decoder:
         else:
             self._add(values, tag, count, 0)
 
-    def _pickled(self) -> tuple[memoryview, list[bytes | bytearray]]:
-        buffers: list[bytes | bytearray] = []
+    def _pickled(self) -> tuple[memoryview, list[bytes | bytearray | memoryview]]:
+        buffers: list[bytes | bytearray | memoryview] = []
         number = self._number()
         self._check_count(number, 2)
         for _ in range(number):
             kind = bytes if self._byte() else bytearray
-            buffers.append(self._bytes_as(kind))
+            buffers.append(self._bytes_as(kind, lent=True))
         return memoryview(self._bytes_as(bytes)), buffers
 
     @staticmethod
     def _unpickle(
         pickled: memoryview,
-        buffers: list[bytes | bytearray],
+        buffers: list[bytes | bytearray | memoryview],
         failures: dict[int, BaseException],
         place: int,
     ) -> Any:
@@ -272,11 +272,11 @@ class _Decoder:
         number = self._byte()
         return number if number < LONG_SIZE else self._unpack("=Q", 8)
 
-    def _bytes_as(self, kind: type) -> Any:
+    def _bytes_as(self, kind: type, *, lent: bool = False) -> Any:
         """Read a size and as many bytes; returns them as an object of their own."""
         size = self._number()
         if size >= SEGMENT_MIN and self._in_segments:
-            return self._take_segment(kind, size)
+            return self._take_segment(kind, size, lent=lent)
         at = self._skip(size)
         return kind(self._data[at : self.at])
 

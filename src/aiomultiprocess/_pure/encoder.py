@@ -106,6 +106,12 @@ def dumps(obj: object) -> bytes:
     return file.getvalue()
 
 
+def register(kind: type, reduce: Any) -> None:
+    """Pickle exact instances of `kind` by `reduce`, here and nowhere else."""
+    _own[kind] = reduce
+
+
+_own: dict[type, Any] = {}
 _registered: dict[type, Any] = {}  # ForkingPickler's reducers, of which _persistent was made
 _persistent: dict[type, Any] = {}
 
@@ -122,7 +128,7 @@ def _reducers() -> dict[type, Any]:
     if extra != _registered:
         _persistent = {kind: reduce for kind, reduce in extra.items() if not _shares(kind, reduce)}
         _registered = extra.copy()
-    return {**copyreg.dispatch_table, **_persistent}
+    return {**copyreg.dispatch_table, **_persistent, **_own}
 
 
 def _shares(kind: Any, reduce: object) -> bool:

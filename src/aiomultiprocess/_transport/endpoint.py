@@ -7,10 +7,26 @@ breaks a link once, and delays the release of memory until no callback uses it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from .._wire.frames import Handler
-from .link import Callback, RunningItems, WorkerMemory
+from .._wire.frames import (
+    LENT_MIN,
+    CorruptHeaderError,
+    Handler,
+    Kind,
+    Segment,
+    pack_sizes,
+    part_sizes,
+)
+from .link import DEFAULT_LIMITS, Callback, Limits, RunningItems, WorkerMemory
+
+if TYPE_CHECKING:
+    from .descriptor_socket import DescriptorSocket
+    from .segments import Borrower, Lender, Lent
 
 
 def watch_fd(
@@ -26,6 +42,130 @@ def watch_fd(
         ) from None
 
 
+#: What comes over the socket of descriptors: a segment, or from this number on a shared object.
+FIRST_SHARED: Final = 1 << 62
+
+
+class LargeBuffers:
+    """What travels beside the channel of a link: segments and shared objects, once there are any.
+
+    segments.py and shared_objects.py have both; here is what a link has before it needs them.
+    """
+
+    def __init__(self, fd: int, limits: Limits) -> None:
+        """Take over `fd`, an end of a pair of Unix sockets; -1 if there is none."""
+        self.limits = limits
+        self._fd = fd
+        self._socket: DescriptorSocket | None = None
+        self._lender: Lender | None = None
+        self._borrower: Borrower | None = None
+        self._shared: dict[int, int] = {}  # descriptors of shared objects that have come
+        self._pending: list[tuple[int, int]] = []  # segments that came before one of these
+
+    def lend(self, payload: Sequence[Segment]) -> Lent | None:
+        """The payload with large buffers replaced by what names them; None if there is none."""
+        if self._fd < 0:
+            return None
+        if self._lender is None:
+            if not any(type(one) is memoryview and len(one) >= LENT_MIN for one in payload):
+                return None
+            from .segments import Lender, works  # here: few pools need it
+
+            if not works():
+                return None
+            self._lender = Lender(self._descriptors(), self.limits)
+        return self._lender.lend(payload)
+
+    def undo(self) -> None:
+        """What was lent last was not sent."""
+        if self._lender is not None:
+            self._lender.undo()
+
+    def borrow(self, part: bytes | bytearray, *, writable: bool) -> memoryview | int:
+        """The buffer that a part of a payload names (frames.py, FRAME-6)."""
+        if self._borrower is None:
+            from .segments import Borrower, works
+
+            if self._fd < 0 or not works():
+                raise CorruptHeaderError("a lent part, on a link that has none")
+            self._borrower = Borrower(self._receive)
+        return self._borrower.borrow(part, writable=writable)
+
+    def share(self, number: int, fd: int) -> None:
+        """Pass a shared object to the other end. OSError if that is not possible now."""
+        self._descriptors().send(number, fd)
+
+    def take_shared(self, number: int) -> int:
+        """The descriptor of a shared object that was passed, or -1.
+
+        OSError if this process had no room for the descriptor.
+        """
+        if number not in self._shared and self._fd >= 0:
+            pending = []
+            while number not in self._shared and (received := self._receive()) is not None:
+                pending.append(received)
+            self._pending += pending
+        fd = self._shared.get(number)
+        if fd == -1:
+            raise OSError(errno.EMFILE, "no descriptor was left for a shared object")
+        return -1 if fd is None else fd
+
+    def drop_shared(self, number: int) -> None:
+        """Close the descriptor of a shared object."""
+        with contextlib.suppress(OSError):
+            self.take_shared(number)
+        fd = self._shared.pop(number, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _receive(self) -> tuple[int, int] | None:
+        """The next segment that has come; shared objects that come before it are kept here."""
+        if self._pending:
+            return self._pending.pop(0)
+        while (received := self._descriptors().receive()) is not None:
+            number, fd = received
+            if number < FIRST_SHARED:
+                return received
+            if self is not this_end or number in self._shared:  # only a parent shares
+                if fd >= 0:
+                    os.close(fd)
+                raise CorruptHeaderError(f"the descriptor of shared object {number:x}")
+            self._shared[number] = fd
+        return None
+
+    def _descriptors(self) -> DescriptorSocket:
+        if self._socket is None:
+            from .descriptor_socket import DescriptorSocket
+
+            self._socket = DescriptorSocket(self._fd)
+        return self._socket
+
+    def close(self) -> None:
+        """Drop all segments, and close the socket. Idempotent."""
+        fd, self._fd = self._fd, -1
+        self._lender = self._borrower = None
+        for _, descriptor in (*self._pending, *self._shared.items()):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._pending = []
+        self._shared.clear()
+        if self._socket is not None:
+            self._socket.close()
+        elif fd >= 0:
+            os.close(fd)
+
+
+#: In a worker: what travels beside its link to the parent.
+this_end: LargeBuffers | None = None
+
+
+def open_this_end(fd: int, limits: Limits) -> LargeBuffers:
+    """Make it, when the worker opens its end of the channel."""
+    global this_end
+    this_end = LargeBuffers(fd, limits)
+    return this_end
+
+
 class Endpoint:
     """The part of a link that is the same in both transports: LINK-4, LINK-6, LINK-7 and LINK-8.
 
@@ -37,8 +177,15 @@ class Endpoint:
     - `_release()`: release memory and descriptors. It runs once, outside of all callbacks.
     """
 
-    def __init__(self, memory: WorkerMemory, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        memory: WorkerMemory,
+        links: Links | None = None,
+        large_buffers: LargeBuffers | None = None,
+    ) -> None:
         """`links` holds the parent's endpoints while they are open."""
+        self._large = LargeBuffers(-1, DEFAULT_LIMITS) if large_buffers is None else large_buffers
+        self.shared: set[int] = set()  # numbers of the shared objects that the worker has
         self.counter: RunningItems = memory
         self._memory = memory
         self._final_started: int | None = None  # from the release of the memory on
@@ -66,6 +213,34 @@ class Endpoint:
     def journal(self) -> memoryview:
         """A new view of the worker's journal."""
         return self._memory.journal
+
+    def share(self, number: int, fd: int) -> bool:
+        """Pass a shared object to the worker; False if it has it."""
+        if number in self.shared or self._closed:
+            return False
+        self._large.share(number, fd)
+        self.shared.add(number)
+        return True
+
+    def unshare_soon(self, number: int) -> None:
+        """In any thread: let the worker drop a shared object."""
+        loop = self._loop
+        if loop is not None and not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._unshare, number)
+
+    def _unshare(self, number: int) -> None:
+        self.shared.discard(number)
+        self.send(Kind.UNSHARE, chunk_id=number)
+        self.flush()
+
+    def _in_parts(self, payload: Sequence[Segment]) -> tuple[Sequence[Segment], bytes]:
+        """A payload as its parts, large buffers lent, and their sizes (FRAME-4, FRAME-6)."""
+        payload = [segment for segment in payload if len(segment)]
+        lent = self._large.lend(payload)
+        if lent is None:
+            return payload, part_sizes(payload)
+        return lent.payload, pack_sizes(lent.sizes)
 
     def start(
         self,
@@ -162,6 +337,10 @@ class Endpoint:
             self._links.discard(self)
             self._final_started = self._memory.started
             self._release()
+            self._large.close()
+
+    send: Any  # as Link has them; a transport defines both
+    flush: Any
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         raise NotImplementedError

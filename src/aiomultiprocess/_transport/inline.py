@@ -20,7 +20,14 @@ from typing import Any, Final
 
 from .._wire.frames import MAX_PAYLOAD, Segment, refuse_payload
 from .endpoint import Endpoint, Links
-from .link import BATCH_BYTES, BATCH_FRAMES, ChildEnd, entries_for
+from .link import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    DEFAULT_LIMITS,
+    ChildEnd,
+    Limits,
+    entries_for,
+)
 from .shared_page import JOURNAL
 
 
@@ -80,6 +87,10 @@ class InlineLink(Endpoint):
         self._in_batch = False  # frames were handed over since the last `on_drained`
         self._context: Context | None = None  # None: it does not listen
         self._scheduled: asyncio.Handle | None = None
+
+    def share(self, number: int, fd: int) -> bool:
+        """Nothing is passed: both ends are in the process that has the shared object."""
+        return False
 
     # Sending
 
@@ -190,7 +201,8 @@ class InlineBackend:
 
     name: Final = "inline"
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits  # without effect: all buffers are copied
         self._links = Links()
 
     def create(self, concurrency: int = 1) -> tuple[InlineLink, ChildEnd]:

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .._wire.frames import Handler, Segment
 
@@ -58,6 +58,16 @@ BATCH_BYTES: Final = 1 << 20
 MOST_ENTRIES: Final = 1 << 16
 
 Callback = Callable[[], None]
+
+
+class Limits(NamedTuple):
+    """How much memory the segments of a pool may have (segments.py, SEGMENT-5)."""
+
+    total: int | None = None  # bytes; None: a quarter of the memory there is
+    workers: int = 1  # among whom it is divided
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 def entries_for(concurrency: int) -> int:
@@ -168,6 +178,12 @@ class Link(Protocol):
         for a copy of it (LINK-10).
         """
 
+    def share(self, number: int, fd: int, /) -> bool:
+        """Pass a shared object to the worker, unless it has it; whether it was passed.
+
+        OSError if that is not possible now (shared_objects.py).
+        """
+
     def flush(self) -> None:
         """Make what was sent visible to the other side, and wake it if it sleeps."""
 
@@ -203,6 +219,9 @@ class ChildEnd(Protocol):
 
 class Backend(Protocol):
     """Makes the channels of one pool."""
+
+    #: Of the channels that it makes from now on.
+    limits: Limits
 
     @property
     def name(self) -> str:

@@ -15,8 +15,9 @@ PIPE-2  EOF and every error of the connection mean that the peer is gone (LINK-9
 
 Sockets of Windows have no `sendmsg` (see `_send_joined`); windows.py has all other differences.
 
-Descriptors: the parent has two for each worker (socket, shared page), and until `ChildEnd.release`
-two more; a worker has two.
+Descriptors: the parent has three for each worker (socket, shared page, and the socket by which
+descriptors of large buffers pass), and until `ChildEnd.release` three more; a worker has three. On
+Windows there are no descriptors to pass.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any, Final
 
 from .._accel import BufferBuilder
 from .._processes.descriptors import REFUSALS, Handover
-from .._wire.assembly import Assembly
+from .._wire.assembly import Assembly, Borrow
 from .._wire.frames import (
     HEADER,
     HEADER_SIZE,
@@ -44,11 +45,18 @@ from .._wire.frames import (
     Segment,
     check_header,
     is_constant,
-    part_sizes,
     refuse_payload,
 )
-from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, ChildEnd, entries_for
+from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
+from .link import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    DEFAULT_LIMITS,
+    Callback,
+    ChildEnd,
+    Limits,
+    entries_for,
+)
 from .shared_page import SharedPage
 
 #: Bytes received at once. A larger payload is not handed over from the buffer.
@@ -151,12 +159,12 @@ class Outbox:
 class Inbox:
     """What has arrived and is not yet handed over."""
 
-    def __init__(self) -> None:
+    def __init__(self, borrow: Borrow) -> None:
         self._buffer = bytearray(BUFFER_SIZE)
         self._view = memoryview(self._buffer)
         self._begin = 0
         self._end = 0
-        self._assembly = Assembly(BufferBuilder)
+        self._assembly = Assembly(BufferBuilder, borrow)
 
     def receive(self, sock: socket.socket) -> int:
         """Receive once; return the number of bytes, 0 at EOF. BlockingIOError if there are none."""
@@ -198,6 +206,10 @@ class Inbox:
             handler(kind, flags, count, chunk_id, offset, function, payload)
         return True
 
+    def drop(self) -> None:
+        """Drop what has arrived of a payload."""
+        self._assembly = Assembly(BufferBuilder)
+
     def _assemble(self, handler: Handler) -> bool:
         end = min(self._end, self._begin + self._assembly.missing)
         with self._view[self._begin : end] as piece:
@@ -212,16 +224,22 @@ class Inbox:
 class PipeLink(Endpoint):
     """One end of a socket pair, a `Link`."""
 
-    def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        page: SharedPage,
+        links: Links | None = None,
+        large_buffers: LargeBuffers | None = None,
+    ) -> None:
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a sandbox refuses it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        super().__init__(page, links)
+        super().__init__(page, links, large_buffers)
         self._sock = sock
         self._fd = sock.fileno()
         self._page = page
         self._outbox = Outbox()
-        self._inbox = Inbox()
+        self._inbox = Inbox(self._large.borrow)
         self._in_batch = False  # frames were handed over since the last `on_drained`
         self._gone = False
 
@@ -250,24 +268,26 @@ class PipeLink(Endpoint):
             refuse_payload(size)
         if self._closed or self._broken or self._gone:
             return
-        sizes = b""
+        sizes, lent = b"", False
         if HEADER_SIZE + size > BUFFER_SIZE and 1 < len(payload) <= MAX_PARTS:  # FRAME-4
-            payload = [segment for segment in payload if len(segment)]
-            sizes = part_sizes(payload)
+            payload, sizes = self._in_parts(payload)
+            lent = sum(map(len, payload)) < size
+            size = sum(map(len, payload))
         parts = len(sizes) // PART_SIZE
-        # first, as the copies may be too much for memory: then nothing of the frame is queued
-        payload = [kept_segment(segment) for segment in payload]
         outbox = self._outbox
         mark = outbox.mark()
         try:
+            # first, as the copies may be too much for memory: then nothing of the frame is queued
+            payload = [kept_segment(segment) for segment in payload]
             outbox.tail += _pack(kind, flags, parts, count, chunk_id, offset, function, size)
             outbox.tail += sizes
             for segment in payload:
                 outbox.add(segment)
         except MemoryError:
             outbox.take_back(*mark)
+            self._large.undo()
             raise
-        if size + len(outbox.tail) >= EAGER:
+        if lent or size + len(outbox.tail) >= EAGER:  # to copy the next large buffer takes long
             self.flush()
 
     def flush(self) -> None:
@@ -371,28 +391,44 @@ class PipeLink(Endpoint):
         self._sock.close()
         self._page.close()
         self._outbox.clear()
+        self._inbox.drop()
 
 
 class PipeChildEnd:
     """The worker's side of a socket pair, a `ChildEnd`."""
 
-    def __init__(self, sock: socket.socket, page: SharedPage, drop_parent: Callback) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        page: SharedPage,
+        descriptors: socket.socket,
+        limits: Limits,
+        drop_parent: Callback,
+    ) -> None:
         self._sock = sock
         self._page = page
+        self._descriptors = descriptors
+        self._limits = limits
         self._entries = page.entries
-        self._handover = Handover((sock.fileno(), page.fd), drop_parent)
+        self._handover = Handover((sock.fileno(), page.fd, descriptors.fileno()), drop_parent)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_handover": self._handover, "_entries": self._entries}
+        return {
+            "_handover": self._handover,
+            "_entries": self._entries,
+            "_limits": tuple(self._limits),
+        }
 
     def open(self) -> PipeLink:
-        sock_fd, page_fd = self._handover.take()
+        sock_fd, page_fd, descriptors_fd = self._handover.take()
         page = SharedPage(page_fd, self._entries)
         page.close_fd()
-        return PipeLink(_adopt(sock_fd), page)
+        large_buffers = open_this_end(descriptors_fd, Limits(*self._limits))
+        return PipeLink(_adopt(sock_fd), page, large_buffers=large_buffers)
 
     def release(self) -> None:
         self._sock.close()
+        self._descriptors.close()
         self._page.close_fd()
 
 
@@ -401,18 +437,25 @@ class PipeBackend:
 
     name: Final = "pipe"
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._links = Links()
+        self.limits = limits
 
     def create(self, concurrency: int = 1) -> tuple[PipeLink, ChildEnd]:
         page = SharedPage.create(entries_for(concurrency))
+        ends: list[socket.socket] = []
         try:
-            ours, theirs = socket.socketpair()
+            ends += socket.socketpair()
+            ends += socket.socketpair()
         except OSError:
+            for end in ends:
+                end.close()
             page.close()
             raise
-        link = PipeLink(ours, page, self._links)
-        return link, PipeChildEnd(theirs, page, self._links.abandon)
+        ours, theirs, ours_too, theirs_too = ends
+        large_buffers = LargeBuffers(ours_too.detach(), self.limits)
+        link = PipeLink(ours, page, self._links, large_buffers)
+        return link, PipeChildEnd(theirs, page, theirs_too, self.limits, self._links.abandon)
 
     def close(self) -> None:
         self._links.close()

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from .. import _accel
 from .._accel import ring
-from .link import Backend
+from .link import DEFAULT_LIMITS, Backend, Limits
 
 #: The environment variable that names the backend for a whole program.
 VARIABLE: Final = "AIOMULTIPROCESS_BACKEND"
@@ -31,8 +31,8 @@ class Selection(NamedTuple):
     name: str
     #: One sentence on why it was chosen.
     why: str
-    #: Makes the backend of one pool.
-    make: Callable[[], Backend]
+    #: Makes the backend of one pool; its argument, if there is one, is the pool's `Limits`.
+    make: Callable[..., Backend]
 
 
 def select(requested: str | None = None) -> Selection:
@@ -120,19 +120,19 @@ def _probe_sockets() -> str | None:
     return None
 
 
-def _make_shm() -> Backend:
+def _make_shm(limits: Limits = DEFAULT_LIMITS) -> Backend:
     from .shm import ShmBackend
 
-    return ShmBackend()
+    return ShmBackend(limits=limits)
 
 
-def _make_pipe() -> Backend:
+def _make_pipe(limits: Limits = DEFAULT_LIMITS) -> Backend:
     if sys.platform == "win32":
         from .windows import WindowsPipeBackend as PipeBackend
     else:
         from .pipe import PipeBackend
 
-    return PipeBackend()
+    return PipeBackend(limits)
 
 
 def _probe_inline() -> str | None:
@@ -140,10 +140,10 @@ def _probe_inline() -> str | None:
     return None
 
 
-def _make_inline() -> Backend:
+def _make_inline(limits: Limits = DEFAULT_LIMITS) -> Backend:
     from .inline import InlineBackend
 
-    return InlineBackend()
+    return InlineBackend(limits)
 
 
 _PROBES: Final = {"shm": _probe_shm, "pipe": _probe_pipe, "inline": _probe_inline}

@@ -27,14 +27,16 @@ SHM-6  Memory for what may have to wait is reserved before the first byte of the
 
 Doorbells: the pool has one, which all its workers ring and all the parent's links listen to; each
 worker has one. Both carry both messages, "there is data" and "there is room". Descriptors: the
-parent has one for the pool and one for each worker (its bell), and until `ChildEnd.release` one
-more (the memory); a worker has two (both bells). A bell that is a pipe has two.
+parent has one for the pool and two for each worker (its bell, and the socket by which descriptors
+of large buffers pass), and until `ChildEnd.release` two more (the memory, the worker's end of that
+socket); a worker has three (both bells, the socket). A bell that is a pipe has two.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import socket
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -53,11 +55,17 @@ from .._wire.frames import (
     Segment,
     check_header,
     is_constant,
-    part_sizes,
     refuse_payload,
 )
-from .endpoint import Endpoint, Links, watch_fd
-from .link import BATCH_BYTES, BATCH_FRAMES, Callback, entries_for
+from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
+from .link import (
+    BATCH_BYTES,
+    BATCH_FRAMES,
+    DEFAULT_LIMITS,
+    Callback,
+    Limits,
+    entries_for,
+)
 
 #: Bytes of each of a worker's two rings. Large enough that a stream does not stop while the other
 #: side wakes (some 50 us, in which 1 MiB is copied), small enough to stay in a CPU's cache.
@@ -146,9 +154,10 @@ class ShmLink(Endpoint):
         listener: DoorbellListener,
         closers: Sequence[Callback],
         links: Links | None = None,
+        large_buffers: LargeBuffers | None = None,
     ) -> None:
         """Ring the peer with `bell`, listen at `listener`; `_release` calls `closers`."""
-        super().__init__(mapping, links)
+        super().__init__(mapping, links, large_buffers)
         self._mapping = mapping
         self._producer = producer
         self._consumer = consumer
@@ -160,7 +169,7 @@ class ShmLink(Endpoint):
         self._most_parts = min(MAX_PARTS, (self._most - HEADER_SIZE) // PART_SIZE)
         self._quarter = mapping.capacity // 4  # SHM-2
         self._outbox: deque[PendingFrame] = deque()
-        self._assembly = Assembly(buffer_builder.BufferBuilder)
+        self._assembly = Assembly(buffer_builder.BufferBuilder, self._large.borrow)
         self._outlet = framing.Outlet(
             producer, bell, self._outbox, self._send_other, self._break_soon, self._most
         )
@@ -201,10 +210,11 @@ class ShmLink(Endpoint):
         size = sum(map(len, payload))
         if size > MAX_PAYLOAD:
             refuse_payload(size)
-        sizes = b""
+        sizes, lent = b"", False
         if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # FRAME-4
-            payload = [segment for segment in payload if len(segment)]
-            sizes = part_sizes(payload)
+            payload, sizes = self._in_parts(payload)
+            lent = sum(map(len, payload)) < size
+            size = sum(map(len, payload))
         parts = len(sizes) // PART_SIZE
         header = _pack(kind, flags, parts, count, chunk_id, offset, function, size)
         frame = (header + sizes, *payload)
@@ -212,8 +222,13 @@ class ShmLink(Endpoint):
         try:
             if self._outbox or size > self._most or not self._producer.write(frame):
                 self._defer(PendingFrame(frame, size))
+            elif lent:  # at once, as a fragment is: to copy the next one takes long
+                self._publish()
         except ring.RingCorruptError as error:
             self._break_soon(error)
+        except MemoryError:
+            self._large.undo()
+            raise
 
     def _defer(self, pending: PendingFrame) -> None:
         if self._outbox or pending.size > self._producer.free():
@@ -356,27 +371,40 @@ class ShmChildEnd:
         mapping: ring.Mapping,
         bell: ring.Doorbell,
         pool_bell: ring.Doorbell,
+        sock: socket.socket,
+        limits: Limits,
         drop_parent: Callback,
     ) -> None:
         self._mapping = mapping
+        self._socket = sock
+        self._limits = limits
         self._per_bell = len(bell.fds)
-        self._handover = Handover((mapping.fd, *bell.fds, *pool_bell.fds), drop_parent)
+        fds = (mapping.fd, sock.fileno(), *bell.fds, *pool_bell.fds)
+        self._handover = Handover(fds, drop_parent)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_handover": self._handover, "_per_bell": self._per_bell}
+        return {
+            "_handover": self._handover,
+            "_per_bell": self._per_bell,
+            "_limits": tuple(self._limits),
+        }
 
     def open(self) -> ShmLink:
-        memory_fd, *bell_fds = self._handover.take()
+        memory_fd, socket_fd, *bell_fds = self._handover.take()
         bell = ring.Doorbell.attach(bell_fds[: self._per_bell])
         pool_bell = ring.Doorbell.attach(bell_fds[self._per_bell :])
         mapping = ring.Mapping.attach(memory_fd)
         listener = DoorbellListener(bell)
         producer, consumer = mapping.up_producer(), mapping.down_consumer()
         closers = (pool_bell.close, listener.close)
-        return ShmLink(mapping, producer, consumer, pool_bell, listener, closers)
+        large_buffers = open_this_end(socket_fd, Limits(*self._limits))
+        return ShmLink(
+            mapping, producer, consumer, pool_bell, listener, closers, large_buffers=large_buffers
+        )
 
     def release(self) -> None:
         self._mapping.close_fd()
+        self._socket.close()
 
 
 class ShmBackend:
@@ -384,9 +412,10 @@ class ShmBackend:
 
     name: Final = "shm"
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = CAPACITY, limits: Limits = DEFAULT_LIMITS) -> None:
         """Each direction of each link has `capacity` bytes, a power of two."""
         self._capacity = capacity
+        self.limits = limits
         self._listener = DoorbellListener(ring.Doorbell())
         self._links = Links()
 
@@ -397,11 +426,20 @@ class ShmBackend:
         except OSError:
             mapping.close()
             raise
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            bell.close()
+            mapping.close()
+            raise
+        large_buffers = LargeBuffers(ours.detach(), self.limits)
         producer, consumer = mapping.down_producer(), mapping.up_consumer()
+        closers = (bell.close,)
         link = ShmLink(
-            mapping, producer, consumer, bell, self._listener, (bell.close,), self._links
+            mapping, producer, consumer, bell, self._listener, closers, self._links, large_buffers
         )
-        return link, ShmChildEnd(mapping, bell, self._listener.bell, self._abandon)
+        pool_bell = self._listener.bell
+        return link, ShmChildEnd(mapping, bell, pool_bell, theirs, self.limits, self._abandon)
 
     def close(self) -> None:
         self._links.close()

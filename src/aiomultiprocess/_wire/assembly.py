@@ -9,7 +9,18 @@ from collections.abc import Callable
 from struct import unpack
 from typing import Final, Protocol
 
-from .frames import PART_SIZE, WRITABLE, CorruptHeaderError, Handler, PayloadParts, Segment
+from .frames import (
+    LENT,
+    MAX_PAYLOAD,
+    PART_SIZE,
+    WRITABLE,
+    CorruptHeaderError,
+    Handler,
+    Part,
+    PayloadParts,
+    Segment,
+    size_of,
+)
 
 #: Bytes of the largest buffer that is kept for the next payload that arrives in pieces.
 KEEP: Final = 1 << 21
@@ -27,6 +38,18 @@ class Builder(Protocol):
 
     def take(self) -> bytes | bytearray | int:
         """The object, if nothing is missing."""
+
+
+class Borrow(Protocol):
+    """Takes what a lent part names (FRAME-6)."""
+
+    def __call__(self, part: bytes | bytearray, *, writable: bool) -> memoryview | int:
+        """The segment; its size if there is no memory for it. CorruptHeaderError if it is none."""
+
+
+def borrow_nothing(part: bytes | bytearray, *, writable: bool) -> memoryview | int:
+    """For a link that has no segments."""
+    raise CorruptHeaderError("a lent part, on a link that has none")
 
 
 class Dropped:
@@ -52,14 +75,18 @@ class Assembly:
     costs a page fault for each 4 KiB, which is twenty times the cost of the copy itself.
     """
 
-    def __init__(self, builder: Callable[[int, bool], Builder]) -> None:
+    def __init__(
+        self, builder: Callable[[int, bool], Builder], borrow: Borrow = borrow_nothing
+    ) -> None:
         """`builder(size, writable)` makes the `BufferBuilder` for one part."""
         self._builder = builder
+        self._borrow = borrow
         self._data = bytearray()
         self._sizes: list[int] = []  # of the parts to come, the last first
-        self._parts: list[bytes | bytearray | int] = []
+        self._parts: list[Part] = []
         self._part: Builder | None = None
         self._part_size = 0
+        self._part_flags = 0
         self._dropped = False  # FRAME-5, for a payload that is one view
         self._in_parts = False
         self._filled = 0
@@ -89,7 +116,7 @@ class Assembly:
             self._check_sizes()
 
     def _check_sizes(self) -> None:
-        sizes = [size & ~WRITABLE for size in self._sizes]
+        sizes = [size & ~(WRITABLE | LENT) for size in self._sizes]
         if not all(sizes) or sum(sizes) != self._length:
             raise CorruptHeaderError(f"parts of {sizes[::-1]} bytes in a payload of {self._length}")
 
@@ -136,16 +163,19 @@ class Assembly:
         return part
 
     def _end_part(self, part: Builder) -> None:
+        taken: Part
         try:
             taken = part.take()
+            if self._part_flags & LENT and not isinstance(taken, int):
+                taken = self._borrow(taken, writable=self._part_flags >= WRITABLE)
         except MemoryError:  # FRAME-5
             taken = self._part_size
         self._parts.append(taken)
         self._part = None
 
     def _next_part(self) -> Builder:
-        size = self._sizes.pop()
-        self._part_size = size & ~WRITABLE
+        self._part_flags = size = self._sizes.pop()
+        self._part_size = size & ~(WRITABLE | LENT)
         try:
             return self._builder(self._part_size, size >= WRITABLE)
         except MemoryError:  # FRAME-5
@@ -170,6 +200,10 @@ class Assembly:
             handler(*self._fields, payload)
 
     def _deliver_parts(self, handler: Handler, length: int) -> None:
+        if any(type(part) is memoryview for part in self._parts):
+            length = sum(map(size_of, self._parts))
+            if length > MAX_PAYLOAD:
+                raise CorruptHeaderError(f"lent parts make a payload of {length} bytes")
         payload = PayloadParts(self._parts, length)
         self._parts = []
         try:

@@ -20,6 +20,9 @@ FRAME-4  A payload that has several segments, and is too large to be handed over
 FRAME-5  A payload for which there is no memory arrives without its bytes, and its channel goes on.
     It is `PayloadParts` in which a size replaces the segment that is missing; the receiver drops
     the rest of that segment. So what does not fit into memory fails its own tasks and no others.
+FRAME-6  A part whose size has the bit `LENT` is not the segment but names the shared memory in
+    which it lies (_transport/segments.py). It arrives as a view of that memory, as long as the
+    segment, and readonly unless the bit `WRITABLE` is set.
 
 This module imports nothing of the package, because a new worker loads it first.
 """
@@ -45,21 +48,26 @@ MAX_PAYLOAD: Final = 1 << 36
 MAX_PARTS: Final = 1024
 PART_SIZE: Final = 8
 WRITABLE: Final = 1 << 63
+#: FRAME-6: the flag of a part that lies elsewhere, and the fewest bytes that this is worth.
+LENT: Final = 1 << 62
+LENT_MIN: Final = 256 << 10
 
 #: One contiguous piece of a payload, in bytes. `len()` must count bytes: cast a memoryview to "B".
 Segment: TypeAlias = bytes | bytearray | memoryview
+#: A segment as `PayloadParts` has it.
+Part: TypeAlias = bytes | bytearray | memoryview | int
 
 
 class PayloadParts:
     """A payload in segments (FRAME-4). Like a view of the whole, it has a length and makes bytes.
 
     An int in `segments` is the size of a segment for which there was no memory (FRAME-5); `bytes`
-    of such a payload raises MemoryError.
+    of such a payload raises MemoryError. A memoryview is a segment that was lent (FRAME-6).
     """
 
     __slots__ = ("_length", "segments")
 
-    def __init__(self, segments: list[bytes | bytearray | int], length: int) -> None:
+    def __init__(self, segments: list[Part], length: int) -> None:
         self.segments = segments
         self._length = length
 
@@ -70,13 +78,13 @@ class PayloadParts:
         return b"".join(map(_present, self.segments))
 
 
-def _present(segment: bytes | bytearray | int) -> bytes | bytearray:
+def _present(segment: Part) -> Segment:
     if isinstance(segment, int):
         raise MemoryError(f"there is no memory for {segment} bytes")
     return segment
 
 
-def size_of(segment: bytes | bytearray | int) -> int:
+def size_of(segment: Part) -> int:
     """How many bytes a segment has, or had at the sender (FRAME-5)."""
     return segment if isinstance(segment, int) else len(segment)
 
@@ -123,6 +131,7 @@ class Kind(IntEnum):
     CLOSE = 5  # finish the items that the worker has, then exit
     PULL = 6  # chunk_id: of a stream, count: so many more values may come
     CONTEXT = 7  # values of context variables for the chunks that follow; payload: these
+    UNSHARE = 8  # chunk_id: the number of a shared object that was released
     # worker -> parent
     READY = 16  # the initializer has run; the worker takes chunks
     BROKEN = 17  # the initializer failed; payload: its exception
@@ -184,7 +193,13 @@ def refuse_payload(size: int) -> None:
 
 def part_sizes(segments: Sequence[Segment]) -> bytes:
     """The sizes of segments, as a payload that has parts needs them before it (FRAME-4)."""
-    sizes = [len(segment) | (0 if is_readonly(segment) else WRITABLE) for segment in segments]
+    return pack_sizes(
+        [len(segment) | (0 if is_readonly(segment) else WRITABLE) for segment in segments]
+    )
+
+
+def pack_sizes(sizes: Sequence[int]) -> bytes:
+    """Sizes of parts, with their flags, as they are before a payload."""
     return pack(f"<{len(sizes)}Q", *sizes)
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+from .sharing import permitted
+
 ENVIRONMENT: Final = "AIOMULTIPROCESS_SERIALIZER"
 
 #: The end of a message about what pickle has refused, where cloudpickle would take it.
@@ -48,7 +50,8 @@ class Sealed:
         self._serializer = serializer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._serializer.loads, (self._serializer.dumps(self.value),)
+        with permitted():  # sharing.py, SHARING-1: only pools seal values
+            return self._serializer.loads, (self._serializer.dumps(self.value),)
 
 
 def opened(value: Any) -> Any:

@@ -453,6 +453,10 @@ class WorkerEngine:
                 self._streams[chunk_id].pull(count)
         elif kind == Kind.CLOSE:
             self._closing = True
+        elif kind == Kind.UNSHARE:
+            from .._transport import shared_objects  # here: most workers do without
+
+            shared_objects.forget(chunk_id)
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
 

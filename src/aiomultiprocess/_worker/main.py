@@ -70,10 +70,12 @@ class WorkerSpec:
         memory_limit: int,  # in bytes, 0: none
         serializer: Any = None,  # what takes that which pickle refuses; None: the default
         choice: StartChoice | None = None,  # the same in the parent
+        pickled_by: Callable[[Callable[[], bytes]], bytes] | None = None,  # in the parent
         logs: tuple[int, dict[str, int], int] | None = None,  # as LogSender takes it
     ) -> None:
         self.serializer = serializer
         self._choice = choice
+        self._pickled_by = pickled_by
         self.logs = logs
         self.end = end
         self.concurrency = concurrency
@@ -92,7 +94,7 @@ class WorkerSpec:
 
     def __getstate__(self) -> dict[str, Any]:
         state = vars(self).copy()
-        choice = state.pop("_choice")
+        choice, pickled_by = state.pop("_choice"), state.pop("_pickled_by")
         names = ["loop", "initializer", "initargs", "exception_handler", "lifespan", "serializer"]
         if self.contextvars:
             names.append("contextvars")
@@ -100,7 +102,7 @@ class WorkerSpec:
         if choice is not None:
             parts = {name: choice.for_start(value) for name, value in parts.items()}
         parts["loop_initializer"] = parts.pop("loop")
-        state["arguments"] = StartArguments("a worker", parts, choice and choice.seal)
+        state["arguments"] = StartArguments("a worker", parts, choice and choice.seal, pickled_by)
         return state
 
     def load(self) -> bytes | None:

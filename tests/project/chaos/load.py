@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import inspect
 import random
@@ -14,6 +15,7 @@ from chaos.tasks import (
     AMPLE,
     LIMIT,
     MARK,
+    Block,
     Task,
     plain_values,
     run_async,
@@ -470,7 +472,8 @@ def _size(rng: random.Random, mean: int) -> int:
     return 1 + int(rng.expovariate(1 / mean))
 
 
-def _large(rng: random.Random) -> bytes:
+def _large(rng: random.Random) -> bytes | Block:
     least, most = LARGE
     size = int(least * (most / least) ** rng.random())
-    return rng.randbytes(4096) * (size // 4096)
+    data = rng.randbytes(4096) * (size // 4096)
+    return data if rng.random() < 0.5 else Block(array.array("B", data))

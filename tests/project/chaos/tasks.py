@@ -9,6 +9,7 @@ import ctypes
 import faulthandler
 import fcntl
 import os
+import pickle
 import resource
 import signal
 import struct
@@ -31,6 +32,22 @@ Task = tuple[int, str, Any]  # its number, what it does, and a value that it ret
 
 MARK: contextvars.ContextVar[int] = contextvars.ContextVar("MARK", default=-1)  # CHAOS-13
 WRONG = 99  # the exit code of a worker that finds what must not be (CHAOS-12)
+
+
+class Block:
+    """A value whose memory pickle gives out of band, as an array does: it lies in segments."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Block, (pickle.PickleBuffer(self._data),)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Block) and memoryview(self._data) == memoryview(other._data)
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 _journal = -1
 _alive = False  # the lifespan is entered

@@ -1,0 +1,349 @@
+"""Shared objects: pickled once, into memory that each process maps once and only reads.
+
+    share(obj) -> Memory (parent) -- number, in any pickle for a worker --> Shared (worker)
+                    \\-- descriptor, once for each worker, before that frame --> Received -> value
+
+`aiomultiprocess.share` makes the memory: a file without a name, which holds a pickle and, behind
+it, the buffers that the pickle has out of band. `Shared` is what users pass to tasks. It travels as
+the number of its memory. The parent passes the descriptor to each worker that gets one, over the
+socket of its link (descriptor_socket.py), before the frame that needs it; the worker takes it from
+there when `.value` is asked for, which loads the pickle over a read-only mapping.
+
+OBJECT-1  The memory is sealed against every change (on Linux): no process can write it, not even
+    the one that made it.
+OBJECT-2  The parent closes its descriptor when nothing refers to the `Memory`: no open `Shared`,
+    no task that is not settled, no function, no pool whose workers start with it. Then it tells the
+    workers that have it (UNSHARE), and they close theirs. Frames are in order, so no task that was
+    sent before finds it gone.
+OBJECT-3  A process loads a value once, and keeps it as long as it has the descriptor. The mapping
+    is the value's: it goes with the last view of it, also later than that.
+OBJECT-4  A forked worker has inherited the memories of its parent. It counts as one that they were
+    passed to, so it closes them when they end.
+OBJECT-5  A worker that has a pool of its own passes a memory on to the workers of that, and tells
+    them when its parent has released it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import threading
+import weakref
+from struct import Struct, pack, unpack_from
+from typing import Any, Final, Generic, TypeVar
+
+from .. import _accel
+from .._wire import sharing
+from . import endpoint
+
+T = TypeVar("T")
+
+#: Numbers of memories, as a socket of descriptors has them, from here on; below are segments.
+FIRST: Final = endpoint.FIRST_SHARED
+ALIGNMENT: Final = 64  # bytes: what NumPy and Arrow ask for
+_HEAD: Final = Struct("<QQ")  # size of the pickle, number of buffers; then these: place and size
+_NOEXEC_SEAL: Final = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insists on it
+_MOST: Final = 1 << 30  # bytes of one write
+
+
+RELEASED: Final = (
+    "a shared object has no memory here any more: the process that made it has released it. Use it "
+    "in tasks that get it as an argument"
+)
+
+
+class Links:
+    """The workers that have a memory."""
+
+    number: int
+
+    def __init__(self) -> None:
+        self._links: list[weakref.ref[endpoint.Endpoint]] = []
+
+    def pass_over(self, link: Any, fd: int) -> None:
+        """Pass the descriptor to a worker, unless it has it. OSError if that cannot be now."""
+        if link.share(self.number, fd):
+            self._links.append(weakref.ref(link))
+
+    def inherited_by(self, link: Any) -> None:
+        """The worker of this link was forked (OBJECT-4)."""
+        link.shared.add(self.number)
+        self._links.append(weakref.ref(link))
+
+    def unshare(self) -> None:
+        """Tell the workers that the memory is released (OBJECT-2)."""
+        for ref in self._links:
+            link = ref()
+            if link is not None:
+                link.unshare_soon(self.number)
+
+
+class Memory(Links):
+    """The memory of one shared object, in the process that made it."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        # no other process makes the same: workers may have memories of several
+        self.number = FIRST | int.from_bytes(os.urandom(7), "big")
+        self.size = size
+        self._fd = fd
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._value: list[Any] = []  # once it was loaded
+        super().__init__()
+        sharing.live[self.number] = self
+
+    def pass_to(self, link: Any) -> None:
+        """Give it to a worker, unless that has it. OSError if that cannot be now."""
+        self.pass_over(link, self._fd)
+
+    @property
+    def value(self) -> Any:
+        """The object, loaded over the memory (OBJECT-3)."""
+        with self._lock:
+            if not self._value:
+                if self._fd < 0:
+                    raise RuntimeError(RELEASED)
+                self._value.append(load(self._fd))
+            return self._value[0]
+
+    def close(self) -> None:
+        """Close the descriptor, in this process alone. Idempotent."""
+        fd, self._fd = self._fd, -1
+        self._value.clear()
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:  # OBJECT-2
+        self.close()
+        if os.getpid() == self._pid:
+            self.unshare()
+
+
+class Received(Links):
+    """The memory of a shared object, in a worker."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self._lock = threading.Lock()
+        self._value: list[Any] = []
+
+    @property
+    def value(self) -> Any:
+        """The object, as that of `Memory`."""
+        with self._lock:
+            if not self._value:
+                self._value.append(load(self._descriptor()))
+            return self._value[0]
+
+    def _descriptor(self) -> int:
+        end = endpoint.this_end
+        fd = -1 if end is None else end.take_shared(self.number)
+        if fd < 0:
+            raise RuntimeError(RELEASED)
+        return fd
+
+    def pass_to(self, link: Any) -> None:
+        """Give it to a worker of a pool of this worker (OBJECT-5)."""
+        self.pass_over(link, self._descriptor())
+
+
+#: In a worker: the memories that it has got, until they are released.
+_received: dict[int, Received] = {}
+
+
+def forget(number: int) -> None:
+    """In a worker: the parent has released a memory."""
+    received = _received.pop(number, None)
+    if received is not None:
+        received.unshare()
+    inherited = sharing.live.get(number)
+    if inherited is not None:
+        inherited.unshare()
+        inherited.close()
+    if endpoint.this_end is not None:
+        endpoint.this_end.drop_shared(number)
+
+
+class Shared(Generic[T]):
+    """An object that `aiomultiprocess.share` has put into shared memory.
+
+    Pass it to tasks, in their items and arguments, in `initargs`, or in a `functools.partial`: it
+    travels as a few bytes. `value` is the object. `with` releases it at the end of its block: the
+    memory is freed when the tasks that were submitted before have ended.
+    """
+
+    __slots__ = ("__weakref__", "_memory", "_ref", "_released")
+
+    def __init__(self, memory: Memory | Received) -> None:
+        self._memory: Memory | Received | None = memory
+        self._ref: weakref.ref[Memory | Received] = weakref.ref(memory)
+        self._released = 0  # the process that gave it up
+
+    @property
+    def value(self) -> T:
+        """The object. Each process loads it once; its buffers are read-only, and are not copied.
+
+        What it consists of besides buffers is one for all tasks of a process: do not change it.
+
+        Raises RuntimeError after the end of `with`, or if it was released where it was made.
+        """
+        value: T = self._open(None if self._released == os.getpid() else self._ref()).value
+        return value
+
+    def pickled(self) -> Memory | Received:
+        """The memory, for a task that was submitted before the end of `with`."""
+        return self._open(self._ref())
+
+    def _open(self, memory: Memory | Received | None) -> Memory | Received:
+        if memory is None:
+            raise RuntimeError(
+                "this shared object was released at the end of its `with` block: use it within"
+            )
+        return memory
+
+    def __enter__(self) -> Shared[T]:
+        self._open(self._memory)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give up the object, as the end of `with` does. Idempotent."""
+        memory, self._memory = self._memory, None
+        self._released = os.getpid()  # a worker that is forked later may start with it
+        if isinstance(memory, Memory):
+            for engine in list(sharing.engines):
+                engine.hold(memory)
+
+    def __repr__(self) -> str:
+        memory = self._memory
+        if memory is None:
+            return "<Shared, released>"
+        size = f" of {memory.size} bytes" if isinstance(memory, Memory) else ""
+        return f"<Shared {memory.number - FIRST:x}{size}>"
+
+    def __copy__(self) -> Shared[T]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Shared[T]:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        if not sharing.is_permitted():  # SHARING-1
+            raise RuntimeError(
+                "an object of aiomultiprocess.share() can be pickled by a Pool alone: pass it to "
+                "tasks, in initargs or in a functools.partial"
+            )
+        return reduce(self)
+
+
+def reduce(shared: Shared[Any]) -> tuple[Any, ...]:
+    """What the codec of a pool makes of it."""
+    memory = shared.pickled()
+    if os.getpid() in sharing.engines.values():  # else this is a worker, and a result
+        sharing.collect(memory)
+    return receive, (memory.number,)
+
+
+def receive(number: int) -> Shared[Any]:
+    """What it is unpickled by: in a worker, perhaps before its link is open, or in its parent."""
+    memory = sharing.live.get(number)
+    if memory is None:
+        memory = _received.get(number)
+        if memory is None:
+            memory = _received[number] = Received(number)
+    return Shared(memory)
+
+
+_accel.register(Shared, reduce)
+sharing.constants.add(Shared)
+
+
+# -- the memory ------------------------------------------------------------------------------------
+
+
+def make(obj: Any) -> Shared[Any]:
+    """Put an object into memory of its own.
+
+    Raises what pickling it raises, and OSError if there is no memory for it.
+    """
+    if not hasattr(socket, "send_fds"):
+        raise RuntimeError("aiomultiprocess.share() needs Unix sockets, which pass descriptors")
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
+    views = [buffer.raw() for buffer in buffers]
+    places, end = _layout(len(pickled), [len(view) for view in views])
+    fields = [
+        number for place, view in zip(places, views, strict=True) for number in (place, len(view))
+    ]
+    head = _HEAD.pack(len(pickled), len(views)) + pack(f"<{len(fields)}Q", *fields)
+    fd = _anonymous_file()
+    try:
+        os.ftruncate(fd, end)
+        _write(fd, memoryview(head), 0)
+        _write(fd, memoryview(pickled), len(head))
+        for place, view in zip(places, views, strict=True):
+            _write(fd, view, place)
+        _seal(fd)
+        return Shared(Memory(fd, end))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _layout(pickled: int, sizes: list[int]) -> tuple[list[int], int]:
+    """The place of each buffer, and the end of the last."""
+    places, end = [], _HEAD.size + 16 * len(sizes) + pickled
+    for size in sizes:
+        place = -(-end // ALIGNMENT) * ALIGNMENT
+        places.append(place)
+        end = place + size
+    return places, end
+
+
+def load(fd: int) -> Any:
+    """Map the memory, and unpickle what is in it (OBJECT-3)."""
+    view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    pickled, count = _HEAD.unpack_from(view)
+    fields = unpack_from(f"<{2 * count}Q", view, _HEAD.size)
+    begin = _HEAD.size + 16 * count
+    buffers = [
+        view[place : place + size] for place, size in zip(fields[::2], fields[1::2], strict=True)
+    ]
+    return pickle.loads(view[begin : begin + pickled], buffers=buffers)
+
+
+def _anonymous_file() -> int:
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        for more in (_NOEXEC_SEAL, 0):
+            with contextlib.suppress(OSError):  # an old kernel, or a sandbox that refuses it
+                return os.memfd_create("aiomultiprocess-shared", flags | more)
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+def _write(fd: int, view: memoryview, at: int) -> None:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    while len(view):
+        written = os.pwrite(fd, view[:_MOST], at)
+        view, at = view[written:], at + written
+
+
+def _seal(fd: int) -> None:
+    """OBJECT-1."""
+    if sys.platform == "linux":
+        import fcntl
+
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        with contextlib.suppress(OSError):  # no memfd, or a sandbox refuses it
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

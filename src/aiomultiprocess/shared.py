@@ -1,0 +1,57 @@
+"""`share`: put a large object into memory that all workers read, and pass it as a few bytes.
+
+with aiomultiprocess.share(table) as shared:
+    async for found in pool.map(partial(look_up, shared), keys):  # in look_up: shared.value
+        ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from ._transport.shared_objects import Shared
+
+T = TypeVar("T")
+
+__all__ = ["Shared", "share"]
+
+
+def share(obj: T) -> Shared[T]:
+    """Put an object into shared memory once, for all tasks of all pools of this process.
+
+    It is pickled here and now; what pickle gives out of band (arrays of NumPy and Arrow, frames of
+    pandas over them) is then in no process a second time. Pass what this returns to tasks, in their
+    items or arguments, in `initargs` or in a `functools.partial`, and use its `value` there.
+    `bytes` and `str` have memory of their own: each process makes a copy of them when it first
+    uses `value`.
+
+    The memory is freed when no one needs it: neither the object that this returns (`with` gives it
+    up at the end of its block), nor a task that is not settled, nor a pool that starts its workers
+    with it. Writing takes about a second for two GB; in a running loop, call it by
+    `asyncio.to_thread`.
+
+    Raises:
+        RuntimeError: in a worker of a pool, and where the system has no Unix sockets.
+        OSError: there is no memory for it.
+        pickle.PicklingError, TypeError, AttributeError: it cannot be pickled.
+    """
+    main = sys.modules.get("aiomultiprocess._worker.main")
+    worker = None if main is None else main.this_worker
+    if worker is not None and worker.pid == os.getpid():
+        raise RuntimeError(
+            "share() was called in a worker of a Pool: share the object where the pool is made"
+        )
+    from ._transport.shared_objects import make  # here: every worker may import this module
+
+    return make(obj)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Shared":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ._transport.shared_objects import Shared
+
+    return Shared

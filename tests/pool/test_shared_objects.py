@@ -1,0 +1,351 @@
+"""`share`: one object in memory that every worker reads, and that no one holds for too long."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import gc
+import multiprocessing
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shared_targets as targets
+import workload
+from aiomultiprocess import Pool, PoolExecutor, Process, RoundRobin, Shared, share
+from aiomultiprocess._transport import shared_objects
+from support import Meeting
+
+pytestmark = [
+    pytest.mark.usefixtures("backend", "nothing_is_shared_any_more"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+
+@pytest.fixture
+def nothing_is_shared_any_more() -> Iterator[None]:
+    gc.collect()
+    assert targets.memories() == (0, 0)
+    yield
+    gc.collect()
+    assert targets.memories() == (0, 0)
+
+
+async def settle() -> None:
+    """Let the loop send what was scheduled."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+# -- how it travels --------------------------------------------------------------------------------
+
+
+async def test_items_arguments_and_partials_carry_a_shared_object(start_method: str) -> None:
+    with share(targets.table()) as shared:
+        async with Pool(2) as pool:
+            assert await pool.starmap(targets.at, [(shared, i) for i in range(20)]) == [*range(20)]
+            assert await pool.apply(targets.at, (shared,), {"index": 5}) == 5
+            assert await pool.submit(targets.at, shared, 6) == 6
+            part = functools.partial(targets.at, shared)
+            assert await pool.map(part, range(20)) == [*range(20)]
+            nested = functools.partial(targets.at, index=3)
+            assert await pool.map(nested, [shared] * 5) == [3] * 5
+
+
+async def test_initargs_and_what_a_lifespan_reads_carry_it(start_method: str) -> None:
+    with share(targets.table()) as shared:
+        pool = Pool(2, targets.keep, (shared,), lifespan=targets.yield_value)
+        async with pool:
+            assert await pool.map(targets.kept_at, range(10)) == [*range(10)]
+            assert await pool.apply(targets.state) == 1
+
+
+async def test_it_travels_as_a_few_bytes_and_is_loaded_once_for_each_process() -> None:
+    with share(targets.table(1_000_000)) as shared:
+        async with Pool(2) as pool:
+            found = set(await pool.map(targets.facts, [shared] * 200))
+            assert len(found) == len({pid for pid, _, _ in found})
+            assert {writable for _, _, writable in found} == {False}
+            assert await pool.map(targets.held, range(2)) in ([(2, 1)] * 2, [(1, 1)] * 2)
+        with pytest.raises(ValueError, match="read-only"):
+            shared.value[0] = 1
+
+
+async def test_a_value_can_be_written_by_no_process() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(1) as pool:
+            with pytest.raises(ValueError, match="read-only"):
+                await pool.apply(targets.write, (shared,))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 5, {"a": [1, 2]}, "text" * 100_000, [np.arange(10), np.zeros((3, 4))], np.empty(0)],
+    ids=["None", "int", "dict", "str", "arrays", "empty"],
+)
+async def test_any_object_that_pickle_takes_can_be_shared(value: Any) -> None:
+    with share(value) as shared:
+        async with Pool(1) as pool:
+            back = await pool.apply(targets.give_back, (shared,))
+        assert pickle.dumps(back.value) == pickle.dumps(shared.value) == pickle.dumps(value)
+
+
+async def test_what_a_task_returns_is_the_same_object_again() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(1) as pool:
+            back = await pool.apply(targets.give_back, (shared,))
+            assert back.value is shared.value
+            del back
+
+
+async def test_a_closure_by_value_carries_it() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(2, serializer="cloudpickle") as pool:
+            assert await pool.map(lambda i: float(shared.value[i]), range(5)) == [*range(5)]
+
+
+async def test_streams_carry_it() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(1) as pool:
+            assert [v async for v in pool.stream(targets.values, (shared, 4))] == [0, 1, 2, 3]
+            assert [v async for v in pool.stream(targets.numbers, (shared, 3))] == [0, 1, 2]
+
+
+class Single(RoundRobin):
+    """A scheduler of a user's own."""
+
+
+async def test_several_queues_and_an_own_scheduler_carry_it() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(2, queuecount=2, scheduler=Single()) as pool:
+            items = [(shared, i) for i in range(20)]
+            assert await pool.starmap(targets.at, items) == [*range(20)]
+
+
+def test_an_executor_carries_it() -> None:
+    with share(targets.table()) as shared, PoolExecutor(1) as executor:
+        assert executor.submit(targets.at, shared, 3).result() == 3
+
+
+async def test_a_pool_in_a_worker_passes_it_on() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(1) as pool:
+            assert await pool.apply(targets.at_in_a_pool, (shared, 7)) == 7
+
+
+# -- who holds it ----------------------------------------------------------------------------------
+
+
+async def test_after_its_block_tasks_that_were_submitted_still_have_it() -> None:
+    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
+        with share(targets.table()) as shared:
+            mapped = pool.starmap(targets.at_later, [(shared, meeting.port, i) for i in range(3)])
+            called = pool.apply(targets.at_later, (shared, meeting.port, 7))
+            first = await meeting.next()
+        with pytest.raises(RuntimeError, match="released at the end of its `with` block"):
+            _ = shared.value
+        assert targets.memories()[0]
+        first.release()
+        await meeting.release_all(3)
+        assert await mapped == [0, 1, 2]
+        assert await called == 7
+        await settle()
+        assert await pool.apply(targets.held) == (0, 0)
+        assert targets.memories() == (0, 0)
+        with pytest.raises(pickle.PicklingError, match="released at the end of its `with` block"):
+            await pool.apply(targets.at, (shared, 1))
+
+
+async def test_a_function_holds_it_as_long_as_its_map_runs() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        with share(targets.table()) as shared:
+            func = functools.partial(targets.at_later, shared, meeting.port)
+            result = pool.map(func, range(2))
+        del func
+        await meeting.release_all(2)
+        assert await result == [0, 1]
+        await settle()
+        assert await pool.apply(targets.held) == (0, 0)
+        assert targets.memories() == (0, 0)
+
+
+async def test_a_pool_holds_what_its_workers_start_with(start_method: str) -> None:
+    with share(targets.table()) as shared:
+        pool = Pool(1, targets.keep, (shared,), maxtasksperchild=1)
+        assert await pool.apply(targets.kept_at, (3,)) == 3
+    assert await pool.map(targets.kept_at, range(4)) == [*range(4)]  # in workers that start later
+    pool.close()
+    await pool.join()
+    assert targets.memories() == (0, 0)
+
+
+async def test_without_a_block_it_lives_as_long_as_its_object() -> None:
+    shared = share(targets.table())
+    async with Pool(1) as pool:
+        assert await pool.apply(targets.at, (shared, 2)) == 2
+        del shared
+        await settle()
+        assert await pool.apply(targets.held) == (0, 0)
+        assert targets.memories() == (0, 0)
+
+
+async def test_a_part_of_a_value_that_a_task_keeps_stays_whole() -> None:
+    async with Pool(1) as pool:
+        with share(targets.table()) as shared:
+            await pool.apply(targets.keep_a_part, (shared,))
+        await settle()
+        assert await pool.apply(targets.sum_of_the_part) == sum(range(10, 20))
+        assert await pool.apply(targets.held) in ((0, 1), (1, 1))  # Python's mmap may have one
+
+
+async def test_what_a_task_keeps_by_itself_says_that_it_was_released() -> None:
+    async with Pool(1) as pool:
+        with share(targets.table()) as shared:
+            await pool.apply(targets.keep, (shared,))
+        await settle()
+        with pytest.raises(RuntimeError, match="has released it"):
+            await pool.apply(targets.kept_at, (1,))
+
+
+async def test_forked_workers_close_what_they_have_inherited() -> None:
+    from aiomultiprocess import set_start_method
+
+    shared = share(targets.table())
+    set_start_method("fork")
+    try:
+        async with Pool(1) as pool:
+            assert await pool.apply(targets.held) == (1, 0)
+            assert await pool.apply(targets.at, (shared, 2)) == 2
+            del shared
+            await settle()
+            assert await pool.apply(targets.held) == (0, 0)
+    finally:
+        set_start_method()
+
+
+async def test_a_task_that_lost_its_worker_finds_it_in_the_next(tmp_path: Path) -> None:
+    async with Pool(1) as pool:
+        with share(targets.table()) as shared:
+            call = pool.apply(targets.at_or_die, (str(tmp_path / "died"), shared, 4), retries=1)
+        assert await call == 4
+
+
+async def test_terminating_a_pool_drops_what_its_tasks_held() -> None:
+    async with Meeting() as meeting:
+        async with Pool(1) as pool:
+            with share(targets.table()) as shared:
+                call = pool.apply(targets.at_later, (shared, meeting.port, 1))
+                await meeting.next()
+        with pytest.raises(Exception, match="terminated"):
+            await call
+        del call
+        gc.collect()
+        assert targets.memories() == (0, 0)
+
+
+async def test_workers_of_several_pools_share_one_memory() -> None:
+    with share(targets.table()) as shared:
+        async with Pool(1) as first, Pool(1) as second:
+            assert await first.apply(targets.at, (shared, 1)) == 1
+            assert await second.apply(targets.at, (shared, 2)) == 2
+            assert await first.apply(workload.two) == 2
+
+
+async def test_many_shared_objects_come_and_go() -> None:
+    async with Pool(1) as pool:
+        for i in range(300):
+            with share(np.full(10, i)) as shared:
+                assert await pool.apply(targets.at, (shared, 3)) == i
+        await settle()
+        assert await pool.apply(targets.held) == (0, 0)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+async def test_it_cannot_be_made_in_a_worker() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(RuntimeError, match=r"share\(\) was called in a worker of a Pool"):
+            await pool.apply(targets.share_here)
+
+
+async def test_only_a_pool_can_pickle_it() -> None:
+    message = r"aiomultiprocess.share\(\) can be pickled by a Pool alone"
+    with share(targets.table()) as shared:
+        with pytest.raises(RuntimeError, match=message):
+            pickle.dumps(shared)
+        with pytest.raises(RuntimeError, match=message):
+            multiprocessing.reduction.ForkingPickler.dumps([shared])
+        with pytest.raises(Exception, match=message):
+            await Process(target=workload.identity, args=(shared,))
+        async with Pool(1) as pool:
+            with pytest.raises(RuntimeError, match=message):
+                await pool.apply(targets.pickle_it, (shared,))
+            assert await pool.apply(targets.at, (shared, 1)) == 1
+
+
+def test_what_cannot_be_pickled_is_refused_at_once() -> None:
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        share(lambda: None)
+    assert targets.memories() == (0, 0)
+
+
+def test_copies_are_the_object_itself() -> None:
+    with share([1]) as shared:
+        assert copy.copy(shared) is shared
+        assert copy.deepcopy([shared])[0] is shared
+        assert repr(shared).startswith("<Shared ")
+    assert repr(shared) == "<Shared, released>"
+    shared.release()
+    with pytest.raises(RuntimeError, match="released"), shared:
+        pass
+
+
+def test_without_memfd_a_file_without_a_name_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.memfd_create")
+    with share(targets.table()) as shared:
+        memory = shared.pickled()
+        assert isinstance(memory, shared_objects.Memory)
+        assert os.readlink(f"/proc/self/fd/{memory._fd}").endswith("(deleted)")
+        assert (shared.value == targets.table()).all()
+        assert not shared.value.flags.writeable
+        del memory
+
+
+def test_where_no_descriptors_pass_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("socket.send_fds")
+    with pytest.raises(RuntimeError, match="needs Unix sockets"):
+        share(1)
+
+
+async def test_a_worker_that_takes_no_more_descriptors_fails_a_task_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError("no room")
+
+    with share(targets.table()) as shared:
+        async with Pool(1) as pool:
+            assert await pool.apply(workload.two) == 2
+            with monkeypatch.context() as patched:
+                patched.setattr("aiomultiprocess._transport.endpoint.LargeBuffers.share", refuse)
+                with pytest.raises(Exception, match="no room"):
+                    await pool.apply(targets.at, (shared, 1))
+            assert await pool.apply(targets.at, (shared, 1)) == 1
+
+
+def test_the_memory_cannot_be_changed_by_any_process() -> None:
+    with share(targets.table()) as shared:
+        memory = shared.pickled()
+        assert isinstance(memory, shared_objects.Memory)
+        for change in (lambda: os.pwrite(memory._fd, b"x", 0), lambda: os.ftruncate(memory._fd, 0)):
+            with pytest.raises(PermissionError):
+                change()
+        assert isinstance(shared, Shared)

@@ -1,0 +1,114 @@
+"""What workers run in test_shared_objects.py."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+
+import workload
+from aiomultiprocess import Pool, Shared, current_worker, share
+
+initial: list[Any] = []
+
+
+def at(shared: Shared[Any], index: int) -> float:
+    return float(shared.value[index])
+
+
+async def at_later(shared: Shared[Any], port: int, index: int) -> float:
+    await workload.meet(port, index)
+    return float(shared.value[index])
+
+
+def at_or_die(path: str, shared: Shared[Any], index: int) -> float:
+    """The first of all calls dies."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.abort()
+    return float(shared.value[index])
+
+
+def facts(shared: Shared[Any]) -> tuple[int, int, bool]:
+    """The process, the address of the value, and whether it can be written."""
+    return os.getpid(), id(shared.value), shared.value.flags.writeable
+
+
+def write(shared: Shared[Any]) -> None:
+    shared.value[0] = 1
+
+
+def give_back(shared: Shared[Any]) -> Shared[Any]:
+    return shared
+
+
+def keep(shared: Shared[Any]) -> None:
+    initial[:] = [shared]
+
+
+def kept_at(index: int) -> float:
+    return float(initial[0].value[index])
+
+
+def keep_a_part(shared: Shared[Any]) -> None:
+    initial[:] = [shared.value[10:20]]
+
+
+def sum_of_the_part(_: object = None) -> float:
+    return float(initial[0].sum())
+
+
+@contextlib.asynccontextmanager
+async def yield_value() -> AsyncIterator[Any]:
+    yield float(initial[0].value[1])
+
+
+def state(_: object = None) -> Any:
+    return current_worker().state
+
+
+def share_here(_: object = None) -> None:
+    share(1)
+
+
+def pickle_it(shared: Shared[Any]) -> bytes:
+    return pickle.dumps(shared)
+
+
+async def at_in_a_pool(shared: Shared[Any], index: int) -> float:
+    async with Pool(1) as pool:
+        return await pool.apply(at, (shared, index))
+
+
+async def values(shared: Shared[Any], count: int) -> AsyncIterator[float]:
+    for index in range(count):
+        yield float(shared.value[index])
+
+
+def numbers(shared: Shared[Any], count: int) -> Iterator[float]:
+    for index in range(count):
+        yield float(shared.value[index])
+
+
+def held(_: object = None) -> tuple[int, int]:
+    """How many descriptors and mappings of shared objects this process has."""
+    gc.collect()
+    return memories()
+
+
+def memories() -> tuple[int, int]:
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += "aiomultiprocess-shared" in os.readlink(f"/proc/self/fd/{name}")
+    with open("/proc/self/maps") as maps:
+        return found, maps.read().count("aiomultiprocess-shared")
+
+
+def table(size: int = 100_000) -> Any:
+    return np.arange(size, dtype="f8")
