@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from contextvars import ContextVar
 
+    import distributed
+
+    from ._cluster.arguments import ClusterTarget
     from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
@@ -238,13 +241,19 @@ class Pool:
         lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None,
         contextvars: Iterable[ContextVar[Any]] = (),
         maxmemoryperchild: int | None = None,
+        address: str | None = None,
+        client: distributed.Client | None = None,
+        security: distributed.Security | None = None,
     ) -> None:
+        self._cluster = self._checked_cluster(
+            backend, scheduler, queuecount, address=address, client=client, security=security
+        )
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
         check_synchronous("exception_handler", exception_handler)
         self.context = get_context()
-        self.process_count = count("processes", processes) or usable_cpus()
-        self.queue_count = queue_count(queuecount, self.process_count)
+        self.process_count = count("processes", processes) or self._usual_count()
+        self.queue_count = queue_count(queuecount, self.process_count or 1)
         self.scheduler = checked_scheduler(scheduler)
         self.initializer = initializer
         self.initargs = checked_sequence("initargs", initargs)
@@ -261,7 +270,7 @@ class Pool:
         self.lifespan = lifespan
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
-        self._selection = select.select(backend)
+        self._selection = self._select(backend)
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
@@ -860,17 +869,50 @@ class Pool:
             contextvars=self.contextvars,
             memory_limit=self.maxmemoryperchild or 0,
         )
-        make_engine: Callable[..., Engine] = Engine
-        if self.contextvars:
-            from ._parent.context_variables import ContextEngine
-
-            make_engine = partial(ContextEngine, self.contextvars)
+        make_engine = self._engine_class(Engine)
         self._engine = engine = make_engine(loop, options, self._selection.make(), self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
         # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
+
+    def _engine_class(self, usual: type[Engine]) -> Callable[..., Engine]:
+        """What makes the engine, with the features that this pool uses."""
+        if self._cluster is not None:
+            from ._cluster import engine as over_hosts  # here, as below: few pools need it
+
+            if self.contextvars:
+                return partial(over_hosts.ClusterContextEngine, self._cluster, self.contextvars)
+            return partial(over_hosts.ClusterEngine, self._cluster)
+        if self.contextvars:
+            from ._parent.context_variables import ContextEngine
+
+            return partial(ContextEngine, self.contextvars)
+        return usual
+
+    def _checked_cluster(
+        self, backend: str | None, scheduler: object, queuecount: object, **where: Any
+    ) -> ClusterTarget | None:
+        """The cluster that these arguments name; None without one."""
+        if backend != "dask" and not any(value is not None for value in where.values()):
+            return None
+        from ._cluster import arguments  # here, as in _bind
+
+        if backend != "dask":
+            arguments.refuse_stray(backend, **where)
+        return arguments.checked_target(**where, scheduler=scheduler, queuecount=queuecount)
+
+    def _usual_count(self) -> int:
+        """How many workers there are if the user does not say it; 0: it depends on the host."""
+        return usable_cpus() if self._cluster is None else 0
+
+    def _select(self, backend: str | None) -> select.Selection:
+        if self._cluster is None:
+            return select.select(backend)
+        from ._cluster.arguments import selection  # here, as in _bind
+
+        return selection()
 
     def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
         if logs is False or logs is None:
@@ -891,7 +933,7 @@ class Pool:
     def _choose_serializer(self) -> Choice:
         from ._parent.serializers import choose  # here, as in _bind
 
-        return choose(self._serializer)
+        return choose(self._serializer, elsewhere=self._cluster is not None)
 
     def _check_loop(self) -> None:
         if self._engine is not None:

@@ -80,6 +80,8 @@ class Credit:
         "spent",
     )
 
+    horizon = HORIZON
+
     def __init__(self, concurrency: int, lifetime: int) -> None:
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
@@ -212,7 +214,7 @@ class Credit:
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
-            kept = HORIZON / (HORIZON + elapsed)
+            kept = self.horizon / (self.horizon + elapsed)
             for function in self._reported:
                 pace = self._paces.get(function)
                 if pace is None:
@@ -220,7 +222,7 @@ class Credit:
                 pace.count = count + kept * pace.count
                 pace.seconds = elapsed + kept * pace.seconds
                 most = pace.backlog * GROWTH or GROWTH
-                backlog = int(pace.count / pace.seconds * HORIZON)
+                backlog = int(pace.count / pace.seconds * self.horizon)
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
 

@@ -142,10 +142,15 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
 
 
 def explain_loss(
-    owner: TaskOwner, handle: Any, pid: int | None, exitcode: int | None, why: str = ""
+    owner: TaskOwner,
+    handle: Any,
+    pid: int | None,
+    exitcode: int | None,
+    why: str = "",
+    host: str | None = None,
 ) -> WorkerLostError:
     """The error of a task that was started in a worker which then died; `why`, if that is known."""
-    error = WorkerLostError(task_label(owner, handle), pid, exitcode)
+    error = WorkerLostError(task_label(owner, handle), pid, exitcode, host)
     if why:
         error.add_note(why)
     return error
@@ -179,13 +184,15 @@ def task_label(owner: TaskOwner, handle: Any) -> str:
     return _item(owner, handle) if isinstance(handle, int) else owner.function.label
 
 
-def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
+def explain_start(
+    pid: int | None, exitcode: int | None, host: str | None = None
+) -> WorkerLostError:
     """The error of a worker that died before it was ready."""
     what = (
         "its start: importing the main module (its code that makes a pool must be below "
         '`if __name__ == "__main__":`), making its loop, then the initializer'
     )
-    return WorkerLostError(what, pid, exitcode)
+    return WorkerLostError(what, pid, exitcode, host)
 
 
 def load_error(payload: Any) -> BaseException | exceptions.Failure:

@@ -33,6 +33,8 @@ class WorkerStats:
         waiting: tasks that were sent to it and that it has not started.
         done: tasks that it has reported, with a result or an error.
         rss: resident memory in bytes, shared memory included; None where it cannot be read.
+        host: of a pool over a dask cluster, the address of the dask worker where it runs; else
+            None.
     """
 
     index: int
@@ -43,6 +45,7 @@ class WorkerStats:
     waiting: int
     done: int
     rss: int | None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
         running=started - credit.reported,
         waiting=credit.sent - started,
         done=credit.reported,
-        rss=_resident(worker.pid),
+        rss=_resident(worker.pid) if worker.host is None else None,
+        host=worker.host,
     )
 
 

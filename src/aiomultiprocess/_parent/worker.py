@@ -90,9 +90,34 @@ class WorkerOptions:
         self.contextvars = contextvars
         self.memory_limit = memory_limit
 
+    def spec(self, end: Any, index: int) -> main.WorkerSpec:
+        """The start-up message of a worker."""
+        return main.WorkerSpec(
+            end=end,
+            concurrency=self.concurrency,
+            threads=self.threads,
+            parent_pid=os.getpid(),
+            parent_fd=None,
+            loop=self.loop,
+            initializer=self.initializer,
+            initargs=self.initargs,
+            exception_handler=self.exception_handler,
+            grace=self.grace,
+            serializer=self.choice.for_worker,
+            choice=self.choice,
+            logs=_log_options(self.logs),
+            index=index,
+            lifespan=self.lifespan,
+            contextvars=self.contextvars,
+            memory_limit=self.memory_limit,
+        )
+
 
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
+
+    host: str | None = None  # the address of the dask worker where it runs; None: this machine
+    why_ended = ""  # a sentence, if more is known than the exit code
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""
@@ -136,26 +161,14 @@ class PoolWorker(Process):
         self._leaves_lifespan = False
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
+        self._prepare(options, end)
+
+    def _prepare(self, options: WorkerOptions, end: ChildEnd) -> None:
+        """Make the process, which `launch` starts."""
         self._parent_fd = _own_pidfd()
-        spec = main.WorkerSpec(
-            end=end,
-            concurrency=options.concurrency,
-            threads=options.threads,
-            parent_pid=os.getpid(),
-            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
-            loop=options.loop,
-            initializer=options.initializer,
-            initargs=options.initargs,
-            exception_handler=options.exception_handler,
-            grace=options.grace,
-            serializer=options.choice.for_worker,
-            choice=options.choice,
-            logs=_log_options(options.logs),
-            index=index,
-            lifespan=options.lifespan,
-            contextvars=options.contextvars,
-            memory_limit=options.memory_limit,
-        )
+        spec = options.spec(end, self.index)
+        if self._parent_fd is not None:
+            spec.parent_fd = _handover(self._parent_fd.fileno())
         self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
         report_exit(self.aio_process)
 

@@ -1,0 +1,222 @@
+"""A host: the part of a pool that runs in a dask worker, for one client.
+
+    client <--stream--> Host --link--> process, process, ...
+
+The plugin (plugin.py) makes a `Host` for each stream that a client opens. A host starts processes,
+passes frames on in both directions, and reports how processes end. It unpickles nothing of a user
+and runs none of a user's code, so it cannot hold up the dask worker whose loop it shares; and it
+decides nothing: which tasks a process gets, what its death costs and when it is killed is decided
+by the client, by the same rules as for a process of its own machine.
+
+HOST-1  How many items a process has started travels ahead of its results, and again with the news
+    of its exit.
+HOST-2  A frame that this host cannot hold for lack of memory fails its own items.
+HOST-3  When the stream ends, for whatever reason, its client is gone: the processes are ended, and
+    killed after `KILL_AFTER` seconds. No other client gets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from .. import _accel
+from .._transport import select
+from .._transport.link import Backend
+from .._wire import exceptions
+from .._wire.frames import Kind, Payload
+from .messages import (
+    DRAIN,
+    EXITED,
+    FAILED,
+    LEAVE,
+    LOOK,
+    MARK,
+    PING,
+    PONG,
+    SIGNAL,
+    START,
+    STARTED,
+    TABLE,
+    Frame,
+    as_payload,
+    packed_exit,
+    packed_table,
+    read,
+    segments_of,
+)
+from .processes import HostedProcess, segments_to_send
+from .stream import Comm, Stream
+
+CHUNK = int(Kind.CHUNK)
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """The processes of one client, in this dask worker."""
+
+    def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._stream = Stream(comm, loop)
+        self._peer = comm.peer_address
+        self._channels: Backend = select.select().make()
+        self._processes: dict[int, HostedProcess] = {}
+        self._marks: dict[int, int] = {}  # what the client knows of each process (HOST-1)
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._ended = False
+
+    async def serve(self) -> None:
+        """Do what the client says, until it is gone."""
+        try:
+            with contextlib.suppress(OSError):  # the end of the stream
+                while not self._ended:
+                    self._take(await self._stream.read())
+        finally:
+            self._end()
+
+    async def drain(self, patience: float) -> None:
+        """This dask worker closes: let the client's processes finish what they hold."""
+        if self._processes and not self._ended:
+            self._stream.send(0, DRAIN)
+            self._stream.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._empty.wait()
+        await self._stream.finish()
+
+    # -- from the client -----------------------------------------------------------------------
+
+    def _take(self, message: Any) -> None:
+        touched: dict[int, HostedProcess] = {}
+        for frame in read(message):
+            process = self._processes.get(frame.slot)
+            if frame.kind >= START:
+                self._obey(frame, process)
+            elif process is not None:  # else it has exited meanwhile
+                self._pass_on(process, frame)
+                touched[frame.slot] = process
+        for process in touched.values():
+            process.link.flush()
+        self._stream.flush()
+
+    def _pass_on(self, process: HostedProcess, frame: Frame) -> None:
+        try:
+            process.link.send(
+                frame.kind,
+                flags=frame.flags,
+                count=frame.number,
+                chunk_id=frame.chunk_id,
+                offset=frame.offset,
+                function=frame.function,
+                payload=segments_to_send(frame.segments),
+            )
+        except MemoryError as error:
+            self._refuse(frame, error)
+
+    def _refuse(self, frame: Frame, error: MemoryError) -> None:
+        """HOST-2; a function that did not arrive fails each of its items in the process."""
+        payload = exceptions.dump_exception(error, _accel.dumps)
+        for at in range(frame.number if frame.kind == CHUNK else 0):
+            self._stream.send(
+                frame.slot, Kind.REFUSED, chunk_id=frame.chunk_id, offset=at, segments=[payload]
+            )
+
+    def _obey(self, frame: Frame, process: HostedProcess | None) -> None:
+        slot, kind = frame.slot, frame.kind
+        if kind == START:
+            self._start(slot, bytes(as_payload(frame.segments)))
+        elif kind == PING:
+            self._stream.send(0, PONG)
+        elif kind == LEAVE:
+            self._end()
+        elif process is None:  # it has exited meanwhile
+            return
+        elif kind == SIGNAL:
+            process.send_signal(frame.number)
+        elif kind == LOOK:
+            table = packed_table(process.link.counter.running(), time.monotonic_ns())
+            self._stream.send(slot, TABLE, segments=[table])
+        else:
+            raise ValueError(f"a frame of kind {kind} from a client")
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def _start(self, slot: int, payload: bytes) -> None:
+        process = HostedProcess(
+            self._loop,
+            self._channels,
+            partial(self._forward, slot),
+            on_drained=self._stream.flush,
+            on_broken=partial(self._on_broken, slot),
+            on_exit=partial(self._on_exit, slot),
+        )
+        try:
+            pid = process.start(payload)
+        except Exception as error:  # the client decides what that means
+            log.exception("a process of the client %s cannot be started", self._peer)
+            self._stream.send(slot, FAILED, segments=[f"{type(error).__name__}: {error}".encode()])
+            return
+        self._processes[slot] = process
+        self._empty.clear()
+        self._stream.send(slot, STARTED, count=pid)
+
+    def _forward(
+        self,
+        slot: int,
+        kind: int,
+        flags: int,
+        count: int,
+        chunk_id: int,
+        offset: int,
+        function: int,
+        payload: Payload,
+    ) -> None:
+        """Pass on a frame of a process."""
+        self._mark(slot, self._processes[slot].link.started)
+        self._stream.send(
+            slot,
+            kind,
+            flags=flags,
+            count=count,
+            chunk_id=chunk_id,
+            offset=offset,
+            function=function,
+            segments=segments_of(payload),
+        )
+
+    def _mark(self, slot: int, started: int) -> None:  # HOST-1
+        if self._marks.get(slot) != started:
+            self._marks[slot] = started
+            self._stream.send(slot, MARK, chunk_id=started)
+
+    def _on_broken(self, slot: int, error: BaseException) -> None:
+        """The link of a process is of no use: its client learns that by its exit."""
+        log.error("the link to a process of the client %s is broken", self._peer, exc_info=error)
+        self._processes[slot].kill()
+
+    def _on_exit(self, slot: int, process: HostedProcess) -> None:
+        del self._processes[slot]
+        self._marks.pop(slot, None)
+        report = packed_exit(process.exitcode, process.link.started, process.journal)
+        self._stream.send(slot, EXITED, segments=report)
+        self._stream.flush()
+        if not self._processes:
+            self._empty.set()
+            if self._ended:
+                self._channels.close()
+
+    def _end(self) -> None:  # HOST-3
+        if self._ended:
+            return
+        self._ended = True
+        self._stream.close()
+        for process in self._processes.values():
+            process.end()
+        if not self._processes:
+            self._channels.close()

@@ -1,0 +1,226 @@
+"""The client's end of the channel to one process of a host.
+
+To the engine it is a link as any other (_transport/link.py). What a link of this machine reads in
+shared memory, this one keeps as the host has reported it last: how many items the process has
+started, which items with a time limit run, and, after its exit, its journal.
+
+REMOTELINK-1  If the host is lost, no one can say what its processes have started. All that was sent
+    to them then counts as started: a task whose caller does not allow retries never runs twice.
+REMOTELINK-2  A table of running items is asked for (`look`) by who needs it. It may be old when it
+    is read: an item that it shows may have ended, and it shows none as older than it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .._wire.frames import Handler, Kind, Segment
+from .messages import LOOK, SIGNAL, START, Frame, as_payload, read_exit, read_table
+
+if TYPE_CHECKING:
+    from .._transport.link import Callback
+    from .stream import Stream
+
+EVERYTHING = 1 << 62  # more items than any process is sent
+CANCEL = int(Kind.CANCEL)
+
+
+class HostedWorker(Protocol):
+    """What a link reports the life of its process to."""
+
+    def on_started(self, pid: int) -> None:
+        """The process runs."""
+
+    def on_ended(self, exitcode: int | None, why: str) -> None:
+        """The process has ended; `why`, if it could not be started or its host was lost."""
+
+
+class RemoteLink:
+    """The channel to one process of a host."""
+
+    congested = False  # what may wait to be sent is limited by credit (CREDIT-5)
+    entries = 1
+
+    def __init__(self, slot: int, stream: Stream) -> None:
+        self.slot = slot
+        self.worker: HostedWorker | None = None
+        self.ended = False
+        self._stream = stream
+        self._started = 0
+        self._running: dict[int, int] = {}
+        self._on_table: Callable[[], None] | None = None
+        self._journal = b""
+        self._closed = False
+        self._broken = False
+        self._handler: Handler | None = None
+        self._on_drained: Callback | None = None
+
+    # -- the contract of a link ----------------------------------------------------------------
+
+    @property
+    def started(self) -> int:
+        """How many items the process has started, as far as that is known here."""
+        return self._started
+
+    @property
+    def counter(self) -> RemoteLink:
+        """Itself: it has the attributes of a counter."""
+        return self
+
+    @property
+    def journal(self) -> memoryview:
+        """A new view of the journal; empty as long as the process runs."""
+        return memoryview(self._journal)
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler,
+        on_room: Callback,
+        on_broken: Callable[[BaseException], None],
+        on_drained: Callback | None = None,
+    ) -> None:
+        """Hand over from now on what the process sends."""
+        self._handler = handler
+        self._on_broken = on_broken
+        self._on_drained = on_drained
+
+    def send(
+        self,
+        kind: int,
+        *,
+        flags: int = 0,
+        count: int = 0,
+        chunk_id: int = 0,
+        offset: int = 0,
+        function: int = 0,
+        payload: Sequence[Segment] = (),
+    ) -> None:
+        """Accept a frame; see the contract."""
+        if not (self._closed or self._broken or self.ended):
+            self._stream.send(
+                self.slot,
+                kind,
+                flags=flags,
+                count=count,
+                chunk_id=chunk_id,
+                offset=offset,
+                function=function,
+                segments=payload,
+            )
+
+    def flush(self) -> None:
+        """Let the host have what was sent, at the end of this turn."""
+        self._stream.flush()
+
+    def drain_dead(self) -> None:
+        """Nothing: the news of an exit comes behind all that the process has sent (HOSTED-3)."""
+
+    def close(self) -> None:
+        """Hand over nothing more."""
+        self._closed = True
+        self._handler = self._on_drained = self._on_table = None
+
+    def abandon(self) -> None:
+        """In a forked copy of this process: as `close`."""
+        self.close()
+
+    def running(self) -> dict[int, int]:
+        """The start times of running items (REMOTELINK-2)."""
+        return self._running
+
+    def mark_started(self, n: int) -> None:
+        """A worker's, as the three below."""
+        raise NotImplementedError
+
+    def mark_time(self, first: int, since: int) -> None:
+        raise NotImplementedError
+
+    def set_running(self, at: int, number: int, since: int) -> None:
+        raise NotImplementedError
+
+    def keep_running(self, at: int) -> None:
+        raise NotImplementedError
+
+    def clear_running(self, at: int) -> None:
+        raise NotImplementedError
+
+    # -- to the host ---------------------------------------------------------------------------
+
+    def launch(self, payload: bytes) -> None:
+        """Have the host start the process."""
+        self._stream.send(self.slot, START, segments=[payload])
+        self._stream.flush()
+
+    def signal(self, signum: int) -> None:
+        """Have the host send a signal to the process."""
+        if not self.ended:
+            self._stream.send(self.slot, SIGNAL, count=signum)
+            self._stream.flush()
+
+    def look(self, on_table: Callable[[], None]) -> None:
+        """Ask for the table of running items, and call back when it is there (REMOTELINK-2)."""
+        self._on_table = on_table
+        self._stream.send(self.slot, LOOK)
+        self._stream.flush()
+
+    # -- from the host -------------------------------------------------------------------------
+
+    def deliver(self, frame: Frame) -> None:
+        """Hand over a frame of the process. An error in handling it breaks the link (LINK-7)."""
+        if self._handler is None or self._broken:
+            return
+        try:
+            payload = as_payload(frame.segments)
+            self._handler(*frame[1:7], payload)
+        except Exception as error:  # noqa: BLE001 - any error has lost a frame
+            self._break(error)
+
+    def drained(self) -> None:
+        """The frames of a batch were handed over."""
+        if self._on_drained is not None and not self._broken:
+            try:
+                self._on_drained()
+            except Exception as error:  # noqa: BLE001 - as in `deliver`
+                self._break(error)
+
+    def mark(self, started: int) -> None:
+        """So many items were started."""
+        self._started = max(self._started, started)
+
+    def take_table(self, frame: Frame) -> None:
+        """The table that was asked for."""
+        self._running = read_table(as_payload(frame.segments), time.monotonic_ns())
+        on_table, self._on_table = self._on_table, None
+        if on_table is not None:
+            on_table()
+
+    def take_exit(self, frame: Frame) -> None:
+        """The process has ended."""
+        exitcode, started, self._journal = read_exit(as_payload(frame.segments))
+        self.mark(started)
+        self._end(exitcode, "")
+
+    def fail(self, why: str) -> None:
+        """The process could not be started."""
+        self._end(None, why)
+
+    def lose(self, why: str) -> None:
+        """The host is lost, and the process with it (REMOTELINK-1)."""
+        self._started = EVERYTHING
+        self._end(None, why)
+
+    def _end(self, exitcode: int | None, why: str) -> None:
+        if not self.ended:
+            self.ended = True
+            self._running = {}
+            if self.worker is not None:
+                self.worker.on_ended(exitcode, why)
+
+    def _break(self, error: BaseException) -> None:
+        if not (self._broken or self._closed):
+            self._broken = True
+            self._on_broken(error)

@@ -1,0 +1,124 @@
+"""The supervisor of a pool over hosts: which process is where, and what happens to it.
+
+CSUPERVISOR-1  A host that is reached gets `processes` processes, or as many as its dask worker has
+    threads. Their indices are the lowest that are free; a process that replaces another is at the
+    same host. When the host is lost, its indices are free.
+CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what its processes hold,
+    they finish.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from functools import partial
+from typing import Any, cast
+
+from .._parent.errors import explain_start
+from .._parent.supervisor import START_ATTEMPTS, Supervisor
+from .._parent.worker import PoolWorker
+from ..types import QueueID
+from .connection import Connection
+from .worker import RemoteWorker
+
+log = logging.getLogger(__name__)
+
+
+class ClusterSupervisor(Supervisor):
+    """The workers of a pool over hosts."""
+
+    processes = 0  # per host; 0: the threads of its dask worker
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._places: dict[int, Connection] = {}  # by index (CSUPERVISOR-1)
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers there are, and hosts, which have to be left too."""
+        return super().worker_count + len(set(map(id, self._places.values())))
+
+    def start_worker(self, index: int, qid: QueueID) -> None:
+        """Start the process of an index at its host."""
+        connection = self._places[index]
+        link = connection.new_link()
+        worker = RemoteWorker(self._options, link, connection, index)
+        queue = self._queues[qid]
+        link.start(
+            self._loop,
+            partial(queue.on_frame, worker, self._on_notice),
+            on_room=partial(queue.serve, worker),
+            on_broken=worker.mark_corrupt,
+            on_drained=partial(queue.on_drained, worker),
+        )
+        worker.launch(self._loop, self._on_exit)
+        self.workers[worker] = qid
+        queue.workers.append(worker)
+
+    # -- hosts ---------------------------------------------------------------------------------
+
+    def on_host(self, connection: Connection) -> None:
+        """CSUPERVISOR-1: a host is reached."""
+        if not self._pool.wants_workers():
+            return
+        (qid,) = self._queues
+        for _ in range(self.processes or connection.greeting.threads):
+            index = next(at for at in itertools.count() if at not in self._places)
+            self._places[index] = connection
+            self._replace(index, qid)
+        self.size = max(self._places, default=-1) + 1
+        self._queues[qid].dispatch_all()
+
+    def on_host_lost(self, connection: Connection) -> None:
+        """Its processes were reported as ended."""
+        for index in [at for at, host in self._places.items() if host is connection]:
+            del self._places[index]
+        self._pool.on_worker_gone()
+
+    def on_host_draining(self, connection: Connection) -> None:
+        """CSUPERVISOR-2."""
+        for worker in list(self.workers):
+            if cast("RemoteWorker", worker).connection is connection:
+                worker.leave()
+
+    def on_no_cluster(self, error: BaseException) -> None:
+        """There is no cluster to work with."""
+        self._pool.break_down(error)
+
+    # -- exits and replacements ----------------------------------------------------------------
+
+    def _wants_replacement(self, worker: PoolWorker) -> bool:
+        connection = cast("RemoteWorker", worker).connection
+        return (
+            self._is_usable(connection)
+            and self._places.get(worker.index) is connection
+            and super()._wants_replacement(worker)
+        )
+
+    def _is_usable(self, connection: Connection) -> bool:
+        return not (connection.lost or connection.draining)
+
+    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
+        """SUPERVISOR-2, with the host in the error."""
+        self._failed_starts += 1
+        remote = cast("RemoteWorker", worker)
+        error = explain_start(worker.pid, worker.exitcode, remote.host)
+        if remote.why_ended:
+            error.add_note(remote.why_ended)
+        exited = worker.exitcode is not None and worker.exitcode >= 0
+        if not self._ever_ready and (exited or self._failed_starts >= START_ATTEMPTS):
+            self._pool.break_down(error)
+        elif self._failed_starts < START_ATTEMPTS:
+            self._replace(worker.index, qid)
+        else:
+            self._do_without(worker.index, qid, error)
+
+    def _do_without(self, index: int, qid: QueueID, error: BaseException) -> None:
+        """A process cannot be started there now: try again later."""
+        log.error("a worker could not be started, its work is left to others", exc_info=error)
+        self._replace_later(index, qid)
+
+    def _replace(self, index: int, qid: QueueID) -> None:
+        connection = self._places.get(index)
+        if connection is not None and self._is_usable(connection):
+            super()._replace(index, qid)
