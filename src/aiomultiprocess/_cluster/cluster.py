@@ -8,8 +8,8 @@ that join while it runs, without asking. A worker that leaves is noticed by the 
 CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again for as long as the
     scheduler knows the worker, each time after a longer pause.
 CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
-CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the others
-    are logged. A cluster without workers is no error: they may come.
+CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
+    others are logged. A cluster without workers is no error: they may come.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 `RemoteWorker` is a `PoolWorker` (_parent/worker.py) whose process is started, signalled and watched
 by a host. What is decided about it, and when, is the base class's.
 
-REMOTEWORKER-1  Signals and the wish to leave travel behind the start-up message, on the same stream:
-    so they need no process id, and reach a process that has not begun yet.
-REMOTEWORKER-2  More work waits at a process of a host than at one of this machine, because a message
-    takes milliseconds: what it starts in `HORIZON` seconds. If work is ample, no more than that
-    waits (without CREDIT-3), because what was sent to a host that is lost counts as started
+REMOTEWORKER-1  Signals and the wish to leave travel behind the start-up message, on the same
+    stream: so they need no process id, and reach a process that has not begun yet.
+REMOTEWORKER-2  More work waits at a process of a host than at one of this machine, because a
+    message takes milliseconds: what it starts in `HORIZON` seconds. If work is ample, no more than
+    that waits (without CREDIT-3), because what was sent to a host that is lost counts as started
     (REMOTELINK-1).
 """
 
