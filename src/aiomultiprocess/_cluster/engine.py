@@ -17,7 +17,7 @@ from .worker import packed
 
 NO_RESIZE = (
     "a pool over a dask cluster has `processes` workers on each host, and cannot be resized: "
-    "change the number of hosts, as by cluster.scale(n); the pool uses those that join while it runs"
+    "change the number of hosts, as by cluster.scale(n); a pool uses those that join while it runs"
 )
 
 
