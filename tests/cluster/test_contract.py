@@ -1,7 +1,7 @@
 """The contract of pools, over hosts: tests of tests/pool, with the workers in a dask cluster.
 
-They are the same functions, whose `Pool` makes a pool over the cluster. What cannot be the same there
-is left out, by name and with the reason.
+They are the same functions, whose `Pool` makes a pool over the cluster. What cannot be the same
+there is left out, by name and with the reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from typing import Any
 
 import pytest
+
+from cluster_fixtures import dask, dask_pool  # noqa: F401
 
 OUT: dict[str, dict[str, str]] = {
     "test_pool_api": {},

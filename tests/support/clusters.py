@@ -1,4 +1,4 @@
-"""A dask cluster on this machine, as processes of its own: a scheduler, and workers that are hosts."""
+"""A dask cluster on this machine, as programs of its own: a scheduler, and workers."""
 
 from __future__ import annotations
 

@@ -84,18 +84,7 @@ def refuse_stray(backend: str | None, **arguments: object) -> None:
 
 
 def selection() -> Selection:
-    """The selection of a pool over a cluster; there are no channels on this machine."""
-    return Selection("dask", "requested by the argument", NoChannels)
+    """The selection of a pool over a cluster; hosts have the channels."""
+    from .supervisor import HostChannels
 
-
-class NoChannels:
-    """Stands for the channels of a pool that has none of its own."""
-
-    name = "dask"
-
-    def create(self, concurrency: int = 1) -> Any:
-        """There is none."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Nothing."""
+    return Selection("dask", "requested by the argument", HostChannels)

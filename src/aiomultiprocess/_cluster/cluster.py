@@ -49,6 +49,9 @@ class HostUser(Protocol):
     def on_host(self, connection: Connection) -> None:
         """A host is reached."""
 
+    def before_host_lost(self, connection: Connection) -> None:
+        """A host is lost, and none of its processes is reported as ended yet."""
+
     def on_host_lost(self, connection: Connection) -> None:
         """A host is lost; its processes were reported as ended."""
 
@@ -168,8 +171,9 @@ class Cluster:
         if self._closed:
             comm.abort()
             return
+        user = self._user
         connection = Connection(
-            comm, greeting, self._loop, self._on_lost, self._user.on_host_draining
+            comm, greeting, self._loop, user.before_host_lost, self._on_lost, user.on_host_draining
         )
         self._ever_reached = True
         self.connections.append(connection)

@@ -61,6 +61,7 @@ class Connection:
         comm: Comm,
         greeting: Greeting,
         loop: asyncio.AbstractEventLoop,
+        before_lost: Callable[[Connection], None],
         on_lost: Callable[[Connection], None],
         on_drain: Callable[[Connection], None],
     ) -> None:
@@ -70,6 +71,7 @@ class Connection:
         self.draining = False
         self._loop = loop
         self._stream = Stream(comm, loop)
+        self._before_lost = before_lost
         self._on_lost = on_lost
         self._on_drain = on_drain
         self._links: dict[int, RemoteLink] = {}
@@ -175,8 +177,8 @@ class Connection:
         elif frame.kind == TABLE:
             link.take_table(frame)
         elif frame.kind == STARTED:
-            if link.worker is not None:
-                link.worker.on_started(frame.number)
+            if link.process is not None:
+                link.process.on_started(frame.number)
         elif frame.kind == EXITED:
             del self._links[frame.slot]
             link.take_exit(frame)
@@ -212,6 +214,7 @@ class Connection:
         if self.lost:
             return
         self.close()
+        self._before_lost(self)
         links, self._links = list(self._links.values()), {}
         for link in links:
             link.lose(f"the dask worker {self.address} was lost ({why})")

@@ -13,7 +13,7 @@ from .._parent.engine import Engine
 from .._parent.supervisor import Supervisor
 from .cluster import Cluster, Target
 from .supervisor import ClusterSupervisor
-from .worker import packed
+from .worker import check_start_arguments
 
 NO_RESIZE = (
     "a pool over a dask cluster has `processes` workers on each host, and cannot be resized: "
@@ -36,7 +36,7 @@ class ClusterEngine(Engine):
 
         Raises what pickling the initializer, its arguments or the lifespan raises.
         """
-        packed(self.options, 0)
+        check_start_arguments(self.options)
         super().start(0, queues)
         self.supervisor.processes = processes
         self._cluster.start()

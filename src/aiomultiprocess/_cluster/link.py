@@ -28,7 +28,7 @@ EVERYTHING = 1 << 62  # more items than any process is sent
 CANCEL = int(Kind.CANCEL)
 
 
-class HostedWorker(Protocol):
+class ReportedProcess(Protocol):
     """What a link reports the life of its process to."""
 
     def on_started(self, pid: int) -> None:
@@ -46,7 +46,7 @@ class RemoteLink:
 
     def __init__(self, slot: int, stream: Stream) -> None:
         self.slot = slot
-        self.worker: HostedWorker | None = None
+        self.process: ReportedProcess | None = None
         self.ended = False
         self._stream = stream
         self._started = 0
@@ -217,8 +217,8 @@ class RemoteLink:
         if not self.ended:
             self.ended = True
             self._running = {}
-            if self.worker is not None:
-                self.worker.on_ended(exitcode, why)
+            if self.process is not None:
+                self.process.on_ended(exitcode, why)
 
     def _break(self, error: BaseException) -> None:
         if not (self._broken or self._closed):

@@ -11,17 +11,32 @@ from __future__ import annotations
 
 import itertools
 import logging
-from functools import partial
 from typing import Any, cast
 
 from .._parent.errors import explain_start
 from .._parent.supervisor import START_ATTEMPTS, Supervisor
 from .._parent.worker import PoolWorker
+from .._transport.link import Link
 from ..types import QueueID
 from .connection import Connection
-from .worker import RemoteWorker
+from .worker import HostEnd, RemoteWorker
 
 log = logging.getLogger(__name__)
+
+
+class HostChannels:
+    """Makes the channels of a pool over hosts: each to a new process of the chosen host."""
+
+    name = "dask"
+    chosen: Connection
+
+    def create(self, concurrency: int = 1) -> tuple[Link, HostEnd]:
+        """The channel of one process."""
+        link = self.chosen.new_link()
+        return link, HostEnd(self.chosen, link)
+
+    def close(self) -> None:
+        """Nothing: hosts have their own end (cluster.py)."""
 
 
 class ClusterSupervisor(Supervisor):
@@ -31,6 +46,8 @@ class ClusterSupervisor(Supervisor):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self._worker_class = RemoteWorker
+        self._hosts = cast("HostChannels", self._channels)
         self._places: dict[int, Connection] = {}  # by index (CSUPERVISOR-1)
 
     @property
@@ -40,20 +57,8 @@ class ClusterSupervisor(Supervisor):
 
     def start_worker(self, index: int, qid: QueueID) -> None:
         """Start the process of an index at its host."""
-        connection = self._places[index]
-        link = connection.new_link()
-        worker = RemoteWorker(self._options, link, connection, index)
-        queue = self._queues[qid]
-        link.start(
-            self._loop,
-            partial(queue.on_frame, worker, self._on_notice),
-            on_room=partial(queue.serve, worker),
-            on_broken=worker.mark_corrupt,
-            on_drained=partial(queue.on_drained, worker),
-        )
-        worker.launch(self._loop, self._on_exit)
-        self.workers[worker] = qid
-        queue.workers.append(worker)
+        self._hosts.chosen = self._places[index]
+        super().start_worker(index, qid)
 
     # -- hosts ---------------------------------------------------------------------------------
 
@@ -68,6 +73,12 @@ class ClusterSupervisor(Supervisor):
             self._replace(index, qid)
         self.size = max(self._places, default=-1) + 1
         self._queues[qid].dispatch_all()
+
+    def before_host_lost(self, connection: Connection) -> None:
+        """No process of a lost host is sent what the others give back."""
+        for worker in self.workers:
+            if cast("RemoteWorker", worker).connection is connection:
+                worker.leaving = True
 
     def on_host_lost(self, connection: Connection) -> None:
         """Its processes were reported as ended."""

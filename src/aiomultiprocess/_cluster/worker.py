@@ -14,11 +14,11 @@ REMOTEWORKER-2  More work waits at a process of a host than at one of this machi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import signal
 from collections.abc import Callable
-from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .._parent.credit import Credit
 from .._parent.deadlines import Deadlines
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 HORIZON = 0.02  # seconds (REMOTEWORKER-2)
+
+_numbers = itertools.count(1)
 
 
 class RemoteCredit(Credit):
@@ -58,42 +60,117 @@ class RemoteDeadlines(Deadlines):
 
     def __init__(self, worker: RemoteWorker, loop: asyncio.AbstractEventLoop, grace: float) -> None:
         super().__init__(worker, loop, grace)
-        self._link = worker.remote
+        self._link = worker.process.link
 
     def _on_timer(self) -> None:
         self._disarm()
         self._link.look(super()._on_timer)
 
 
+class HostEnd:
+    """The host of a worker that is made: it takes the place of the end of a channel."""
+
+    def __init__(self, connection: Connection, link: RemoteLink) -> None:
+        self.connection = connection
+        self.link = link
+
+    def open(self) -> Any:
+        """Its process has another end (host.py)."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Nothing."""
+
+
+class RemoteProcess:
+    """A process of a host, and its exit: what `PoolWorker` uses of both (POOLWORKER-5)."""
+
+    daemon = False
+
+    def __init__(self, link: RemoteLink, payload: bytes) -> None:
+        self.name = f"RemoteProcess-{next(_numbers)}"
+        self.pid: int | None = None  # known when the host has reported it
+        self.exitcode: int | None = None
+        self.ended = False
+        self._end = asyncio.Event()
+        self.why_ended = ""
+        self.link = link
+        link.process = self
+        self._payload = payload
+        self._on_exit: Callable[[], object] | None = None
+
+    # -- the process ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Have the host start it."""
+        self.link.launch(self._payload)
+        self._payload = b""
+
+    def terminate(self) -> None:
+        """Have the host send SIGTERM (REMOTEWORKER-1)."""
+        self.link.signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Have the host send SIGKILL."""
+        self.link.signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Report nothing more."""
+        self._on_exit = None
+
+    # -- its exit ------------------------------------------------------------------------------
+
+    def check(self) -> bool:
+        """Whether it has ended, as far as that is known here."""
+        return self.ended
+
+    def watch(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> Any:
+        """Call `callback` when it has ended; what this returns has `close`."""
+        self._on_exit = callback
+        return self
+
+    async def wait(self) -> None:
+        """Wait until it has ended."""
+        await self._end.wait()
+
+    def block(self) -> None:
+        """Nothing: it ends when the stream of its host does."""
+
+    # -- what its host reports -----------------------------------------------------------------
+
+    def on_started(self, pid: int) -> None:
+        """It runs."""
+        self.pid = pid
+
+    def on_ended(self, exitcode: int | None, why: str) -> None:
+        """It has ended, could not be started, or its host was lost; `why` says the last two."""
+        self.ended = True
+        self._end.set()
+        self.exitcode = exitcode
+        self.why_ended = why
+        on_exit, self._on_exit = self._on_exit, None
+        if on_exit is not None:
+            on_exit()
+
+
 class RemoteWorker(PoolWorker):
     """A worker process on a host."""
 
-    def __init__(
-        self, options: WorkerOptions, link: RemoteLink, host: Connection, index: int
-    ) -> None:
-        self.remote = link
-        self.connection = host
-        self.host = host.address
-        self.why_ended = ""  # if it could not be started, or its host was lost
-        self._exitcode: int | None = None
-        super().__init__(options, link, cast("Any", None), index)
+    process: RemoteProcess
+
+    def __init__(self, options: WorkerOptions, link: Any, end: Any, index: int) -> None:
+        self.connection: Connection = end.connection
+        self.host = self.connection.address
+        super().__init__(options, link, end, index)
         self.credit = RemoteCredit(options.concurrency, options.lifetime)
-        link.worker = self
 
-    def _prepare(self, options: WorkerOptions, end: Any) -> None:
-        self._payload = packed(options, self.index)
-        self._parent_fd = None
-        self.aio_process = get_context("spawn").Process()  # never started: it has a name
+    def _make_process(self, options: WorkerOptions, end: Any) -> RemoteProcess:
+        payload = packed_spec(self._spec_of(options, None, None))  # type: ignore[arg-type]
+        self.process = RemoteProcess(end.link, payload)
+        return self.process
 
-    def launch(
-        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
-    ) -> None:
-        """Have the host start the process."""
-        self._loop = loop
-        self._launched_at = loop.time()
-        self._on_exit_of_worker = on_exit
-        self.remote.launch(self._payload)
-        self._payload = b""
+    def _make_exit(self) -> RemoteProcess:
+        return self.process
 
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now."""
@@ -101,59 +178,31 @@ class RemoteWorker(PoolWorker):
             self.deadlines = RemoteDeadlines(self, self._loop, self._grace)
         self.deadlines.sent(seconds)
 
-    def is_alive(self) -> bool:
-        """Whether the process has not ended, as far as that is known here."""
-        return not self.remote.ended
-
-    def terminate(self) -> None:
-        """Have the host send SIGTERM (REMOTEWORKER-1)."""
-        self.remote.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Have the host send SIGKILL."""
-        self.remote.signal(signal.SIGKILL)
-
-    def kill_now(self) -> None:
-        """Give everything back; the host ends the process when its stream ends."""
-        self._settle()
-        self.link.close()
+    @property
+    def pid(self) -> int | None:
+        """The process id; None until the host has reported it."""
+        return self.process.pid
 
     @property
-    def exitcode(self) -> int | None:
-        """The exit code; None before the end, and if it is not known."""
-        return self._exitcode
-
-    def on_started(self, pid: int) -> None:
-        """The host has started the process."""
-        self._pid = pid
-
-    def on_host_lost(self) -> None:
-        """Send it nothing more; `on_ended` follows."""
-        self.leaving = True
-
-    def on_ended(self, exitcode: int | None, why: str) -> None:
-        """The process has ended, or its host was lost (POOLWORKER-1)."""
-        self._exitcode = exitcode
-        self.why_ended = why
-        if not self._settled:
-            self._settle()
-            self._on_exit_of_worker(self)
+    def why_ended(self) -> str:  # type: ignore[override]
+        """Why it could not be started, or that its host was lost."""
+        return self.process.why_ended
 
     def _is_started(self) -> bool:
         return True
 
-    def _settle(self) -> None:
-        self._settled = True
-        for timer in (self._kill_timer, self._linger_timer):
-            if timer is not None:
-                timer.cancel()
-        if self.deadlines is not None:
-            self.deadlines.stop()
+
+class _Nowhere:
+    """Stands for a host where there is none yet."""
+
+    address = ""
 
 
-def packed(options: WorkerOptions, index: int) -> bytes:
-    """The start-up message of a worker. A pickling error names what cannot travel."""
+def check_start_arguments(options: WorkerOptions) -> None:
+    """Raise a pickling error that names what cannot travel, before there is a host."""
+    nowhere: Any = _Nowhere()
+    link = RemoteLink(0, nowhere)
     try:
-        return packed_spec(options.spec(None, index))
+        _ = RemoteWorker(options, link, HostEnd(nowhere, link), 0)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise at_its_caller(error) from error.__cause__

@@ -27,6 +27,7 @@ from .._transport.link import Backend
 from .._wire.frames import CorruptHeaderError, Kind, as_bytes
 from ..types import QueueID
 from .errors import explain_start, load_error
+from .kinds import worker_class
 from .queue import Queue
 from .worker import PoolWorker, WorkerOptions
 
@@ -66,6 +67,7 @@ class Supervisor:
         self._loop = loop
         self._options = options
         self._channels = channels
+        self._worker_class = worker_class(channels.name)
         self._queues = queues
         self._pool = pool
         self._ever_ready = False
@@ -88,7 +90,7 @@ class Supervisor:
         """
         link, end = self._channels.create(self._options.concurrency)
         try:
-            worker = PoolWorker(self._options, link, end, index)
+            worker = self._worker_class(self._options, link, end, index)
             queue = self._queues[qid]
             link.start(
                 self._loop,

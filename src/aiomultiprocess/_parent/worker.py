@@ -14,6 +14,9 @@ POOLWORKER-3  A worker that runs no more items exits within the grace period, or
     `on_linger` is called once, so that the supervisor can replace it.
 POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines` (deadlines.py),
     which ends with its process. No other worker has one.
+POOLWORKER-5  Only `_make_process` and `_make_exit` know what a worker runs in: here, a process of
+    multiprocessing. A subclass for another backend (kinds.py) overrides them: it makes objects that
+    have what is used of a process and of an `Exit` (_processes/exit.py).
 """
 
 from __future__ import annotations
@@ -90,28 +93,6 @@ class WorkerOptions:
         self.contextvars = contextvars
         self.memory_limit = memory_limit
 
-    def spec(self, end: Any, index: int) -> main.WorkerSpec:
-        """The start-up message of a worker."""
-        return main.WorkerSpec(
-            end=end,
-            concurrency=self.concurrency,
-            threads=self.threads,
-            parent_pid=os.getpid(),
-            parent_fd=None,
-            loop=self.loop,
-            initializer=self.initializer,
-            initargs=self.initargs,
-            exception_handler=self.exception_handler,
-            grace=self.grace,
-            serializer=self.choice.for_worker,
-            choice=self.choice,
-            logs=_log_options(self.logs),
-            index=index,
-            lifespan=self.lifespan,
-            contextvars=self.contextvars,
-            memory_limit=self.memory_limit,
-        )
-
 
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
@@ -161,16 +142,50 @@ class PoolWorker(Process):
         self._leaves_lifespan = False
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
-        self._prepare(options, end)
+        self._parent_fd: Descriptor | None = None
+        self.aio_process = self._make_process(options, end)
 
-    def _prepare(self, options: WorkerOptions, end: ChildEnd) -> None:
-        """Make the process, which `launch` starts."""
+    def _make_process(self, options: WorkerOptions, end: ChildEnd) -> Any:
+        """What the worker runs in, not started yet (POOLWORKER-5); it opens `end`.
+
+        Used are: start, terminate, kill, close; pid, name, daemon.
+        """
         self._parent_fd = _own_pidfd()
-        spec = options.spec(end, self.index)
-        if self._parent_fd is not None:
-            spec.parent_fd = _handover(self._parent_fd.fileno())
-        self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
-        report_exit(self.aio_process)
+        parent_fd = None if self._parent_fd is None else _handover(self._parent_fd.fileno())
+        spec = self._spec_of(options, end, parent_fd)
+        process = process_class(options.context)(target=main.main, args=(spec,))
+        report_exit(process)
+        return process
+
+    def _make_exit(self) -> Any:
+        """The exit of what was started (POOLWORKER-5).
+
+        Used are: check, watch, wait, block; ended, exitcode.
+        """
+        return Exit(self.aio_process)
+
+    def _spec_of(
+        self, options: WorkerOptions, end: ChildEnd, parent_fd: Handover | None
+    ) -> main.WorkerSpec:
+        return main.WorkerSpec(
+            end=end,
+            concurrency=options.concurrency,
+            threads=options.threads,
+            parent_pid=os.getpid(),
+            parent_fd=parent_fd,
+            loop=options.loop,
+            initializer=options.initializer,
+            initargs=options.initargs,
+            exception_handler=options.exception_handler,
+            grace=options.grace,
+            serializer=options.choice.for_worker,
+            choice=options.choice,
+            logs=_log_options(options.logs),
+            index=self.index,
+            lifespan=options.lifespan,
+            contextvars=options.contextvars,
+            memory_limit=options.memory_limit,
+        )
 
     def launch(
         self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
@@ -187,7 +202,7 @@ class PoolWorker(Process):
         self._loop = loop
         self._launched_at = loop.time()
         try:
-            self._exit = Exit(self.aio_process)
+            self._exit = self._make_exit()
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
         except BaseException:  # no thread or descriptor is left, or a Ctrl-C: no one would know
             self.kill()

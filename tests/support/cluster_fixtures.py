@@ -1,4 +1,4 @@
-"""Tests of pools over a dask cluster, whose scheduler and workers are programs of their own."""
+"""Fixtures for pools over a dask cluster, whose scheduler and workers are programs of their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("distributed")
 
-import clusters  # noqa: E402
-from aiomultiprocess import Pool  # noqa: E402
-from aiomultiprocess._cluster import cluster  # noqa: E402
+import clusters
+from aiomultiprocess import Pool
+from aiomultiprocess._cluster import cluster
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "pool"))  # its tests run here too
 
