@@ -30,9 +30,9 @@ class FewHosts(cluster.Cluster):
 
     most = 1
 
-    def _on_announcement(self, event: Any) -> None:
-        if len(self._wanted) < self.most or event[1]["address"] in self._wanted:
-            super()._on_announcement(event)
+    def _found(self, address: str) -> None:
+        if len(self._wanted) < self.most or address in self._wanted:
+            super()._found(address)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import leaks
 from support import TEST_PATH
 
 PATIENCE = 30.0  # seconds until a part of a cluster that has not started counts as broken
@@ -84,7 +85,7 @@ class Dask:
         module = f"distributed.cli.dask_{part}"
         path = os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         with (self.folder / f"{label or part}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", module, *options, "--no-dashboard", *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -92,6 +93,8 @@ class Dask:
                 env={**os.environ, "PYTHONPATH": path, "DASK_DISTRIBUTED__COMM__RETRY__COUNT": "0"},
                 start_new_session=True,
             )
+        leaks.SHARED.add(process.pid)
+        return process
 
 
 def stop(process: subprocess.Popen[bytes], signum: int = signal.SIGTERM) -> None:

@@ -10,6 +10,9 @@ CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again fo
 CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
 CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
     others are logged. A cluster without workers is no error: they may come.
+CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
+    delivered. So the pool announces something itself until that arrives, and then reads once what
+    was announced before.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from .messages import FORMAT
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
 ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 TIMEOUT = 10.0  # seconds for one step of a connection
+PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
 
 log = logging.getLogger(__name__)
@@ -84,6 +88,7 @@ class Cluster:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
+        self._subscribed = asyncio.Event()
 
     def start(self) -> None:
         """Begin to look for hosts."""
@@ -106,9 +111,19 @@ class Cluster:
         self._spawn(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
         self._registered = True
-        await self._client.register_plugin(HostPlugin(self._name), name=self._name)
+        for address in await self._client.register_plugin(HostPlugin(self._name), name=self._name):
+            self._found(address)
+        await self._wait_for_subscription()
         for announcement in await self._client.get_events(self._name):
             self._on_announcement(announcement)
+
+    async def _wait_for_subscription(self) -> None:
+        """Until what is announced arrives here (CLUSTER-4)."""
+        while not self._subscribed.is_set():
+            await self._client.log_event(self._name, {"address": ""})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE):
+                    await self._subscribed.wait()
 
     async def _watch_scheduler(self) -> None:
         """CLUSTER-2: nothing is ever sent on this connection, but it ends with the scheduler."""
@@ -136,7 +151,11 @@ class Cluster:
     # -- hosts ---------------------------------------------------------------------------------
 
     def _on_announcement(self, event: tuple[float, dict[str, str]]) -> None:
-        address = event[1]["address"]
+        self._subscribed.set()
+        if event[1]["address"]:
+            self._found(event[1]["address"])
+
+    def _found(self, address: str) -> None:
         if not self._closed and address not in self._wanted:
             self._wanted.add(address)
             self._spawn(self._reach(address))
@@ -245,7 +264,8 @@ class Cluster:
         with contextlib.suppress(OSError, TimeoutError, Exception):
             async with asyncio.timeout(END_TIMEOUT):
                 if self._registered:
-                    self._client.unsubscribe_topic(self._name)
+                    if not self._owns_client:  # else it ends with the client
+                        self._client.unsubscribe_topic(self._name)
                     await self._client.unregister_worker_plugin(self._name)
         if self._scheduler is not None:
             self._scheduler.abort()
