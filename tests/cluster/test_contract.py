@@ -13,13 +13,41 @@ from typing import Any
 
 import pytest
 
-from cluster_fixtures import dask, dask_pool  # noqa: F401
+from conftest import ROOT
+
+sys.path.insert(1, str(ROOT / "tests" / "pool"))  # its tests run here too
+
+from test_pool_api import uvloop  # noqa: F401
+
+NO_CHILDREN = "it waits for a worker as for a child of this process"
+ONE_QUEUE = "hosts come and go: a pool over them has one queue"
+NO_START_METHOD = "hosts have a start method of their own"
+ELSEWHERE = "the worker's output is not that of this process"
+AT_ONCE = "it looks for processes before hosts can have started them"
+
+FORGOTTEN = "a forgotten pool leaves the scheduler in more turns than the test waits for"
 
 OUT: dict[str, dict[str, str]] = {
-    "test_pool_api": {},
+    "test_pool_api": {
+        "test_attributes_hold_what_the_pool_was_made_with": ONE_QUEUE,
+        "test_the_exception_handler_runs_in_the_worker": AT_ONCE,
+        "test_a_pool_may_be_made_before_the_loop": AT_ONCE,
+        "test_every_start_method_gives_workers_of_their_own": NO_START_METHOD,
+    },
     "test_pool_results": {},
-    "test_pool_errors": {},
-    "test_pool_death": {},
+    "test_pool_errors": {
+        "test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kept": ELSEWHERE,
+    },
+    "test_pool_death": {
+        "test_a_death_is_reported_at_once_and_not_by_a_timer": NO_CHILDREN,
+        "test_a_death_under_any_start_method_fails_what_ran_and_moves_the_rest": NO_START_METHOD,
+        "test_a_result_published_before_the_death_is_delivered": NO_CHILDREN,
+        "test_many_results_published_before_the_death_are_all_delivered": NO_CHILDREN,
+        "test_a_death_is_noticed_though_a_forked_process_lives_on": NO_CHILDREN,
+        "test_workers_killed_while_they_start_do_not_harm_one_that_works": AT_ONCE,
+        "test_a_forgotten_pool_starts_no_worker_later": FORGOTTEN,
+        "test_a_backlog_of_a_pool_that_was_dropped_is_finished_too": FORGOTTEN,
+    },
     "test_pool_retries": {},
     "test_pool_end": {},
     "test_pool_corners": {},

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import sys
+import asyncio
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("distributed")
-
-import clusters
-from aiomultiprocess import Pool
-from aiomultiprocess._cluster import cluster
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "pool"))  # its tests run here too
+if TYPE_CHECKING:
+    from clusters import Dask
 
 
 @pytest.fixture(scope="session")
-def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[clusters.Dask]:
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     """A cluster of two workers, which no test harms."""
-    with clusters.Dask(tmp_path_factory.mktemp("dask")) as running:
+    pytest.importorskip("distributed")
+    from clusters import Dask
+
+    with Dask(tmp_path_factory.mktemp("dask")) as running:
         yield running.add("left", "right")
 
 
-class FewHosts(cluster.Cluster):
-    """A cluster of which a pool sees so many hosts: a pool of one worker is on one."""
-
-    most = 1
-
-    def _found(self, address: str) -> None:
-        if len(self._wanted) < self.most or address in self._wanted:
-            super()._found(address)
-
-
 @pytest.fixture
-def dask_pool(dask: clusters.Dask, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What makes a pool of n workers in all, over one host or both."""
-    from aiomultiprocess._cluster import engine
+def dask_pool(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What makes a pool of n workers in all, over one host (of an odd number) or both."""
+    from aiomultiprocess import Pool
+    from aiomultiprocess._cluster import cluster, engine
+
+    class FewHosts(cluster.Cluster):
+        """A cluster of which a pool sees so many hosts."""
+
+        most = 1
+
+        def _found(self, address: str) -> None:
+            if len(self._wanted) < self.most or address in self._wanted:
+                super()._found(address)
 
     class DaskPool(Pool):
         def __init__(self, processes: int | None = None, *args: Any, **kwargs: Any) -> None:
-            number = processes or 2
-            FewHosts.most = 2 - number % 2
-            monkeypatch.setattr(engine, "Cluster", FewHosts)
-            per_host = number // FewHosts.most
+            self.number = processes or 2
+            FewHosts.most = 2 - self.number % 2
+            per_host = self.number // FewHosts.most
             super().__init__(per_host, *args, backend="dask", address=dask.address, **kwargs)
 
+        async def __aenter__(self) -> Pool:
+            """Wait for the processes: those of one machine are there at once."""
+            await super().__aenter__()
+            while len([p for p in self.processes if p.pid]) < self.number:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            return self
+
+    monkeypatch.setattr(engine, "Cluster", FewHosts)
     return DaskPool

@@ -204,4 +204,7 @@ def pending_futures() -> list[asyncio.Future[Any]]:
 def _is_of_tornado(future: asyncio.Future[Any]) -> bool:
     """Whether tornado waits for a future: a closed client of dask leaves timers that run out."""
     callbacks = getattr(future, "_callbacks", None) or ()
-    return any((getattr(callback, "__module__", None) or "").startswith("tornado.") for callback, _ in callbacks)
+    return any(
+        (getattr(callback, "__module__", None) or "").startswith("tornado.")
+        for callback, _ in callbacks
+    )

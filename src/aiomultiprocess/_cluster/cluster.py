@@ -242,7 +242,9 @@ class Cluster:
         for connection in self.connections:
             connection.close()
         self.connections.clear()
-        if self._scheduler is not None:
+        if self._loop.is_running():
+            self._spawn(self._leave_scheduler())
+        elif self._scheduler is not None:
             self._scheduler.abort()
 
     async def close(self) -> None:

@@ -42,6 +42,7 @@ from .messages import (
     START,
     STARTED,
     TABLE,
+    ExitReport,
     Frame,
     as_payload,
     packed_exit,
@@ -198,13 +199,14 @@ class Host:
     def _on_broken(self, slot: int, error: BaseException) -> None:
         """The link of a process is of no use: its client learns that by its exit."""
         log.error("the link to a process of the client %s is broken", self._peer, exc_info=error)
+        self._processes[slot].intact = False
         self._processes[slot].kill()
 
     def _on_exit(self, slot: int, process: HostedProcess) -> None:
         del self._processes[slot]
         self._marks.pop(slot, None)
-        report = packed_exit(process.exitcode, process.link.started, process.journal)
-        self._stream.send(slot, EXITED, segments=report)
+        report = ExitReport(process.exitcode, process.link.started, process.intact, process.journal)
+        self._stream.send(slot, EXITED, segments=packed_exit(report))
         self._stream.flush()
         if not self._processes:
             self._empty.set()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from .._wire.frames import Handler, Kind, Segment
+from .._wire.frames import CorruptHeaderError, Handler, Segment
 from .messages import LOOK, SIGNAL, START, Frame, as_payload, read_exit, read_table
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .stream import Stream
 
 EVERYTHING = 1 << 62  # more items than any process is sent
-CANCEL = int(Kind.CANCEL)
 
 
 class ReportedProcess(Protocol):
@@ -200,9 +199,12 @@ class RemoteLink:
 
     def take_exit(self, frame: Frame) -> None:
         """The process has ended."""
-        exitcode, started, self._journal = read_exit(as_payload(frame.segments))
-        self.mark(started)
-        self._end(exitcode, "")
+        report = read_exit(as_payload(frame.segments))
+        self._journal = report.journal
+        self.mark(report.started)
+        if not report.intact:
+            self._break(CorruptHeaderError("the link of the process was broken on its host"))
+        self._end(report.exitcode, "")
 
     def fail(self, why: str) -> None:
         """The process could not be started."""

@@ -59,7 +59,7 @@ _APART: Final = 1 << 62  # in the size of a segment: it is in the message by its
 _MISSING: Final = 1 << 61  # there was no memory for it (FRAME-5)
 _SIZE: Final = _MISSING - 1
 _PAIR: Final = Struct("<QQ")
-_EXIT: Final = Struct("<qqB")
+_EXIT: Final = Struct("<qq??")
 
 
 class Frame(NamedTuple):
@@ -227,13 +227,24 @@ def read_table(payload: Payload, now: int) -> dict[int, int]:
     return {number: now - age for number, age in _PAIR.iter_unpack(bytes(payload))}
 
 
-def packed_exit(exitcode: int | None, started: int, journal: bytes) -> list[bytes]:
-    """How a process has ended: its exit code, None if that is unknown, and what outlives it."""
-    return [_EXIT.pack(exitcode or 0, started, exitcode is not None), journal]
+class ExitReport(NamedTuple):
+    """How a process has ended, and what outlives it."""
+
+    exitcode: int | None  # None: it is not known
+    started: int  # items
+    intact: bool  # whether its link was
+    journal: bytes
 
 
-def read_exit(payload: Payload) -> tuple[int | None, int, bytes]:
-    """The same: exit code, the number of started items, and the journal."""
+def packed_exit(report: ExitReport) -> list[bytes]:
+    """A report as a payload."""
+    is_known = report.exitcode is not None
+    head = _EXIT.pack(report.exitcode or 0, report.started, is_known, report.intact)
+    return [head, report.journal]
+
+
+def read_exit(payload: Payload) -> ExitReport:
+    """The report in a payload."""
     data = bytes(payload)
-    exitcode, started, is_known = _EXIT.unpack_from(data)
-    return (exitcode if is_known else None), started, data[_EXIT.size :]
+    exitcode, started, is_known, intact = _EXIT.unpack_from(data)
+    return ExitReport(exitcode if is_known else None, started, intact, data[_EXIT.size :])

@@ -75,6 +75,7 @@ class HostedProcess:
         self._kill_timer: asyncio.TimerHandle | None = None
         self.exitcode: int | None = None
         self.journal = b""
+        self.intact = True  # the link
 
     def start(self, payload: bytes) -> int:
         """Start the process that a start-up message describes; returns its pid."""

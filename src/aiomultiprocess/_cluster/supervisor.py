@@ -10,18 +10,14 @@ CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what i
 from __future__ import annotations
 
 import itertools
-import logging
 from typing import Any, cast
 
-from .._parent.errors import explain_start
-from .._parent.supervisor import START_ATTEMPTS, Supervisor
+from .._parent.supervisor import Supervisor
 from .._parent.worker import PoolWorker
 from .._transport.link import Link
 from ..types import QueueID
 from .connection import Connection
 from .worker import HostEnd, RemoteWorker
-
-log = logging.getLogger(__name__)
 
 
 class HostChannels:
@@ -108,26 +104,6 @@ class ClusterSupervisor(Supervisor):
 
     def _is_usable(self, connection: Connection) -> bool:
         return not (connection.lost or connection.draining)
-
-    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
-        """SUPERVISOR-2, with the host in the error."""
-        self._failed_starts += 1
-        remote = cast("RemoteWorker", worker)
-        error = explain_start(worker.pid, worker.exitcode, remote.host)
-        if remote.why_ended:
-            error.add_note(remote.why_ended)
-        exited = worker.exitcode is not None and worker.exitcode >= 0
-        if not self._ever_ready and (exited or self._failed_starts >= START_ATTEMPTS):
-            self._pool.break_down(error)
-        elif self._failed_starts < START_ATTEMPTS:
-            self._replace(worker.index, qid)
-        else:
-            self._do_without(worker.index, qid, error)
-
-    def _do_without(self, index: int, qid: QueueID, error: BaseException) -> None:
-        """A process cannot be started there now: try again later."""
-        log.error("a worker could not be started, its work is left to others", exc_info=error)
-        self._replace_later(index, qid)
 
     def _replace(self, index: int, qid: QueueID) -> None:
         connection = self._places.get(index)

@@ -558,9 +558,8 @@ class Queue:
                     killed = bool(deadlines.why_killed)  # else a neighbour's death has ended it
                     owner.fail(handle, explain_timeout(owner, handle, killed=killed))  # DEADLINE-3
                     continue
-                why = worker.why_ended if deadlines is None else deadlines.why_killed
-                pid, exitcode = worker.pid, worker.exitcode
-                error = explain_loss(owner, handle, pid, exitcode, why, worker.host)
+                why = "" if deadlines is None else deadlines.why_killed
+                error = explain_loss(owner, handle, worker, why)
                 self.retry_queue.lose(owner, handle, chunk.items[at], error)
 
     def _put_back_unstarted(self, chunk: Chunk, started: int) -> None:

@@ -226,11 +226,11 @@ class Supervisor:
         self._failed_starts += 1
         exited = worker.exitcode is None or worker.exitcode >= 0
         if exited and not self._ever_ready:
-            self._pool.break_down(explain_start(worker.pid, worker.exitcode))
+            self._pool.break_down(explain_start(worker))
         elif self._failed_starts < START_ATTEMPTS:
             self._replace(worker.index, qid)
         else:
-            self._do_without(worker.index, qid, explain_start(worker.pid, worker.exitcode))
+            self._do_without(worker.index, qid, explain_start(worker))
 
     def _replace(self, index: int, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later."""
