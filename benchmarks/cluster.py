@@ -1,7 +1,7 @@
 """A pool over two dask workers, beside dask itself: `python benchmarks/cluster.py`.
 
-Both workers are processes of this machine with one thread each, so are the scheduler and the client.
-Each round measures every way once, in turn; the medians of the rounds count. Rates are of trivial
+Both workers are processes of this machine with one thread each, so are scheduler and client. Each
+round measures every way once, in turn; the medians of the rounds count. Rates are of trivial
 coroutines in thousand a second, times in milliseconds.
 
     --rounds N    5 by default
@@ -16,16 +16,21 @@ import pickle
 import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import distributed
 import numpy as np
-from distributed import Client, LocalCluster
-from distributed.security import Security
 
 from aiomultiprocess import Pool
+
+# dask has no types
+Client: Any = distributed.Client
+LocalCluster: Any = distributed.LocalCluster
+Security: Any = distributed.Security
 
 ITEMS = 200_000  # of each way of ours, and of batches
 PLAIN = 2_000  # tasks of plain dask, which takes a millisecond for each
@@ -95,7 +100,7 @@ class Bench:
 
     async def prepare(self) -> None:
         """Make the actors, and wait for all processes."""
-        workers = list(self.client.scheduler_info()["workers"])
+        workers = list((await self.client.scheduler.identity(n_workers=-1))["workers"])
         self.actors = [
             await self.client.submit(Runner, actor=True, workers=[worker]) for worker in workers
         ]
@@ -156,7 +161,7 @@ class Bench:
 
     async def calls_of(self, call: Callable[[int], Awaitable[Any]]) -> float:
         """The median of single calls."""
-        return 1e3 * median([await timed(lambda at=at: call(at)) for at in range(CALLS)])
+        return 1e3 * median([await timed(partial(call, at)) for at in range(CALLS)])
 
     async def apply(self) -> float:
         """`apply` over the cluster."""
@@ -186,7 +191,7 @@ WAYS = ("shm", "dask_pool", "plain", "by_hand", "by_actors", "apply", "submit", 
         "dask_arrays")  # fmt: skip
 
 
-def certificate(folder: Path) -> Security:
+def certificate(folder: Path) -> Any:
     """A certificate of our own, for all parts."""
     key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
@@ -197,7 +202,7 @@ def certificate(folder: Path) -> Security:
     return Security(tls_ca_file=cert, require_encryption=True, **files)
 
 
-async def measure(rounds: int, security: Security | None) -> dict[str, float]:
+async def measure(rounds: int, security: Any) -> dict[str, float]:
     """The medians of all ways."""
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     async with (

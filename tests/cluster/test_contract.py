@@ -7,7 +7,6 @@ there is left out, by name and with the reason.
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from typing import Any
 
@@ -16,8 +15,6 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(1, str(ROOT / "tests" / "pool"))  # its tests run here too
-
-from test_pool_api import uvloop  # noqa: F401
 
 NO_CHILDREN = "it waits for a worker as for a child of this process"
 ONE_QUEUE = "hosts come and go: a pool over them has one queue"
@@ -59,13 +56,9 @@ OUT: dict[str, dict[str, str]] = {
     "test_context_variables": {},
     "test_current_worker": {},
     "test_exception_handlers": {},
-    "test_late_inputs": {},
     "test_lifespan": {},
     "test_memory_limits": {},
-    "test_priority": {},
-    "test_progress": {},
     "test_return_exceptions": {},
-    "test_serializers": {},
     "test_shutdown": {},
     "test_stats": {},
     "test_streams": {},
@@ -76,13 +69,24 @@ OUT: dict[str, dict[str, str]] = {
 
 
 def gather() -> dict[str, Any]:
+    """The tests of these modules, and the fixtures that they need, by names of their own."""
     found: dict[str, Any] = {}
     for name, out in OUT.items():
-        module = importlib.import_module(name)
-        for test, function in vars(module).items():
-            if test.startswith("test_") and inspect.isfunction(function) and test not in out:
-                found[f"test_{name.removeprefix('test_')}__{test.removeprefix('test_')}"] = function
+        for each, thing in vars(importlib.import_module(name)).items():
+            if type(thing).__name__ == "FixtureFunctionDefinition":
+                found[each] = thing
+            elif each.startswith("test_") and each not in out and not needs_queues(thing):
+                found[f"test_{name.removeprefix('test_')}__{each.removeprefix('test_')}"] = thing
     return found
+
+
+def needs_queues(test: Any) -> bool:
+    """Whether a test makes a pool with a scheduler of its own, which has no meaning here."""
+    names = test.__code__.co_names
+    called = {*names, *(const for const in test.__code__.co_consts if isinstance(const, str))}
+    constants = [const for const in test.__code__.co_consts if isinstance(const, tuple)]
+    called |= {name for names_of_call in constants for name in names_of_call}
+    return bool(called & {"scheduler", "queuecount"})
 
 
 globals().update(gather())

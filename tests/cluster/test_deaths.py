@@ -48,14 +48,18 @@ def pool_over(dask: Dask, path: Path, **options: Any) -> Pool:
     )
 
 
+def pool_of_single_tasks(dask: Dask, folder: Path) -> Pool:
+    """A pool of which each process runs one task at a time."""
+    return pool_over(dask, folder / "record", childconcurrency=1)
+
+
 def dask_workers(dask: Dask) -> list[int]:
     """The processes that are hosts: the workers, or the children of their nannies."""
     if not dask.nanny:
         return [worker.pid for worker in dask.workers.values()]
-    children = [psutil.Process(worker.pid).children() for worker in dask.workers.values()]
-    return [
-        child.pid for some in children for child in some if "spawn_main" in " ".join(child.cmdline())
-    ]
+    found = [psutil.Process(worker.pid).children() for worker in dask.workers.values()]
+    children = [child for some in found for child in some]
+    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 async def until_recorded(path: Path, count: int) -> None:
@@ -168,7 +172,10 @@ async def test_a_host_that_its_nanny_restarts_is_used_again(own_dask: Dask, tmp_
 async def test_a_host_that_joins_while_a_map_runs_gets_its_share(
     own_dask: Dask, tmp_path: Path
 ) -> None:
-    async with Meeting() as meeting, pool_over(own_dask, tmp_path / "r", childconcurrency=1) as pool:
+    async with (
+        Meeting() as meeting,
+        pool_over(own_dask, tmp_path / "r", childconcurrency=1) as pool,
+    ):
         await until_hosts(pool, 2)
         result = pool.starmap(workload.meet, [(meeting.port, at) for at in range(6)])
         held = await meeting.first(2)
@@ -214,7 +221,10 @@ async def test_a_host_that_is_silent_is_lost_and_comes_back(
     from aiomultiprocess._cluster import connection
 
     monkeypatch.setattr(connection, "INTERVAL", 0.2)
-    async with Meeting() as meeting, pool_over(own_dask, tmp_path / "r", childconcurrency=1) as pool:
+    async with (
+        Meeting() as meeting,
+        pool_over(own_dask, tmp_path / "r", childconcurrency=1) as pool,
+    ):
         await until_hosts(pool, 2)
         calls = [pool.apply(workload.meet, (meeting.port, at)) for at in range(2)]
         await meeting.first(2)
@@ -238,9 +248,9 @@ async def test_the_death_of_the_scheduler_is_a_clear_error(own_dask: Dask, tmp_p
         call = pool.apply(workload.meet, (meeting.port,))
         await meeting.next()
         own_dask.scheduler.kill()
-        with pytest.raises(ConnectionError, match="dask scheduler at .* was lost"):
+        with pytest.raises(ConnectionError, match=r"dask scheduler at .* was lost"):
             await call
-        with pytest.raises(ConnectionError, match="dask scheduler at .* was lost"):
+        with pytest.raises(ConnectionError, match=r"dask scheduler at .* was lost"):
             await pool.apply(workload.two)
 
 

@@ -42,6 +42,7 @@ def dask_pool(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> Any:
             self.number = processes or 2
             FewHosts.most = 2 - self.number % 2
             per_host = self.number // FewHosts.most
+            kwargs.pop("backend", None)
             super().__init__(per_host, *args, backend="dask", address=dask.address, **kwargs)
 
         async def __aenter__(self) -> Pool:

@@ -28,7 +28,7 @@ from .. import _accel
 from .._transport import select
 from .._transport.link import Backend
 from .._wire import exceptions
-from .._wire.frames import Kind, Payload
+from .._wire.frames import Kind, Payload, PayloadParts
 from .messages import (
     DRAIN,
     EXITED,
@@ -189,6 +189,7 @@ class Host:
             offset=offset,
             function=function,
             segments=segments_of(payload),
+            owned=isinstance(payload, PayloadParts),
         )
 
     def _mark(self, slot: int, started: int) -> None:  # HOST-1

@@ -95,8 +95,12 @@ class Outbox:
         offset: int = 0,
         function: int = 0,
         segments: Sequence[Segment | int] = (),
+        owned: bool = False,
     ) -> None:
-        """Append a frame. MemoryError if there is none for a copy (MESSAGE-2)."""
+        """Append a frame. MemoryError if there is none for a copy (MESSAGE-2).
+
+        `owned`: the segments are the caller's alone, who never changes them.
+        """
         if not segments:
             self._small += _HEAD.pack(slot, kind, flags, 0, count, chunk_id, offset, function, 0)
             return
@@ -109,14 +113,15 @@ class Outbox:
                 self._small += segment  # type: ignore[arg-type]
             return
         large: list[Any] = [segment for segment in segments if _travels_apart(segment)]
-        kept = [segment if is_constant(segment) else bytes(segment) for segment in large]
+        if not owned:
+            large = [segment if is_constant(segment) else bytes(segment) for segment in large]
         head = _HEAD.pack(
             slot, kind, flags, len(segments), count, chunk_id, offset, function, length
         )
         sizes = b"".join(_size_word(segment).to_bytes(8, "little") for segment in segments)
         near: list[Any] = [segment for segment in segments if _is_near(segment)]
         self._small += b"".join([head, sizes, *near])
-        self._large += kept
+        self._large += large
 
     def take(self) -> list[Segment]:
         """The message of all frames, in order; the outbox is empty then."""

@@ -67,10 +67,11 @@ class Stream:
         offset: int = 0,
         function: int = 0,
         segments: Sequence[Segment | int] = (),
+        owned: bool = False,
     ) -> None:
-        """Add a frame to what the next `flush` sends; MemoryError if there is none for it."""
+        """Add a frame to what the next `flush` sends, see `Outbox.add`."""
         if not self.closed:
-            self._outbox.add(slot, kind, flags, count, chunk_id, offset, function, segments)
+            self._outbox.add(slot, kind, flags, count, chunk_id, offset, function, segments, owned)
 
     def flush(self) -> None:
         """Send, at the end of this turn of the loop, what was added."""

@@ -30,7 +30,7 @@ from .processes import packed_spec
 if TYPE_CHECKING:
     from .connection import Connection
 
-HORIZON = 0.02  # seconds (REMOTEWORKER-2)
+HORIZON = 0.04  # seconds (REMOTEWORKER-2)
 
 _numbers = itertools.count(1)
 
