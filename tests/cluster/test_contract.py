@@ -24,6 +24,10 @@ AT_ONCE = "it looks for processes before hosts can have started them"
 
 FORGOTTEN = "a forgotten pool leaves the scheduler in more turns than the test waits for"
 
+CLIENT = "a client of dask lives in the loop, with tasks of its own, and ends with it"
+LATER = "it looks at what a host reports some milliseconds later"
+NO_RESIZE = "hosts decide how many workers there are"
+
 OUT: dict[str, dict[str, str]] = {
     "test_pool_api": {
         "test_attributes_hold_what_the_pool_was_made_with": ONE_QUEUE,
@@ -45,25 +49,47 @@ OUT: dict[str, dict[str, str]] = {
         "test_a_forgotten_pool_starts_no_worker_later": FORGOTTEN,
         "test_a_backlog_of_a_pool_that_was_dropped_is_finished_too": FORGOTTEN,
     },
-    "test_pool_retries": {},
-    "test_pool_end": {},
+    "test_pool_retries": {
+        "test_a_retry_task_goes_to_an_idle_worker_at_once": AT_ONCE,
+        "test_a_busy_worker_falls_idle_for_a_retry_task_that_has_no_other": AT_ONCE,
+        "test_a_call_that_is_cancelled_while_it_waits_for_a_retry_leaves_nothing": AT_ONCE,
+        "test_a_worker_that_was_kept_free_goes_on_once_another_runs_the_retry_task": AT_ONCE,
+    },
+    "test_pool_end": {
+        "test_close_lets_all_tasks_finish": CLIENT,
+        "test_terminate_fails_pending_calls_and_runs_finally_blocks": LATER,
+        "test_calls_that_are_given_up_leave_nothing_behind": CLIENT,
+    },
     "test_pool_corners": {},
     "test_pool_large": {},
     "test_pool_journal": {},
     "test_as_completed": {},
-    "test_calls": {},
-    "test_cancelled_maps": {},
+    "test_calls": {
+        "test_gather_needs_no_task_for_a_call": CLIENT,
+        "test_a_call_can_be_cancelled_after_its_loop_was_closed": CLIENT,
+    },
+    "test_cancelled_maps": {
+        "test_a_map_goes_on_while_another_can_wait_for_it": LATER,
+    },
     "test_context_variables": {},
     "test_current_worker": {},
     "test_exception_handlers": {},
-    "test_lifespan": {},
+    "test_lifespan": {
+        "test_a_worker_that_a_smaller_pool_dismisses_leaves_its_lifespan": NO_RESIZE,
+    },
     "test_memory_limits": {},
     "test_return_exceptions": {},
     "test_shutdown": {},
-    "test_stats": {},
-    "test_streams": {},
+    "test_stats": {
+        "test_stats_say_what_runs_and_waits_and_is_done": LATER,
+    },
+    "test_streams": {
+        "test_a_stream_that_is_dropped_while_its_loop_stands_still_is_closed": CLIENT,
+    },
     "test_threads": {},
-    "test_time_limits": {},
+    "test_time_limits": {
+        "test_a_task_whose_worker_died_in_time_has_not_timed_out": NO_CHILDREN,
+    },
     "test_worker_logs": {},
 }
 

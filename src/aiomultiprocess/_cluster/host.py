@@ -8,8 +8,8 @@ and runs none of a user's code, so it cannot hold up the dask worker whose loop 
 decides nothing: which tasks a process gets, what its death costs and when it is killed is decided
 by the client, by the same rules as for a process of its own machine.
 
-HOST-1  How many items a process has started travels ahead of its results, and again with the news
-    of its exit.
+HOST-1  How many items a process has started travels ahead of its results, some milliseconds after
+    the last chunk, and again with the news of its exit.
 HOST-2  A frame that this host cannot hold for lack of memory fails its own items.
 HOST-3  When the stream ends, for whatever reason, its client is gone: the processes are ended, and
     killed after `KILL_AFTER` seconds. No other client gets them.
@@ -54,6 +54,7 @@ from .processes import HostedProcess, segments_to_send
 from .stream import Comm, Stream
 
 CHUNK = int(Kind.CHUNK)
+MARK_AFTER = 0.01  # seconds from a chunk until it is reported what has started (HOST-1)
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Host:
         self._empty = asyncio.Event()
         self._empty.set()
         self._ended = False
+        self._marking: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
         """Do what the client says, until it is gone."""
@@ -102,6 +104,8 @@ class Host:
             elif process is not None:  # else it has exited meanwhile
                 self._pass_on(process, frame)
                 touched[frame.slot] = process
+                if frame.kind == CHUNK and self._marking is None:
+                    self._marking = self._loop.call_later(MARK_AFTER, self._mark_all)
         for process in touched.values():
             process.link.flush()
         self._stream.flush()
@@ -197,6 +201,13 @@ class Host:
             self._marks[slot] = started
             self._stream.send(slot, MARK, chunk_id=started)
 
+    def _mark_all(self) -> None:
+        """HOST-1: items may have started that send nothing for a long time."""
+        self._marking = None
+        for slot, process in self._processes.items():
+            self._mark(slot, process.link.started)
+        self._stream.flush()
+
     def _on_broken(self, slot: int, error: BaseException) -> None:
         """The link of a process is of no use: its client learns that by its exit."""
         log.error("the link to a process of the client %s is broken", self._peer, exc_info=error)
@@ -218,6 +229,8 @@ class Host:
         if self._ended:
             return
         self._ended = True
+        if self._marking is not None:
+            self._marking.cancel()
         self._stream.close()
         for process in self._processes.values():
             process.end()

@@ -50,6 +50,10 @@ DRAIN: Final = 85  # this dask worker is about to close: let its processes finis
 
 FIRST_CONTROL: Final = START
 
+# What SIGNAL may send, as on every POSIX system: Windows does not name the second.
+SIGTERM: Final = 15
+SIGKILL: Final = 9
+
 #: slot u32, then the header of a frame: kind u8, flags u8, parts u16, count u32, chunk_id u64,
 #: offset u32, function u32, length u64
 _HEAD: Final = Struct("<IBBHIQIIQ")

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import os
 import pickle
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,6 +31,7 @@ from .._processes.spawn import process_class, report_exit
 from .._transport.link import Backend
 from .._wire.frames import Handler, Segment
 from .._worker import main
+from .messages import SIGKILL, SIGTERM
 
 KILL_AFTER = 6.0  # seconds that a process has to end when its client is gone
 
@@ -116,20 +116,18 @@ class HostedProcess:
 
     def kill(self) -> None:
         """End the process at once, if it has not ended."""
-        self.send_signal(signal.SIGKILL)
+        self.send_signal(SIGKILL)
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process, if it has not ended."""
         if not self._exit.check():
-            self._process.kill() if signum == signal.SIGKILL else self._process.terminate()
+            self._process.kill() if signum == SIGKILL else self._process.terminate()
 
     def end(self) -> None:
         """The client is gone: let the process clean up and go, or kill it after a while."""
         if self._kill_timer is None:
-            self.send_signal(signal.SIGTERM)
-            self._kill_timer = self._loop.call_later(
-                KILL_AFTER, partial(self.send_signal, signal.SIGKILL)
-            )
+            self.send_signal(SIGTERM)
+            self._kill_timer = self._loop.call_later(KILL_AFTER, partial(self.send_signal, SIGKILL))
 
     def _on_end(self) -> None:  # HOSTED-3
         if self._kill_timer is not None:

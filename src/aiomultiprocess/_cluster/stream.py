@@ -5,17 +5,21 @@ writes; it exists while there is something to write, so that the messages keep t
 
 STREAM-1  A comm never serializes in a thread: a later message could overtake an earlier one, and
     what we send is bytes already.
+STREAM-2  A message that cannot be sent ends the stream: a frame that is lost would leave its tasks
+    waiting for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .._wire.frames import Segment
 from .messages import Message, Outbox, wrapped
+
+log = logging.getLogger(__name__)
 
 
 class Comm(Protocol):
@@ -98,8 +102,13 @@ class Stream:
 
     async def _write(self) -> None:
         try:
-            with contextlib.suppress(OSError):  # the reader notices that the stream has ended
-                while self._outbox and not self.closed:
-                    await self._comm.write(wrapped(self._outbox.take(), self._wrap))
+            while self._outbox and not self.closed:
+                await self._comm.write(wrapped(self._outbox.take(), self._wrap))
+        except OSError:
+            return  # the reader notices that the stream has ended
+        except Exception:
+            peer = self._comm.peer_address
+            log.exception("a message to %s cannot be sent: the stream ends", peer)
+            self._comm.abort()  # STREAM-2; the reader notices
         finally:
             self._writer = None

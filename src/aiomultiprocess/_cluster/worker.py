@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import pickle
-import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from .._parent.deadlines import Deadlines
 from .._parent.worker import PoolWorker, WorkerOptions
 from .._processes.start_arguments import at_its_caller
 from .link import RemoteLink
+from .messages import SIGKILL, SIGTERM
 from .processes import packed_spec
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ class RemoteProcess:
 
     def terminate(self) -> None:
         """Have the host send SIGTERM (REMOTEWORKER-1)."""
-        self.link.signal(signal.SIGTERM)
+        self.link.signal(SIGTERM)
 
     def kill(self) -> None:
         """Have the host send SIGKILL."""
-        self.link.signal(signal.SIGKILL)
+        self.link.signal(SIGKILL)
 
     def close(self) -> None:
         """Report nothing more."""
