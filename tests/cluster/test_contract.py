@@ -68,9 +68,7 @@ OUT: dict[str, dict[str, str]] = {
         "test_gather_needs_no_task_for_a_call": CLIENT,
         "test_a_call_can_be_cancelled_after_its_loop_was_closed": CLIENT,
     },
-    "test_cancelled_maps": {
-        "test_a_map_goes_on_while_another_can_wait_for_it": LATER,
-    },
+    "test_cancelled_maps": {},
     "test_context_variables": {},
     "test_current_worker": {},
     "test_exception_handlers": {},

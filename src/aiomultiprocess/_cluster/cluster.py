@@ -244,8 +244,11 @@ class Cluster:
         self.connections.clear()
         if self._loop.is_running():
             self._spawn(self._leave_scheduler())
-        elif self._scheduler is not None:
+            return
+        if self._scheduler is not None:
             self._scheduler.abort()
+        if self._owns_client and self._client is not None:
+            self._client.status = "closed"  # or it would try to close itself when it is collected
 
     async def close(self) -> None:
         """End the streams, remove the plugin, and close the client if it is the pool's own."""

@@ -173,7 +173,7 @@ class Connection:
     def _report(self, link: RemoteLink, frame: Frame) -> None:
         """What the host says of a process."""
         if frame.kind == MARK:
-            link.mark(frame.chunk_id)
+            link.mark(frame.chunk_id, frame.number)
         elif frame.kind == TABLE:
             link.take_table(frame)
         elif frame.kind == STARTED:

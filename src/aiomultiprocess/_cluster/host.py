@@ -13,6 +13,8 @@ HOST-1  How many items a process has started travels ahead of its results, some 
 HOST-2  A frame that this host cannot hold for lack of memory fails its own items.
 HOST-3  When the stream ends, for whatever reason, its client is gone: the processes are ended, and
     killed after `KILL_AFTER` seconds. No other client gets them.
+HOST-4  The host measures how long a process takes for its items, because the client's clock would
+    count the way of the messages, and the time that they wait at a client with many hosts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from .. import _accel
 from .._transport import select
 from .._transport.link import Backend
 from .._wire import exceptions
-from .._wire.frames import Kind, Payload, PayloadParts
+from .._wire.frames import MAX_COUNT, Kind, Payload, PayloadParts
 from .messages import (
     DRAIN,
     EXITED,
@@ -54,6 +56,8 @@ from .processes import HostedProcess, segments_to_send
 from .stream import Comm, Stream
 
 CHUNK = int(Kind.CHUNK)
+SEVERAL = frozenset(map(int, (Kind.RESULTS, Kind.RETURNED)))  # these answer `count` items
+ONE = frozenset(map(int, (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT)))
 MARK_AFTER = 0.01  # seconds from a chunk until it is reported what has started (HOST-1)
 
 log = logging.getLogger(__name__)
@@ -123,6 +127,9 @@ class Host:
             )
         except MemoryError as error:
             self._refuse(frame, error)
+        else:
+            if frame.kind == CHUNK:
+                process.received(frame.number)
 
     def _refuse(self, frame: Frame, error: MemoryError) -> None:
         """HOST-2; a function that did not arrive fails each of its items in the process."""
@@ -183,7 +190,9 @@ class Host:
         payload: Payload,
     ) -> None:
         """Pass on a frame of a process."""
-        self._mark(slot, self._processes[slot].link.started)
+        process = self._processes[slot]
+        answered = count if kind in SEVERAL else int(kind in ONE)
+        self._mark(slot, process.link.started, process.answered(answered) if answered else 0)
         self._stream.send(
             slot,
             kind,
@@ -196,10 +205,10 @@ class Host:
             owned=isinstance(payload, PayloadParts),
         )
 
-    def _mark(self, slot: int, started: int) -> None:  # HOST-1
-        if self._marks.get(slot) != started:
+    def _mark(self, slot: int, started: int, busy: int = 0) -> None:  # HOST-1, HOST-4
+        if busy or self._marks.get(slot) != started:
             self._marks[slot] = started
-            self._stream.send(slot, MARK, chunk_id=started)
+            self._stream.send(slot, MARK, chunk_id=started, count=min(busy, MAX_COUNT))
 
     def _mark_all(self) -> None:
         """HOST-1: items may have started that send nothing for a long time."""

@@ -49,6 +49,7 @@ class RemoteLink:
         self.ended = False
         self._stream = stream
         self._started = 0
+        self._busy = 0  # microseconds
         self._running: dict[int, int] = {}
         self._on_table: Callable[[], None] | None = None
         self._journal = b""
@@ -186,9 +187,15 @@ class RemoteLink:
             except Exception as error:  # noqa: BLE001 - as in `deliver`
                 self._break(error)
 
-    def mark(self, started: int) -> None:
-        """So many items were started."""
+    def mark(self, started: int, busy: int = 0) -> None:
+        """So many items were started; the last answers took so many microseconds (HOST-4)."""
         self._started = max(self._started, started)
+        self._busy += busy
+
+    def take_busy(self) -> float:
+        """How long the process took for what it has answered since the last call, in seconds."""
+        busy, self._busy = self._busy, 0
+        return busy / 1e6
 
     def take_table(self, frame: Frame) -> None:
         """The table that was asked for."""

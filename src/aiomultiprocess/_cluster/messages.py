@@ -40,7 +40,9 @@ LEAVE: Final = 68  # the pool is over: end all processes
 
 # What a host says of a process
 STARTED: Final = 80  # count: its pid
-MARK: Final = 81  # chunk_id: how many items it has started
+# chunk_id: how many items it has started; count: microseconds that it took for what it has answered
+# since the last MARK
+MARK: Final = 81
 TABLE: Final = 82  # payload: its running items, as `packed_table` makes it
 EXITED: Final = 83  # payload: as `packed_exit` makes it
 FAILED: Final = 86  # it could not be started; payload: why

@@ -20,6 +20,7 @@ import contextlib
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_context, process
@@ -76,6 +77,8 @@ class HostedProcess:
         self.exitcode: int | None = None
         self.journal = b""
         self.intact = True  # the link
+        self._held = 0  # items that are not answered
+        self._busy_since = 0.0
 
     def start(self, payload: bytes) -> int:
         """Start the process that a start-up message describes; returns its pid."""
@@ -117,6 +120,19 @@ class HostedProcess:
     def kill(self) -> None:
         """End the process at once, if it has not ended."""
         self.send_signal(SIGKILL)
+
+    def received(self, items: int) -> None:
+        """The process was sent so many items."""
+        if not self._held:
+            self._busy_since = time.monotonic()
+        self._held += items
+
+    def answered(self, items: int) -> int:
+        """The process has answered so many; how long it took, in microseconds (HOST-4)."""
+        now = time.monotonic()
+        busy, self._busy_since = now - self._busy_since, now
+        self._held -= items
+        return int(1e6 * busy)
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process, if it has not ended."""

@@ -30,7 +30,7 @@ from .processes import packed_spec
 if TYPE_CHECKING:
     from .connection import Connection
 
-HORIZON = 0.04  # seconds (REMOTEWORKER-2)
+HORIZON = 0.02  # seconds (REMOTEWORKER-2)
 
 _numbers = itertools.count(1)
 
@@ -38,9 +38,19 @@ _numbers = itertools.count(1)
 class RemoteCredit(Credit):
     """The account of a process of a host (REMOTEWORKER-2)."""
 
-    __slots__ = ()
+    __slots__ = ("_link",)
 
     horizon = HORIZON
+
+    def __init__(self, concurrency: int, lifetime: int, link: RemoteLink) -> None:
+        super().__init__(concurrency, lifetime)
+        self._link = link
+
+    def settle(self, started: int, now: float) -> None:
+        """Adapt to a batch of reports, by the clock of the host (HOST-4)."""
+        if self._ended:
+            self._busy_since = now - self._link.take_busy()
+            super().settle(started, now)
 
     def room(
         self,
@@ -162,7 +172,7 @@ class RemoteWorker(PoolWorker):
         self.connection: Connection = end.connection
         self.host = self.connection.address
         super().__init__(options, link, end, index)
-        self.credit = RemoteCredit(options.concurrency, options.lifetime)
+        self.credit = RemoteCredit(options.concurrency, options.lifetime, end.link)
 
     def _make_process(self, options: WorkerOptions, end: Any) -> RemoteProcess:
         payload = packed_spec(self._spec_of(options, None, None))  # type: ignore[arg-type]
