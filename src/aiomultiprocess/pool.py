@@ -27,9 +27,9 @@ from ._arguments import (
     TaskOptions,
     check_callable,
     check_flag,
+    check_hooks,
     check_lifespan,
     check_progress,
-    check_synchronous,
     checked_keywords,
     checked_sequence,
     count,
@@ -245,12 +245,8 @@ class Pool:
         client: distributed.Client | None = None,
         security: distributed.Security | None = None,
     ) -> None:
-        self._cluster = self._checked_cluster(
-            backend, scheduler, queuecount, address=address, client=client, security=security
-        )
-        check_synchronous("initializer", initializer)
-        check_synchronous("loop_initializer", loop_initializer)
-        check_synchronous("exception_handler", exception_handler)
+        self._cluster = self._target(backend, scheduler, queuecount, address, client, security)
+        check_hooks(initializer, loop_initializer, exception_handler)
         self.context = get_context()
         self.process_count = count("processes", processes) or self._usual_count()
         self.queue_count = queue_count(queuecount, self.process_count or 1)
@@ -891,17 +887,15 @@ class Pool:
             return partial(ContextEngine, self.contextvars)
         return usual
 
-    def _checked_cluster(
-        self, backend: str | None, scheduler: object, queuecount: object, **where: Any
+    def _target(
+        self, backend: str | None, scheduler: object, queuecount: object, *where: object
     ) -> ClusterTarget | None:
-        """The cluster that these arguments name; None without one."""
-        if backend != "dask" and not any(value is not None for value in where.values()):
+        """The cluster that the arguments address, client and security name; None without one."""
+        if backend != "dask" and all(value is None for value in where):
             return None
-        from ._cluster import arguments  # here, as in _bind
+        from ._cluster.arguments import checked_target  # here, as in _bind
 
-        if backend != "dask":
-            arguments.refuse_stray(backend, **where)
-        return arguments.checked_target(**where, scheduler=scheduler, queuecount=queuecount)
+        return checked_target(backend, scheduler, queuecount, *where)
 
     def _usual_count(self) -> int:
         """How many workers there are if the user does not say it; 0: it depends on the host."""

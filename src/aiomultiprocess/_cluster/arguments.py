@@ -42,18 +42,20 @@ class ClusterTarget:
 
 
 def checked_target(
-    address: object, client: object, security: object, scheduler: object, queuecount: object
+    backend: str | None,
+    scheduler: object,
+    queuecount: object,
+    address: object,
+    client: object,
+    security: object,
 ) -> ClusterTarget:
     """The target that these arguments of `Pool` mean. TypeError, ValueError, RuntimeError if none.
 
     `scheduler` and `queuecount` are refused: hosts come and go, and with them the workers of a
     queue.
     """
-    try:
-        from distributed import Client
-        from distributed.security import Security
-    except ImportError as error:
-        raise RuntimeError(f"{INSTALL} ({error})") from None
+    if backend != "dask":
+        refuse_stray(backend, address=address, client=client, security=security)
     for name, value in (("scheduler", scheduler), ("queuecount", queuecount)):
         if value:
             raise ValueError(
@@ -65,13 +67,22 @@ def checked_target(
         raise TypeError(f'backend="dask" needs either address or client, got {given}')
     if address is not None and not isinstance(address, str):
         raise TypeError(f"address must be that of a dask scheduler, got {address!r}")
+    if security is not None and client is not None:
+        raise TypeError(f"security belongs to address: a client has its own, got {security!r}")
+    _check_kinds(client, security)
+    return ClusterTarget(address, client, security)
+
+
+def _check_kinds(client: object, security: object) -> None:
+    try:
+        from distributed import Client
+        from distributed.security import Security
+    except ImportError as error:
+        raise RuntimeError(f"{INSTALL} ({error})") from None
     if client is not None and not isinstance(client, Client):
         raise TypeError(f"client must be a distributed.Client, got {client!r}")
     if security is not None and not isinstance(security, Security):
         raise TypeError(f"security must be a distributed.Security, got {security!r}")
-    if security is not None and client is not None:
-        raise TypeError("security belongs to address: a client has its own")
-    return ClusterTarget(address, client, security)
 
 
 def refuse_stray(backend: str | None, **arguments: object) -> None:

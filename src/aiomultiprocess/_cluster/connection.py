@@ -213,7 +213,7 @@ class Connection:
     def _lose(self, why: str) -> None:
         if self.lost:
             return
-        self.close()
+        self.close()  # CONNECTION-1
         self._before_lost(self)
         links, self._links = list(self._links.values()), {}
         for link in links:

@@ -3,9 +3,9 @@
 Frames that are added in one turn of the loop leave together, in one message (messages.py). One task
 writes; it exists while there is something to write, so that the messages keep their order.
 
-STREAM-1  A comm never serializes in a thread: a later message could overtake an earlier one, and
+COMM-1  A comm never serializes in a thread: a later message could overtake an earlier one, and
     what we send is bytes already.
-STREAM-2  A message that cannot be sent ends the stream: a frame that is lost would leave its tasks
+COMM-2  A message that cannot be sent ends the stream: a frame that is lost would leave its tasks
     waiting for ever.
 """
 
@@ -51,7 +51,7 @@ class Stream:
     def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
         from distributed.protocol.serialize import to_serialize
 
-        comm.allow_offload = False  # STREAM-1
+        comm.allow_offload = False  # COMM-1
         comm.deserialize = True
         self._comm = comm
         self._loop = loop
@@ -109,6 +109,6 @@ class Stream:
         except Exception:
             peer = self._comm.peer_address
             log.exception("a message to %s cannot be sent: the stream ends", peer)
-            self._comm.abort()  # STREAM-2; the reader notices
+            self._comm.abort()  # COMM-2; the reader notices
         finally:
             self._writer = None
