@@ -64,9 +64,7 @@ async def test_a_scheduler_that_is_not_there_breaks_the_pool_and_is_named(tmp_pa
 
     with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
         async with Pool(backend="dask", address="tcp://127.0.0.1:9") as pool:
-            with pytest.raises(
-                RuntimeError, match=r"dask cluster cannot be used .*127\.0\.0\.1"
-            ):
+            with pytest.raises(RuntimeError, match=r"dask cluster cannot be used .*127\.0\.0\.1"):
                 await pool.apply(workload.two)
 
 

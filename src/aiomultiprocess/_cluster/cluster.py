@@ -89,6 +89,7 @@ class Cluster:
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
         self._subscribed = asyncio.Event()
+        self._end: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to look for hosts."""
@@ -251,14 +252,20 @@ class Cluster:
             self._client.status = "closed"  # or it would try to close itself when it is collected
 
     async def close(self) -> None:
-        """End the streams, remove the plugin, and close the client if it is the pool's own."""
+        """End the streams, remove the plugin, and close the client if it is the pool's own.
+
+        All callers wait for the same end, which goes on if one of them is cancelled.
+        """
+        if self._end is None:
+            self._end = self._loop.create_task(self._close())
+        await asyncio.shield(self._end)
+
+    async def _close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        current = asyncio.current_task()
         for task in list(self._tasks):
-            if task is not current:
-                task.cancel()
+            task.cancel()
         for connection in list(self.connections):
             connection.leave()
             await connection.finish()

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .._transport.link import BATCH_FRAMES
+from ..types import describe_error
 from .link import RemoteLink
 from .messages import (
     DRAIN,
@@ -123,8 +124,8 @@ class Connection:
                 self._put(*read(message))
         except OSError as error:
             why = f"its stream ended: {error}" if str(error) else why
-        except ValueError as error:
-            why = f"it sent what is no message: {error}"
+        except Exception as error:  # noqa: BLE001 - what it sent is no message, or does not fit
+            why = f"its messages cannot be read: {describe_error(error)}"
         finally:
             if not self.lost:  # also if this task is cancelled, as `asyncio.run` does at its end
                 self._put(why)

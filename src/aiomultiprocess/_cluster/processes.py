@@ -74,6 +74,7 @@ class HostedProcess:
         self._on_broken = on_broken
         self._on_exit = on_exit
         self._kill_timer: asyncio.TimerHandle | None = None
+        self._process: Any = None
         self.exitcode: int | None = None
         self.journal = b""
         self.intact = True  # the link
@@ -104,11 +105,13 @@ class HostedProcess:
                 with without_main():  # HOSTED-2
                     self._process.start()
             # the host's interpreter ends it at its own exit
-            self._process._config["daemon"] = True  # type: ignore[attr-defined]
+            self._process._config["daemon"] = True
             self._exit = Exit(self._process)
             self._watch = self._exit.watch(self._loop, self._on_end)
         except BaseException:
             self.link.close()
+            if self._process is not None and self._process.pid is not None:
+                self._process.kill()  # no descriptor is left to watch it
             raise
         finally:
             end.release()
