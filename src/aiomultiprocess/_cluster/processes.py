@@ -118,7 +118,7 @@ class HostedProcess:
             if parent_fd is not None:
                 parent_fd.close()
         assert self._process.pid is not None
-        return self._process.pid
+        return int(self._process.pid)
 
     def kill(self) -> None:
         """End the process at once, if it has not ended."""
