@@ -9,6 +9,8 @@ REMOTEWORKER-2  More work waits at a process of a host than at one of this machi
     message takes milliseconds: what it starts in `HORIZON` seconds. If work is ample, no more than
     that waits (without CREDIT-3), because what was sent to a host that is lost counts as started
     (REMOTELINK-1).
+REMOTEWORKER-3  Of large tasks that take less than that time, `AHEAD_BYTES` are on their way, as
+    their transport takes longer than they do.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 HORIZON = 0.02  # seconds (REMOTEWORKER-2)
+AHEAD_BYTES = 8 << 20  # REMOTEWORKER-3
+LARGE_TASK = 64 << 10  # bytes from which a task counts as large
 
 _numbers = itertools.count(1)
 
@@ -62,7 +66,19 @@ class RemoteCredit(Credit):
     ) -> int:
         """How many tasks of `function` may be sent now."""
         ample = None if work_is_ample else work_is_ample
-        return super().room(started, function, work_is_ample=ample, contended=contended)
+        room = super().room(started, function, work_is_ample=ample, contended=contended)
+        held = self.in_flight
+        if work_is_ample is False or not held or self.bytes < held * LARGE_TASK:
+            return room
+        return max(room, self._room_for_large(function, self.bytes // held))
+
+    def _room_for_large(self, function: int, size: int) -> int:
+        """REMOTEWORKER-3: how many tasks of `size` bytes may be on their way, beside those held."""
+        pace = self._paces.get(function)
+        if pace is None or not pace.backlog or self._is_occupied():
+            return 0
+        room = max(AHEAD_BYTES - self.bytes, 0) // size
+        return min(room, self._lifetime - self.sent) if self._lifetime else room
 
 
 class RemoteDeadlines(Deadlines):
