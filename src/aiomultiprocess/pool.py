@@ -179,7 +179,10 @@ class Pool:
             side by side; None: a plain function runs on the worker's loop and blocks it. A thread
             cannot be interrupted: a cancelled call keeps it until the function returns.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
-            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here. "dask":
+            the workers are on the hosts of a dask cluster, which `address` or `client` names (extra
+            `dask`). Then `processes` counts for each host, and None means as many as its dask
+            worker has threads; `scheduler` and `queuecount` are refused. Hosts may join and leave.
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
@@ -212,6 +215,10 @@ class Pool:
             started go to other workers, and it exits when the others have ended. None means no
             limit. A forked worker's memory includes its copy of the parent's. If a worker has more
             before its first task, the pool is broken.
+        address: of the scheduler of a dask cluster, such as "tcp://10.0.0.1:8786".
+        client: a `distributed.Client` of the cluster, instead of an address. The pool does not
+            close it.
+        security: a `distributed.Security`, for an address that begins with "tls://".
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -294,7 +301,7 @@ class Pool:
 
     @property
     def backend(self) -> str:
-        """The transport in use: "shm" or "pipe"."""
+        """The transport in use: "shm" or "pipe", or "dask"."""
         return self._selection.name
 
     @property
