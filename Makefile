@@ -1,6 +1,7 @@
 # On a machine with Python >= 3.11 and a C compiler, and nothing else prepared:
 #
 #   make demo      the library at work on real input, within a minute
+#   make cluster-demo  one program on this machine and on a dask cluster, of which a worker dies
 #   make test      build the extension, require it, run the suite over both backends
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
@@ -26,12 +27,15 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
+.PHONY: demo cluster-demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
   lint typecheck workflows wheels format bench compare clean
 
 demo: $(VENV)/.demo
 	@echo "running examples/demo.py $(ARGS)"
 	@$(BIN)/python examples/demo.py $(ARGS)
+
+cluster-demo: $(VENV)/.cluster
+	@$(BIN)/python examples/cluster.py $(ARGS)
 
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
@@ -118,6 +122,11 @@ $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 	@echo "with what the demo needs, aiohttp and tqdm, into $(VENV)"
 	@rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo]'
+	@touch $@
+
+$(VENV)/.cluster: $(VENV)/.demo
+	@echo "installing distributed into $(VENV)"
+	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dask]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed

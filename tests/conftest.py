@@ -34,7 +34,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import leaks  # noqa: E402  (after sys.path is right)
 
-pytest_plugins = ["catalogue"]
+pytest_plugins = ["catalogue", "cluster_fixtures"]
 
 REQUIRED = os.environ.get("AIOMULTIPROCESS_REQUIRE_EXTENSION", "") not in ("", "0")
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.ring") is not None

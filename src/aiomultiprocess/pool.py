@@ -28,9 +28,9 @@ from ._arguments import (
     TaskOptions,
     check_callable,
     check_flag,
+    check_hooks,
     check_lifespan,
     check_progress,
-    check_synchronous,
     checked_keywords,
     checked_sequence,
     count,
@@ -72,6 +72,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from contextvars import ContextVar
 
+    import distributed
+
+    from ._cluster.arguments import ClusterTarget
     from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
@@ -193,7 +196,10 @@ class Pool:
             program, and a KeyboardInterrupt in a task also stops its loop. Nothing can be killed: a
             task that goes on after its cancellation is left to run, so `TaskTimeoutError.killed` is
             never true. Time at a prompt counts for `task_timeout`. Log records are handled here
-            whatever `logs` says. `loop_initializer` and `maxmemoryperchild` are refused.
+            whatever `logs` says. `loop_initializer` and `maxmemoryperchild` are refused. "dask":
+            the workers are on the hosts of a dask cluster, which `address` or `client` names (extra
+            `dask`). Then `processes` counts for each host, and None means as many as its dask
+            worker has threads; `scheduler` and `queuecount` are refused. Hosts may join and leave.
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
@@ -232,6 +238,10 @@ class Pool:
             quarter of the memory of the machine or container; 0 means none. Each worker has the
             same part of it, one half for what it receives and one for what it sends; what finds no
             room there is copied as all else. Only Linux, and the compiled extension, have it.
+        address: of the scheduler of a dask cluster, such as "tcp://10.0.0.1:8786".
+        client: a `distributed.Client` of the cluster, instead of an address. The pool does not
+            close it.
+        security: a `distributed.Security`, for an address that begins with "tls://".
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
@@ -262,13 +272,15 @@ class Pool:
         contextvars: Iterable[ContextVar[Any]] = (),
         maxmemoryperchild: int | None = None,
         sharedmemory: int | None = None,
+        address: str | None = None,
+        client: distributed.Client | None = None,
+        security: distributed.Security | None = None,
     ) -> None:
-        check_synchronous("initializer", initializer)
-        check_synchronous("loop_initializer", loop_initializer)
-        check_synchronous("exception_handler", exception_handler)
+        self._cluster = self._target(backend, scheduler, queuecount, address, client, security)
+        check_hooks(initializer, loop_initializer, exception_handler)
         self.context = get_context()
-        self.process_count = count("processes", processes) or usable_cpus()
-        self.queue_count = queue_count(queuecount, self.process_count)
+        self.process_count = count("processes", processes) or self._usual_count()
+        self.queue_count = queue_count(queuecount, self.process_count or 1)
         self.scheduler = checked_scheduler(scheduler)
         self.initializer = initializer
         self.initargs = checked_sequence("initargs", initargs)
@@ -286,7 +298,7 @@ class Pool:
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self.sharedmemory = shared_memory("sharedmemory", sharedmemory)
-        self._selection = select.select(backend)
+        self._selection = self._select(backend)
         if self._selection.name == "inline":
             refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
         self._pid = _process
@@ -311,7 +323,7 @@ class Pool:
 
     @property
     def backend(self) -> str:
-        """The transport in use: "shm", "pipe" or "inline"."""
+        """The transport in use: "shm", "pipe", "inline" or "dask"."""
         return self._selection.name
 
     @property
@@ -887,12 +899,8 @@ class Pool:
             contextvars=self.contextvars,
             memory_limit=self.maxmemoryperchild or 0,
         )
-        make_engine: Callable[..., Engine] = Engine
-        if self.contextvars:
-            from ._parent.context_variables import ContextEngine
-
-            make_engine = partial(ContextEngine, self.contextvars)
-        limits = Limits(self.sharedmemory, self.process_count)
+        make_engine = self._engine_class(Engine)
+        limits = Limits(self.sharedmemory, self.process_count or 1)
         channels = self._selection.make(limits)
         self._engine = engine = make_engine(loop, options, channels, self.scheduler)
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
@@ -900,6 +908,41 @@ class Pool:
         Finalize(self, engine.abandon, exitpriority=0)
         engine.start(self.process_count, self.queue_count)
         return engine
+
+    def _engine_class(self, usual: type[Engine]) -> Callable[..., Engine]:
+        """What makes the engine, with the features that this pool uses."""
+        if self._cluster is not None:
+            from ._cluster import engine as over_hosts  # here, as below: few pools need it
+
+            if self.contextvars:
+                return partial(over_hosts.ClusterContextEngine, self._cluster, self.contextvars)
+            return partial(over_hosts.ClusterEngine, self._cluster)
+        if self.contextvars:
+            from ._parent.context_variables import ContextEngine
+
+            return partial(ContextEngine, self.contextvars)
+        return usual
+
+    def _target(
+        self, backend: str | None, scheduler: object, queuecount: object, *where: object
+    ) -> ClusterTarget | None:
+        """The cluster that the arguments address, client and security name; None without one."""
+        if backend != "dask" and all(value is None for value in where):
+            return None
+        from ._cluster.arguments import checked_target  # here, as in _bind
+
+        return checked_target(backend, scheduler, queuecount, *where)
+
+    def _usual_count(self) -> int:
+        """How many workers there are if the user does not say it; 0: it depends on the host."""
+        return usable_cpus() if self._cluster is None else 0
+
+    def _select(self, backend: str | None) -> select.Selection:
+        if self._cluster is None:
+            return select.select(backend)
+        from ._cluster.arguments import selection  # here, as in _bind
+
+        return selection()
 
     def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
         if logs is False or logs is None:
@@ -920,7 +963,7 @@ class Pool:
     def _choose_serializer(self) -> Choice:
         from ._parent.serializers import choose  # here, as in _bind
 
-        return choose(self._serializer)
+        return choose(self._serializer, elsewhere=self._cluster is not None)
 
     def _check_loop(self) -> None:
         if self._engine is not None:

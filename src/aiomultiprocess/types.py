@@ -108,15 +108,21 @@ class WorkerLostError(RuntimeError):
         task: what the worker worked on, in words.
         pid: its process id.
         exitcode: its exit code, negative if a signal ended it, or None if that is not known.
+        host: of a pool over a dask cluster, the address of the dask worker where it ran.
 
     Attributes:
         signal: the signal that ended it; None if no signal did, or if that is not known.
     """
 
     def __init__(
-        self, task: str | None = None, pid: int | None = None, exitcode: int | None = None
+        self,
+        task: str | None = None,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        host: str | None = None,
     ) -> None:
-        super().__init__(task, pid, exitcode)  # so that it pickles
+        super().__init__(task, pid, exitcode, *([] if host is None else [host]))  # so it pickles
+        self.host = host
         self.task = task
         self.pid = pid
         self.exitcode = exitcode
@@ -124,9 +130,12 @@ class WorkerLostError(RuntimeError):
 
     def __str__(self) -> str:
         doing = "" if self.task is None else f" during {self.task}"
-        return f"worker process {self.pid} {self._end()}{doing}"
+        where = "" if self.host is None else f" of host {self.host}"
+        return f"worker process {self.pid}{where} {self._end()}{doing}"
 
     def _end(self) -> str:
+        if self.exitcode is None and self.host is not None:
+            return "was lost with its host"
         if self.exitcode is None:
             return "ended, and another part of the program took its exit code,"
         if self.signal is not None:

@@ -88,9 +88,22 @@ def imports_core(edge: Edge) -> bool:
     return edge[1] == "core" and edge[0] not in ("__init__", "pool", "_parent.worker", "_cli.info")
 
 
+def imports_cluster(edge: Edge) -> bool:
+    return wing(edge[1]) == "_cluster" and wing(edge[0]) not in ("_cluster", "pool")
+
+
 #: What each rule says, its check of one edge, and an edge that breaks it.
 RULES: list[tuple[str, Callable[[Edge], bool], Edge]] = [
     ("of the library only `executor` imports `pool`", imports_pool, ("_parent.engine", "pool")),
+    ("only `pool` imports `_cluster`", imports_cluster, ("_parent.engine", "_cluster.engine")),
+    (
+        "`_cluster` imports the wings below it, and of `_worker` only `main`",
+        only(
+            "_cluster", "_parent", "_worker.main", "_transport", "_wire", "_processes", "_accel",
+            "types", "__version__",
+        ),
+        ("_cluster.host", "_worker.engine"),
+    ),
     ("of the wings only `_parent.worker` imports `core`", imports_core, ("_parent.job", "core")),
     (
         "`_parent` imports what is below it, and of `_worker` only `main` and `inline`",
@@ -188,7 +201,8 @@ def test_the_extension_imports_nothing_of_the_package() -> None:
 
 def test_a_wing_says_what_it_is_for_and_holds_no_code() -> None:
     wings = {wing(name) for name in GRAPH if "." in name}
-    assert {"_cli", "_parent", "_worker", "_transport", "_wire", "_pure", "_processes"} <= wings
+    expected = {"_cli", "_cluster", "_parent", "_worker", "_transport", "_wire", "_pure"}
+    assert expected | {"_processes"} <= wings
     for name in wings:
         (docstring,) = ast.parse((PACKAGE / name / "__init__.py").read_text()).body
         assert isinstance(docstring, ast.Expr), name

@@ -26,6 +26,9 @@ COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaite
 OURS = re.compile(r"sem\.mp-|psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
 
+#: Processes that other tests use too: they live on when a test has hung.
+SHARED: set[int] = set()
+
 Holdings = dict[str, set[Any]]
 
 
@@ -141,7 +144,9 @@ def dump_stacks_of_descendants() -> None:
     SIGABRT does it where PYTHONFAULTHANDLER is set, even while C code holds the GIL; a forked
     process has pytest's own handler.
     """
-    for process in reversed(psutil.Process().children(recursive=True)):  # not the oldest first
+    children = psutil.Process().children(recursive=True)
+    for process in reversed([child for child in children if child.pid not in SHARED]):
+        # not the oldest first
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process.send_signal(signal.SIGABRT)
             process.wait(1.0)  # one after the other, or their lines would mix
@@ -192,4 +197,14 @@ def pending_futures() -> list[asyncio.Future[Any]]:
         and found.get_loop() is loop
         and not found.done()
         and found is not this
+        and not _is_of_tornado(found)
     ]
+
+
+def _is_of_tornado(future: asyncio.Future[Any]) -> bool:
+    """Whether tornado waits for a future: a closed client of dask leaves timers that run out."""
+    callbacks = getattr(future, "_callbacks", None) or ()
+    return any(
+        (getattr(callback, "__module__", None) or "").startswith("tornado.")
+        for callback, _ in callbacks
+    )

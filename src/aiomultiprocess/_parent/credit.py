@@ -80,6 +80,8 @@ class Credit:
         "spent",
     )
 
+    horizon = HORIZON
+
     def __init__(self, concurrency: int, lifetime: int) -> None:
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
@@ -217,14 +219,15 @@ class Credit:
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
-            kept = HORIZON / (HORIZON + elapsed)
+            kept = self.horizon / (self.horizon + elapsed)
             for function in self._reported:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
                 pace.count = tasks = count + kept * pace.count
                 pace.seconds = seconds = elapsed + kept * pace.seconds
-                backlog, most = int(tasks / seconds * HORIZON), pace.backlog * GROWTH or GROWTH
+                backlog = int(tasks / seconds * self.horizon)
+                most = pace.backlog * GROWTH or GROWTH
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
 

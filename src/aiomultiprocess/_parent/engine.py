@@ -84,6 +84,7 @@ class Engine:
     CALL, APPLY_CALL = Call, ApplyCall  # for the pool, which imports this module late
     BROKEN = State.BROKEN
     queue_class = Queue
+    supervisor_class = Supervisor
 
     def __init__(
         self,
@@ -95,7 +96,8 @@ class Engine:
         self.loop = loop
         self.state = State.OPEN
         self.queues: dict[QueueID, Queue] = {}
-        self.supervisor = Supervisor(loop, options, channels, self.queues, self)
+        self.options = options
+        self.supervisor = self.supervisor_class(loop, options, channels, self.queues, self)
         self.functions = FunctionTable(_accel.dumps, options.choice, self._retire)
         self._choice = options.choice
         self._resizer = Resizer(self.supervisor, scheduler)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from .. import _accel
 from .._arguments import is_iterable, refuse_star
@@ -142,13 +142,11 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
 
 
 def explain_loss(
-    owner: TaskOwner, handle: Any, pid: int | None, exitcode: int | None, why: str = ""
+    owner: TaskOwner, handle: Any, worker: EndedWorker, why: str = ""
 ) -> WorkerLostError:
     """The error of a task that was started in a worker which then died; `why`, if that is known."""
-    error = WorkerLostError(task_label(owner, handle), pid, exitcode)
-    if why:
-        error.add_note(why)
-    return error
+    lost = WorkerLostError(task_label(owner, handle), worker.pid, worker.exitcode, worker.host)
+    return _with_note(lost, why or worker.why_ended)
 
 
 def explain_timeout(
@@ -179,13 +177,39 @@ def task_label(owner: TaskOwner, handle: Any) -> str:
     return _item(owner, handle) if isinstance(handle, int) else owner.function.label
 
 
-def explain_start(pid: int | None, exitcode: int | None) -> WorkerLostError:
+class EndedWorker(Protocol):
+    """What an error says of a worker that has ended."""
+
+    host: str | None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit code; None: unknown."""
+
+    @property
+    def why_ended(self) -> str:
+        """A sentence, if more is known than the exit code."""
+
+
+def explain_start(worker: EndedWorker) -> WorkerLostError:
     """The error of a worker that died before it was ready."""
     what = (
         "its start: importing the main module (its code that makes a pool must be below "
         '`if __name__ == "__main__":`), making its loop, then the initializer'
     )
-    return WorkerLostError(what, pid, exitcode)
+    return _with_note(
+        WorkerLostError(what, worker.pid, worker.exitcode, worker.host), worker.why_ended
+    )
+
+
+def _with_note(error: WorkerLostError, why: str) -> WorkerLostError:
+    if why:
+        error.add_note(why)
+    return error
 
 
 def load_error(payload: Any) -> BaseException | exceptions.Failure:

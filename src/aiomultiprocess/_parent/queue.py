@@ -563,7 +563,7 @@ class Queue:
                     owner.fail(handle, explain_timeout(owner, handle, killed=killed))  # DEADLINE-3
                     continue
                 why = "" if deadlines is None else deadlines.why_killed
-                error = explain_loss(owner, handle, worker.pid, worker.exitcode, why)
+                error = explain_loss(owner, handle, worker, why)
                 self.retry_queue.lose(owner, handle, chunk.items[at], error)
 
     def _put_back_unstarted(self, chunk: Chunk, started: int) -> None:

@@ -100,12 +100,16 @@ class Choice(NamedTuple):
 PICKLE_ALONE: Final = Choice(None, never=True)
 
 
-def choose(serializer: object) -> Choice:
-    """The choice that the argument `serializer` of `Pool` stands for."""
+def choose(serializer: object, *, elsewhere: bool = False) -> Choice:
+    """The choice that the argument `serializer` of `Pool` stands for.
+
+    `elsewhere`: the workers are no children of this process, and cannot import its main module.
+    """
     if serializer is None:
         if os.environ.get(ENVIRONMENT) == "pickle":
             return PICKLE_ALONE
-        return Choice(None, main_by_value=not main_is_importable() and is_installed())
+        by_value = elsewhere or not main_is_importable()
+        return Choice(None, main_by_value=by_value and is_installed())
     if serializer == "pickle":
         return PICKLE_ALONE
     chosen = _installed() if serializer == "cloudpickle" else _checked(serializer)

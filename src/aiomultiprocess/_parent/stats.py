@@ -43,6 +43,8 @@ class WorkerStats:
         lag: how many seconds the turn of its event loop takes by now, 0 if the loop waits. A high
             one says that a task blocks the loop. None as for `busy`.
         rss: resident memory in bytes, shared memory included; None where it cannot be read.
+        host: of a pool over a dask cluster, the address of the dask worker where it runs; else
+            None.
     """
 
     index: int
@@ -55,6 +57,7 @@ class WorkerStats:
     busy: float | None
     lag: float | None
     rss: int | None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ def _worker_stats(worker: PoolWorker, qid: QueueID) -> WorkerStats:
         done=credit.reported,
         busy=None if turn is None else min(turn[0] / max(uptime, 1e-9), 1.0),
         lag=None if turn is None else min(turn[1], uptime),
-        rss=_resident(worker.pid),
+        rss=_resident(worker.pid) if worker.host is None else None,
+        host=worker.host,
     )
 
 

@@ -272,11 +272,11 @@ class Supervisor:
         self._failed_starts += 1
         exited = worker.exitcode is None or worker.exitcode >= 0
         if exited and not self._ever_ready:
-            self._pool.break_down(explain_start(worker.pid, worker.exitcode))
+            self._pool.break_down(explain_start(worker))
         elif self._failed_starts < START_ATTEMPTS:
             self._replace(worker.place, qid)
         else:
-            self._do_without(worker.place, qid, explain_start(worker.pid, worker.exitcode))
+            self._do_without(worker.place, qid, explain_start(worker))
 
     def _replace(self, place: int, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later."""

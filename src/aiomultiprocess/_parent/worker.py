@@ -108,6 +108,8 @@ class PoolWorker(Process):
     """How many are open, if nothing else keeps it from its exit (SUPERVISOR-5)."""
     exiting = False
     """Whether its items and its lifespan have ended."""
+    host: str | None = None  # the address of the dask worker where it runs; None: this machine
+    why_ended = ""  # a sentence, if more is known than the exit code
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""

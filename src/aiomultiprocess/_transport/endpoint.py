@@ -214,13 +214,13 @@ class Endpoint:
         """A new view of the worker's journal."""
         return self._memory.journal
 
-    def share(self, number: int, fd: int) -> bool:
-        """Pass a shared object to the worker; False if it has it."""
+    def share(self, number: int, fd: int) -> tuple[Endpoint, ...]:
+        """Pass a shared object to the worker, unless it has it; itself if so."""
         if number in self.shared or self._closed:
-            return False
+            return ()
         self._large.share(number, fd)
         self.shared.add(number)
-        return True
+        return (self,)
 
     def unshare_soon(self, number: int) -> None:
         """In any thread: let the worker drop a shared object."""

@@ -88,9 +88,9 @@ class InlineLink(Endpoint):
         self._context: Context | None = None  # None: it does not listen
         self._scheduled: asyncio.Handle | None = None
 
-    def share(self, number: int, fd: int) -> bool:
+    def share(self, number: int, fd: int) -> tuple[()]:
         """Nothing is passed: both ends are in the process that has the shared object."""
-        return False
+        return ()
 
     # Sending
 

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .._wire.frames import Handler, Segment
 
@@ -139,6 +139,9 @@ class WorkerMemory(RunningItems, Protocol):
 class Link(Protocol):
     """One end of a channel."""
 
+    #: In the parent: the numbers of the shared objects that the worker has.
+    shared: set[int]
+
     @property
     def congested(self) -> bool:
         """True from a `send` that did not fit until the outbox is empty again."""
@@ -178,10 +181,11 @@ class Link(Protocol):
         for a copy of it (LINK-10).
         """
 
-    def share(self, number: int, fd: int, /) -> bool:
-        """Pass a shared object to the worker, unless it has it; whether it was passed.
+    def share(self, number: int, fd: int, /) -> tuple[Any, ...]:
+        """Pass a shared object to the worker, unless it has it.
 
-        OSError if that is not possible now (shared_objects.py).
+        Returns what has got it by that, whose `unshare_soon` is to be called when it is released:
+        this link, and its host. OSError if that is not possible now (shared_objects.py).
         """
 
     def flush(self) -> None:

@@ -58,17 +58,16 @@ RELEASED: Final = (
 
 
 class Links:
-    """The workers that have a memory."""
+    """The workers, and hosts of workers, that have a memory."""
 
     number: int
 
     def __init__(self) -> None:
-        self._links: list[weakref.ref[endpoint.Endpoint]] = []
+        self._links: list[weakref.ref[Any]] = []
 
     def pass_over(self, link: Any, fd: int) -> None:
         """Pass the descriptor to a worker, unless it has it. OSError if that cannot be now."""
-        if link.share(self.number, fd):
-            self._links.append(weakref.ref(link))
+        self._links += map(weakref.ref, link.share(self.number, fd))
 
     def inherited_by(self, link: Any) -> None:
         """The worker of this link was forked (OBJECT-4)."""
@@ -296,6 +295,22 @@ def make(obj: Any) -> Shared[Any]:
     except BaseException:
         os.close(fd)
         raise
+
+
+def store(content: memoryview) -> int:
+    """The descriptor of a memory with the content of another, on another machine.
+
+    OSError if there is no memory for it.
+    """
+    fd = _anonymous_file()
+    try:
+        os.ftruncate(fd, len(content))
+        _write(fd, content, 0)
+        _seal(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _layout(pickled: int, sizes: list[int]) -> tuple[list[int], int]:

@@ -1,0 +1,319 @@
+"""Which hosts a pool has: a client of the scheduler, the plugin, and a connection to each host.
+
+    client --register--> scheduler --plugin--> dask workers --"here I am"--> client --stream--> host
+
+Each worker that gets the plugin announces itself under a topic of the pool; so the pool knows those
+that join while it runs, without asking. A worker that leaves is noticed by the end of its stream.
+
+CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again for as long as the
+    scheduler knows the worker, each time after a longer pause.
+CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
+CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
+    others are logged. A cluster without workers is no error: they may come.
+CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
+    delivered. So the pool announces something itself until that arrives, and then reads once what
+    was announced before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import pickle
+import sys
+import uuid
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from ..__version__ import __version__
+from ..types import describe_error
+from .connection import Connection, Greeting
+from .messages import FORMAT
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
+ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
+TIMEOUT = 10.0  # seconds for one step of a connection
+PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
+END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
+
+log = logging.getLogger(__name__)
+
+
+class Target(Protocol):
+    """Where a pool finds its cluster, as the arguments of `Pool` say (arguments.py)."""
+
+    def new_client(self) -> tuple[Any, bool]:
+        """A distributed.Client for the running loop, and whether it is the pool's own."""
+
+
+class HostUser(Protocol):
+    """What is informed about hosts: the supervisor (supervisor.py)."""
+
+    def on_host(self, connection: Connection) -> None:
+        """A host is reached."""
+
+    def before_host_lost(self, connection: Connection) -> None:
+        """A host is lost, and none of its processes is reported as ended yet."""
+
+    def on_host_lost(self, connection: Connection) -> None:
+        """A host is lost; its processes were reported as ended."""
+
+    def on_host_draining(self, connection: Connection) -> None:
+        """A host is about to close, and waits for its processes."""
+
+    def on_no_cluster(self, error: BaseException) -> None:
+        """There is no cluster to work with."""
+
+
+class IncompatibleError(RuntimeError):
+    """A host has another version of this package or of Python."""
+
+
+class Cluster:
+    """The hosts of one pool."""
+
+    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop, user: HostUser) -> None:
+        self.connections: list[Connection] = []
+        self._target = target
+        self._loop = loop
+        self._user = user
+        self._name = f"aiomultiprocess-{uuid.uuid4().hex}"
+        self._client: Any = None
+        self._owns_client = False
+        self._registered = False
+        self._wanted: set[str] = set()  # addresses of hosts that are reached, or tried
+        self._failures = 0  # to reach a first host
+        self._ever_reached = False
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduler: Any = None  # a comm
+        self._subscribed = asyncio.Event()
+        self._end: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for hosts."""
+        self._spawn(self._begin())
+
+    # -- the scheduler -------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        try:
+            await self._join()
+        except Exception as error:  # noqa: BLE001 - of the network, of dask, or of the plugin there
+            self._give_up(_explain_begin(error))
+
+    async def _join(self) -> None:
+        from .plugin import HostPlugin  # imports distributed
+
+        self._client, self._owns_client = self._target.new_client()
+        await self._client
+        self._scheduler = await self._connect(self._client.scheduler.address)
+        self._spawn(self._watch_scheduler())
+        self._client.subscribe_topic(self._name, self._on_announcement)
+        self._registered = True
+        for address in await self._client.register_plugin(HostPlugin(self._name), name=self._name):
+            self._found(address)
+        await self._wait_for_subscription()
+        for announcement in await self._client.get_events(self._name):
+            self._on_announcement(announcement)
+
+    async def _wait_for_subscription(self) -> None:
+        """Until what is announced arrives here (CLUSTER-4)."""
+        while not self._subscribed.is_set():
+            await self._client.log_event(self._name, {"address": ""})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE):
+                    await self._subscribed.wait()
+
+    async def _watch_scheduler(self) -> None:
+        """CLUSTER-2: nothing is ever sent on this connection, but it ends with the scheduler."""
+        address = self._client.scheduler.address
+        with contextlib.suppress(OSError):
+            await self._scheduler.read()
+        self._give_up(
+            ConnectionError(
+                f"the dask scheduler at {address} was lost: its workers end with it, and so does "
+                "this pool. Make another when the cluster is back"
+            )
+        )
+
+    def _give_up(self, error: BaseException) -> None:
+        if not self._closed:
+            self._user.on_no_cluster(error)
+
+    async def _connect(self, address: str) -> Any:
+        from distributed.comm import core
+
+        arguments = self._client.security.get_connection_args("client")
+        connect: Any = core.connect
+        return await connect(address, timeout=TIMEOUT, **arguments)
+
+    # -- hosts ---------------------------------------------------------------------------------
+
+    def _on_announcement(self, event: tuple[float, dict[str, str]]) -> None:
+        self._subscribed.set()
+        if event[1]["address"]:
+            self._found(event[1]["address"])
+
+    def _found(self, address: str) -> None:
+        if not self._closed and address not in self._wanted:
+            self._wanted.add(address)
+            self._spawn(self._reach(address))
+
+    async def _reach(self, address: str) -> None:
+        """Open the stream to a host (CLUSTER-1)."""
+        pause = FIRST_PAUSE
+        while not self._closed:
+            try:
+                await self._open(address)
+                return
+            except IncompatibleError as error:
+                self._on_unreached(address, error, final=True)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever the network, or dask, raises
+                self._on_unreached(address, error, final=False)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if not await self._is_known(address):
+                self._wanted.discard(address)
+                return
+
+    async def _open(self, address: str) -> None:
+        comm = await self._connect(address)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await comm.write({"op": self._name})
+                greeting = _checked(await comm.read(), address)
+        except BaseException:
+            comm.abort()
+            raise
+        if self._closed:
+            comm.abort()
+            return
+        user = self._user
+        connection = Connection(
+            comm, greeting, self._loop, user.before_host_lost, self._on_lost, user.on_host_draining
+        )
+        self._ever_reached = True
+        self.connections.append(connection)
+        self._user.on_host(connection)
+
+    def _on_unreached(self, address: str, error: BaseException, *, final: bool) -> None:
+        self._failures += 1
+        what = f"the dask worker {address} cannot be used ({describe_error(error)})"
+        if final:
+            reason: Exception = RuntimeError(what)
+        else:
+            reason = ConnectionError(
+                f"{what}: the client needs a direct connection to the dask workers"
+            )
+        reason.__cause__ = error
+        if not self._ever_reached and (final or self._failures >= ATTEMPTS):
+            self._give_up(reason)
+        else:
+            log.warning("%s", what)
+
+    async def _is_known(self, address: str) -> bool:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(TIMEOUT):
+                info = await self._client.scheduler.identity(n_workers=-1)
+            return address in info["workers"]
+        return True
+
+    def _on_lost(self, connection: Connection) -> None:
+        self.connections.remove(connection)
+        self._user.on_host_lost(connection)
+        if not self._closed:
+            self._spawn(self._return(connection.address))
+
+    async def _return(self, address: str) -> None:
+        """A host was lost: try it again, if the scheduler still knows its worker."""
+        await asyncio.sleep(FIRST_PAUSE)
+        if await self._is_known(address):
+            await self._reach(address)
+        else:
+            self._wanted.discard(address)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def abandon(self) -> None:
+        """End the streams here and now: hosts end their processes when they notice."""
+        self._closed = True
+        for connection in self.connections:
+            connection.close()
+        self.connections.clear()
+        if self._loop.is_running():
+            self._spawn(self._leave_scheduler())
+            return
+        if self._scheduler is not None:
+            self._scheduler.abort()
+        if self._owns_client and self._client is not None:
+            self._client.status = "closed"  # or it would try to close itself when it is collected
+
+    async def close(self) -> None:
+        """End the streams, remove the plugin, and close the client if it is the pool's own.
+
+        All callers wait for the same end, which goes on if one of them is cancelled.
+        """
+        if self._end is None:
+            self._end = self._loop.create_task(self._close())
+        await asyncio.shield(self._end)
+
+    async def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in list(self.connections):
+            connection.leave()
+            await connection.finish()
+        self.connections.clear()
+        await self._leave_scheduler()
+
+    async def _leave_scheduler(self) -> None:
+        with contextlib.suppress(OSError, TimeoutError, Exception):
+            async with asyncio.timeout(END_TIMEOUT):
+                if self._registered:
+                    if not self._owns_client:  # else it ends with the client
+                        self._client.unsubscribe_topic(self._name)
+                    await self._client.unregister_worker_plugin(self._name)
+        if self._scheduler is not None:
+            self._scheduler.abort()
+        if self._owns_client and self._client is not None:
+            with contextlib.suppress(OSError, TimeoutError, Exception):
+                async with asyncio.timeout(END_TIMEOUT):
+                    await self._client.close()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _checked(answer: Any, address: str) -> Greeting:
+    """What a host says of itself. IncompatibleError if it cannot be a host of this program."""
+    if not isinstance(answer, dict) or "format" not in answer:
+        raise ConnectionError(f"it answered {answer!r}")
+    ours = (__version__, FORMAT, list(sys.version_info[:2]))
+    theirs = (answer["version"], answer["format"], list(answer["python"]))
+    if theirs != ours:
+        raise IncompatibleError(
+            f"it has aiomultiprocess {theirs[0]} on Python {theirs[2][0]}.{theirs[2][1]}, and this "
+            f"program has {ours[0]} on Python {ours[2][0]}.{ours[2][1]}: they must be the same"
+        )
+    return Greeting(address, int(answer["threads"]), str(answer["name"]))
+
+
+def _explain_begin(error: Exception) -> BaseException:
+    """Why a pool has no cluster."""
+    if isinstance(error, ModuleNotFoundError | AttributeError | pickle.UnpicklingError):
+        refusal = RuntimeError(
+            f"the dask workers cannot be hosts of a pool ({describe_error(error)}): install "
+            f"aiomultiprocess {__version__} there too"
+        )
+    else:
+        refusal = RuntimeError(f"the dask cluster cannot be used ({describe_error(error)})")
+    refusal.__cause__ = error
+    return refusal

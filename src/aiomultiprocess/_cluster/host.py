@@ -1,0 +1,269 @@
+"""A host: the part of a pool that runs in a dask worker, for one client.
+
+    client <--stream--> Host --link--> process, process, ...
+
+The plugin (plugin.py) makes a `Host` for each stream that a client opens. A host starts processes,
+passes frames on in both directions, and reports how processes end. It unpickles nothing of a user
+and runs none of a user's code, so it cannot hold up the dask worker whose loop it shares; and it
+decides nothing: which tasks a process gets, what its death costs and when it is killed is decided
+by the client, by the same rules as for a process of its own machine.
+
+HOST-1  How many items a process has started travels ahead of its results, some milliseconds after
+    the last chunk, and again with the news of its exit.
+HOST-2  A frame that this host cannot hold for lack of memory fails its own items.
+HOST-3  When the stream ends, for whatever reason, its client is gone: the processes are ended, and
+    killed after `KILL_AFTER` seconds. No other client gets them.
+HOST-4  The host measures how long a process takes for its items, because the client's clock would
+    count the way of the messages, and the time that they wait at a client with many hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from functools import partial
+from struct import unpack_from
+from typing import Any
+
+from .. import _accel
+from .._transport import select
+from .._transport.link import Backend
+from .._wire import exceptions
+from .._wire.frames import MAX_COUNT, Kind, Payload, PayloadParts
+from .host_memories import KeptMemories
+from .messages import (
+    DRAIN,
+    EXITED,
+    FAILED,
+    FORGET,
+    LEAVE,
+    LOOK,
+    MARK,
+    PASS,
+    PING,
+    PONG,
+    SHARE,
+    SIGNAL,
+    START,
+    STARTED,
+    TABLE,
+    ExitReport,
+    Frame,
+    as_payload,
+    packed_exit,
+    packed_table,
+    read,
+    segments_of,
+)
+from .processes import HostedProcess, segments_to_send
+from .stream import Comm, Stream
+
+CHUNK, UNSHARE = int(Kind.CHUNK), int(Kind.UNSHARE)
+SEVERAL = frozenset(map(int, (Kind.RESULTS, Kind.RETURNED)))  # these answer `count` items
+ONE = frozenset(map(int, (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT)))
+MARK_AFTER = 0.01  # seconds from a chunk until it is reported what has started (HOST-1)
+
+log = logging.getLogger(__name__)
+
+
+class Host:
+    """The processes of one client, in this dask worker."""
+
+    def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._stream = Stream(comm, loop)
+        self._peer = comm.peer_address
+        self._channels: Backend = select.select().make()
+        self._processes: dict[int, HostedProcess] = {}
+        self._memories = KeptMemories()
+        self._marks: dict[int, int] = {}  # what the client knows of each process (HOST-1)
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._ended = False
+        self._marking: asyncio.TimerHandle | None = None
+
+    async def serve(self) -> None:
+        """Do what the client says, until it is gone."""
+        try:
+            while not self._ended:
+                try:
+                    message = await self._stream.read()
+                except OSError:  # the end of the stream
+                    break
+                self._take(message)
+        finally:
+            self._end()
+
+    async def drain(self, patience: float) -> None:
+        """This dask worker closes: let the client's processes finish what they hold."""
+        if self._processes and not self._ended:
+            self._stream.send(0, DRAIN)
+            self._stream.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._empty.wait()
+        await self._stream.finish()
+
+    # -- from the client -----------------------------------------------------------------------
+
+    def _take(self, message: Any) -> None:
+        touched: dict[int, HostedProcess] = {}
+        for frame in read(message):
+            process = self._processes.get(frame.slot)
+            if frame.kind >= START:
+                self._obey(frame, process)
+            elif process is not None:  # else it has exited meanwhile
+                self._pass_on(process, frame)
+                touched[frame.slot] = process
+                if frame.kind == CHUNK and self._marking is None:
+                    self._marking = self._loop.call_later(MARK_AFTER, self._mark_all)
+        for process in touched.values():
+            process.link.flush()
+        self._stream.flush()
+
+    def _pass_on(self, process: HostedProcess, frame: Frame) -> None:
+        try:
+            process.link.send(
+                frame.kind,
+                flags=frame.flags,
+                count=frame.number,
+                chunk_id=frame.chunk_id,
+                offset=frame.offset,
+                function=frame.function,
+                payload=segments_to_send(frame.segments),
+            )
+        except MemoryError as error:
+            self._refuse(frame, error)
+        else:
+            if frame.kind == CHUNK:
+                process.received(frame.number)
+            elif frame.kind == UNSHARE:
+                process.link.shared.discard(frame.chunk_id)
+
+    def _refuse(self, frame: Frame, error: MemoryError) -> None:
+        """HOST-2; a function that did not arrive fails each of its items in the process."""
+        payload = exceptions.dump_exception(error, _accel.dumps)
+        for at in range(frame.number if frame.kind == CHUNK else 0):
+            self._stream.send(
+                frame.slot, Kind.REFUSED, chunk_id=frame.chunk_id, offset=at, segments=[payload]
+            )
+
+    def _obey(self, frame: Frame, process: HostedProcess | None) -> None:
+        slot, kind = frame.slot, frame.kind
+        if kind == START:
+            self._start(slot, frame.number, bytes(as_payload(frame.segments)))
+        elif kind == SHARE:
+            self._memories.keep(frame.chunk_id, memoryview(as_payload(frame.segments)))  # type: ignore[arg-type]
+        elif kind == FORGET:
+            self._memories.forget(frame.chunk_id)
+        elif kind == PING:
+            self._stream.send(0, PONG)
+        elif kind == LEAVE:
+            self._end()
+        elif process is None:  # it has exited meanwhile
+            return
+        elif kind == SIGNAL:
+            process.send_signal(frame.number)
+        elif kind == PASS:
+            self._memories.pass_to(process.link, frame.chunk_id)
+        elif kind == LOOK:
+            table = packed_table(process.link.counter.running(), time.monotonic_ns())
+            self._stream.send(slot, TABLE, segments=[table])
+        else:
+            raise ValueError(f"a frame of kind {kind} from a client")
+
+    # -- processes -----------------------------------------------------------------------------
+
+    def _start(self, slot: int, shared: int, message: bytes) -> None:
+        """Start a process, with so many shared objects: their numbers precede its start-up."""
+        numbers, payload = unpack_from(f"<{shared}Q", message), message[8 * shared :]
+        process = HostedProcess(
+            self._loop,
+            self._channels,
+            partial(self._forward, slot),
+            on_drained=self._stream.flush,
+            on_broken=partial(self._on_broken, slot),
+            on_exit=partial(self._on_exit, slot),
+        )
+        try:
+            pid = process.start(
+                payload, [partial(self._memories.pass_to, number=n) for n in numbers]
+            )
+        except Exception as error:  # the client decides what that means
+            log.exception("a process of the client %s cannot be started", self._peer)
+            self._stream.send(slot, FAILED, segments=[f"{type(error).__name__}: {error}".encode()])
+            return
+        self._processes[slot] = process
+        self._empty.clear()
+        self._stream.send(slot, STARTED, count=pid)
+
+    def _forward(
+        self,
+        slot: int,
+        kind: int,
+        flags: int,
+        count: int,
+        chunk_id: int,
+        offset: int,
+        function: int,
+        payload: Payload,
+    ) -> None:
+        """Pass on a frame of a process."""
+        process = self._processes[slot]
+        answered = count if kind in SEVERAL else int(kind in ONE)
+        self._mark(slot, process.link.started, process.answered(answered) if answered else 0)
+        self._stream.send(
+            slot,
+            kind,
+            flags=flags,
+            count=count,
+            chunk_id=chunk_id,
+            offset=offset,
+            function=function,
+            segments=segments_of(payload),
+            owned=isinstance(payload, PayloadParts),
+        )
+
+    def _mark(self, slot: int, started: int, busy: int = 0) -> None:  # HOST-1, HOST-4
+        if busy or self._marks.get(slot) != started:
+            self._marks[slot] = started
+            self._stream.send(slot, MARK, chunk_id=started, count=min(busy, MAX_COUNT))
+
+    def _mark_all(self) -> None:
+        """HOST-1: items may have started that send nothing for a long time."""
+        self._marking = None
+        for slot, process in self._processes.items():
+            self._mark(slot, process.link.started)
+        self._stream.flush()
+
+    def _on_broken(self, slot: int, error: BaseException) -> None:
+        """The link of a process is of no use: its client learns that by its exit."""
+        log.error("the link to a process of the client %s is broken", self._peer, exc_info=error)
+        self._processes[slot].intact = False
+        self._processes[slot].kill()
+
+    def _on_exit(self, slot: int, process: HostedProcess) -> None:
+        del self._processes[slot]
+        self._marks.pop(slot, None)
+        report = ExitReport(process.exitcode, process.link.started, process.intact, process.journal)
+        self._stream.send(slot, EXITED, segments=packed_exit(report))
+        self._stream.flush()
+        if not self._processes:
+            self._empty.set()
+            if self._ended:
+                self._channels.close()
+
+    def _end(self) -> None:  # HOST-3
+        if self._ended:
+            return
+        self._ended = True
+        if self._marking is not None:
+            self._marking.cancel()
+        self._stream.close()
+        self._memories.close()
+        for process in self._processes.values():
+            process.end()
+        if not self._processes:
+            self._channels.close()

@@ -1,0 +1,86 @@
+"""Shared objects (`aiomultiprocess.share`) of a pool over hosts: sent to each host once.
+
+    client: HostMemories --SHARE, once--> host: KeptMemories --descriptor, once--> each process
+
+On one machine the parent passes the descriptor of a memory to its workers
+(_transport/shared_objects.py). A host gets the content instead, keeps it in a memory of its own,
+and passes the descriptor of that to its processes, which do the same as on one machine.
+
+HOSTMEMORIES-1  The content travels in front of the first frame that needs it, on the same stream.
+HOSTMEMORIES-2  A host keeps a memory until its client has released it, or is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .messages import FORGET, SHARE
+
+if TYPE_CHECKING:
+    from .._transport.link import Link
+    from .stream import Stream
+
+
+class HostMemories:
+    """At the client: which shared objects a host has."""
+
+    def __init__(self, stream: Stream, loop: asyncio.AbstractEventLoop) -> None:
+        self._stream = stream
+        self._loop = loop
+        self._numbers: set[int] = set()
+
+    def share(self, number: int, fd: int) -> tuple[HostMemories, ...]:
+        """Send a shared object to the host, unless that has it; itself if so. OSError."""
+        if number in self._numbers:
+            return ()
+        content = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+        self._stream.send(0, SHARE, chunk_id=number, segments=[content], owned=True)
+        self._numbers.add(number)
+        return (self,)
+
+    def unshare_soon(self, number: int) -> None:
+        """In any thread: let the host drop it."""
+        self.call_soon(self._unshare, number)
+
+    def call_soon(self, func: Callable[[int], object], number: int) -> None:
+        """Have the loop of the client call a function."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(func, number)
+
+    def _unshare(self, number: int) -> None:
+        self._numbers.discard(number)
+        self._stream.send(0, FORGET, chunk_id=number)
+        self._stream.flush()
+
+
+class KeptMemories:
+    """At a host: the shared objects of its client."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[int, int] = {}  # by the numbers of the memories
+
+    def keep(self, number: int, content: memoryview) -> None:
+        """Put the content of a shared object into a memory. OSError if there is none."""
+        from .._transport.shared_objects import store  # here: few pools need it
+
+        self._descriptors[number] = store(content)
+
+    def pass_to(self, link: Link, number: int) -> None:
+        """Give a shared object to a process. OSError if that cannot be now."""
+        link.share(number, self._descriptors[number])
+
+    def forget(self, number: int) -> None:
+        """The client has released it."""
+        fd = self._descriptors.pop(number, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """The client is gone (HOSTMEMORIES-2)."""
+        for number in list(self._descriptors):
+            self.forget(number)

@@ -1,0 +1,56 @@
+"""Fixtures for pools over a dask cluster, whose scheduler and workers are programs of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from clusters import Dask
+
+
+@pytest.fixture(scope="session")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
+    """A cluster of two workers, which no test harms."""
+    pytest.importorskip("distributed")
+    from clusters import Dask
+
+    with Dask(tmp_path_factory.mktemp("dask")) as running:
+        yield running.add("left", "right")
+
+
+@pytest.fixture
+def dask_pool(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What makes a pool of n workers in all, over one host (of an odd number) or both."""
+    from aiomultiprocess import Pool
+    from aiomultiprocess._cluster import cluster, engine
+
+    class FewHosts(cluster.Cluster):
+        """A cluster of which a pool sees so many hosts."""
+
+        most = 1
+
+        def _found(self, address: str) -> None:
+            if len(self._wanted) < self.most or address in self._wanted:
+                super()._found(address)
+
+    class DaskPool(Pool):
+        def __init__(self, processes: int | None = None, *args: Any, **kwargs: Any) -> None:
+            self.number = processes or 2
+            FewHosts.most = 2 - self.number % 2
+            per_host = self.number // FewHosts.most
+            kwargs.pop("backend", None)
+            super().__init__(per_host, *args, backend="dask", address=dask.address, **kwargs)
+
+        async def __aenter__(self) -> Pool:
+            """Wait for the processes: those of one machine are there at once."""
+            await super().__aenter__()
+            while len([p for p in self.processes if p.pid]) < self.number:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            return self
+
+    monkeypatch.setattr(engine, "Cluster", FewHosts)
+    return DaskPool
