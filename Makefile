@@ -4,6 +4,7 @@
 #   make test      build the extension, require it, run the suite over both backends
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
+#   make docs      the site, into build/site; make docs-serve shows it
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
 
@@ -27,7 +28,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
 .PHONY: demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
-  lint typecheck workflows wheels format bench compare clean
+  lint typecheck workflows wheels format bench compare docs docs-serve changelog clean
 
 demo: $(VENV)/.demo
 	@echo "running examples/demo.py $(ARGS)"
@@ -95,6 +96,20 @@ bench: $(VENV)/.bench
 compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
+# The site, from docs/: warnings are errors. DOCS_ONLINE=1 links the names of other projects.
+SITE ?= build/site
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html \
+	  -d $(VENV)/build/doctrees docs $(SITE)
+	@echo "the site is in $(SITE)"
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) 8000
+
+# What the fragments in changes/ would add to the changelog; `towncrier build` does it.
+changelog: $(VENV)/.tools
+	$(BIN)/towncrier build --draft --version next
+
 clean:
 	rm -rf .venv build dist wheelhouse *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
@@ -122,6 +137,10 @@ $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.installed
