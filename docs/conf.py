@@ -24,6 +24,8 @@ extensions = [
 ]
 exclude_patterns = ["img/README*"]
 nitpicky = True
+smartquotes_action = "D"  # dashes alone: texts name values such as "shm"
+maximum_signature_line_length = 88
 default_role = "literal"  # docstrings write `name` for code
 highlight_language = "none"
 
@@ -41,7 +43,6 @@ if os.environ.get("DOCS_ONLINE") != "1":
     intersphinx_mapping = {}
 # types of other projects, and type variables, which no inventory has
 nitpick_ignore_regex = [(r"py:.*", r"(?!aiomultiprocess\b).*|aiomultiprocess\.types\..*")]
-suppress_warnings = ["toc.empty_glob"]  # guide.md ends with a glob: for pages that it does not name
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # overloads fill a page; the texts say what an argument may be
@@ -59,6 +60,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = "aiomultiprocess"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {

@@ -1,6 +1,6 @@
 """Numerical work with NumPy: rows of a matrix, and random numbers that can be repeated.
 
-    python examples/numerical.py
+python examples/numerical.py
 """
 
 import asyncio
