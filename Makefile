@@ -66,16 +66,22 @@ verify-stress:
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell src amp_ext tests docs examples benchmarks changes .github .ci *.md *.toml *.cff Makefile setup.py
 
 typecheck: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 src
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/public/typing_usage.py
 
-# The workflows against their schema and against zizmor's audits, and cibuildwheel's settings.
+# Workflows, issue forms and the like against their schemas and zizmor's audits, and cibuildwheel's settings.
 workflows: $(VENV)/.tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pre-commit validate-config
 	$(BIN)/zizmor --offline --no-progress .github
 	for platform in linux macos; do \
 	  $(BIN)/cibuildwheel --print-build-identifiers --platform $$platform || exit 1; done

@@ -188,8 +188,9 @@ def whole_page(found: dict[str, Any], drawn: list[tuple[str, str]]) -> str:
     pictures = [f"![{title}](img/{name})" for name, title in drawn]
     sections = [
         "# Benchmarks",
-        "This library beside its peers, and beside the limits of the machine, in one run. The best is on top; grey bars are "
-        "limits, and axes are logarithmic. [What was tried, and what each figure is made of](performance.md).",
+        "This library beside its peers, and beside the limits of the machine, in one run. The best "
+        "is on top; grey bars are limits, and axes are logarithmic. "
+        "[What was tried, and what each figure is made of](performance.md).",
         circumstances(found) + " Made by `make bench`; not edited by hand.",
         *pictures,
         "## Goals",

@@ -46,7 +46,7 @@ FENCE = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(*languages: str) -> list[object]:
-    """The fenced blocks in these languages, as parameters of a test that are named by their page."""
+    """The fenced blocks in these languages, as parameters of a test, named by their page."""
     return [
         pytest.param(block, id=f"{page}:{text[: match.start()].count(chr(10)) + 1}")
         for page, text in PAGES.items()
@@ -192,9 +192,8 @@ def test_the_tests_of_an_example_pass_and_coverage_sees_its_workers(tmp_path: Pa
     for name in IN_PYTEST:
         shutil.copy(EXAMPLES / name, tmp_path)
     (tmp_path / ".coveragerc").write_text(configuration)
-    (tmp_path / "pytest.ini").write_text(
-        "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
-    )
+    scope = "asyncio_default_fixture_loop_scope = function"
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\n{scope}\n")
     commands = next(m[3] for m in FENCE.finditer(page) if m[2] == "sh").splitlines()
     for command in commands:
         done = subprocess.run(
@@ -303,7 +302,7 @@ ERRORS = PAGES["docs/errors.md"]
 #: Types of errors that only say why a link or a journal is broken; the log shows them as the cause.
 CAUSES = {"CorruptHeaderError", "CorruptFrameError"}
 
-#: Errors of misuse inside the library, which no program can cause: module, and the text's beginning.
+#: Errors of misuse inside the library, which no program can cause: module, beginning of the text.
 INTERNAL = [
     ("_parent/line.py", ""),
     ("_processes/descriptors.py", "the descriptor is closed"),

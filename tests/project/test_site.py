@@ -36,8 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     options = ("--fail-on-warning", "--keep-going", "--quiet", "-b", "html")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *options, "-d", str(folder / "trees"), str(DOCS)]
-        + [str(folder / "html")],
+        [sys.executable, "-m", "sphinx", *options, "-d", folder / "trees", DOCS, folder / "html"],
         env=os.environ | {"DOCS_ONLINE": "0"},
         capture_output=True,
         text=True,
@@ -165,9 +164,8 @@ async def test_each_message_on_the_page_of_errors_has_an_anchor_of_its_own(
 ) -> None:
     async with opened(tmp_path) as page:
         await page.open(f"{address}errors.html")
-        ids = await page.evaluate(
-            "[...document.querySelectorAll('section:has(> h3)')].map(s => s.id)"
-        )
+        sections = "document.querySelectorAll('section:has(> h3)')"
+        ids = await page.evaluate(f"[...{sections}].map(section => section.id)")
         assert len(ids) > 100
         assert len(set(ids)) == len(ids)
         assert all(ids)

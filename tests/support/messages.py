@@ -1,7 +1,7 @@
 """The texts of errors, log records and notes in the library's source, found by `ast`.
 
-`found()` lists them as templates: each value that is put in at run time is `…`. test_docs.py compares
-them with docs/errors.md.
+`found()` lists them as templates: each value that is put in at run time is `…`. test_docs.py
+compares them with docs/errors.md.
 """
 
 from __future__ import annotations
