@@ -5,7 +5,9 @@ link them.
 """
 
 import os
+import re
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 project = "aiomultiprocess"
@@ -82,11 +84,20 @@ def _one_signature(
     return None
 
 
+#: Pages that are files of the repository's root.
+SHOWN = {"changelog": "CHANGELOG.md", "contributing": "CONTRIBUTING.md", "security": "SECURITY.md"}
+
 MADE_BY_THE_LIBRARY = {"Call", "PoolResult", "Stream", "WorkerInfo"}
 
 
 def _link_the_repository(app: Any, name: str, source: list[str]) -> None:
     """Let links out of docs/, as GitHub follows them, lead to the files of the repository."""
+    if name in SHOWN:
+        shown = Path(app.srcdir).parent / SHOWN[name]
+        app.env.note_dependency(str(shown))
+        text = shown.read_text(encoding="utf-8").replace("](docs/", "](")
+        source[0] = re.sub(r"\]\((?=[A-Z_]+\.md|\w+/README)", f"]({REPOSITORY}/blob/main/", text)
+        return
     up = "../" * (name.count("/") + 1)
     source[0] = source[0].replace(f"]({up}", f"]({REPOSITORY}/blob/main/")
 

@@ -113,6 +113,16 @@ async def opened(folder: Path) -> AsyncIterator[browser.Page]:
         yield page
 
 
+#: What is wider than the window, but for code and tables, which scroll by themselves. (The page's
+#: own `scrollWidth` says nothing: the theme cuts off what is too wide, or lets all of it scroll.)
+TOO_WIDE = """
+[...document.querySelectorAll(".content *")]
+  .filter(e => e.checkVisibility() && !e.parentElement.closest("pre, .table-wrapper"))
+  .map(e => [e.tagName, e.className, Math.round(e.getBoundingClientRect().right)])
+  .filter(([, , right]) => right > document.documentElement.clientWidth + 1)
+"""
+
+
 @in_a_browser
 async def test_no_page_complains_or_scrolls_sideways_on_a_phone_or_a_desk(
     site: Path, address: str, tmp_path: Path
@@ -123,8 +133,8 @@ async def test_no_page_complains_or_scrolls_sideways_on_a_phone_or_a_desk(
             await page.open(address + name)
             for width in WIDTHS:
                 await page.resize(width)
-                if (wide := await page.evaluate("document.documentElement.scrollWidth")) > width:
-                    found[name, width] = f"{wide} pixels"
+                if wide := await page.evaluate(TOO_WIDE):
+                    found[name, width] = str(wide[:3])
             if page.complaints:
                 found[name, 0] = " ".join(page.complaints)
     assert found == {}

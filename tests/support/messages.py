@@ -1,4 +1,4 @@
-"""The texts of errors, log records and notes in the library's source, found by `ast`.
+"""The texts of errors, log records, warnings and notes in the library's source, found by `ast`.
 
 `found()` lists them as templates: each value that is put in at run time is `…`. test_docs.py
 compares them with docs/errors.md.
@@ -27,7 +27,7 @@ class Message(NamedTuple):
     text: str
     module: str
     line: int
-    kind: str  # the exception's type, "log" or "note"
+    kind: str  # the exception's type, "log", "note" or "warning"
 
 
 class Unknown(NamedTuple):
@@ -80,6 +80,8 @@ def _kind(node: ast.AST) -> str | None:
         return None
     function = node.func
     if isinstance(function, ast.Attribute):
+        if (_name(function.value), function.attr) == ("warnings", "warn"):
+            return "warning"
         if function.attr in LOGGED and _name(function.value) in LOGGERS:
             return "log"
         if function.attr in CARRIERS:
