@@ -131,7 +131,7 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
-	touch $(VENV)/.demo $@
+	touch $(VENV)/.demo $(VENV)/.docs $@
 
 # The demo needs two packages, and the library itself; what `make test` has installed will do.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
@@ -145,7 +145,9 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	touch $@
 
-$(VENV)/.docs: pyproject.toml | $(VENV)/.installed
+# What the site needs: Sphinx, and the library, whose docstrings it shows; `.installed` has both.
+$(VENV)/.docs: $(VENV)/.made $(SOURCES)
+	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	touch $@
 

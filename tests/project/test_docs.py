@@ -253,8 +253,11 @@ def test_every_command_that_is_shown_exists(block: str) -> None:
 def test_an_image_is_of_a_python_that_is_supported_and_copies_an_example(block: str) -> None:
     (version,) = re.findall(r"^FROM python:(\d\.\d+)-slim$", block, re.MULTILINE)
     assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
-    for name in re.findall(r"^COPY (\S+)", block, re.MULTILINE):
-        assert name in PROGRAMS
+    (packages,) = re.findall(r"^RUN pip install --no-cache-dir (.*)$", block, re.MULTILINE)
+    (name,) = re.findall(r"^COPY (\S+) \.$", block, re.MULTILINE)
+    assert f'CMD ["python", "{name}"]' in block
+    imported = set(re.findall(r"^(?:from|import) (\w+)", PROGRAMS[name], re.MULTILINE))
+    assert imported - sys.stdlib_module_names == set(packages.split())
 
 
 # -- links and length ------------------------------------------------------------------------------
