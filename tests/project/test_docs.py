@@ -33,11 +33,11 @@ from test_examples import EXAMPLES, ON_POSIX, run
 DOCS = ROOT / "docs"
 SITE = "https://omnilib.github.io/aiomultiprocess/"
 PAGES = {
-    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 }
 PROGRAMS = {
-    str(path.relative_to(EXAMPLES)): path.read_text(encoding="utf-8")
+    path.relative_to(EXAMPLES).as_posix(): path.read_text(encoding="utf-8")
     for path in sorted(EXAMPLES.rglob("*.py"))
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -282,7 +282,7 @@ def broken_links(page: str, text: str) -> list[str]:
         else:
             path, _, anchor = link.partition("#")
             folder = (ROOT / page).parent
-            target = str((folder / path).resolve().relative_to(ROOT)) if path else page
+            target = (folder / path).resolve().relative_to(ROOT).as_posix() if path else page
         headings = anchors(PAGES[target]) if anchor and target in PAGES else {anchor}
         if not (ROOT / target).exists() or anchor not in headings:
             broken.append(link)

@@ -41,7 +41,7 @@ class Unknown(NamedTuple):
 def found(package: Path) -> tuple[list[Message], list[Unknown]]:
     """The texts of all modules, and the calls whose text could not be found."""
     trees = {
-        str(path.relative_to(package)): ast.parse(path.read_text(encoding="utf-8"))
+        path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
         for path in sorted(package.rglob("*.py"))
     }
     constants: dict[str, str] = {}
