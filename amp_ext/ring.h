@@ -10,17 +10,23 @@
  * One mapping serves one worker. It begins with a control page and continues with two rings of
  * equal capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- *     | control page: identity, `started`, cursors of down, cursors of up | down | up
+ *     | control page: identity, `started`, turn, cursors of down, cursors of up | down | up
  *     | journal | table of running items |
  *
- * The journal has a sixteenth of the size of a ring, and the worker alone writes it; the parent
- * can read it after the worker has died. No function in this file touches its content.
+ * The journal has 5/64 of the size of a ring, and the worker alone writes it; the parent can read it
+ * after the worker has died. No function in this file touches its content.
  *
  * The table says which items with a time limit run, and since when. So the parent can judge an item
  * whose worker does nothing any more. Entry 0 is of the item that runs its first step, the others
  * are of items that are suspended. Many items that run one after the other in a moment have the same
  * time. So entry 0 is stored once for all of them, with the number of the first, and `started` is
  * the number of the one that runs.
+ *
+ * The words of the turn say how long the worker's event loop has been busy, and since when it is. It
+ * is *busy* in a turn of the loop, and idle while it waits for events. `origin` is the time minus
+ * the busy time: constant in a turn, stored as the loop wakes. `busy` is the busy time, stored as a
+ * turn ends. The lowest bits tell which of the two was stored last: they differ in a turn. So a turn
+ * costs two stores, and one that is followed by the next without a wait costs one.
  *
  * A ring has two cursors, which count all bytes ever written (tail) and ever released (head). They
  * only grow, modulo 2^64. A position in the ring is a cursor modulo the capacity, and the bytes
@@ -60,8 +66,8 @@
  * RING-1  capacity is a power of two, AMP_MIN_CAPACITY <= capacity <= AMP_MAX_CAPACITY.
  * RING-2  cursors are multiples of 8, and head <= tail <= head + capacity, as distances modulo
  *     2^64.
- * RING-3  every word has one writer: tail, the producer; head, the consumer; started and the table
- *     of running items, the worker. The two flags have two writers, and every change of a flag is a
+ * RING-3  every word has one writer: tail, the producer; head, the consumer; started, the turn and
+ *     the table of running items, the worker. The two flags have two writers, and every change of a flag is a
  *     read-modify-write.
  * RING-4  the producer does not write the bytes between the private head and the published tail.
  * RING-5  a record is inside the ring: it crosses neither the end nor the published tail.
@@ -80,6 +86,8 @@
  * RING-11  an entry of the table never shows an item as older than it is: the worker stores the
  *     time, then the number (and of entry 0 then `started`); the parent loads them the other way
  *     round.
+ * RING-12  the two words of the turn are loaded as they were at one moment, or reported as unknown:
+ *     `origin` is loaded before and after `busy`.
  */
 #ifndef AMP_RING_H
 #define AMP_RING_H
@@ -98,7 +106,7 @@
 #endif
 
 #define AMP_MAGIC UINT64_C(0x31474e4952504d41) /* "AMPRING1" */
-#define AMP_VERSION UINT64_C(2)
+#define AMP_VERSION UINT64_C(3)
 #define AMP_CONTROL_SIZE 4096u
 #define AMP_LINE 128u /* two lines of 64: x86 fetches them in pairs, and Apple's lines are 128 */
 #define AMP_HEADER_SIZE 8u
@@ -160,6 +168,8 @@ struct amp_control {
     _Atomic uint64_t generation;
     _Atomic uint64_t entries; /* of the table of running items */
     _Alignas(AMP_LINE) _Atomic uint64_t started; /* items that the worker has started */
+    _Atomic uint64_t origin; /* of the turn: nanoseconds, and in the lowest bit which is newer */
+    _Atomic uint64_t busy;   /* likewise */
     struct amp_cursors down, up;
 };
 
@@ -182,6 +192,8 @@ static_assert(offsetof(struct amp_running, since) == 8, "layout is part of the v
 static_assert(offsetof(struct amp_control, capacity) == 16, "layout is part of the version");
 static_assert(offsetof(struct amp_control, entries) == 32, "layout is part of the version");
 static_assert(offsetof(struct amp_control, started) == 128, "layout is part of the version");
+static_assert(offsetof(struct amp_control, origin) == 136, "layout is part of the version");
+static_assert(offsetof(struct amp_control, busy) == 144, "layout is part of the version");
 static_assert(offsetof(struct amp_control, down) == 256, "layout is part of the version");
 static_assert(offsetof(struct amp_control, up) == 768, "layout is part of the version");
 static_assert(sizeof(struct amp_control) <= AMP_CONTROL_SIZE, "the control page is one page");
@@ -234,7 +246,9 @@ static inline bool amp_capacity_ok(uint64_t capacity) /* RING-1 */
 
 static inline uint64_t amp_journal_size(uint64_t capacity) /* whole lines, by RING-1 */
 {
-    return capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
+    uint64_t results = capacity / 16 > AMP_LINE ? capacity / 16 : AMP_LINE;
+    uint64_t values = capacity / 64 > AMP_LINE ? capacity / 64 : AMP_LINE;
+    return results + values;
 }
 
 static inline uint64_t amp_table_size(uint64_t entries) /* whole lines */
@@ -307,6 +321,28 @@ static inline void amp_mark_started(struct amp_map *map, uint64_t n)
 static inline uint64_t amp_started(const struct amp_map *map)
 {
     return atomic_load_explicit(&map->control->started, memory_order_acquire);
+}
+
+/* ---- the turn of the worker's loop ---------------------------------------------------------- */
+
+/* The worker's loop wakes: a turn begins. */
+static inline void amp_turn_begin(struct amp_map *map, uint64_t origin)
+{
+    atomic_store_explicit(&map->control->origin, origin, memory_order_release);
+}
+
+/* The worker's loop has run a turn. */
+static inline void amp_turn_end(struct amp_map *map, uint64_t busy)
+{
+    atomic_store_explicit(&map->control->busy, busy, memory_order_release);
+}
+
+/* The parent reads both words; false if the worker has just changed them (RING-12). */
+static inline bool amp_turn_load(const struct amp_map *map, uint64_t *origin, uint64_t *busy)
+{
+    *origin = atomic_load_explicit(&map->control->origin, memory_order_acquire);
+    *busy = atomic_load_explicit(&map->control->busy, memory_order_acquire);
+    return atomic_load_explicit(&map->control->origin, memory_order_relaxed) == *origin;
 }
 
 /* ---- the table of running items ------------------------------------------------------------ */

@@ -61,6 +61,9 @@ cdef extern from "ring.h" nogil:
     uint64_t amp_journal_size(uint64_t capacity)
     void amp_mark_started(amp_map *map, uint64_t n)
     uint64_t amp_started(const amp_map *map)
+    void amp_turn_begin(amp_map *map, uint64_t origin)
+    void amp_turn_end(amp_map *map, uint64_t busy)
+    bint amp_turn_load(const amp_map *map, uint64_t *origin, uint64_t *busy)
     void amp_running_store(const amp_map *map, uint64_t at, uint64_t number, uint64_t since)
     void amp_running_clear(const amp_map *map, uint64_t at)
     uint64_t amp_running_load(const amp_map *map, uint64_t at, uint64_t *since)
@@ -102,6 +105,8 @@ cdef class Mapping:
     cdef int drop_export(self) except -1
     cdef int unmap(self) except -1
     cpdef int mark_started(self, uint64_t n) except -1
+    cpdef int begin_turn(self, uint64_t origin) except -1
+    cpdef int end_turn(self, uint64_t busy) except -1
     cpdef int mark_time(self, uint64_t first, uint64_t since) except -1
     cdef int check_entry(self, uint64_t at) except -1
 

@@ -69,6 +69,16 @@ class Mapping:
     def mark_started(self, n: int) -> None:
         """In the worker: store `n` as the number of started items, visible even after a SIGKILL."""
 
+    def begin_turn(self, origin: int) -> None:
+        """In the worker: store the first word of the turn (ring.h)."""
+
+    def end_turn(self, busy: int) -> None:
+        """In the worker: store the second word of the turn."""
+
+    @property
+    def turn(self) -> tuple[int, int] | None:
+        """In the parent: both words; None if the worker has just changed them."""
+
     @property
     def entries(self) -> int:
         """How many entries the table of running items has."""

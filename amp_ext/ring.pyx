@@ -147,6 +147,22 @@ cdef class Mapping:
         amp_mark_started(&self.map, n)
         return 0
 
+    cpdef int begin_turn(self, uint64_t origin) except -1:
+        self.usable()
+        amp_turn_begin(&self.map, origin)
+        return 0
+
+    cpdef int end_turn(self, uint64_t busy) except -1:
+        self.usable()
+        amp_turn_end(&self.map, busy)
+        return 0
+
+    @property
+    def turn(self):
+        cdef uint64_t origin, busy
+        self.usable()
+        return (origin, busy) if amp_turn_load(&self.map, &origin, &busy) else None
+
     @property
     def entries(self):
         return self.map.entries

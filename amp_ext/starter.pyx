@@ -480,6 +480,64 @@ cdef class Starter:
         return result
 
 
+@cython.final
+cdef class TurnClock:
+    """Stands in for the `select` of a loop's selector: aiomultiprocess/_pure/turns.py."""
+
+    cdef object select
+    cdef object memory
+    cdef Mapping mapping       # the memory, if it is a Mapping: called without Python's overhead
+    cdef bint stopped
+    cdef uint64_t phase        # the lowest bit of the first word
+    cdef int64_t origin
+    cdef int64_t busy
+
+    def __init__(self, memory, select):
+        self.memory = memory
+        self.mapping = memory if isinstance(memory, Mapping) else None
+        self.select = select
+        self.begin()
+
+    def wait(self, timeout=None):
+        if self.stopped:
+            return self.select(timeout)
+        self.busy = amp_monotonic_ns() - self.origin
+        if timeout is not None and timeout <= 0:
+            self.end(1)  # the next turn begins at once
+            return self.select(timeout)
+        self.end(0)
+        try:
+            return self.select(timeout)
+        finally:
+            if not self.stopped:
+                self.begin()
+
+    def stop(self, *, bint idle):
+        if idle and not self.stopped:
+            self.busy = amp_monotonic_ns() - self.origin
+            self.end(0)
+        self.stopped = True
+
+    cdef int begin(self) except -1:
+        cdef uint64_t word
+        self.origin = amp_monotonic_ns() - self.busy
+        self.phase ^= 1
+        word = (<uint64_t>self.origin & ~<uint64_t>1) | self.phase
+        if self.mapping is not None:
+            self.mapping.begin_turn(word)
+        else:
+            self.memory.begin_turn(word)
+        return 0
+
+    cdef int end(self, uint64_t in_turn) except -1:
+        cdef uint64_t word = (<uint64_t>self.busy & ~<uint64_t>1) | (self.phase ^ in_turn)
+        if self.mapping is not None:
+            self.mapping.end_turn(word)
+        else:
+            self.memory.end_turn(word)
+        return 0
+
+
 cdef inline PySendResult call(
     ItemCoroutine item_coro, int mode, func, item, PyObject **result
 ) noexcept:

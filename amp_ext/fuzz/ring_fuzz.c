@@ -240,6 +240,8 @@ static void read_table(const struct amp_map *map)
 {
     uint64_t since;
     must(map->entries <= AMP_MAX_ENTRIES);
+    uint64_t origin, busy;
+    must(amp_turn_load(map, &origin, &busy)); /* RING-12: no worker changes them */
     for (uint64_t at = 0; at < map->entries; at++) {
         amp_running_store(map, at, at + 1, at);
         must(amp_running_load(map, at, &since) == at + 1 && since == at);

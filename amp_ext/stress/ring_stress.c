@@ -300,8 +300,10 @@ static void receive_token(struct peer *peer, struct amp_consumer *c, uint64_t n)
 
 static void mark_or_check_running(const struct peer *peer, uint64_t n)
 {
-    uint64_t since;
+    uint64_t since, origin, busy;
     if (peer->serves) {
+        amp_turn_begin(peer->map, 2 * n + n % 2);
+        amp_turn_end(peer->map, 2 * n + n % 2);
         if (mix(n) % 2 == 0)
             amp_running_store(peer->map, 0, n + 1, n + 1);
         amp_mark_started(peer->map, n + 1);
@@ -314,6 +316,8 @@ static void mark_or_check_running(const struct peer *peer, uint64_t n)
     for (uint64_t at = 1; at < ENTRIES; at++)
         if (amp_running_load(peer->map, at, &since) > since + MOST_AT_ONCE)
             fail("an item that looks older than it is", n);
+    if (amp_turn_load(peer->map, &origin, &busy) && origin / 2 - busy / 2 > 1)
+        fail("words of two turns", n); /* RING-12 */
 }
 
 static void *pass_token(void *argument)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._pure.codec import decode_items, dumps, encode_items, loads
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
+    from ._pure.turns import TurnClock
 
     EXTENSION_ERROR: ImportError | None
     _watchdog: Any
@@ -31,7 +32,7 @@ else:
         from amp_ext.buffer_builder import BufferBuilder
         from amp_ext.codec import decode_items, dumps, encode_items, loads
         from amp_ext.journal import Journal
-        from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, share
+        from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, TurnClock, share
 
         from ._pure import tasks
 
@@ -42,6 +43,7 @@ else:
         from ._pure.codec import decode_items, dumps, encode_items, loads
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
+        from ._pure.turns import TurnClock
 
         buffer_builder = link = ring = _watchdog = None
         EXTENSION_ERROR = error.with_traceback(None)
@@ -55,6 +57,7 @@ __all__ = [
     "BufferBuilder",
     "Journal",
     "Starter",
+    "TurnClock",
     "decode_items",
     "dumps",
     "encode_items",

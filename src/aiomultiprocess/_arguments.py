@@ -138,6 +138,21 @@ def _check_statm(what: str) -> None:
         ) from None
 
 
+def refuse_inline(**arguments: object) -> None:
+    """Refuse what the backend "inline" cannot do; each that is not None was passed to the pool."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f'{name}={value!r} is not possible with the backend "inline": {_NOT_INLINE[name]}'
+            )
+
+
+_NOT_INLINE: Final = {
+    "loop_initializer": "tasks run on the event loop of this process, which runs already",
+    "maxmemoryperchild": "tasks run in this process, whose memory is not that of a worker",
+}
+
+
 def whole(name: str, value: int) -> int:
     """The value as an int; its type may be any with `__index__`, such as NumPy's integers."""
     try:

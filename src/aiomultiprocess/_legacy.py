@@ -2,12 +2,18 @@
 
 A program that was written for 0.9.1 may override a method that is never called now, or read an
 attribute that is gone. It gets an error that names the replacement; this module holds the texts.
+
+LEGACY-1  No class has a `__getattr__` for this: with one, Python takes several times as long for
+    each attribute of its objects, those that exist included. A `Gone` stands for each name instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=type)
 
 SEES_EACH_TASK = (
     "a scheduler sees each task: its schedule_task is called before, complete_task after"
@@ -76,15 +82,44 @@ def refuse_hooks(cls: type, hooks: Mapping[str, str]) -> None:
     """Raise TypeError for a class that overrides, itself or by a mixin, one of these methods."""
     for base in cls.__mro__:
         for name in sorted(hooks.keys() & vars(base).keys()):
+            if isinstance(vars(base)[name], Gone):
+                continue
             raise TypeError(
                 f"{base.__qualname__}.{name} would never be called: aiomultiprocess 1.0 has no "
                 f"such method to override. Instead: {hooks[name]}"
             )
 
 
-def refuse_attribute(owner: object, name: str, gone: Mapping[str, str]) -> NoReturn:
-    """Raise AttributeError as Python does, with the replacement if 0.9.1 had the attribute."""
-    text = f"{type(owner).__name__!r} object has no attribute {name!r}"
-    if name in gone:
-        text += f", which ended with aiomultiprocess 0.9.1. Instead: {gone[name]}"
-    raise AttributeError(text, name=name, obj=owner)
+class Gone:
+    """Stands in a class for an attribute that 0.9.1 had there (LEGACY-1).
+
+    To read it raises AttributeError, as if it were not there, and names the replacement. Another
+    base of a subclass may have an attribute of that name.
+    """
+
+    def __init__(self, cls: type, name: str, replacement: str) -> None:
+        self._cls = cls
+        self._name = name
+        self._replacement = replacement
+
+    def __get__(self, owner: object, kind: type) -> Any:
+        with suppress(AttributeError):
+            return getattr(super(self._cls, kind if owner is None else owner), self._name)
+        what = f"type object {kind.__name__!r}" if owner is None else f"{kind.__name__!r} object"
+        raise AttributeError(
+            f"{what} has no attribute {self._name!r}, which ended with aiomultiprocess 0.9.1. "
+            f"Instead: {self._replacement}",
+            name=self._name,
+            obj=kind if owner is None else owner,
+        )
+
+
+def without(gone: Mapping[str, str]) -> Callable[[C], C]:
+    """Decorate a class that had these attributes in 0.9.1; each is given with its replacement."""
+
+    def decorate(cls: C) -> C:
+        for name, replacement in gone.items():
+            setattr(cls, name, Gone(cls, name, replacement))
+        return cls
+
+    return decorate

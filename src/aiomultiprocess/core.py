@@ -9,7 +9,7 @@ import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from . import _legacy, types
 from ._arguments import (
@@ -19,7 +19,7 @@ from ._arguments import (
     label_of,
     seconds,
 )
-from ._processes import child, loops
+from ._processes import loops
 from ._processes.exit import Exit
 from ._processes.spawn import process_class, report_exit
 from ._processes.start_arguments import at_its_caller
@@ -31,6 +31,7 @@ from .types import R as R  # programs of 0.9.1 import it from here
 if TYPE_CHECKING:
     from multiprocessing.managers import SyncManager
 
+    from ._processes import child
     from ._processes.result import PipeReceiver, ThreadReceiver
 
 DEFAULT_START_METHOD = "spawn"
@@ -99,6 +100,7 @@ async def not_implemented(*args: Any, **kwargs: Any) -> None:
     raise NotImplementedError()
 
 
+@_legacy.without(_legacy.PROCESS)
 class Process:
     """A coroutine in a process of its own.
 
@@ -157,6 +159,8 @@ class Process:
             raise TypeError(f"name must be a string, not {name!r}")
         check_synchronous("initializer", initializer)
         check_synchronous("loop_initializer", loop_initializer)
+        from ._processes import child  # here: a pool's workers are made without it
+
         self._label = label_of(target or not_implemented)
         self._loop_initializer = loop_initializer
         self._unit: child.Unit | None = child.Unit(
@@ -176,11 +180,6 @@ class Process:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.PROCESS_HOOKS)
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.PROCESS)
 
     def __await__(self) -> Generator[Any, None, Any]:
         """Start the process if it was not started, and wait for it as `join` does."""

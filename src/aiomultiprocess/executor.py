@@ -16,8 +16,7 @@ EXECUTOR-3  At exit the interpreter waits until all calls have ended, before it 
     child of multiprocessing, the same happens before the finalizers of pools.
 EXECUTOR-4  A forked copy of this process has neither the thread nor the workers: there the executor
     refuses calls, and its end touches nothing.
-EXECUTOR-5  The first call waits until workers are launched. They import the main module, whose path
-    CPython forgets when its code has ended; for later workers the path is kept here.
+EXECUTOR-5  The first call waits until workers are launched, so that it raises what refuses them.
 
 Every worker imports this module if the user's main module names `PoolExecutor`, so it imports
 little.
@@ -69,7 +68,6 @@ _numbers = itertools.count(1)
 _exiting = False
 _exit_lock = threading.Lock()  # held while a runner starts, and while the exit begins
 _runners: set[_Runner] = set()  # those whose thread runs
-_main_file: dict[str, str | None] = {}
 
 
 class _ThreadPool(Pool):
@@ -526,14 +524,6 @@ def _prepare() -> None:
     from ._parent import engine, outside  # what these import cannot be imported then
 
     del engine, outside
-    # EXECUTOR-5
-    _main_file.update({"__file__": getattr(sys.modules["__main__"], "__file__", None)})
-
-
-def _restore_main() -> None:
-    path = _main_file.get("__file__")
-    if path is not None:
-        vars(sys.modules["__main__"]).setdefault("__file__", path)
 
 
 def _end_all() -> None:
@@ -542,7 +532,6 @@ def _end_all() -> None:
     with _exit_lock:
         _exiting = True
         runners = list(_runners)
-    _restore_main()
     for runner in runners:
         runner.close()
     try:

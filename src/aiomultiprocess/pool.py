@@ -20,10 +20,11 @@ from collections.abc import (
 )
 from functools import partial
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
+    DEFAULT_OPTIONS,
     TaskOptions,
     check_callable,
     check_flag,
@@ -39,12 +40,12 @@ from ._arguments import (
     patience,
     positive,
     queue_count,
+    refuse_inline,
     task_options,
     whole,
 )
 from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
 from ._parent.result import PoolResult
-from ._parent.stream import Stream
 from ._processes import loops
 from ._processes.cpus import usable_cpus
 from ._transport import select
@@ -73,11 +74,13 @@ if TYPE_CHECKING:
     from ._parent.engine import Engine
     from ._parent.serializers import Choice, Serializing
     from ._parent.stats import PoolStats
+    from ._parent.stream import Stream
     from ._parent.worker import PoolWorker
     from ._processes.context_variables import NamedVariable
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
+NONE_GIVEN = 0  # `is` this: the int, which needs no check, and not False or 0.0
 GRACE = 3.0  # seconds that a task has to end after it was cancelled, and a worker to exit
 
 P = ParamSpec("P")
@@ -150,6 +153,7 @@ def _named_variables(variables: Iterable[ContextVar[Any]]) -> tuple[NamedVariabl
     return named(variables)
 
 
+@_legacy.without(_legacy.POOL)
 class Pool:
     """Run coroutines (and plain functions) on a pool of worker processes.
 
@@ -174,9 +178,20 @@ class Pool:
             caller was, or the pool was terminated, nor for one that was killed.
         threads: how many threads each worker has for plain functions, so that those that block wait
             side by side; None: a plain function runs on the worker's loop and blocks it. A thread
-            cannot be interrupted: a cancelled call keeps it until the function returns.
+            cannot be interrupted: a cancelled call keeps it until the function returns. A worker
+            that is to be replaced, and has only such calls, is replaced soon, and killed after
+            `grace` seconds.
         backend: "shm" (shared memory) or "pipe"; None means the value of the environment variable
-            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here.
+            AIOMULTIPROCESS_BACKEND, or, if that is not set, the best one that works here. "inline"
+            starts no processes: tasks run in this process and event loop, where a debugger can stop
+            them, and the pool behaves as it does with `processes` workers. Arguments and results
+            are pickled all the same. A task that blocks holds up the whole program. Workers share
+            the globals of this process, and an initializer cannot run its loop; a process that a
+            task forks is a copy of the program, what ends a process, such as `os._exit`, ends the
+            program, and a KeyboardInterrupt in a task also stops its loop. Nothing can be killed: a
+            task that goes on after its cancellation is left to run, so `TaskTimeoutError.killed` is
+            never true. Time at a prompt counts for `task_timeout`. Log records are handled here
+            whatever `logs` says. `loop_initializer` and `maxmemoryperchild` are refused.
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
@@ -262,6 +277,8 @@ class Pool:
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self._selection = select.select(backend)
+        if self._selection.name == "inline":
+            refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
         self._pid = _process
         self._closed = False
         self._engine: Engine | None = None
@@ -271,11 +288,6 @@ class Pool:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.POOL_HOOKS)
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.POOL)
 
     async def __aenter__(self) -> Pool:
         """Start the workers if they do not run yet. RuntimeError if the pool was closed."""
@@ -289,7 +301,7 @@ class Pool:
 
     @property
     def backend(self) -> str:
-        """The transport in use: "shm" or "pipe"."""
+        """The transport in use: "shm", "pipe" or "inline"."""
         return self._selection.name
 
     @property
@@ -299,7 +311,7 @@ class Pool:
 
     @property
     def processes(self) -> dict[PoolWorker, QueueID]:
-        """The workers that run now, each with its queue."""
+        """The workers that run now, each with its queue; also those that streams keep alive."""
         return {} if self._engine is None else dict(self._engine.supervisor.workers)
 
     # -- calls ---------------------------------------------------------------------------------
@@ -370,9 +382,11 @@ class Pool:
         try:
             if engine is None or engine.state is not engine.OPEN or _process != self._pid:
                 engine = self._use_first()
-            options = task_options(retries, task_timeout, priority)
+            options = DEFAULT_OPTIONS
+            if not (task_timeout is None and retries is NONE_GIVEN and priority is NONE_GIVEN):
+                options = task_options(retries, task_timeout, priority)
             if type(args) is not tuple:
-                args = checked_sequence("args", args)
+                args = () if args is None else checked_sequence("args", args)
             keywords = {} if kwds is None else checked_keywords("kwds", kwds)
             return engine.submit_call(engine.APPLY_CALL, self, func, args, keywords, options)
         except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call
@@ -625,9 +639,9 @@ class Pool:
         The generator starts with the first step, and takes one of the worker's places until it
         ends. An error that it raises comes after the values before it. A loop that may end early
         belongs into `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
-        the generator in the worker, whose `finally` blocks run. A worker is replaced or dismissed
-        only when its streams have ended, so do not await other calls of a pool with a limit such as
-        `maxtasksperchild` in the loop.
+        the generator in the worker, whose `finally` blocks run. A worker that is to be replaced or
+        dismissed, and has nothing but open streams, is replaced at once, and exits when they have
+        ended; its streams still count for `childconcurrency`.
 
         Arguments:
             func: an async generator function or a generator function, importable in the worker.
@@ -642,6 +656,8 @@ class Pool:
         The first step raises what `map` raises. A step raises what the generator raises, as
         `apply` does; WorkerLostError if its worker died; TaskTimeoutError; PoolTerminatedError.
         """
+        from ._parent.stream import Stream  # here, as in _bind
+
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)
@@ -696,9 +712,10 @@ class Pool:
         """Change the number of workers; returns when new ones are launched, not yet ready.
 
         If there are to be fewer, those of the highest indices take no more tasks, and exit when
-        they have finished what they hold; this is not awaited. An index that is wanted again before
-        its worker has exited gets a new one after that exit. `process_count` is the new number at
-        once. Of several calls the last counts. If the caller is cancelled, the change stays.
+        they have finished what they hold; this is not awaited. If a place is wanted again before
+        its worker has exited, a new one starts after that exit, or at once if only open streams
+        keep that worker. `process_count` is the new number at once. Of several calls the last
+        counts. If the caller is cancelled, the change stays.
 
         Raises:
             ValueError, TypeError: `processes` is less than the pool's `queuecount`, or no number.

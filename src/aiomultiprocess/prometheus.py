@@ -103,6 +103,12 @@ def _worker_metrics() -> list[Any]:
         GaugeMetricFamily(
             f"{PREFIX}_worker_resident_memory_bytes", "Resident memory", labels=labels
         ),
+        GaugeMetricFamily(
+            f"{PREFIX}_worker_busy_ratio", "Part of its uptime in turns of its loop", labels=labels
+        ),
+        GaugeMetricFamily(
+            f"{PREFIX}_worker_lag_seconds", "Age of the turn that its loop is in", labels=labels
+        ),
     ]
 
 
@@ -120,12 +126,15 @@ def _with_values(name: str, stats: PoolStats) -> list[Any]:
 
 
 def _with_workers(name: str, stats: PoolStats) -> list[Any]:
-    running, waiting, uptime, memory = metrics = _worker_metrics()
-    for worker in stats.workers:
+    running, waiting, uptime, memory, busy, lag = metrics = _worker_metrics()
+    # by index: of a worker that is slow to exit and its replacement, the younger
+    workers = {each.index: each for each in sorted(stats.workers, key=lambda each: -each.uptime)}
+    for worker in sorted(workers.values(), key=lambda each: each.index):
         labels = [name, str(worker.index)]
         running.add_metric(labels, worker.running)
         waiting.add_metric(labels, worker.waiting)
         uptime.add_metric(labels, worker.uptime)
-        if worker.rss is not None:
-            memory.add_metric(labels, worker.rss)
+        for metric, value in ((memory, worker.rss), (busy, worker.busy), (lag, worker.lag)):
+            if value is not None:
+                metric.add_metric(labels, value)
     return metrics

@@ -360,3 +360,34 @@ if __name__ == "__main__":
     exit_by_signal(signal.SIGTERM)
 """
     assert run_script(tmp_path, source).process.returncode == -signal.SIGTERM
+
+
+AFTER_MAIN = """
+import asyncio, os, threading
+from aiomultiprocess import Pool, set_start_method
+
+async def double(value):
+    return 2 * value, os.getpid()
+
+async def work(pools):
+    threading.main_thread().join()
+    for _ in range(pools):
+        async with Pool(1, maxtasksperchild=1) as pool:
+            found = [await pool.apply(double, (value,)) for value in range(3)]
+            print([value for value, _ in found], len({pid for _, pid in found}), flush=True)
+
+if __name__ == "__main__":
+    set_start_method(METHOD)
+    threading.Thread(target=lambda: asyncio.run(work(2))).start()
+"""
+
+
+@pytest.mark.row("H103")
+def test_a_pool_in_a_thread_replaces_workers_after_the_code_of_the_main_module(
+    backend: str, start_method: str, tmp_path: Path
+) -> None:
+    """SPAWN-8"""
+    source = AFTER_MAIN.replace("METHOD", repr(start_method))
+    script = run_script(tmp_path, source)
+    assert script.out.splitlines() == ["[0, 2, 4] 3"] * 2, script.err
+    assert script.process.returncode == 0

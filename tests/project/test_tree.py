@@ -93,10 +93,10 @@ RULES: list[tuple[str, Callable[[Edge], bool], Edge]] = [
     ("of the library only `executor` imports `pool`", imports_pool, ("_parent.engine", "pool")),
     ("of the wings only `_parent.worker` imports `core`", imports_core, ("_parent.job", "core")),
     (
-        "`_parent` imports what is below it, and of `_worker` only `main`",
+        "`_parent` imports what is below it, and of `_worker` only `main` and `inline`",
         only(
-            "_parent", "_worker.main", "_transport", "_wire", "_processes", "_accel", "_arguments",
-            "_legacy",
+            "_parent", "_worker.main", "_worker.inline", "_transport", "_wire", "_processes",
+            "_accel", "_arguments", "_legacy",
             "core", "scheduler", "types",
         ),
         ("_parent.worker", "_worker.engine"),

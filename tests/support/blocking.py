@@ -107,3 +107,7 @@ def plain_tasks() -> asyncio.AbstractEventLoop:
 def count_threads(seconds: float) -> int:
     time.sleep(seconds)
     return threading.active_count()
+
+
+def touch_file(path: str) -> None:
+    Path(path).touch()

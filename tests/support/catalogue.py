@@ -111,6 +111,12 @@ ROWS = {
     "H96": "a slow reader of a stream with a time limit is no time-out",
     "H97": "a generator that its limit cancelled and that waits for its reader is killed",
     "H98": "calls that are cancelled while they wait are counted in stats()",
+    "H99": "a stream of a worker that is to leave does not keep other tasks from running",
+    "H100": "a call that was given up and never returns does not hold a worker that is to leave",
+    "H101": "a call that was given up while it waited for a thread holds up nothing",
+    "H102": "each task is in exactly one number of stats(), at any time",
+    "H103": "a pool in a thread replaces its workers after the main module's code has ended",
+    "H104": "a value that was yielded before its worker died is not lost",
 }
 
 NO_TEST = "NO TEST"

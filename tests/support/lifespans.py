@@ -211,3 +211,9 @@ async def index_in_a_nested_pool(_: object = None) -> int:
 
     async with Pool(1) as pool:
         return (await pool.apply(index_and_started))[0]
+
+
+async def stream_with_index(stop: int) -> AsyncIterator[tuple[int, int]]:
+    """Each value with the index of the worker."""
+    for n in range(stop):
+        yield n, current_worker().index

@@ -571,3 +571,8 @@ async def meet_and_fail_oddly(port: int, kind: str) -> str:
         return await meet(port)
     except asyncio.CancelledError:
         raise error_of_kind(kind) from None
+
+
+def double_or_meet_blocking(port: int) -> str | int:
+    """Blocks its worker, if it has somebody to meet."""
+    return meet_blocking(port) if port else 2 * port

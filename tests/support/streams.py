@@ -171,3 +171,34 @@ async def go_on_when_cancelled() -> AsyncIterator[int]:
         for n in itertools.count(1):
             await asyncio.sleep(0.001)
             yield n
+
+
+async def count_and_die_at_once(stop: int) -> AsyncIterator[int]:
+    """No value has had a turn of the loop to leave."""
+    for n in range(stop):
+        yield n
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_plainly_and_die_at_once(stop: int) -> Iterator[int]:
+    yield from range(stop)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def count_in_turns(stop: int, path: str) -> AsyncIterator[int]:
+    """Notes each value when the next is asked for, so that it had been yielded."""
+    for n in range(stop):
+        yield n
+        workload.note(path, n)
+        await asyncio.sleep(0)
+
+
+async def fork_within() -> AsyncIterator[int]:
+    """The copy goes on to the next values, and must do no harm."""
+    yield 0
+    pid = os.fork()
+    yield 1
+    yield 2
+    if pid:
+        os.waitpid(pid, 0)  # noqa: ASYNC222 - it ends at once
+    yield 3

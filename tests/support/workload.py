@@ -273,6 +273,11 @@ def meet_blocking(port: int, token: object = "") -> str:
             return lines.readline().strip()
 
 
+async def meet_blocking_after_a_turn(port: int, token: object = "") -> str:
+    await asyncio.sleep(0)
+    return meet_blocking(port, token)
+
+
 async def meet_and_count(port: int, token: object = "") -> tuple[int, int]:
     """Where it ran, and the most that ran at once in that worker so far."""
     global running, peak

@@ -69,7 +69,7 @@ def test_an_empty_variable_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", ["carrier pigeon", "", "SHM"])
 def test_an_unknown_backend_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
-        ValueError, match=f"'{name}', requested by the argument: .*'shm' and 'pipe'"
+        ValueError, match=f"'{name}', requested by the argument: .*'shm', 'pipe', 'inline'"
     ):
         select.select(name)
 

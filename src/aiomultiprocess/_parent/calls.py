@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._wire.frames import Mode
 from .call import fail
+from .counts import EndCounts
 from .feed import Handles
 from .functions import Function
 
@@ -21,17 +22,23 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
+MOST_KEPT = 64  # of the calls with a time limit, how many queues are kept
+
+
 def call_key(function: Function, options: TaskOptions) -> Hashable:
     """What the calls of one `CallQueue` have in common: all but `retries`, which each call has."""
     if options is DEFAULT_OPTIONS:
         return function.id
-    return function.id, options.timeout, options.priority, options.context
+    return function.id, options[1:]
 
 
-def is_persistent(function: Function, options: TaskOptions) -> bool:
-    """Whether a `CallQueue` is worth keeping for later calls: there are few such."""
-    shared = options.timeout is None and not options.priority and options.context is None
-    return function.permanent and shared
+def is_persistent(function: Function, options: TaskOptions, kept: int) -> bool:
+    """Whether a `CallQueue` is worth keeping for later calls, beside `kept` others.
+
+    A program has few functions, but it may compute each time limit or priority anew.
+    """
+    shared = options.context is None and not options.priority
+    return function.permanent and shared and (options.timeout is None or kept < MOST_KEPT)
 
 
 class CallQueue:
@@ -47,6 +54,7 @@ class CallQueue:
         *,
         persistent: bool = False,
         on_cancel: Callable[[CallQueue, asyncio.Future[Any]], None] | None = None,
+        ends: EndCounts | None = None,
     ) -> None:
         """`on_done` is called when all calls are settled; if `persistent`, once the pool closes.
 
@@ -58,7 +66,7 @@ class CallQueue:
         self.queued = False
         self.in_call_backlog = False
         """Whether its calls may overtake; the queue sets it."""
-        self.cancelled = 0  # calls that were cancelled before they were sent
+        self._counts = EndCounts() if ends is None else ends
         self._on_done = on_done
         self._on_cancel = on_cancel
         self._cancelled = 0  # calls that were cancelled since `drop_cancelled` dropped any
@@ -86,9 +94,12 @@ class CallQueue:
         return len(self._waiting)
 
     @property
-    def waiting(self) -> int:
-        """How many calls were not sent."""
-        return len(self._waiting)
+    def pending(self) -> int:
+        """How many calls have not ended, or were given up and are not reported (COUNTS-2)."""
+        return len(self._open)
+
+    def gave_up(self, handle: asyncio.Future[Any]) -> bool:
+        return handle.done()
 
     def at_hand(self, n: int) -> int:
         return len(self._waiting)
@@ -100,8 +111,7 @@ class CallQueue:
         while waiting and len(futures) < n:
             future, item = waiting.popleft()
             if future.done():  # its caller gave up before it was sent
-                self.cancelled += 1
-                self._settle(future)
+                self._drop(future)
             else:
                 futures.append(future)
                 items.append(item)
@@ -143,8 +153,7 @@ class CallQueue:
         self._waiting.extend(pair for pair in waiting if not pair[0].done())
         for call, _ in waiting:
             if call.done():
-                self.cancelled += 1
-                self._settle(call)
+                self._drop(call)
 
     @property
     def unsettled(self) -> int:
@@ -152,20 +161,31 @@ class CallQueue:
         return sum(not call.done() for call in self._open)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
-        still_open = self._open
-        # most results come alone, and then `zip` would take as long as all the rest
-        alone = len(handles) == 1
-        pairs = ((handles[0], values[0]),) if alone else zip(handles, values, strict=True)
-        for future, value in pairs:
+        if len(handles) == 1:  # as most do: the loops below would take as long as all the rest
+            future = handles[0]
             if not future.done():
-                future.set_result(value)
-            still_open.pop(future, None)
+                future.set_result(values[0])
+            else:
+                self._counts.late(1)
+            self._open.pop(future, None)
             if self._retries:
                 self._retries.pop(future, None)
-        if not (still_open or self._persistent):
+            if not (self._persistent or self._open):
+                self._on_done(self)
+            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            return
+        for future, value in zip(handles, values, strict=True):
+            if not future.done():
+                future.set_result(value)
+            else:
+                self._counts.late(1)
+            self._open.pop(future, None)
+            if self._retries:
+                self._retries.pop(future, None)
+        if not (self._open or self._persistent):
             self._on_done(self)
         for future in handles:
-            future.pool = None  # last: without this reference the pool may end (CALL-3)
+            future.pool = None
 
     def fail(self, handle: Any, error: BaseException) -> None:
         if not handle.done():
@@ -177,6 +197,11 @@ class CallQueue:
         self._waiting.clear()
         for future in list(self._open):
             self.fail(future, error)
+
+    def _drop(self, future: asyncio.Future[Any]) -> None:
+        """Settle a call that was cancelled before it was sent."""
+        self._counts.cancelled += 1
+        self._settle(future)
 
     def _settle(self, future: asyncio.Future[Any]) -> None:
         self._open.pop(future, None)

@@ -190,8 +190,10 @@ class Credit:
     def report(self, count: int, function: int, size: int = 0) -> None:
         """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
         self._reported.add(function)
-        self._held[function] -= count
-        if not self._held[function]:
+        held = self._held[function] - count
+        if held:
+            self._held[function] = held
+        else:
             del self._held[function]
         self._ended += count
         self.bytes -= size
@@ -205,9 +207,12 @@ class Credit:
         together = started - self.finished
         if together > self._concurrency:
             together = self._concurrency
-        concurrency_seen = self.concurrency_seen
-        fewer = concurrency_seen - 1 - concurrency_seen // 8 or 1
-        self.concurrency_seen = together if together > fewer else fewer
+        seen = self.concurrency_seen
+        if together > seen:
+            self.concurrency_seen = together
+        elif together < seen:
+            fewer = seen - 1 - seen // 8 or 1
+            self.concurrency_seen = together if together > fewer else fewer
         self.finished += count
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
@@ -217,10 +222,9 @@ class Credit:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
-                pace.count = count + kept * pace.count
-                pace.seconds = elapsed + kept * pace.seconds
-                most = pace.backlog * GROWTH or GROWTH
-                backlog = int(pace.count / pace.seconds * HORIZON)
+                pace.count = tasks = count + kept * pace.count
+                pace.seconds = seconds = elapsed + kept * pace.seconds
+                backlog, most = int(tasks / seconds * HORIZON), pace.backlog * GROWTH or GROWTH
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
 

@@ -92,7 +92,9 @@ class Deadlines:
 
     def sent(self, limit: float) -> None:
         """A chunk with this limit, in seconds, was sent just now."""
-        self._look_at(monotonic() + limit + TICK)
+        when = monotonic() + limit + TICK
+        if when < self._next_look:  # as `_look_at` asks, without a call for each chunk
+            self._look_at(when)
 
     def is_over(self, number: int) -> bool:
         """Whether a task was cancelled by its limit, and still ran at the last look."""

@@ -11,12 +11,14 @@ timed except the limits of tasks (deadlines.py), the grace period of `terminate`
 worker, and the next attempt at what the system has refused.
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
-    for all. The calls of a plain function, without a priority or a time limit, stay there until the
-    pool closes, as more may come. The last task of a cancelled job is settled when workers have
-    reported what they held of it (JOB-7): `join` waits for the `finally` blocks of items that were
-    cancelled.
+    for all. The calls of a plain function, without a priority, stay there until the pool closes,
+    as more may come; of those with a time limit only some (calls.py, `is_persistent`). The last
+    task of a cancelled job is settled when workers have reported what they held of it (JOB-7):
+    `join` waits for the `finally` blocks of items that were cancelled.
 ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be collected and its
     workers ended.
+ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
+    maps and streams need is imported at the first of them, while the workers start.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from enum import Enum
 from functools import partial
 from multiprocessing import util
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -45,17 +47,18 @@ from .call import ApplyCall, Call
 from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
+from .counts import EndCounts
 from .functions import Function, FunctionTable
-from .iterators import CompletionIterator, ResultIterator
-from .job import Job
-from .progress import Bar, Reporter
 from .queue import Queue, preparing
 from .resizing import Resizer
-from .routing import RoutedTasks, Router
-from .sources import source_of
-from .stream_source import StreamSource
 from .supervisor import Supervisor
 from .worker import PoolWorker, WorkerOptions
+
+if TYPE_CHECKING:  # ENGINE-3
+    from .iterators import CompletionIterator, ResultIterator
+    from .job import Job
+    from .routing import RoutedTasks, Router
+    from .stream_source import StreamSource
 
 EXIT_PATIENCE = 5.0  # seconds that an exiting interpreter waits for the thread of a pool's loop
 
@@ -101,7 +104,7 @@ class Engine:
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job | StreamSource] = set()
         self._cancelled_jobs: set[Job] = set()  # in this turn
-        self._cancelled = 0  # tasks of sources that are settled
+        self.ends = EndCounts()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
         self._pid = os.getpid()
@@ -140,22 +143,14 @@ class Engine:
         return self.state is State.OPEN or (self.state is State.CLOSING and bool(self._open))
 
     @property
-    def waiting(self) -> int:
-        """How many tasks wait in this process."""
-        again = sum(len(queue.retry_queue.line) for queue in self.queues.values())
-        return again + sum(source.waiting for source in self._open)
+    def pending(self) -> int:
+        """How many tasks have not ended, wherever they are (COUNTS-2)."""
+        return sum(source.pending for source in self._open)
 
     @property
-    def _held(self) -> int:
-        """How many tasks were sent to workers and not reported."""
-        accounts = [worker.credit for worker in self.supervisor.workers]
-        return sum(credit.sent - credit.reported for credit in accounts)
-
-    @property
-    def cancelled(self) -> int:
-        """How many tasks were cancelled before they were sent, or ended with the pool."""
-        calls = (source for source in self._open if isinstance(source, CallQueue))
-        return self._cancelled + sum(source.cancelled for source in calls)
+    def over(self) -> bool:
+        """Whether every task has ended, though workers may still run some."""
+        return self.state in (State.TERMINATED, State.BROKEN)
 
     def resize(self, processes: int) -> None:
         """Change the number of workers (resizing.py); `launched` waits for those that are new."""
@@ -175,6 +170,10 @@ class Engine:
         """A worker has exited, and what it held was settled or put back."""
         self._resizer.wake()
         self._check_finished()
+
+    def on_worker_replaced(self) -> None:
+        """A worker was replaced before its exit."""
+        self._resizer.wake()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -196,6 +195,10 @@ class Engine:
         progress: bool | Callable[[Progress], object] = False,
     ) -> Job:
         """Give a `map` or `starmap` to the workers."""
+        from .job import Job  # ENGINE-3
+        from .progress import Bar, Reporter
+        from .sources import source_of
+
         function = self.functions.of(func)
         show = Bar() if progress is True else progress
         job = Job(
@@ -209,6 +212,7 @@ class Engine:
             on_cancelled=self.on_cancelled,
             return_exceptions=return_exceptions,
             reporter=None if show is False else Reporter(show, self.loop, function.label),
+            ends=self.ends,
         )
         job.open(source_of(iterable, lambda: self.on_more(job)))
         self._submit_job(job)
@@ -223,7 +227,12 @@ class Engine:
         self._open.add(job)
         if self._only is not None:
             self._only.offer(job)
-            return
+        else:
+            self._route(job)
+
+    def _route(self, job: Job) -> None:
+        from .routing import Router  # ENGINE-3
+
         job.router = Router(job, self._assign, self._complete)
         if job.left is None:
             job.router.route(1)
@@ -256,12 +265,13 @@ class Engine:
                 function,
                 self.on_settled,
                 options,
-                persistent=is_persistent(function, options),
+                persistent=is_persistent(function, options, len(queue.calls)),
                 on_cancel=self.cancel_call,
+                ends=self.ends,
             )
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
-        if options.retries:
+        if options is not DEFAULT_OPTIONS and options.retries:
             calls.allow(call, options.retries)
         call.source = calls
         queue.call(calls, call, (args, kwds))
@@ -289,8 +299,8 @@ class Engine:
         self.check_open()  # as in submit_call
         calls: Any = queue.calls.get(call_key(function, options))
         if calls is None:
-            persistent = is_persistent(function, options)
-            calls = kind(function, self.on_settled, options, persistent=persistent)
+            persistent = is_persistent(function, options, len(queue.calls))
+            calls = kind(function, self.on_settled, options, persistent=persistent, ends=self.ends)
             queue.calls[calls.key] = calls
             self._open.add(calls)  # ENGINE-1
         return queue, calls, on_end
@@ -321,6 +331,8 @@ class Engine:
         options: TaskOptions,
     ) -> StreamSource:
         """Give one stream to the workers."""
+        from .stream_source import StreamSource  # ENGINE-3
+
         function = self.functions.of(func, generator=True)
         on_done: Callable[[StreamSource], None] = self.on_settled
         queue = self._only
@@ -330,7 +342,10 @@ class Engine:
             on_done = partial(self._on_stream_done, tid)
         self.check_open()  # the scheduler, or pickling, may have ended the pool
         item = (args, kwds, ahead)
-        source = StreamSource(function, item, options, self._cancel_chunk, on_done, loop=self.loop)
+        cancel = self._cancel_chunk
+        source = StreamSource(
+            function, item, options, cancel, on_done, loop=self.loop, ends=self.ends
+        )
         self._open.add(source)
         queue.offer(source)
         return source
@@ -412,6 +427,8 @@ class Engine:
 
     def read(self, job: Job, *, keep: object) -> ResultIterator[Any]:
         """An iterator over the results of a job; it keeps `keep` alive until it ends."""
+        from .iterators import ResultIterator  # ENGINE-3
+
         reader = job.add_reader()
         return ResultIterator(keep, reader, self._released(reader, job))
 
@@ -419,6 +436,8 @@ class Engine:
         self, job: Job, *, keep: object, with_index: bool
     ) -> CompletionIterator[Any]:
         """As `read`, in the order in which the results are ready."""
+        from .iterators import CompletionIterator  # ENGINE-3
+
         reader = job.add_completion_reader()
         released = self._released(reader, job)
         return CompletionIterator(keep, reader, released, with_index=with_index)
@@ -445,9 +464,6 @@ class Engine:
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
-        if isinstance(source, CallQueue):
-            self._cancelled += source.cancelled
-            source.cancelled = 0
         for queue in self.queues.values():
             queue.drop_function(source, source.function)
         self._check_finished()
@@ -459,6 +475,8 @@ class Engine:
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
         share = router.shares.get(qid)
         if share is None:
+            from .routing import RoutedTasks  # ENGINE-3
+
             share = router.shares[qid] = RoutedTasks(job, router, self._queue(qid).offer)
         return tid, share
 
@@ -533,6 +551,7 @@ class Engine:
         """End the workers here and now, without a loop that would tell of their exit."""
         self.state = State.TERMINATED
         self.supervisor.kill_all()
+        self.ends.cancelled += self.pending
         self._open.clear()  # they lead back here
         for queue in self.queues.values():
             queue.clear()
@@ -559,15 +578,13 @@ class Engine:
 
     def _give_up(self, state: State, error: BaseException) -> None:
         self.state = state
-        self._cancelled = self.cancelled + self.waiting + self._held
+        self.ends.cancelled += self.pending
         self.supervisor.stop_restarts()
         sources, self._open = self._open, set()
         idle = {worker for worker in self.supervisor.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
         for source in sources:
-            if isinstance(source, CallQueue):
-                source.cancelled = 0  # they are in the sum
             source.fail_all(error)
         for worker in list(self.supervisor.workers):
             worker.end(idle=worker in idle)

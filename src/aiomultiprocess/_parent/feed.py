@@ -23,7 +23,7 @@ FEED-4  A call knows its chunk, so that cancelling n calls takes time in proport
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .._arguments import TaskOptions
@@ -43,6 +43,13 @@ class TaskOwner(Protocol):
     @property
     def origin(self) -> object:
         """The task source that the caller made: a job or a `CallQueue`."""
+
+    @property
+    def note_chunk(self) -> Callable[[Handles, Any], None] | None:
+        """Called with tasks and their `Chunk` before it is sent (FEED-4); None for a map."""
+
+    def gave_up(self, handle: Any) -> bool:
+        """Whether the caller of a task that is not settled does not wait any more (COUNTS-1)."""
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         """Take back tasks that no worker has started; they are handed out first (FEED-2)."""

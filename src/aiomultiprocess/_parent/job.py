@@ -48,6 +48,7 @@ from .._wire.tracebacks import without_our_frames
 from ..types import Progress
 from .callers import ANOTHER_LOOP
 from .completions import CompletionLog, CompletionReader
+from .counts import EndCounts
 from .errors import INTERRUPTS
 from .feed import Handles
 from .functions import Function
@@ -77,10 +78,6 @@ class Routing(Protocol):
     def drop_waiting(self) -> None:
         """Put back into a cancelled job what was given to a queue and not sent."""
 
-    @property
-    def waiting(self) -> int:
-        """How many tasks were routed to a queue and not sent."""
-
 
 class Job:
     """One `map` or `starmap`: a cursor into the input, and the results so far.
@@ -90,6 +87,7 @@ class Job:
     `reporter` shows the job's progress.
     """
 
+    note_chunk = None
     router: Routing | None = None  # None: every task goes to the pool's only queue
     queued = False
     done = False
@@ -110,6 +108,7 @@ class Job:
         on_cancelled: Callable[[Job], object] = lambda _: None,
         return_exceptions: bool = False,
         reporter: Reporter | None = None,
+        ends: EndCounts | None = None,
     ) -> None:
         self.func = func
         self.function = function
@@ -121,6 +120,7 @@ class Job:
         self._on_cancelled = on_cancelled
         self._return_exceptions = return_exceptions  # JOB-8
         self._reporter = reporter
+        self._ends = EndCounts() if ends is None else ends
         self._log: CompletionLog | None = None  # from the first `as_completed` on
         self._returned: deque[tuple[int, Any]] = deque()  # put back: handed out first (FEED-2)
         self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
@@ -172,10 +172,12 @@ class Job:
         return self._taken - self._settled + (self.source.left or 0)
 
     @property
-    def waiting(self) -> int:
-        """How many tasks were not sent, as far as they are known."""
-        routed = 0 if self.router is None else self.router.waiting
-        return (self.source.left or 0) + len(self._returned) + routed
+    def pending(self) -> int:
+        """As `unsettled`; of a cancelled job, those that workers have not reported (COUNTS-2)."""
+        return self._late if self.cancelled else self.unsettled
+
+    def gave_up(self, handle: int) -> bool:
+        return self.cancelled
 
     def at_hand(self, n: int) -> int:
         returned = len(self._returned)
@@ -208,6 +210,7 @@ class Job:
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         if self._error_of_the_rest is not None:  # JOB-6
             if self.cancelled:
+                self._ends.cancelled += len(handles)
                 self._count_late(len(handles))
             return
         self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
@@ -227,6 +230,7 @@ class Job:
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         if self.cancelled:  # JOB-7
+            self._ends.late(len(values))
             self._count_late(len(values))
             return
         base = self._base
@@ -257,6 +261,14 @@ class Job:
             self._log.add((handle,))
         self._after_change()
 
+    def refuse(self, handle: int, error: BaseException) -> None:
+        """Settle one task that cannot be given to a queue."""
+        if self.cancelled:
+            self._ends.cancelled += 1
+        else:
+            self._ends.failed += 1
+        self.fail(handle, error)
+
     def fail_all(self, error: BaseException) -> None:
         if not self.cancelled:
             settled = self._settled
@@ -273,6 +285,7 @@ class Job:
             return False
         # one more, so that `on_done` is not called before the end of this method
         self._late = self._taken - self._settled - len(self._returned) + 1
+        self._ends.cancelled += len(self._returned) + (self.source.left or 0)
         self.cancelled = True
         self._fail_rest(asyncio.CancelledError(CANCELLED), FAILED)
         self._end_for_callers()

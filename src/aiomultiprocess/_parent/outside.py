@@ -63,7 +63,7 @@ class OutsideCalls(CallQueue):
                 futures.append(future)
                 items.append(item)
             else:
-                self._settle(future)
+                self._drop(future)
         return futures, items
 
     def cancel_waiting(self) -> None:
@@ -74,7 +74,7 @@ class OutsideCalls(CallQueue):
             future: Any = call[0]
             if future.cancel():
                 _begin(future)
-                self._settle(call[0])
+                self._drop(call[0])
             else:
                 self._waiting.append(call)
 

@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .. import _accel, _legacy
 from .._arguments import DEFAULT_OPTIONS
@@ -58,12 +58,12 @@ from .errors import (
 )
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
-from .line import Line
 from .retry import RetryQueue, RetryTask, recover_results
 from .serializers import PICKLE_ALONE
-from .stream_source import StreamSource
 
 if TYPE_CHECKING:
+    from .line import Line
+    from .stream_source import StreamSource
     from .worker import PoolWorker
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items
@@ -76,11 +76,12 @@ CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
 LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
 RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
-APPLY, STREAM = Mode.APPLY, Mode.STREAM
+APPLY = Mode.APPLY
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
 
+@_legacy.without(_legacy.QUEUE)
 class Queue:
     """The task sources that wait for one group of workers."""
 
@@ -98,11 +99,6 @@ class Queue:
         self._contended_until = 0.0
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.QUEUE)
 
     # -- from task sources to workers ----------------------------------------------------------
 
@@ -168,6 +164,8 @@ class Queue:
     def _respect_priorities(self) -> None:
         """From now on, serve sources of a higher priority first (QUEUE-7)."""
         if isinstance(self._sources, deque) and isinstance(self._call_backlog, deque):
+            from .line import Line  # here: few pools need it
+
             self._sources, self._call_backlog = Line(self._sources), Line(self._call_backlog)
 
     def _dispatch_soon(self) -> None:
@@ -331,45 +329,46 @@ class Queue:
         An item that cannot be pickled fails and does not count: no worker will report it. If a
         KeyboardInterrupt strikes while an item is pickled, all are put back and it is raised.
         """
-        function, credit = owner.function, worker.credit
+        credit, total, function_id = worker.credit, len(items), owner.function.id
         try:
-            payload, count, error = encode_items(items, 0, len(items), CHUNK_BYTES)
-            if count and function.id not in worker.functions:
-                self._send_function(worker, function)
+            payload, count, error = encode_items(items, 0, total, CHUNK_BYTES)
+            if function_id not in worker.functions and count:
+                self._send_function(worker, owner.function)
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
         except MemoryError as refusal:
             return self._send_alone(worker, owner, handles, items, refusal)
-        rest, whole = None, (handles, items)
-        if count != len(items):
-            rest = handles[count:], items[count:]
+        rest = whole = None
+        if count != total:
+            whole, rest = (handles, items), (handles[count:], items[count:])
             handles, items = handles[:count], items[:count]
         if count:
             chunk_id = credit.sent  # unique for this worker, and the number of its first task
             size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
             worker.chunks[chunk_id] = chunk = Chunk(owner, handles, items, chunk_id, size)
-            if owner.mode is APPLY or owner.mode is STREAM:
-                cast("CallQueue | StreamSource | RetryTask", owner).note_chunk(handles, chunk)
+            if (note_chunk := owner.note_chunk) is not None:
+                note_chunk(handles, chunk)
+            timeout = None if owner.options is DEFAULT_OPTIONS else owner.options.timeout
             now = monotonic()
             burst = BURST_US // CONTENTION_PARTS if self._contended_until > now else BURST_US
-            credit.send(count, function.id, now, size)
+            credit.send(count, function_id, now, size)
             try:
                 worker.link.send(
                     CHUNK,
-                    flags=owner.mode if owner.options is DEFAULT_OPTIONS else flags_of(owner),
+                    flags=owner.mode if timeout is None else owner.mode | TIMED,
                     count=count,
                     chunk_id=chunk_id,
                     offset=burst,
-                    function=function.id,
+                    function=function_id,
                     payload=payload,
                 )
             except MemoryError as refusal:  # the link has sent nothing of it
                 del worker.chunks[chunk_id]
-                credit.take_back(count, function.id, size)
-                return self._send_alone(worker, owner, *whole, refusal)
-            if owner.options is not DEFAULT_OPTIONS and owner.options.timeout is not None:
-                worker.limit(owner.options.timeout)
+                credit.take_back(count, function_id, size)
+                return self._send_alone(worker, owner, *(whole or (handles, items)), refusal)
+            if timeout is not None:
+                worker.limit(timeout)
         return count if rest is None else count + self._after_rest(worker, owner, *rest, error)
 
     def _after_rest(
@@ -429,7 +428,7 @@ class Queue:
     ) -> None:
         """Put back what a frame has no room for; `error` is why its first item cannot be sent."""
         if error is not None:
-            self.counts.failed += 1
+            self.counts.add_unsent(given_up=owner.gave_up(handles[0]))
             hint = self.choice.hint
             owner.fail(handles[0], explain_item(error, owner, handles[0], items[0], hint))
             handles, items = handles[1:], items[1:]
@@ -484,16 +483,16 @@ class Queue:
             owner.deliver(handles, values, len(payload))
         else:
             causes = explain_each(kind, errors, owner, handles)
-            self.counts.add_errors(causes)
+            self.counts.add_errors(owner, handles, causes)
             settle_failed(chunk, offset, handles, values, causes, len(payload))
 
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
         """Pass on the values of a stream that has not ended."""
         chunk = worker.chunks.get(chunk_id)
-        if chunk is None or not isinstance(chunk.owner, StreamSource):
+        if chunk is None or chunk.owner.mode is not Mode.STREAM:
             raise CorruptHeaderError(f"values of chunk {chunk_id}, which is no stream here")
         values, errors = decode_items(payload, count)
-        source = chunk.owner
+        source = cast("StreamSource", chunk.owner)
         causes = explain_each(RESULTS, errors, source, [source] * count) if errors else {}
         source.receive(worker, values, causes)
 
@@ -554,7 +553,7 @@ class Queue:
             for at in chunk.unreported(0, started):
                 owner, handle = chunk.owner, chunk.handles[at]
                 if deadlines is not None and deadlines.is_over(chunk.first + at + 1):
-                    self.counts.timed_out += 1
+                    self.counts.add_killed(given_up=owner.gave_up(handle))
                     killed = bool(deadlines.why_killed)  # else a neighbour's death has ended it
                     owner.fail(handle, explain_timeout(owner, handle, killed=killed))  # DEADLINE-3
                     continue
@@ -590,11 +589,6 @@ def settle_failed(
     """Settle the tasks of a report in which those of `causes`, by offset, have failed."""
     explain_star(chunk, offset, causes)
     settle_each(chunk.owner, handles, values, causes, size // len(values))
-
-
-def flags_of(owner: TaskOwner) -> int:
-    """The flags of a CHUNK frame with tasks of `owner`."""
-    return owner.mode if owner.options.timeout is None else owner.mode | TIMED
 
 
 class PreparingQueue(Queue):

@@ -2,11 +2,11 @@
 
 `Pool.resize` calls `Engine.resize`, which calls `resize` here, and then waits (`launched`).
 
-RESIZE-1  The worker of index i serves queue i modulo the number of queues, so that every queue
+RESIZE-1  The worker of place i serves queue i modulo the number of queues, so that every queue
     keeps a worker while there are as many workers as queues.
-RESIZE-2  The workers of the highest indices leave: each finishes what it holds, and gets no more.
-RESIZE-3  An index that is wanted again while its worker still leaves is taken over after the exit
-    of that worker (SUPERVISOR-4).
+RESIZE-2  The workers of the highest places leave: each finishes what it holds, and gets no more.
+RESIZE-3  A place that is wanted again while its worker still leaves is filled after the exit of
+    that worker, or as soon as it has nothing but open streams (SUPERVISOR-5).
 """
 
 from __future__ import annotations
@@ -57,10 +57,9 @@ class Resizer:
     def _grow(self, processes: int) -> None:
         supervisor = self._supervisor
         while supervisor.size < processes:
-            index = supervisor.size
-            qid = self._qids[index % len(self._qids)]  # RESIZE-1
-            if not supervisor.has(index):
-                supervisor.start_worker(index, qid)
+            place = supervisor.size
+            qid = self._qids[place % len(self._qids)]  # RESIZE-1
+            supervisor.fill(place, qid)
             supervisor.size += 1
             self._scheduler.register_process(qid)
 

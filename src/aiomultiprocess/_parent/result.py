@@ -14,7 +14,7 @@ from collections.abc import (
     Coroutine,
     Generator,
 )
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
 from .. import _legacy
 from .._arguments import check_flag
@@ -46,6 +46,7 @@ async def _keep(pool: ResultPool, results: Coroutine[Any, Any, list[R]]) -> list
         raise
 
 
+@_legacy.without(_legacy.RESULT)
 class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     """The results of one `map` or `starmap`.
 
@@ -72,11 +73,6 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         self.pool = pool
         self._job = job
         weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
-
-    if not TYPE_CHECKING:  # or type checkers would accept any attribute
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.RESULT)
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         self.pool._check_loop()

@@ -44,6 +44,7 @@ from .._wire import journal
 from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
 from .calls import CallQueue
 from .feed import Handles, TaskOwner
+from .stream_source import StreamSource
 
 if TYPE_CHECKING:
     from .chunk import Chunk
@@ -85,6 +86,10 @@ class RetryTask:
         """How many more times it may lose its worker and run again (RETRY-1)."""
         return self._owner.retries_of(handle) - self._losses
 
+    def gave_up(self, handle: Any) -> bool:
+        """Whether its caller does not wait any more."""
+        return self._owner.gave_up(handle)
+
     @property
     def origin(self) -> object:
         """The task source that the caller made."""
@@ -106,7 +111,7 @@ class RetryTask:
             self._retry_queue.line[self] = None
             self._retry_queue.line.move_to_end(self, last=False)
         else:  # its caller gave up while it travelled (RETRY-1)
-            self.fail(self.handle, asyncio.CancelledError())
+            self._retry_queue.give_up(self)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         self._retry_queue.settle(self)
@@ -125,8 +130,9 @@ class RetryQueue:
         self.line: OrderedDict[RetryTask, None] = OrderedDict()  # those that wait for a worker
         self._calls: dict[Any, RetryTask] = {}  # those of `unsettled` that are calls, by handle
         self._deaths_before_start = 0  # in a row (RETRY-6)
-        # for statistics: how many tasks were lost for good, and how often one runs again
-        self.lost = self.retried = 0
+        # for statistics: how many tasks were lost for good, how often one runs again, and how many
+        # were given up while they waited here, or before they were lost
+        self.lost = self.retried = self.cancelled = 0
 
     # -- what a dead worker held ---------------------------------------------------------------
 
@@ -161,7 +167,10 @@ class RetryQueue:
     def lose(self, owner: TaskOwner, handle: Any, item: Any, error: BaseException) -> None:
         """Let a lost task run again in another worker, or end it with `error` (RETRY-1)."""
         if owner.retries_of(handle) <= 0:
-            self.lost += 1
+            if owner.gave_up(handle):  # COUNTS-1
+                self.cancelled += 1
+            else:
+                self.lost += 1
             owner.fail(handle, error)
             return
         retry_task = owner if isinstance(owner, RetryTask) else RetryTask(self, owner, handle, item)
@@ -199,7 +208,7 @@ class RetryQueue:
         if retry_task is None or retry_task not in self.line:
             return False
         del self.line[retry_task]
-        retry_task.fail(handle, asyncio.CancelledError())
+        self.give_up(retry_task)
         return True
 
     def drop_tasks_of(self, job: object) -> bool:
@@ -207,8 +216,13 @@ class RetryQueue:
         waiting = [retry_task for retry_task in self.line if retry_task.origin is job]
         for retry_task in waiting:
             del self.line[retry_task]
-            retry_task.fail(retry_task.handle, asyncio.CancelledError())
+            self.give_up(retry_task)
         return bool(waiting)
+
+    def give_up(self, retry_task: RetryTask) -> None:
+        """End a task that is in no line and no chunk: its caller does not wait any more."""
+        self.cancelled += 1
+        retry_task.fail(retry_task.handle, asyncio.CancelledError())
 
     def settle(self, retry_task: RetryTask) -> None:
         """Forget a task that has its result or error (RETRY-4)."""
@@ -235,11 +249,23 @@ def recover_results(worker: PoolWorker, on_frame: Handler) -> None:
     try:
         with worker.link.journal as memory:
             copied = bytes(memory)  # unpickling a result may end the pool, which closes the link
-        for kind, chunk_id, offset, count, payload in journal.read(memoryview(copied)):
+        results, values = journal.parts_of(memoryview(copied))
+        for _, chunk_id, offset, count, payload in journal.read(values):
+            if _are_next_values(worker, chunk_id, offset, count):
+                on_frame(Kind.VALUES, 0, count, chunk_id, offset, 0, payload)
+        for kind, chunk_id, offset, count, payload in journal.read(results):
             if _is_unreported(worker, kind, chunk_id, offset, count):
                 on_frame(kind, 0, count, chunk_id, offset, 0, payload)
     except Exception as error:
         log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+
+
+def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int) -> bool:
+    """Whether values of a stream were not received (JOURNAL-6)."""
+    chunk = worker.chunks.get(chunk_id)
+    if chunk is None or not count:
+        return False
+    return isinstance(chunk.owner, StreamSource) and chunk.owner.lacks(offset)
 
 
 def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, count: int) -> bool:

@@ -22,6 +22,8 @@ from .job import Job
 class RoutedTasks:
     """The tasks of one job that a user's scheduler gave to one queue: a task source (feed.py)."""
 
+    note_chunk = None
+
     def __init__(self, job: Job, router: Router, offer: Callable[[RoutedTasks], None]) -> None:
         self.offer = offer
         self.function = job.function
@@ -60,6 +62,9 @@ class RoutedTasks:
 
     def retries_of(self, handle: int) -> int:
         return self._job.retries_of(handle)
+
+    def gave_up(self, handle: int) -> bool:
+        return self._job.gave_up(handle)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         self._job.deliver(handles, values, size)
@@ -127,7 +132,7 @@ class Router:
                 item = tuple(item)
             self._ids[index], share = self._assign(self, item)
         except BaseException as error:
-            self.job.fail(index, as_exception(error, "the scheduler"))
+            self.job.refuse(index, as_exception(error, "the scheduler"))
             if isinstance(error, INTERRUPTS):
                 raise
             return False
@@ -138,11 +143,6 @@ class Router:
         if not share.queued:
             share.offer(share)
         return True
-
-    @property
-    def waiting(self) -> int:
-        """How many tasks wait in the shares."""
-        return sum(len(share.waiting) for share in self.shares.values())
 
     def route_all(self) -> None:
         """Route a whole sequence at the call, as schedulers that count tasks expect."""

@@ -31,6 +31,7 @@ from .._arguments import TaskOptions
 from .._wire.exceptions import original_of
 from .._wire.frames import CorruptHeaderError, Kind, Mode
 from ..types import WorkerLostError
+from .counts import EndCounts
 from .feed import Handles
 from .functions import Function
 
@@ -53,6 +54,7 @@ class StreamSource:
         on_done: Callable[[StreamSource], None],
         *,
         loop: asyncio.AbstractEventLoop,
+        ends: EndCounts | None = None,
     ) -> None:
         self.function = function
         self.options = options
@@ -72,6 +74,7 @@ class StreamSource:
         self._dropped = False  # the reader has gone
         self._failed = False
         self._loop = loop
+        self._ends = EndCounts() if ends is None else ends
         self._waiters: set[asyncio.Future[None]] = set()
 
     # -- the queue's side ----------------------------------------------------------------------
@@ -81,11 +84,6 @@ class StreamSource:
         return 0 if self._item is None else 1
 
     @property
-    def waiting(self) -> int:
-        """How many of its tasks were not sent."""
-        return self.left
-
-    @property
     def origin(self) -> StreamSource:
         return self
 
@@ -93,6 +91,11 @@ class StreamSource:
     def unsettled(self) -> int:
         """How many of its tasks have not ended."""
         return 0 if self.done else 1
+
+    pending = unsettled
+
+    def gave_up(self, handle: object) -> bool:
+        return self._dropped
 
     def at_hand(self, n: int) -> int:
         return self.left
@@ -104,7 +107,8 @@ class StreamSource:
     def put_back(self, handles: Handles, items: list[Any]) -> None:
         self._chunk = None
         if self._dropped:
-            self._finish(asyncio.CancelledError())
+            self._ends.cancelled += 1
+            self._finish(None)
         else:
             [self._item] = items
 
@@ -116,6 +120,10 @@ class StreamSource:
 
     def retries_of(self, handle: object) -> int:
         return 0  # the values that were read cannot be taken back
+
+    def lacks(self, before: int) -> bool:
+        """Whether values that come after `before` others are the next (JOURNAL-6)."""
+        return self._received == before
 
     def receive(
         self, worker: PoolWorker, values: list[Any], errors: Mapping[int, BaseException]
@@ -137,16 +145,24 @@ class StreamSource:
         self._wake()
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
+        if self._dropped:
+            self._ends.late(1)
         if values == [self._received]:
             self._finish(None)
         else:  # STREAM-1
+            if not self._dropped:
+                self._ends.done -= 1
+                self._ends.lost += 1
             pid = None if self._worker is None else self._worker.pid
             exitcode = None if self._worker is None else self._worker.exitcode
             self._finish(WorkerLostError(self.function.label, pid, exitcode))
 
     def fail(self, handle: object, error: BaseException) -> None:
-        cancelled = self._dropped and isinstance(original_of(error), asyncio.CancelledError)
-        self._finish(None if cancelled else error)
+        cancelled = isinstance(original_of(error), asyncio.CancelledError)
+        if cancelled and self._failed and not self._dropped:  # by us, as it had failed here
+            self._ends.cancelled -= 1
+            self._ends.failed += 1
+        self._finish(None if cancelled and self._dropped else error)
 
     def fail_all(self, error: BaseException) -> None:
         self._finish(error)
@@ -200,7 +216,8 @@ class StreamSource:
         self._dropped = True
         self.values.clear()
         if self._item is not None:  # it waits in its queue
-            self._finish(asyncio.CancelledError())
+            self._ends.cancelled += 1
+            self._finish(None)  # a reader beside sees the end
         elif self._chunk is not None:
             self._cancel(self._chunk)
 

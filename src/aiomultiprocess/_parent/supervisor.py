@@ -12,12 +12,21 @@ SUPERVISOR-3  A worker that has done its work and takes more than a moment to ex
 SUPERVISOR-4  Each worker has an index, 0 to the number of workers less one. The worker that
     replaces another has its index, and starts after its exit; or, if that lingers (SUPERVISOR-3),
     after its items and its lifespan have ended. So an index belongs to one initializer, one
-    lifespan and one set of items at a time.
+    lifespan and one set of items at a time. (SUPERVISOR-5 has the exception to the range.)
+SUPERVISOR-5  A worker that is to leave and has nothing but open streams is replaced at once: their
+    readers may wait for tasks that no other worker would run. It keeps its index, and exits when
+    the streams have ended. Its *place*, a number below that of the workers, passes to the
+    replacement, whose index is the number of that place, or, while another worker still has that
+    index, one above all places. Streams keep their slots: there is no replacement as long as those
+    of a place have `childconcurrency` slots, unless the worker was dismissed and its place is
+    wanted again. A worker that lingers with calls in threads that were given up (SUPERVISOR-3)
+    keeps its index, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from functools import partial
@@ -27,6 +36,7 @@ from .._transport.link import Backend
 from .._wire.frames import CorruptHeaderError, Kind, as_bytes
 from ..types import QueueID
 from .errors import explain_start, load_error
+from .kinds import worker_class
 from .queue import Queue
 from .worker import PoolWorker, WorkerOptions
 
@@ -48,6 +58,9 @@ class SupervisedPool(Protocol):
     def on_worker_gone(self) -> None:
         """A worker has exited, and what it held was settled or put back."""
 
+    def on_worker_replaced(self) -> None:
+        """A worker was replaced before its exit."""
+
 
 class Supervisor:
     """The workers of one pool, by the id of the queue that each serves."""
@@ -62,16 +75,17 @@ class Supervisor:
     ) -> None:
         self.workers: dict[PoolWorker, QueueID] = {}
         self.restarts: Counter[str] = Counter()  # how many workers were replaced, by cause
-        self.size = 0  # the number of workers that are wanted: the indices below it
+        self.size = 0  # the number of workers that are wanted: the places below it
         self._loop = loop
         self._options = options
         self._channels = channels
+        self._worker_class = worker_class(channels.name)
         self._queues = queues
         self._pool = pool
         self._ever_ready = False
         self._failed_starts = 0  # in a row
         self._early_deaths = 0  # workers, in a row, that died young and had not begun a task
-        #: The indices of workers that are started later, each with the queue.
+        #: The places of workers that are started later, each with the queue.
         self._pending: list[tuple[int, QueueID]] = []
         self._pause = FIRST_PAUSE
         self._next_try: asyncio.TimerHandle | None = None
@@ -81,14 +95,15 @@ class Supervisor:
         """How many workers there are, those that are started later included."""
         return len(self.workers) + len(self._pending)
 
-    def start_worker(self, index: int, qid: QueueID) -> None:
-        """Start the worker of an index (SUPERVISOR-4) for a queue.
+    def start_worker(self, place: int, qid: QueueID) -> None:
+        """Start the worker of a place (SUPERVISOR-5) for a queue.
 
         Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
         """
         link, end = self._channels.create(self._options.concurrency)
         try:
-            worker = PoolWorker(self._options, link, end, index)
+            index = self._index_for(place)
+            worker = self._worker_class(self._options, link, end, index, place)
             queue = self._queues[qid]
             link.start(
                 self._loop,
@@ -106,23 +121,36 @@ class Supervisor:
         self.workers[worker] = qid
         queue.workers.append(worker)
 
-    def has(self, index: int) -> bool:
-        """Whether an index has a worker, or gets one without further ado."""
-        held = any(worker.index == index and not worker.replaced for worker in self.workers)
-        return held or any(pending == index for pending, _ in self._pending)
+    def _index_for(self, place: int) -> int:
+        """The index of a new worker (SUPERVISOR-4, SUPERVISOR-5)."""
+        taken = {worker.index for worker in self.workers if not worker.exiting}
+        if place not in taken:
+            return place
+        above = itertools.count(max(place + 1, self.size))
+        return next(index for index in above if index not in taken)
 
-    def dismiss(self, index: int) -> None:
-        """Let the worker of an index finish what it holds, and go; it is not replaced."""
-        self._pending = [pending for pending in self._pending if pending[0] != index]
+    def fill(self, place: int, qid: QueueID) -> None:
+        """See to it that a place has a worker, or gets one when its own has exited."""
+        for worker in self.workers:
+            if worker.place == place and worker.dismissed and worker.streams:
+                worker.replaced = True  # SUPERVISOR-5
+        held = any(worker.place == place and not worker.replaced for worker in self.workers)
+        if not held and all(pending != place for pending, _ in self._pending):
+            self.start_worker(place, qid)
+
+    def dismiss(self, place: int) -> None:
+        """Let the worker of a place finish what it holds, and go; it is not replaced."""
+        self._pending = [pending for pending in self._pending if pending[0] != place]
         for worker in list(self.workers):
-            if worker.index == index:
+            if worker.place == place:
                 worker.dismissed = True
                 worker.leave()
 
     def dismissed_below(self, size: int) -> bool:
-        """Whether a worker that was dismissed still has an index that is wanted again."""
+        """Whether a worker that was dismissed still has a place that is wanted again."""
         size = min(size, self.size)
-        return any(worker.dismissed and worker.index < size for worker in self.workers)
+        dismissed = [each for each in self.workers if each.dismissed and not each.replaced]
+        return any(worker.place < size for worker in dismissed)
 
     def stop_restarts(self) -> None:
         """Start no worker later."""
@@ -158,7 +186,9 @@ class Supervisor:
                 worker.leave_lifespan()
                 return
             threads = str(as_bytes(payload), "utf-8", "replace")
-            worker.begin_exit(threads, lambda: self._on_lingering(worker))
+            worker.begin_exit(threads, lambda: self._replace_early(worker))
+        elif kind == Kind.HELD:
+            self._on_held(worker, count, payload)
         elif kind == Kind.LOG:
             from . import logs  # here: few pools need it
 
@@ -184,30 +214,48 @@ class Supervisor:
         queue.on_death(worker)
         worker.link.close()
         if self._wants_replacement(worker):
-            if worker.dismissed:  # and its index is wanted again
-                self._replace(worker.index, qid)
+            if worker.dismissed:  # and its place is wanted again
+                self._replace(worker.place, qid)
             elif worker.ready:
                 self._on_lost(worker, qid)
             else:
                 self._on_failed_start(worker, qid)
+        for other in [other for other in self.workers if other.place == worker.place]:
+            self._replace_held(other)
         queue.dispatch_all()
         self._pool.on_worker_gone()
 
     def _wants_replacement(self, worker: PoolWorker) -> bool:
-        wanted = worker.index < self.size and not worker.replaced
+        wanted = worker.place < self.size and not worker.replaced
         if not (wanted and self._pool.wants_workers()):
             return False
         if not worker.dismissed:
             self.restarts[worker.cause] += 1
         return True
 
-    def _on_lingering(self, worker: PoolWorker) -> None:
-        """SUPERVISOR-3: a worker that has done its work is slow to exit."""
+    def _on_held(self, worker: PoolWorker, streams: int, payload: Any) -> None:
+        """A worker that is to leave has only streams, or only calls that were given up."""
+        worker.streams = streams
+        if streams:
+            self._replace_held(worker)
+        else:
+            threads = str(as_bytes(payload), "utf-8", "replace")
+            worker.wait_for_calls(threads, lambda: self._replace_early(worker))
+
+    def _replace_held(self, worker: PoolWorker) -> None:
+        """SUPERVISOR-5: replace a worker that only streams keep, if they leave the place a slot."""
+        held = sum(other.streams for other in self.workers if other.place == worker.place)
+        if worker.streams and (worker.dismissed or held < self._options.concurrency):
+            self._replace_early(worker)
+
+    def _replace_early(self, worker: PoolWorker) -> None:
+        """Replace a worker before its exit (SUPERVISOR-3, SUPERVISOR-5)."""
         if worker in self.workers and self._wants_replacement(worker):
             worker.replaced = True
             qid = self.workers[worker]
-            self._replace(worker.index, qid)
+            self._replace(worker.place, qid)
             self._queues[qid].dispatch_all()
+            self._pool.on_worker_replaced()
 
     def _on_lost(self, worker: PoolWorker, qid: QueueID) -> None:
         """SUPERVISOR-2: not at once if one after the other dies before it begins a task."""
@@ -215,9 +263,9 @@ class Supervisor:
         young = not worker.link.started and age <= FIRST_PAUSE
         self._early_deaths = self._early_deaths + 1 if young else 0
         if self._early_deaths <= START_ATTEMPTS:
-            self._replace(worker.index, qid)
+            self._replace(worker.place, qid)
         else:
-            self._replace_later(worker.index, qid)
+            self._replace_later(worker.place, qid)
 
     def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
         """SUPERVISOR-2. A signal may have come from outside; an exit is the worker's own doing."""
@@ -226,27 +274,27 @@ class Supervisor:
         if exited and not self._ever_ready:
             self._pool.break_down(explain_start(worker.pid, worker.exitcode))
         elif self._failed_starts < START_ATTEMPTS:
-            self._replace(worker.index, qid)
+            self._replace(worker.place, qid)
         else:
-            self._do_without(worker.index, qid, explain_start(worker.pid, worker.exitcode))
+            self._do_without(worker.place, qid, explain_start(worker.pid, worker.exitcode))
 
-    def _replace(self, index: int, qid: QueueID) -> None:
+    def _replace(self, place: int, qid: QueueID) -> None:
         """Start a worker, or see to it that one is started later."""
         try:
-            self.start_worker(index, qid)
+            self.start_worker(place, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
-            self._do_without(index, qid, error)
+            self._do_without(place, qid, error)
 
-    def _do_without(self, index: int, qid: QueueID, error: BaseException) -> None:
+    def _do_without(self, place: int, qid: QueueID, error: BaseException) -> None:
         """A worker cannot be started now: try again later, or give up if there are no others."""
         if self._queues[qid].workers:
             log.error("a worker could not be started, its work is left to others", exc_info=error)
-            self._replace_later(index, qid)
+            self._replace_later(place, qid)
         else:
             self._pool.break_down(error)
 
-    def _replace_later(self, index: int, qid: QueueID) -> None:
-        self._pending.append((index, qid))
+    def _replace_later(self, place: int, qid: QueueID) -> None:
+        self._pending.append((place, qid))
         if self._next_try is None:
             self._next_try = self._loop.call_later(self._pause, self._start_pending)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -256,7 +304,7 @@ class Supervisor:
         missing, self._pending = self._pending, []
         self._next_try = None
         while missing and not self._pending and self._pool.wants_workers():
-            index, qid = missing.pop(0)
-            self._replace(index, qid)
+            place, qid = missing.pop(0)
+            self._replace(place, qid)
             self._queues[qid].dispatch_all()
         self._pending += missing

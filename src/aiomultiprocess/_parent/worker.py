@@ -1,7 +1,9 @@
 """The life of a worker, as the parent sees it.
 
     launched --READY--> ready --leave(): CLOSE--> leaving --LEAVING--> exiting --> exited
-        |                 |                          ^
+        |                 |                  |       ^
+        |                 |                  HELD, as long as it has streams (supervisor.py)
+        |                 |                          |
         |                 +--- end(): SIGTERM, and SIGKILL after the grace period
         +--- exits before READY: a failed start (supervisor.py)
 
@@ -10,10 +12,14 @@ POOLWORKER-1  `on_exit` is called once for each launched worker, in its loop, un
 POOLWORKER-2  A worker costs the parent a constant number of descriptors: those of its link, and the
     two by which its exit is noticed (its pidfd and multiprocessing's sentinel).
 POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread
-    that an item has left, or a hook, could hold it for ever. If its exit takes more than a moment,
-    `on_linger` is called once, so that the supervisor can replace it.
+    that an item has left, or a hook, could hold it for ever. So is one that is to exit and
+    has only calls in threads that were given up. If its exit takes more than a moment, `on_linger`
+    is called once, so that the supervisor can replace it.
 POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines` (deadlines.py),
     which ends with its process. No other worker has one.
+POOLWORKER-5  Only `_make_process` and `_make_exit` know what a worker runs in: here, a process of
+    multiprocessing. A subclass for another backend (kinds.py) overrides them: it makes objects that
+    have what is used of a process and of an `Exit` (_processes/exit.py).
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import BaseContext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from .. import _legacy
 from .._processes import loops
@@ -39,7 +45,6 @@ from .._wire.frames import Kind
 from .._worker import main
 from ..core import Process
 from .credit import Credit
-from .deadlines import Deadlines
 from .serializers import PICKLE_ALONE, Choice
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
     from .._processes.context_variables import NamedVariable
     from .chunk import Chunk
+    from .deadlines import Deadlines
 
 KILL_MARGIN = 1.0  # seconds from the end of the grace period after SIGTERM to SIGKILL
 MOMENT = 0.5  # seconds that an exit may take before the worker counts as lingering (POOLWORKER-3)
@@ -91,8 +97,14 @@ class WorkerOptions:
         self.memory_limit = memory_limit
 
 
+@_legacy.without(_legacy.WORKER)
 class PoolWorker(Process):
     """One worker process of a pool, with its link, its credit, and what it holds."""
+
+    streams = 0
+    """How many are open, if nothing else keeps it from its exit (SUPERVISOR-5)."""
+    exiting = False
+    """Whether its items and its lifespan have ended."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""
@@ -108,13 +120,11 @@ class PoolWorker(Process):
         super().__init_subclass__(**kwargs)
         _legacy.refuse_hooks(cls, _legacy.WORKER_HOOKS)
 
-    if not TYPE_CHECKING:  # or every attribute would be known to type checkers
-
-        def __getattr__(self, name: str) -> NoReturn:
-            _legacy.refuse_attribute(self, name, _legacy.WORKER)
-
-    def __init__(self, options: WorkerOptions, link: Link, end: ChildEnd, index: int) -> None:
+    def __init__(
+        self, options: WorkerOptions, link: Link, end: ChildEnd, index: int, place: int
+    ) -> None:
         self.index = index  # SUPERVISOR-4
+        self.place = place  # SUPERVISOR-5
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
@@ -133,16 +143,43 @@ class PoolWorker(Process):
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._held_by = ""  # the threads that its exit waits for
+        self._in_calls = False  # these run calls that were given up
         self._leaves_lifespan = False
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
+        self._parent_fd: Descriptor | None = None
+        self.aio_process = self._make_process(options, end)
+
+    def _make_process(self, options: WorkerOptions, end: ChildEnd) -> Any:
+        """What the worker runs in, not started yet (POOLWORKER-5); it opens `end`.
+
+        Used are: start, terminate, kill, close; pid, name, daemon.
+        """
         self._parent_fd = _own_pidfd()
-        spec = main.WorkerSpec(
+        parent_fd = None if self._parent_fd is None else _handover(self._parent_fd.fileno())
+        spec = self._spec_of(options, end, parent_fd)
+        if options.context.get_start_method() == "fork":
+            main.load_engine()
+        process = process_class(options.context)(target=main.main, args=(spec,))
+        report_exit(process)
+        return process
+
+    def _make_exit(self) -> Any:
+        """The exit of what was started (POOLWORKER-5).
+
+        Used are: check, watch, wait, block; ended, exitcode.
+        """
+        return Exit(self.aio_process)
+
+    def _spec_of(
+        self, options: WorkerOptions, end: ChildEnd, parent_fd: Handover | None
+    ) -> main.WorkerSpec:
+        return main.WorkerSpec(
             end=end,
             concurrency=options.concurrency,
             threads=options.threads,
             parent_pid=os.getpid(),
-            parent_fd=None if self._parent_fd is None else _handover(self._parent_fd.fileno()),
+            parent_fd=parent_fd,
             loop=options.loop,
             initializer=options.initializer,
             initargs=options.initargs,
@@ -151,13 +188,11 @@ class PoolWorker(Process):
             serializer=options.choice.for_worker,
             choice=options.choice,
             logs=_log_options(options.logs),
-            index=index,
+            index=self.index,
             lifespan=options.lifespan,
             contextvars=options.contextvars,
             memory_limit=options.memory_limit,
         )
-        self.aio_process = process_class(options.context)(target=main.main, args=(spec,))
-        report_exit(self.aio_process)
 
     def launch(
         self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
@@ -174,7 +209,7 @@ class PoolWorker(Process):
         self._loop = loop
         self._launched_at = loop.time()
         try:
-            self._exit = Exit(self.aio_process)
+            self._exit = self._make_exit()
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
         except BaseException:  # no thread or descriptor is left, or a Ctrl-C: no one would know
             self.kill()
@@ -185,6 +220,8 @@ class PoolWorker(Process):
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
         if self.deadlines is None:
+            from .deadlines import Deadlines  # here: few pools need it
+
             self.deadlines = Deadlines(self, self._loop, self._grace)
         self.deadlines.sent(seconds)
 
@@ -224,11 +261,25 @@ class PoolWorker(Process):
 
         `held_by` names the threads that the exit waits for. Called again, it changes only that.
         """
+        self.exiting = True
         self._held_by = held_by
         self._leaves_lifespan = False
-        if self._settled or self._linger_timer is not None:
-            return
-        self._linger_timer = self._loop.call_later(MOMENT, on_linger)
+        if self._linger_timer is None or self._in_calls:
+            self._in_calls = False
+            self._limit_lingering(on_linger)
+
+    def wait_for_calls(self, held_by: str, on_linger: Callable[[], object]) -> None:
+        """The worker is to exit, and runs only calls in threads that were given up (POOLWORKER-3).
+
+        `held_by` names these threads.
+        """
+        self._held_by = held_by
+        self._in_calls = True
+        self._limit_lingering(on_linger)
+
+    def _limit_lingering(self, on_linger: Callable[[], object]) -> None:
+        if self._linger_timer is None and not self._settled:
+            self._linger_timer = self._loop.call_later(MOMENT, on_linger)
         self._limit_exit()
 
     def _limit_exit(self) -> None:
@@ -259,6 +310,8 @@ class PoolWorker(Process):
         if self._leaves_lifespan:
             return "its lifespan did not end"
         held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
+        if self._in_calls:
+            return f"{held_by} did not return from calls that were given up"
         return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
 
     def mark_corrupt(self, error: BaseException) -> None:

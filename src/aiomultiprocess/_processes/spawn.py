@@ -19,6 +19,10 @@ SPAWN-6  A child imports its main module only if that is a file: code from stdin
 SPAWN-7  A fork server that dies while it imports the main module (as it does from 3.14 on) is
     started again without that module. Its children then import the module themselves, and end by
     SPAWN-5.
+SPAWN-8  When the code of the main module has ended, CPython deletes the path of that module, while
+    threads go on and may start children, which need it. So it is kept from the import of this
+    module, and is in place during such a launch. In a program whose main module has lost its path
+    otherwise, it stays so.
 """
 
 from __future__ import annotations
@@ -53,6 +57,9 @@ NO_GUARD = (
     "the main module starts a process when it is imported, as a new process does: put its code "
     'below `if __name__ == "__main__":`'
 )
+
+#: The path of the main module, as it was seen last (SPAWN-8).
+_main_path: str | None = getattr(sys.modules["__main__"], "__file__", None)
 
 SERVER_PATIENCE = 5  # seconds to wait for the end of a fork server that drops a connection
 PIPE_CAPACITY = 16 << 10  # bytes that an empty pipe of every system takes at once
@@ -205,7 +212,7 @@ if sys.platform != "win32":
         except (ConnectionError, EOFError):
             if not _server_has_ended():
                 raise
-        with _hidden_main():  # SPAWN-7
+        with _path_of_main(None):  # SPAWN-7
             forkserver.ensure_running()
         return context.ForkServerProcess._Popen(process_obj)
 
@@ -275,26 +282,41 @@ def _check_guard() -> None:
 def _importable_main() -> Iterator[None]:
     """Hide the path of the main module if it is not a file, as `<stdin>` is not (SPAWN-6).
 
-    multiprocessing reads the path when it prepares what a child imports.
+    multiprocessing reads the path when it prepares what a child imports. One that CPython has
+    deleted is put back (SPAWN-8).
     """
+    global _main_path
     path = getattr(sys.modules["__main__"], "__file__", None)
+    if path is not None:
+        _main_path = path
+    elif _main_path is not None and _main_has_ended():
+        path = _main_path
     started_in = getattr(process, "ORIGINAL_DIR", None) or ""
-    if path is None or os.path.isfile(os.path.join(started_in, path)):
+    is_file = path is not None and os.path.isfile(os.path.join(started_in, path))
+    with _path_of_main(path if is_file else None):
         yield
-        return
-    with _hidden_main():
-        yield
+
+
+def _main_has_ended() -> bool:
+    """Whether the main thread has run the code of the program to its end."""
+    main = threading.main_thread()
+    if getattr(threading, "_SHUTTING_DOWN", False) or not main.is_alive():
+        return True
+    return main.ident not in sys._current_frames()
 
 
 @contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
+def _path_of_main(path: str | None) -> Iterator[None]:
     names = vars(sys.modules["__main__"])
-    path = names.pop("__file__", None)
+    before = names.pop("__file__", None)
+    if path is not None:
+        names["__file__"] = path
     try:
         yield
     finally:
-        if path is not None:
-            names["__file__"] = path
+        names.pop("__file__", None)
+        if before is not None:
+            names["__file__"] = before
 
 
 @contextlib.contextmanager

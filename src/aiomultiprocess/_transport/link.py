@@ -81,6 +81,16 @@ class StartedCounter(Protocol):
     def mark_time(self, first: int, since: int, /) -> object:
         """Set entry 0: since when the item runs that was started last, if not before `first`."""
 
+    def begin_turn(self, origin: int, /) -> object:
+        """Store the first word of the turn of the worker's loop (amp_ext/ring.h)."""
+
+    def end_turn(self, busy: int, /) -> object:
+        """Store the second word of the turn."""
+
+    @property
+    def turn(self) -> tuple[int, int] | None:
+        """In the parent: both words; None if the worker has just changed them."""
+
 
 class RunningItems(StartedCounter, Protocol):
     """The table of running items: which items with a time limit run, and since when.

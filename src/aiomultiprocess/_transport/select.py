@@ -19,8 +19,10 @@ from .link import Backend
 
 #: The environment variable that names the backend for a whole program.
 VARIABLE: Final = "AIOMULTIPROCESS_BACKEND"
-#: All backends, the best first.
+#: The backends to choose from, the best first.
 NAMES: Final = ("shm", "pipe")
+#: Backends for a purpose: they are used where they are requested, and never chosen.
+ON_REQUEST: Final = ("inline",)
 
 
 class Selection(NamedTuple):
@@ -64,9 +66,10 @@ def _request(requested: str | None) -> tuple[str | None, str]:
         name, requester = os.environ.get(VARIABLE, ""), VARIABLE
         if not name:
             return None, ""
-    if name not in NAMES:
-        known = " and ".join(repr(other) for other in NAMES)
-        raise ValueError(f"unknown backend {name!r}, requested by {requester}: there are {known}")
+    known = (*NAMES, *ON_REQUEST)
+    if name not in known:
+        listed = ", ".join(map(repr, known))
+        raise ValueError(f"unknown backend {name!r}, requested by {requester}: there are {listed}")
     return name, requester
 
 
@@ -132,5 +135,16 @@ def _make_pipe() -> Backend:
     return PipeBackend()
 
 
-_PROBES: Final = {"shm": _probe_shm, "pipe": _probe_pipe}
-_MAKERS: Final = {"shm": _make_shm, "pipe": _make_pipe}
+def _probe_inline() -> str | None:
+    """It needs nothing."""
+    return None
+
+
+def _make_inline() -> Backend:
+    from .inline import InlineBackend
+
+    return InlineBackend()
+
+
+_PROBES: Final = {"shm": _probe_shm, "pipe": _probe_pipe, "inline": _probe_inline}
+_MAKERS: Final = {"shm": _make_shm, "pipe": _make_pipe, "inline": _make_inline}

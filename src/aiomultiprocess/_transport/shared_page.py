@@ -1,7 +1,8 @@
 """The shared page: memory that outlives its worker, for the pipe transport.
 
-It holds the number of items that the worker has started, the worker's journal, and the table of
-running items, which says which items with a time limit run, and since when. (The mapping of the
+It holds the number of items that the worker has started, the words of its loop's turn (ring.h says
+what these are), the worker's journal, and the table of running items, which says which items with a
+time limit run, and since when. (The mapping of the
 ring transport holds the same.) The worker stores the number before it runs user code; the parent
 reads it, also after a signal killed the worker. A message would come too late for that, so it is
 memory. _wire/journal.py says what a journal is and when the parent reads it; here it is bytes.
@@ -24,7 +25,7 @@ PAGE-4  Of the system calls that make it only mmap is indispensable, because thi
 PAGE-5  `running` never shows an item as older than it is. A worker stores the time, then the
     number. Python has no barrier that would keep this order for a reader on every CPU, but a store
     is delayed by far less than a reading of the table takes: so the table is read twice, and an
-    entry counts only if both readings agree.
+    entry counts only if both readings agree. `turn` is read so, too.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ import sys
 
 from .._processes.descriptors import REFUSALS
 
-JOURNAL = 64 << 10  # bytes: about what one RESULTS frame carries
+JOURNAL = 80 << 10  # bytes: about what one RESULTS frame carries, and a batch of values
 _JOURNAL_AT = 128  # bytes: on a cache line of its own
+_WORDS = 3  # that come first: the number started, and the two of the turn
 _TABLE_AT = _JOURNAL_AT + JOURNAL
 _ENTRY = 16  # bytes
 _NOEXEC_SEAL = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insists on it
@@ -127,7 +129,7 @@ class SharedPage:
             if isinstance(error, OSError) and error.errno is not None:
                 error.filename = "mmap"  # names the call that failed
             raise
-        self._counter = memoryview(self._map)[:8].cast("Q")
+        self._counter = memoryview(self._map)[: 8 * _WORDS].cast("Q")
         self._table = memoryview(self._map)[_TABLE_AT : _TABLE_AT + entries * _ENTRY].cast("Q")
 
     @classmethod
@@ -146,6 +148,20 @@ class SharedPage:
     def mark_started(self, n: int) -> None:
         """Store the total `n`, visible to the parent even if the process dies next (PAGE-1)."""
         self._counter[0] = n
+
+    def begin_turn(self, origin: int) -> None:
+        """Store the first word of the turn."""
+        self._counter[1] = origin
+
+    def end_turn(self, busy: int) -> None:
+        """Store the second word of the turn."""
+        self._counter[2] = busy
+
+    @property
+    def turn(self) -> tuple[int, int] | None:
+        """Both words of the turn; None if the worker has just changed them (PAGE-5)."""
+        _, origin, busy = self._counter
+        return (origin, busy) if [origin, busy] == self._counter.tolist()[1:] else None
 
     def mark_time(self, first: int, since: int) -> None:
         """Set entry 0 of the table: items from number `first` on run since `since`."""
@@ -197,7 +213,7 @@ class SharedPage:
         """Close the descriptor and unmap the memory; `started` stays readable. Idempotent."""
         self.close_fd()
         if not self._map.closed:
-            shared, self._counter = self._counter, memoryview(bytearray(8)).cast("Q")
+            shared, self._counter = self._counter, memoryview(bytearray(8 * _WORDS)).cast("Q")
             self._counter[0] = shared[0]
             shared.release()
             self._table.release()

@@ -30,8 +30,7 @@ import pickle
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ..types import ProxyException, TracebackStr, describe_error
 from .exception_parts import (
@@ -55,19 +54,22 @@ The above exception was the direct cause of the following exception:
 """
 
 
-class Stage(IntEnum):
-    """The step of a task at which an error arose that its function did not raise."""
+class Stage:
+    """The step of a task at which an error arose that its function did not raise.
 
-    FUNCTION = 0  # the function was unpickled in the worker
-    ARGUMENT = 1  # the item was unpickled in the worker
-    RESULT = 2  # the result was pickled in the worker
-    SENDING = 3  # the result was sent to the parent
+    Plain numbers: each worker imports this module at its start, and an enum takes long to make.
+    """
+
+    FUNCTION: Final = 0  # the function was unpickled in the worker
+    ARGUMENT: Final = 1  # the item was unpickled in the worker
+    RESULT: Final = 2  # the result was pickled in the worker
+    SENDING: Final = 3  # the result was sent to the parent
 
 
 def dump_exception(
     exc: BaseException,
     dumps: Dumps = pickle.dumps,
-    stage: Stage | None = None,
+    stage: int | None = None,
     detail: str = "",
 ) -> bytes:
     """Make bytes of `exc` and its chain. It never raises because of `exc` (EXC-1).
@@ -80,8 +82,7 @@ def dump_exception(
         nodes, root = dumper.dump(exc)
     except BaseException:  # noqa: BLE001 - attributes of an exception may run any code; EXC-1
         nodes, root = [], None
-    message = _Message(*describe(exc), nodes, root, dumper.refusal, stage, detail)
-    payload: bytes = dumps(tuple(message))
+    payload: bytes = dumps((*describe(exc), nodes, root, dumper.refusal, stage, detail))
     return payload
 
 
@@ -126,13 +127,16 @@ def load_original(payload: Any, loads: Loads = pickle.loads) -> BaseException:
     return original
 
 
-class Failure(NamedTuple):
+class Failure:
     """An error that was dumped with a stage. The parent adds which item it concerns."""
 
-    text: TracebackStr
-    original: BaseException | None
-    stage: int
-    detail: str
+    def __init__(
+        self, text: TracebackStr, original: BaseException | None, stage: int, detail: str
+    ) -> None:
+        self.text = text
+        self.original = original
+        self.stage = stage
+        self.detail = detail
 
     def noted(self, message: str) -> ProxyException:
         """The error as a proxy of its own type, with `message` below its traceback."""
@@ -146,16 +150,22 @@ class Failure(NamedTuple):
         return _proxy_of(error, f"{self.text}\n{_CAUSED}\n{last}")
 
 
-class _Message(NamedTuple):
-    """What travels of an exception, as a plain tuple."""
+class _Message:
+    """What travels of an exception, as a plain tuple in this order."""
 
-    text: TracebackStr
-    notes: list[str]
-    nodes: list[tuple[Any, ...]]
-    root: int | None  # the node of the exception itself, None if it could not be pickled
-    refusal: str | None = None  # why there is no root
-    stage: int | None = None
-    detail: str = ""
+    def __init__(
+        self,
+        text: TracebackStr,
+        notes: list[str],
+        nodes: list[tuple[Any, ...]],
+        root: int | None,  # the node of the exception itself, None if it could not be pickled
+        refusal: str | None = None,  # why there is no root
+        stage: int | None = None,
+        detail: str = "",
+    ) -> None:
+        self.text, self.notes = text, notes
+        self.nodes, self.root, self.refusal = nodes, root, refusal
+        self.stage, self.detail = stage, detail
 
 
 # -- a chain of exceptions <-> nodes ---------------------------------------------------------------

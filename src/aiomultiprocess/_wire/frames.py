@@ -138,6 +138,9 @@ class Kind(IntEnum):
     LOG = 25  # count: log records that were dropped before; payload: a pickled list of records
     RETIRING = 26  # the worker starts nothing more, and waits for CLOSE; payload: why
     RETURNED = 27  # chunk_id, offset: first item, count: items that were not started
+    # CLOSE has arrived, and only what may take any time keeps the worker. count: open streams; or
+    # 0, if it has only calls in threads that were given up; payload: these threads
+    HELD = 28
 
 
 #: Flags of a FUNCTION.

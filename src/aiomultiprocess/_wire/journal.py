@@ -23,6 +23,9 @@ JOURNAL-3  The worker empties the journal only when all that is in it was publis
 JOURNAL-4  A result for which there is no room is not in the journal. `append` and `put` report
     that, and the worker publishes the result before it runs other code.
 JOURNAL-5  The reader does not trust the content: it takes a copy, and looks at no byte beyond it.
+JOURNAL-6  A fifth of the memory is a journal of its own, for values of streams that are not sent
+    yet (_worker/streams.py). Its entries have as OFFSET how many values of the stream were before
+    them, and none is read twice: the reader takes an entry only if it has so many.
 
 `read` is the parent's side. `Journal` is the worker's, in _pure/journal.py and amp_ext/journal.pyx.
 """
@@ -51,6 +54,12 @@ class Entry(NamedTuple):
     offset: int
     items: int
     payload: memoryview
+
+
+def parts_of(memory: memoryview) -> tuple[memoryview, memoryview]:
+    """The part of the memory that is for results, and the one for values (JOURNAL-6)."""
+    at = len(memory) * 4 // 5 & ~7
+    return memory[:at], memory[at:]
 
 
 def read(memory: memoryview) -> Iterator[Entry]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Final
 
 ENVIRONMENT: Final = "AIOMULTIPROCESS_SERIALIZER"
@@ -73,11 +74,13 @@ def is_installed() -> bool:
 
 #: In a worker: what its pool was made with; None for the default.
 chosen: str | Serializer | None = None
+#: The same in the context of a worker that shares its process with others (_worker/inline.py).
+chosen_inline: ContextVar[str | Serializer | None] = ContextVar("aiomultiprocess-serializer")
 
 
 def fallback() -> Serializer | None:
     """In a worker: what takes values that pickle has refused (SERIAL-2)."""
-    choice = chosen or os.environ.get(ENVIRONMENT)
+    choice = chosen_inline.get(chosen) or os.environ.get(ENVIRONMENT)
     if isinstance(choice, Serializer):
         return choice
     return None if choice == "pickle" else cloudpickle()

@@ -50,10 +50,10 @@ class ContextWorkerEngine(WorkerEngine):
             return
         super()._on_frame(kind, *fields)
         chunk_id = fields[2]
-        if kind == CHUNK and chunk_id in self._chunks:
+        if kind == CHUNK and self._chunks and self._chunks[-1].chunk_id == chunk_id:  # it is taken
             self._contexts[chunk_id] = self._received
             if isinstance(self._received, Unusable):
-                self._chunks[chunk_id].func = self._received
+                self._chunks[-1].func = self._received
 
     def _advance(self, chunk: ReceivedChunk, deadline: int) -> bool:
         values = self._contexts[chunk.chunk_id]

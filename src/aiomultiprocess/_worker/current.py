@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from typing import Any
 
 from . import main
+
+#: The worker in whose context code runs, if it shares its process with others (inline.py).
+inline_worker: ContextVar[main.ThisWorker | None] = ContextVar("aiomultiprocess-worker")
 
 
 class WorkerInfo:
@@ -13,7 +17,9 @@ class WorkerInfo:
 
     Attributes:
         index: 0 to `processes` - 1. No two workers of a pool that run an initializer, a lifespan or
-            tasks have the same at any time; the worker that replaces another has its index.
+            tasks have the same at any time; the worker that replaces another has its index. If that
+            one still runs its open streams, it keeps the index, and the replacement has a higher
+            one, from `processes` on.
         pid: the id of the worker's process.
         state: what the pool's lifespan has yielded; None without one, and before it is entered.
         started: how many tasks the worker had started at the call, the one that calls included.
@@ -34,10 +40,10 @@ class WorkerInfo:
 def current_worker() -> WorkerInfo:
     """The worker of a `Pool` that runs this code: in an initializer, a lifespan, or a task.
 
-    Raises RuntimeError elsewhere: in the process that made the pool, and in processes that a task
-    starts.
+    Raises RuntimeError elsewhere: in the process that made the pool (but for the code that a pool
+    with the backend "inline" runs there), and in processes that a task starts.
     """
-    this = main.this_worker
+    this = inline_worker.get(main.this_worker)
     if this is None or this.pid != os.getpid():
         raise RuntimeError(
             "current_worker() was called outside of a worker of a Pool: call it in a task, an "

@@ -39,6 +39,9 @@ WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before 
 WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
     starts nothing more, and returns each item that it has not started, by RETURNED frames instead
     of answers; also items that arrive later. It runs the others to their end. The parent closes it.
+WORKER-12  A worker that is to exit may be held for any time by streams, which their readers read
+    as they like, and by calls in threads that were given up (threads.py, THREAD-2). If nothing
+    else keeps it, a HELD frame tells the parent so, and another one each time that changes.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -51,9 +54,10 @@ import os
 import signal
 import sys
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
 
     from .lifespan import Lifespan
     from .limits import TimeLimits
-    from .streams import Channel
+    from .streams import Batch, Channel
     from .threads import Threads
 
 BURST_NS = 500_000  # nanoseconds (WORKER-4)
@@ -89,7 +93,8 @@ CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes lon
 MODES = len(Mode)
 MAP, STREAM = int(Mode.MAP), int(Mode.STREAM)
 
-RAISED, SUSPENDED, FULL = _accel.RAISED, _accel.SUSPENDED, _accel.FULL
+DONE, RAISED, SUSPENDED, FULL = _accel.DONE, _accel.RAISED, _accel.SUSPENDED, _accel.FULL
+decode_items = _accel.decode_items
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +131,15 @@ class WorkerEngine:
         self._grace = grace  # seconds
         self._starter: _accel.Starter | None = None  # made after the initializer has run
         self._functions: dict[int, Callable[..., Any]] = {}
-        #: Chunks with items that are not started, by id, in the order in which they arrived.
-        self._chunks: OrderedDict[int, ReceivedChunk] = OrderedDict()
+        #: Chunks with items that are not started, in the order in which they arrived.
+        self._chunks: deque[ReceivedChunk] = deque()
         #: Tasks of suspended items. None: the result is journaled, the task is not done yet.
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
+        self._batch: Batch | None = None  # of values, from the first stream on
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
+        self._turns: _accel.TurnClock | None = None
         self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
         self._burst_ns = BURST_NS  # as the parent allows
         self._in_burst = False
@@ -143,6 +150,8 @@ class WorkerEngine:
         self._copied = False  # this is a copy of the worker (copies.py)
         self._lifespan: Lifespan | None = None
         self._leaving_lifespan = False
+        self._timers: list[asyncio.TimerHandle] = []  # of the end that begins with SIGTERM
+        self._held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     @property
     def state(self) -> Any:
@@ -170,6 +179,14 @@ class WorkerEngine:
         """
         if failure is None:
             failure = self._initialize(initializer, initargs, lifespan)
+        self._serve(failure)
+        self._watch_turns()
+        self._loop.run_forever()
+        if self._turns is not None:
+            self._turns.stop(idle=not self._copied)
+
+    def _serve(self, failure: bytes | None) -> None:
+        """Begin to receive, and report to the parent that this worker is ready, or the failure."""
         # after the initializer, which may run the loop: no item may start before it has ended
         self._link.start(
             self._loop,
@@ -190,7 +207,13 @@ class WorkerEngine:
             self._link.send(Kind.BROKEN, payload=[failure])
             self._loop.call_soon(self._turn)
         self._link.flush()
-        self._loop.run_forever()
+
+    def _watch_turns(self) -> None:
+        """Let the parent see how busy the loop is (turns.py), if it is one of asyncio's."""
+        selector: Any = getattr(self._loop, "_selector", None)
+        if hasattr(selector, "__dict__") and hasattr(selector, "select"):
+            self._turns = _accel.TurnClock(self._link.counter, selector.select)
+            selector.select = self._turns.wait
 
     def _handle_sigterm(self) -> None:
         if sys.platform != "win32":  # where terminate() is not a signal
@@ -229,6 +252,12 @@ class WorkerEngine:
         self._lifespan = Lifespan(self._loop, lifespan, self._on_lifespan_left)
         self._handle_sigterm()
         self._lifespan.enter(self._make_starter)
+        self._await_lifespan(self._lifespan)
+
+    def _await_lifespan(self, lifespan: Lifespan) -> None:
+        """Run the loop until the lifespan is entered; raises its error."""
+        self._loop.run_until_complete(lifespan.settled)
+        lifespan.check()
 
     def close(self) -> None:
         """Release what only running items need. Closing the loop cancels those that still run."""
@@ -239,7 +268,11 @@ class WorkerEngine:
     def abandon(self) -> None:
         """In a copy of the worker: give up link, journal and items (copies.py, COPY-1)."""
         self._copied = True
+        if self._turns is not None:
+            self._turns.stop(idle=False)
         self._results.close()
+        if self._batch is not None:
+            self._batch.abandon()
         self._link.abandon()
         for task in self._running:
             item_coro = tasks.item_coroutine_of(task)
@@ -259,6 +292,8 @@ class WorkerEngine:
     def close_link(self) -> None:
         """Close the link, and before it the journal, which uses its memory."""
         self._results.close()
+        if self._batch is not None:
+            self._batch.close()
         self._link.close()
 
     def _terminate(self) -> None:
@@ -273,8 +308,11 @@ class WorkerEngine:
         for task in self._running:
             task.cancel()
         # not by closing the loop, which would wait for an item that ignores its cancellation
-        self._loop.call_later(self._grace, leaving.exit_by_signal, signal.SIGTERM)
+        self._timers.append(self._loop.call_later(self._grace, self._exit_by_sigterm))
         self._schedule_turn()
+
+    def _exit_by_sigterm(self) -> None:
+        leaving.exit_by_signal(signal.SIGTERM)
 
     def _end_lifespan_early(self) -> None:
         """WORKER-10, for a worker that gets SIGTERM."""
@@ -284,17 +322,41 @@ class WorkerEngine:
         if self._starter is None:
             self.cut_off = True
             lifespan.cancel()
-        self._loop.call_later(self._grace * 2 / 3, lifespan.leave)
+        self._timers.append(self._loop.call_later(self._grace * 2 / 3, lifespan.leave))
 
     def _finish(self) -> None:
-        """Nothing is left to run: stop the loop, after the lifespan was left."""
+        """Nothing is left to start: when all has ended, leave the lifespan and stop the loop."""
+        if self._running:
+            self._report_what_holds()
+            return
         lifespan = self._lifespan
         if lifespan is None or lifespan.done:
-            self._loop.stop()
+            self._stop()
         elif not self._leaving_lifespan:
             self._leaving_lifespan = True
             leaving.announce_lifespan_end(self._link)
             lifespan.leave()
+
+    def _stop(self) -> None:
+        self._loop.stop()
+
+    def _report_what_holds(self) -> None:
+        """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""
+        if self.terminated or not (self._streams or self._threads):
+            return
+        in_threads = 0
+        for task, place in self._running.items():
+            if place is not None and place[0] in self._streams:
+                continue
+            if self._threads is None or task not in self._given_up:
+                return
+            in_threads += 1
+        if self._threads is not None and in_threads > self._threads.busy:
+            return  # some clean up, on the loop
+        held_by = len(self._running) - in_threads, in_threads
+        if held_by != self._held_by:
+            self._held_by = held_by
+            leaving.announce_held(self._link, held_by[0])
 
     def _on_lifespan_left(self) -> None:
         if not self._closing:
@@ -310,8 +372,8 @@ class WorkerEngine:
             return
         self._retiring = self._refuses = True
         self._link.send(Kind.RETIRING, payload=[why.encode()])
-        for chunk in list(self._chunks.values())[self._in_burst :][::-1]:
-            del self._chunks[chunk.chunk_id]
+        while len(self._chunks) > self._in_burst:
+            chunk = self._chunks.pop()
             self._return(chunk.chunk_id, chunk.next, len(chunk.items) - chunk.next)
         self._link.flush()
 
@@ -357,14 +419,12 @@ class WorkerEngine:
             raise CorruptHeaderError(f"a chunk of mode {flags}")
         if timed and self._limits is None:
             self._limits = self._make_limits()
-        items, failures = _accel.decode_items(payload, count)
+        items, failures = decode_items(payload, count)
         func = self._functions[function]
         if mode == STREAM:
             func = unwrapped(func)  # a generator runs on the loop
             mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
-        self._chunks[chunk_id] = ReceivedChunk(
-            chunk_id, mode, func, items, failures or {}, timed=timed
-        )
+        self._chunks.append(ReceivedChunk(chunk_id, mode, func, items, failures or {}, timed))
         self._advertised_free = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
@@ -408,10 +468,12 @@ class WorkerEngine:
         self, chunk_id: int, timed: bool, values: Any, ahead: int
     ) -> Coroutine[Any, Any, int]:
         """The coroutine of an item that is a generator."""
-        from .streams import Channel, run_stream
+        from .streams import Batch, Channel, run_stream
 
         clock = self._limits.clock() if timed and self._limits is not None else None
-        channel = Channel(self._loop, self._link, chunk_id, ahead, clock)
+        if self._batch is None:
+            self._batch = Batch(self._link)
+        channel = Channel(self._loop, self._batch, chunk_id, ahead, clock)
         self._streams[chunk_id] = channel
         return run_stream(values, channel, partial(self._streams.pop, chunk_id, None))
 
@@ -429,7 +491,7 @@ class WorkerEngine:
         elif task is not None:
             self._given_up.add(task)
             task.cancel()
-        elif (chunk := self._chunks.get(chunk_id)) is not None:
+        elif (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())
 
     def _on_cancel_range(self, chunk_id: int, offsets: range) -> None:
@@ -443,8 +505,19 @@ class WorkerEngine:
         self._given_up.update(running)
         for task in running:
             task.cancel()
-        if (chunk := self._chunks.get(chunk_id)) is not None:
+        if (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.skip(offsets)
+
+    def _waiting_chunk(self, chunk_id: int) -> ReceivedChunk | None:
+        """The chunk of this id, if it has items that are not started.
+
+        The id is the number of the first item, so the ids of the chunks that wait ascend.
+        """
+        from bisect import bisect_left  # here: a start does not need it
+
+        chunks = self._chunks
+        at = bisect_left(chunks, chunk_id, key=attrgetter("chunk_id"))
+        return chunks[at] if at < len(chunks) and chunks[at].chunk_id == chunk_id else None
 
     # -- running -------------------------------------------------------------------------------
 
@@ -471,7 +544,7 @@ class WorkerEngine:
         while chunks and len(self._running) < self._concurrency and not link.congested:
             if self._running:
                 deadline = min(deadline, begun + BURST_NS)
-            chunk = next(iter(chunks.values()))
+            chunk = chunks[0]
             if (chunk.timed or self._threads is not None) and self._must_wait(chunk):
                 break
             if not self._advance(chunk, deadline):
@@ -479,15 +552,17 @@ class WorkerEngine:
                 break
             # `chunks` is empty if an item ran the loop inside its call, and SIGTERM arrived there
             if chunk.next >= len(chunk.items) and chunks:
-                chunks.popitem(last=False)
+                chunks.popleft()
         if self._running:
             self._ask_for_more()
         self._results.publish()
-        if self._closing and not chunks and not self._running and not link.congested:
+        if self._closing and not chunks and not link.congested:
             self._finish()
 
     def _must_wait(self, chunk: ReceivedChunk) -> bool:
         """Whether nothing of a chunk can start until another item has ended."""
+        if chunk.next in chunk.failures:  # it needs neither thread nor entry (THREAD-1)
+            return False
         if chunk.timed and self._limits is not None and self._limits.full:
             return True
         return self._threads is not None and self._threads.must_wait(chunk.func)  # THREAD-1
@@ -524,7 +599,7 @@ class WorkerEngine:
         if chunk.timed and self._limits is not None:
             self._limits.end_first_step()  # LIMITS-1: all that has ended is in the journal
         del outcome  # an exception and this frame would keep each other alive
-        return bool(status != _accel.DONE or end > at)
+        return bool(status != DONE or end > at)
 
     def _fail(
         self, chunk: ReceivedChunk, offset: int, func: Callable[..., Any], error: BaseException

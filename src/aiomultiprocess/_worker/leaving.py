@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from .._transport.link import Link
 
 #: Modules whose frames begin the stack of every thread, and do not say what it does.
-_STARTING = frozenset({"threading", "concurrent.futures.thread"})
-#: The function in which a thread of an executor waits for its next call.
-_IDLE = "concurrent.futures.thread._worker"
+_STARTING = frozenset({"threading", "concurrent.futures.thread", "aiomultiprocess._worker.threads"})
+#: The functions in which a thread of an executor, or of this worker, waits for its next call.
+_IDLE = frozenset(
+    {"concurrent.futures.thread._worker", "aiomultiprocess._worker.threads.Threads._serve"}
+)
+#: How the names of a worker's threads for plain functions begin (threads.py).
+THREAD_NAME = "aiomultiprocess-thread-"
 
 
 def exit_by_signal(signum: int) -> None:
@@ -49,6 +53,14 @@ def announce_exit(link: Link) -> str:
     link.send(Kind.LEAVING, payload=[threads.encode("utf-8", "replace")] if threads else ())
     link.flush()
     return threads
+
+
+def announce_held(link: Link, streams: int) -> None:
+    """Tell the parent that only streams, or else threads, delay the exit (WORKER-12)."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+    payload = [] if streams else [_described(threads).encode("utf-8", "replace")]
+    link.send(Kind.HELD, count=streams, payload=payload)
+    link.flush()
 
 
 def ignore_sigterm(loop: asyncio.AbstractEventLoop) -> None:
@@ -76,9 +88,12 @@ def threads_left() -> str:
 
     Idle threads of an executor are left out: they end as soon as the interpreter exits.
     """
-    left = [thread for thread in threading.enumerate() if _delays_exit(thread)]
-    frames = sys._current_frames() if left else {}
-    described = ((thread.name, _running_in(frames.get(thread.ident or 0))) for thread in left)
+    return _described([thread for thread in threading.enumerate() if _delays_exit(thread)])
+
+
+def _described(threads: list[threading.Thread]) -> str:
+    frames = sys._current_frames() if threads else {}
+    described = ((thread.name, _running_in(frames.get(thread.ident or 0))) for thread in threads)
     return ", ".join(f"{name!r} (in {where})" for name, where in described if where)
 
 
@@ -92,7 +107,7 @@ def _running_in(frame: FrameType | None) -> str:
     `frame` is the thread's innermost frame.
     """
     found = "" if frame is None else _name_of(frame)
-    if found == _IDLE:
+    if found in _IDLE:
         return ""
     while frame is not None:
         if frame.f_globals.get("__name__") not in _STARTING:

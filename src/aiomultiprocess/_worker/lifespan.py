@@ -9,7 +9,7 @@ LIFESPAN-1  One task enters the context manager, waits, and leaves it: cancel sc
     demand this. Besides items, it is the only task in `asyncio.all_tasks()`.
 LIFESPAN-2  `on_entered` is called in the context of that task. The engine makes the starter there,
     so items see the context variables that entering has set.
-LIFESPAN-3  What the context manager raises stays here: `enter` raises it again, or it is logged.
+LIFESPAN-3  What the context manager raises stays here: `check` raises it again, or it is logged.
 """
 
 from __future__ import annotations
@@ -45,17 +45,20 @@ class Lifespan:
         self._loop = loop
         self._make = make
         self._on_left = on_left
+        self.settled = loop.create_future()  # when it is entered, or has failed
         self._entered = False
-        self._settled = loop.create_future()  # entered, or failed
+        self._killed = False
         self._leaving = loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
 
     def enter(self, on_entered: Callable[[], object]) -> None:
-        """Run the loop until the context manager is entered; raises its error."""
+        """Begin to enter the context manager; call `check` when it is `settled`."""
         # LIFESPAN-1; not by the loop's task factory, which is the user's
         self._task = asyncio.Task(self._live(on_entered), loop=self._loop, name=NAME)
-        self._loop.run_until_complete(self._settled)
+
+    def check(self) -> None:
+        """Raise the error of a context manager that could not be entered."""
         error, self._error = self._error, None
         if issubclass(type(error), asyncio.CancelledError):  # which would end who waits for a call
             raise RuntimeError("the lifespan was cancelled while it was entered") from error
@@ -75,20 +78,26 @@ class Lifespan:
         if self._task is not None and not self._entered:
             self._task.cancel()
 
+    def kill(self) -> None:
+        """Cancel it whatever it does: a worker that is no process is killed."""
+        if self._task is not None and not self.done:
+            self._killed = True
+            self._task.cancel()
+
     async def _live(self, on_entered: Callable[[], object]) -> None:
         try:
             async with _checked(self._make()) as self.state:
                 on_entered()  # LIFESPAN-2
                 self._entered = True
-                self._settled.set_result(None)
+                self.settled.set_result(None)
                 await self._leaving
         except BaseException as error:  # noqa: BLE001 - the user's code, LIFESPAN-3
             self._on_error(error)
         self.done = True
-        if not self._settled.done():
-            self._settled.set_result(None)
+        if not self.settled.done():
+            self.settled.set_result(None)
         if self._entered:
-            if not self._leaving.done():
+            if not self._leaving.done() and not self._killed:
                 log.error("the lifespan of this worker has ended by itself; the worker is replaced")
             self._on_left()
 

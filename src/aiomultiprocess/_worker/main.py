@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import current_process
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _accel
 from .._processes import copies, loops
@@ -24,13 +24,13 @@ from .._processes.startup import accept_interrupts, collect_garbage
 from .._transport.link import ChildEnd, Link
 from .._wire import exceptions
 from . import leaving, watchdog
-from .engine import WorkerEngine
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Protocol
 
     from .._processes.context_variables import NamedVariable
+    from .engine import WorkerEngine
 
     class StartChoice(Protocol):
         """How the parent pickles what pickle refuses (_parent/serializers.py)."""
@@ -132,15 +132,20 @@ class ThisWorker:
 this_worker: ThisWorker | None = None
 
 
+def load_engine() -> type[WorkerEngine]:
+    """The class of the engine; a parent imports it only if it forks, so that its copies have it."""
+    from .engine import WorkerEngine
+
+    return WorkerEngine
+
+
 def main(spec: WorkerSpec) -> None:
     """Run one worker until its parent closes it, terminates it, or dies."""
+    load_engine()
     # Ctrl-C reaches the whole process group: the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     failure = spec.load()
-    if spec.serializer is not None:
-        from .._wire import serializing  # here: few pools need it (SERIAL-1)
-
-        serializing.chosen = spec.serializer
+    use_serializer(spec.serializer)
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()
@@ -156,7 +161,7 @@ def main(spec: WorkerSpec) -> None:
         copies.end()
     if watch_in is not None:
         watch_in(loop)
-    engine = make_engine(spec, loop, link)
+    engine = make_engine(load_engine(), spec, loop, link)
     finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
     copies.protect(engine, watch_again, loop)
     set_this_worker(spec.index, engine)
@@ -184,6 +189,14 @@ def main(spec: WorkerSpec) -> None:
         current_process().ends_at_once = True  # type: ignore[attr-defined]
 
 
+def use_serializer(serializer: Any) -> None:
+    """Let this serializer take what pickle refuses; None: the default."""
+    if serializer is not None:
+        from .._wire import serializing  # here: few pools need it (SERIAL-1)
+
+        serializing.chosen = serializer
+
+
 def features_of(spec: WorkerSpec) -> tuple[list[type[WorkerEngine]], dict[str, Any]]:
     """The base classes of an engine, and the attributes that these need."""
     features: list[type[WorkerEngine]] = []
@@ -201,11 +214,16 @@ def features_of(spec: WorkerSpec) -> tuple[list[type[WorkerEngine]], dict[str, A
     return features, attributes
 
 
-def make_engine(spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link) -> WorkerEngine:
-    """The engine with the features that the pool uses."""
+EngineT = TypeVar("EngineT", bound="WorkerEngine")
+
+
+def make_engine(
+    base: type[EngineT], spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link
+) -> EngineT:
+    """An engine of this class with the features that the pool uses."""
     features, attributes = features_of(spec)
-    kind = type("FullWorkerEngine", tuple(features), attributes) if features else WorkerEngine
-    engine: WorkerEngine = kind(
+    kind: Any = type("FullWorkerEngine", (*features, base), attributes) if features else base
+    engine: EngineT = kind(
         loop, link, spec.concurrency, spec.exception_handler, spec.grace, spec.threads
     )
     return engine

@@ -45,7 +45,7 @@ class ResultSender:
     ) -> None:
         self._link = link
         self._exception_handler = exception_handler
-        self._journal = _accel.Journal(link.journal)
+        self._journal = _accel.Journal(journal.parts_of(link.journal)[0])
         self._next: tuple[int, int] | None = None  # the item that extends the entry of `add`
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class ResultSender:
         chunk_id: int,
         offset: int,
         error: BaseException,
-        stage: Stage | None = None,
+        stage: int | None = None,
         *,
         refused: bool = False,
         given_up: bool = False,
@@ -161,7 +161,8 @@ class ResultSender:
 
     def _send_kept(self, chunk_id: int, offset: int, count: int, error: Exception) -> None:
         """Send the results of an entry that the journal has; the other items fail (RESULTS-2)."""
-        for kind, *place, kept, payload in journal.read(self._link.journal):
+        results, _ = journal.parts_of(self._link.journal)
+        for kind, *place, kept, payload in journal.read(results):
             if place == [chunk_id, offset]:
                 self._link.send(
                     kind, count=kept, chunk_id=chunk_id, offset=offset, payload=[bytes(payload)]
@@ -177,7 +178,7 @@ def cancellation() -> bytes:
     return exceptions.dump_exception(asyncio.CancelledError(), _accel.dumps)
 
 
-def _dumped(error: BaseException, stage: Stage | None) -> bytes:
+def _dumped(error: BaseException, stage: int | None) -> bytes:
     if type(error) is UnsendableError:
         cause = error if error.__cause__ is None else error.__cause__
         return exceptions.dump_exception(cause, _accel.dumps, Stage.RESULT, str(error))

@@ -9,6 +9,9 @@ STREAM-4  A value is encoded when the generator yields it, as a result is when i
     Values of one turn leave in one frame; so do those of `BURST_NS`, if the generator computes.
 STREAM-5  A generator that finds its values unread waits; one that does not suspend lets other items
     run every `BURST_NS`. Neither is time of its limit (limits.py, LIMITS-3).
+STREAM-6  Values outlive the process before the generator is asked for the next: they wait in a part
+    of the journal, of one stream at a time, until they are sent (_wire/journal.py, JOURNAL-6). As
+    with results, one that fits neither there nor into a congested link waits in this process.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _accel
 from .._pure import tasks
-from .._wire import serializing
+from .._wire import journal, serializing
 from .._wire.frames import Kind
 from ..types import shown
 
@@ -29,8 +32,50 @@ if TYPE_CHECKING:
     from .._transport.link import Link
     from .limits import ValueClock
 
-BATCH_BYTES = 16 << 10  # of values that wait for the end of the turn
+BATCH_BYTES = 16 << 10  # of values, where they cannot be shared any more
 BURST_NS = 500_000  # nanoseconds (STREAM-4, STREAM-5)
+
+
+class Batch:
+    """The values of one stream at a time that are not sent yet (STREAM-6)."""
+
+    def __init__(self, link: Link) -> None:
+        self.owner: Channel | None = None
+        self.append: Callable[[object], bool]
+        self._link = link
+        self._use(journal.parts_of(link.journal)[1])
+
+    def _use(self, memory: memoryview) -> None:
+        self._journal = _accel.Journal(memory)
+        self.append = self._journal.append
+
+    def begin(self, channel: Channel) -> None:
+        """Take the values of a channel from now on; those of another are sent."""
+        if self.owner is not None:
+            self.owner.flush()
+        self._journal.begin(channel.chunk_id, channel.count)
+        self.owner = channel
+
+    def send(self, channel: Channel) -> None:
+        """Send the values of the owner."""
+        self.owner = None
+        chunk_id, _, count, payload = self._journal.take()
+        if count:
+            channel.count += count
+            self._link.send(Kind.VALUES, count=count, chunk_id=chunk_id, payload=payload)
+            self._link.flush()
+        if not self._link.congested:  # JOURNAL-3
+            self._journal.reset()
+
+    def close(self) -> None:
+        """Release the memory, which is the link's."""
+        self.owner = None
+        self._journal.close()
+
+    def abandon(self) -> None:
+        """In a copy of the worker, whose generator may go on for a while: share nothing."""
+        self.close()
+        self._use(memoryview(bytearray(BATCH_BYTES)))
 
 
 class Channel:
@@ -39,21 +84,18 @@ class Channel:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        link: Link,
+        batch: Batch,
         chunk_id: int,
         ahead: int,
         clock: ValueClock | None,
     ) -> None:
-        self.count = 0  # values in all
+        self.count = 0  # values that were sent
+        self.chunk_id = chunk_id
         self.clock = clock  # if it has a time limit
         self._loop = loop
-        self._link = link
-        self._chunk_id = chunk_id
+        self._batch = batch
         self._room = ahead  # values that may be produced now
         self._waiter: asyncio.Future[None] | None = None
-        # a journal encodes value by value; of this one only the payload is used
-        self._batch = _accel.Journal(memoryview(bytearray(BATCH_BYTES)))
-        self._batched = 0
         self._since = time.monotonic_ns()  # the generator has run, without others, since then
 
     def pull(self, count: int) -> None:
@@ -64,17 +106,13 @@ class Channel:
 
     async def put(self, value: object) -> None:
         """Send a value, and wait as long as too many are unread."""
-        if not self._batched:
-            self._batch.begin(self._chunk_id, 0)
+        if self._batch.owner is not self:
+            self._batch.begin(self)
+            self._loop.call_soon(self.flush)
         try:
             fits = self._append(value)
         except BaseException as error:
-            if not self._batched:
-                self._batch.take()
             raise tasks.unsendable(value, error) from error
-        self._batched += 1
-        if self._batched == 1:
-            self._loop.call_soon(self.flush)
         self._room -= 1
         if not fits:
             self.flush()
@@ -108,14 +146,8 @@ class Channel:
 
     def flush(self) -> None:
         """Send the values that wait."""
-        if not self._batched:
-            return
-        count, self._batched = self._batched, 0
-        *_, payload = self._batch.take()
-        self._batch.reset()
-        self.count += count
-        self._link.send(Kind.VALUES, count=count, chunk_id=self._chunk_id, payload=payload)
-        self._link.flush()
+        if self._batch.owner is self:
+            self._batch.send(self)
 
 
 async def run_stream(values: Any, channel: Channel, on_end: Callable[[], object]) -> int:

@@ -5,9 +5,11 @@ thread of the worker, and `wait_for_thread` waits for it on the loop. The engine
 if its pool has threads.
 
 THREAD-1  An item starts when a thread takes it: while none is free, the engine starts neither it
-    nor an item behind it (engine.py, WORKER-1).
+    nor an item behind it (engine.py, WORKER-1). An item that is given up meanwhile is answered in
+    its turn, without a thread, and does not hold up those behind it.
 THREAD-2  A thread cannot be interrupted. An item that is cancelled ends, by that cancellation, when
-    its thread has returned; until then it keeps its slot.
+    its thread has returned; until then it keeps its slot. A worker that is to exit does not
+    wait for it longer than the grace period (engine.py, WORKER-12).
 THREAD-3  Only the call runs in the thread, in a copy of the item's context. An awaitable that it
     returns is awaited on the loop, and so is every answer written there.
 """
@@ -24,6 +26,7 @@ from typing import Any, TypeAlias
 
 from .._processes import copies
 from .functions import Stateful, Wrapper
+from .leaving import THREAD_NAME
 
 #: A call, and the future that gets its value and error.
 Job: TypeAlias = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
@@ -41,7 +44,7 @@ class Threads:
         self._loop = loop
         self._limit = limit
         self._started = 0
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -57,17 +60,20 @@ class Threads:
         future: asyncio.Future[Outcome] = self._loop.create_future()
         if self.busy == self._started:
             number = self._started + 1
-            threading.Thread(
-                target=self._serve, name=f"aiomultiprocess-thread-{number}", daemon=True
-            ).start()
+            threading.Thread(target=self._serve, name=f"{THREAD_NAME}{number}", daemon=True).start()
             self._started = number
         self.busy += 1
         self._jobs.put((future, call))
         return future
 
+    def close(self) -> None:
+        """End the threads, each when its call has returned."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+
     def _serve(self) -> None:
-        while True:
-            future, call = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
+            future, call = job
             outcome = _outcome_of(call)
             if copies.is_copy():  # the call has forked, and returned in the copy (COPY-2)
                 copies.end()
@@ -75,7 +81,7 @@ class Threads:
                 self._loop.call_soon_threadsafe(self._finish, future, outcome)
             except RuntimeError:  # the worker ends, and its loop is closed
                 return
-            del future, call, outcome  # or this frame would keep them until the next call
+            del job, future, call, outcome  # or this frame would keep them until the next call
 
     def _finish(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         self.busy -= 1

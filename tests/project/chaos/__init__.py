@@ -30,4 +30,9 @@ CHAOS-10  A stream is one task. Its reader gets each value in its place, up to t
     error which is the stream's outcome.
 CHAOS-11  The number of workers changes at random, and so does their memory, beyond their limit: no
     task is lost or run again by that.
+CHAOS-12  A task runs within the lifespan of its worker, and no two workers have entered one with
+    the same index: each locks a file of that number. A worker that finds it otherwise exits by a
+    code that nothing explains (CHAOS-5).
+CHAOS-13  A task sees the context variable of its submitter, and of no other: it returns the value.
+CHAOS-14  At the end the pool's statistics have no task that waits or runs.
 """

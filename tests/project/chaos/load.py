@@ -13,6 +13,7 @@ from chaos.accounts import DEAF, Accounts, Outcome
 from chaos.tasks import (
     AMPLE,
     LIMIT,
+    MARK,
     Task,
     plain_values,
     run_async,
@@ -76,6 +77,8 @@ class Load:
             self.values: 8,
             self.limited_values: 3,
             self.grown: 2,
+            self.submitted: 10,
+            self.contextual: 8,
         }
 
     async def run(self, until: float, crowded: float) -> None:
@@ -310,6 +313,29 @@ class Load:
     async def grown(self, rng: random.Random) -> None:
         """A task that leaves its worker larger (CHAOS-11)."""
         await self._call(self._accounts.new("grow", None), rng.random() < 0.2)
+
+    async def submitted(self, rng: random.Random) -> None:
+        """Futures of `submit`, of which some are cancelled."""
+        func = rng.choice([star_sync, star_async])
+        mix = ASYNC if func is star_async else SYNC
+        tasks = [self._draw(rng, mix) for _ in range(_size(rng, 30))]
+        calls = [self._pool.submit(func, *task) for task in tasks]
+        await asyncio.sleep(rng.expovariate(50))
+        for call in calls:
+            if rng.random() < 0.2:
+                call.cancel()
+        for task, call in zip(tasks, calls, strict=True):
+            self._judge_cancelled(task, await _ending(call))
+
+    async def contextual(self, rng: random.Random) -> None:
+        """Tasks that return the value of a context variable (CHAOS-13)."""
+        mark = rng.getrandbits(32)
+        MARK.set(mark)
+        func = rng.choice([run_sync, run_async, star_sync, star_async])
+        tasks = [self._accounts.new("context", mark) for _ in range(_size(rng, 100))]
+        result = self._submit(func, tasks)
+        MARK.set(-2)
+        await self._each(result, tasks)
 
     # -- parts of them -----------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ async def _run(options: Options, folder: Path) -> Report:
         maxmemoryperchild=MEMORY,
         grace=GRACE,
         backend=options.backend,
+        lifespan=tasks.Living(str(folder)),
+        contextvars=[tasks.MARK],
         serializer="pickle",  # which refuses what tasks of some kinds send and return
     )
     census, meter = Census(pool, accounts), Meter(pool, folder, trim=options.trim)
@@ -85,7 +87,10 @@ async def _run(options: Options, folder: Path) -> Report:
     logging.getLogger().removeHandler(complaints)
     meter.stop()
     verdict = accounts.close()
-    counted, found = pool.stats().timed_out, verdict.outcomes[Outcome.TIMED_OUT]
+    stats = pool.stats()
+    if stats.waiting or stats.running:  # CHAOS-14
+        verdict.fault(f"{stats.waiting} tasks wait and {stats.running} run after the end")
+    counted, found = stats.timed_out, verdict.outcomes[Outcome.TIMED_OUT]
     if counted != found:  # CHAOS-9
         verdict.fault(f"the pool counts {counted} tasks over their limits, there were {found}")
     if census.deaths[OVER_LIMIT] > accounts.deaf:

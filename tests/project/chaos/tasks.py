@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ctypes
 import faulthandler
+import fcntl
 import os
 import resource
 import signal
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
+
+from aiomultiprocess import current_worker
 
 RECORD = struct.Struct("=Q")
 EXIT_CODE = 7  # of a worker that a task ends by os._exit
@@ -24,7 +29,11 @@ AMPLE = 60.0  # seconds: of those that may not
 
 Task = tuple[int, str, Any]  # its number, what it does, and a value that it returns
 
+MARK: contextvars.ContextVar[int] = contextvars.ContextVar("MARK", default=-1)  # CHAOS-13
+WRONG = 99  # the exit code of a worker that finds what must not be (CHAOS-12)
+
 _journal = -1
+_alive = False  # the lifespan is entered
 _kept: list[bytes] = []
 
 
@@ -36,7 +45,33 @@ def prepare(journal: str) -> None:
     faulthandler.register(SHOW_STACKS, all_threads=True)
 
 
+class Living:
+    """The lifespan of each worker (CHAOS-12)."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    @contextlib.asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        global _alive
+        lock = os.open(Path(self.folder, f"index {current_worker().index}"), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os._exit(WRONG)
+        await asyncio.sleep(0)
+        _alive = True
+        try:
+            yield
+        finally:
+            _alive = False
+            await asyncio.sleep(0)
+            os.close(lock)
+
+
 def note(number: int) -> None:
+    if not _alive:
+        os._exit(WRONG)
     os.write(_journal, RECORD.pack(number))  # CHAOS-2
 
 
@@ -45,6 +80,8 @@ def behave(number: int, what: str, value: Any) -> Any:
         raise ValueError(number, value)
     if what == "stay":
         return lambda: number
+    if what == "context":
+        return number, MARK.get()
     if what == "segfault":
         ctypes.string_at(0)
     if what == "block":
