@@ -217,6 +217,11 @@ async def what_pickle_refuses() -> None:
         assert await pool.map(lambda number: number + offset, [1, 2]) == [8, 9]
 
 
+async def debugging() -> None:
+    async with Pool(backend="inline") as pool:
+        assert await pool.apply(os.getpid) == os.getpid()  # the task runs in this process
+
+
 async def noted(number: int) -> int:
     logging.getLogger("pages").info("page %d", number)
     return number
@@ -251,6 +256,7 @@ async def main() -> None:
         await memory_limits()
     if find_spec("cloudpickle"):
         await what_pickle_refuses()
+    await debugging()
     await logs()
 
 

@@ -320,7 +320,6 @@ INTERNAL = [
 
 #: Texts that a call puts together elsewhere: of each, where the suite sees its text on the page.
 COMPOSED = {
-    ("AttributeError", "text"): "_legacy.py, tried below",
     ("WorkerLostError", "task_label(owner, handle)"): "its __str__, tried below",
     ("WorkerLostError", "self.function.label"): "its __str__",
     ("WorkerLostError", "what"): "its __str__",
@@ -366,14 +365,6 @@ def test_every_text_that_is_put_together_elsewhere_is_known() -> None:
     assert {(unknown.kind, unknown.code) for unknown in UNKNOWN} == COMPOSED.keys()
 
 
-def legacy() -> BaseException:
-    import aiomultiprocess
-
-    with pytest.raises(AttributeError) as caught:
-        aiomultiprocess.Pool(1).queues  # type: ignore[attr-defined] # noqa: B018
-    return caught.value
-
-
 def no_guard() -> BaseException:
     from aiomultiprocess._processes.spawn import NO_GUARD
 
@@ -389,7 +380,6 @@ def test_the_page_of_errors_has_no_message_that_is_gone() -> None:
         TaskTimeoutError("main.f", 0.5),
         TaskTimeoutError("main.f", 0.5, killed=True),
         PoolTerminatedError("the pool was terminated"),
-        legacy(),
         no_guard(),
     ]
     for heading in set(headings()) - texts:
