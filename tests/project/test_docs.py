@@ -21,12 +21,14 @@ import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 
 import messages
 from aiomultiprocess import PoolTerminatedError, TaskTimeoutError, WorkerLostError
+from aiomultiprocess.prometheus import PoolCollector
 from conftest import ROOT
 from test_examples import EXAMPLES, ON_POSIX, run
 
@@ -258,6 +260,16 @@ def test_an_image_is_of_a_python_that_is_supported_and_copies_an_example(block: 
     assert f'CMD ["python", "{name}"]' in block
     imported = set(re.findall(r"^(?:from|import) (\w+)", PROGRAMS[name], re.MULTILINE))
     assert imported - sys.stdlib_module_names == set(packages.split())
+
+
+def test_the_reference_lists_every_metric() -> None:
+    listed = re.findall(r"^\| `(aiomultiprocess_\w+)`", PAGES["docs/reference/statistics.md"], re.M)
+    no_pool = Mock(spec=["stats", "_engine"])
+    names = {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name
+        for metric in PoolCollector(no_pool).describe()
+    }
+    assert set(listed) == names
 
 
 # -- links and length ------------------------------------------------------------------------------
