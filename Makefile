@@ -5,6 +5,7 @@
 #   make test      build the extension, require it, run the suite over both backends
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
+#   make docs      the site, into build/site; make docs-serve shows it
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
 
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
 .PHONY: demo cluster-demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
-  lint typecheck workflows wheels format bench compare clean
+  lint typecheck workflows wheels format bench compare docs docs-serve changelog clean
 
 demo: $(VENV)/.demo
 	@echo "running examples/demo.py $(ARGS)"
@@ -69,16 +70,22 @@ verify-stress:
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell src amp_ext tests docs examples benchmarks changes .github .ci *.md *.toml *.cff Makefile setup.py
 
 typecheck: $(VENV)/.tools
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32 src
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/public/typing_usage.py
 
-# The workflows against their schema and against zizmor's audits, and cibuildwheel's settings.
+# Workflows, issue forms and the like against their schemas and zizmor's audits, and cibuildwheel's settings.
 workflows: $(VENV)/.tools
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	  $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/pre-commit validate-config
 	$(BIN)/zizmor --offline --no-progress .github
 	for platform in linux macos; do \
 	  $(BIN)/cibuildwheel --print-build-identifiers --platform $$platform || exit 1; done
@@ -99,6 +106,20 @@ bench: $(VENV)/.bench
 compare: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
+# The site, from docs/: warnings are errors. DOCS_ONLINE=1 links the names of other projects.
+SITE ?= build/site
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html \
+	  -d $(VENV)/build/doctrees docs $(SITE)
+	@echo "the site is in $(SITE)"
+
+docs-serve: docs
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) 8000
+
+# What the fragments in changes/ would add to the changelog; `towncrier build` does it.
+changelog: $(VENV)/.tools
+	$(BIN)/towncrier build --draft --version next
+
 clean:
 	rm -rf .venv build dist wheelhouse *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
@@ -114,7 +135,7 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
-	touch $(VENV)/.demo $@
+	touch $(VENV)/.demo $(VENV)/.docs $@
 
 # The demo needs two packages, and the library itself; what `make test` has installed will do.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
@@ -131,6 +152,12 @@ $(VENV)/.cluster: $(VENV)/.demo
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	touch $@
+
+# What the site needs: Sphinx, and the library, whose docstrings it shows; `.installed` has both.
+$(VENV)/.docs: $(VENV)/.made $(SOURCES)
+	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.installed

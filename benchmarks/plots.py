@@ -16,6 +16,19 @@ Drawn = list[tuple[str, str]]
 
 OURS = {"shm": "#1565c0", "pipe": "#64b5f6"}
 LIMIT, OTHER = "#9e9e9e", "#ef9a9a"
+#: Of the lines of peers; no blue, which is ours.
+LINES = [
+    "#ef6c00",
+    "#2e7d32",
+    "#8e24aa",
+    "#6d4c41",
+    "#d81b60",
+    "#546e7a",
+    "#afb42b",
+    "#00838f",
+    "#c62828",
+]
+SIZE = (5.2, 3.6)  # inches: narrow, so that a phone can show them
 SIZES = {"64k": 1 << 16, "1m": 1 << 20, "64m": 1 << 26}
 
 
@@ -32,9 +45,9 @@ def draw(found: dict[str, Any], folder: Path) -> Drawn:
     results: Results = found["results"]
     drawn = []
     for name, title, picture in PICTURES:
-        figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
         if picture(axes, results):
-            axes.set_title(title, loc="left", fontsize=11)
+            figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11)
             axes.spines[["top", "right"]].set_visible(False)
             figure.savefig(folder / name, metadata={"Date": None, "Creator": None})
             drawn.append((name, title))
@@ -42,8 +55,10 @@ def draw(found: dict[str, Any], folder: Path) -> Drawn:
     return drawn
 
 
-def bars(axes: "Axes", results: Results, workload: str, metric: str, label: str) -> bool:
+def bars(axes: "Axes", results: Results, workload: str, metric: str, unit: str) -> bool:
     """One bar for each peer, the best on top."""
+    from matplotlib import ticker
+
     got = [
         (figure, peer)
         for peer in results.get(workload, {})
@@ -54,9 +69,17 @@ def bars(axes: "Axes", results: Results, workload: str, metric: str, label: str)
     )
     got.sort(reverse=less_is_better)
     colours = [OURS.get(peer, LIMIT if PEERS[peer].limit else OTHER) for _, peer in got]
-    axes.barh([PEERS[peer].title for _, peer in got], [figure for figure, _ in got], color=colours)
+    drawn = axes.barh(
+        [PEERS[peer].title for _, peer in got], [figure for figure, _ in got], color=colours
+    )
+    text = ticker.EngFormatter(unit=unit, places=0 if unit == "s" else 1)
+    axes.bar_label(drawn, [text(figure) for figure, _ in got], padding=3, fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel(label)
+    axes.margins(x=0.18)
+    axes.set_xticks([])
+    axes.minorticks_off()
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
     return bool(got)
 
 
@@ -67,6 +90,7 @@ def lines(
     peers = {peer for workload in points.values() for peer in results.get(workload, {})}
     if not peers:
         return False
+    axes.set_prop_cycle(color=LINES)
     for peer in (peer for peer in PEERS if peer in peers):
         got = {
             x: figure
@@ -80,20 +104,22 @@ def lines(
         axes.plot(list(got), heights, marker=".", label=PEERS[peer].title, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.legend(
+        fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.24), ncols=3, frameon=False
+    )
     return True
 
 
 def draw_map(axes: "Axes", results: Results) -> bool:
-    return bars(axes, results, "ints", "rate", "items a second")
+    return bars(axes, results, "ints", "rate", "/s")
 
 
 def draw_dicts(axes: "Axes", results: Results) -> bool:
-    return bars(axes, results, "dicts", "rate", "items a second")
+    return bars(axes, results, "dicts", "rate", "/s")
 
 
 def draw_apply(axes: "Axes", results: Results) -> bool:
-    return bars(axes, results, "apply", "p50", "seconds, median")
+    return bars(axes, results, "apply", "p50", "s")
 
 
 def draw_echo(axes: "Axes", results: Results) -> bool:
@@ -117,9 +143,9 @@ def draw_workers(axes: "Axes", results: Results) -> bool:
 
 
 PICTURES = (
-    ("map-ints.svg", "map of a trivial function over ints", draw_map),
-    ("map-dicts.svg", "map of a trivial function over 72-byte dicts", draw_dicts),
-    ("apply.svg", "one apply after the other", draw_apply),
+    ("map-ints.svg", "map of a trivial function over ints, items a second", draw_map),
+    ("map-dicts.svg", "map of a trivial function over 72-byte dicts, items a second", draw_dicts),
+    ("apply.svg", "one apply after the other, median", draw_apply),
     ("echo.svg", "echo of bytes", draw_echo),
     ("items.svg", "map by the number of items", draw_items),
     ("workers.svg", "latency of apply by the number of workers", draw_workers),

@@ -12,6 +12,15 @@ from workloads import BY_ITEMS, BY_WORKERS, FIRST, MAIN, STREAMS, Metric, Worklo
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 README_OTHERS = "old", "multiprocessing"
+README_ROWS = frozenset(
+    [
+        "map, ints",
+        "map, 72-byte dicts",
+        "apply, one at a time, p50",
+        "items that await 10 ms, 2 x 16 at once",
+        "idle: wake-ups a second",
+    ]
+)
 
 
 def write(found: dict[str, Any], out: Path, readme: Path | None) -> None:
@@ -126,29 +135,20 @@ def best_other(results: Results, workload: Workload, metric: Metric) -> str:
     return f"{UNITS[metric.unit](got[peer])} ({heading(peer)})"
 
 
-def limit(found: dict[str, Any], workload: Workload, metric: Metric) -> str:
-    """The limits that say something about this row."""
-    cells = {
-        PEERS[peer].title: shown(found, workload, metric, peer)
-        for peer in ("ping_pong", "fresh_copy", "one_process")
-    }
-    return next((f"{cell} ({title})" for title, cell in cells.items() if cell), "")
-
-
 def short_table(found: dict[str, Any]) -> str:
     """For the README: this library, its forerunner, the standard library, the best of the rest."""
-    columns = ["shm", "pipe", *README_OTHERS]
+    columns = ["shm", *README_OTHERS]
     rows = [
         [
             metric.title,
             *(shown(found, workload, metric, peer) for peer in columns),
             best_other(found["results"], workload, metric),
-            limit(found, workload, metric),
         ]
         for workload, metric in rows_of(found, (*MAIN, FIRST))
+        if metric.title in README_ROWS
     ]
-    header = ["", *map(heading, columns), "best other peer", "limit"]
-    return f"{circumstances(found)}\n\n{table(header, rows)}\n\n{TWINS}"
+    header = ["", *map(heading, columns), "best other peer"]
+    return f"{table(header, rows)}\n\n{circumstances(found)} {TWINS}"
 
 
 TWINS = (
@@ -188,13 +188,16 @@ def whole_page(found: dict[str, Any], drawn: list[tuple[str, str]]) -> str:
     pictures = [f"![{title}](img/{name})" for name, title in drawn]
     sections = [
         "# Benchmarks",
-        "Made by `make bench`; not edited by hand. " + circumstances(found),
+        "This library beside its peers, and beside the limits of the machine, in one run. The best "
+        "is on top; grey bars are limits, and axes are logarithmic. "
+        "[What was tried, and what each figure is made of](performance.md).",
+        circumstances(found) + " Made by `make bench`; not edited by hand.",
+        *pictures,
         "## Goals",
         goal_table(goals(found)),
         "## Everything",
         whole_table(found, (*MAIN, FIRST), peers),
         TWINS,
-        *pictures,
         "## By the number of workers",
         whole_table(found, BY_WORKERS, peers),
         "## By the number of items",

@@ -1,9 +1,10 @@
-"""One function for each section of docs/guide.md, which shows them."""
+"""One function for each section of the how-to pages in docs/how-to, which show them."""
 
 import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import sqlite3
 import sys
 import time
@@ -17,6 +18,7 @@ from aiomultiprocess import (
     PoolTerminatedError,
     Progress,
     TaskTimeoutError,
+    WorkerLostError,
     current_worker,
 )
 
@@ -85,6 +87,18 @@ async def time_limits(pool: Pool) -> None:
     results = await pool.starmap(fetch, calls, task_timeout=1, return_exceptions=True)
     assert results[0] == "page 1"
     assert isinstance(results[1], TaskTimeoutError)
+
+
+async def fragile(number: int) -> int:
+    if number == 13:
+        os._exit(7)  # stands for a crash in C code, or for the out-of-memory killer
+    return number
+
+
+async def poison(pool: Pool) -> None:
+    results = await pool.map(fragile, range(20), retries=2, return_exceptions=True)
+    lost = [n for n, result in enumerate(results) if isinstance(result, WorkerLostError)]
+    assert lost == [13]  # its neighbours have run again, each alone in a worker
 
 
 async def priorities(pool: Pool) -> None:
@@ -203,6 +217,11 @@ async def what_pickle_refuses() -> None:
         assert await pool.map(lambda number: number + offset, [1, 2]) == [8, 9]
 
 
+async def debugging() -> None:
+    async with Pool(backend="inline") as pool:
+        assert await pool.apply(os.getpid) == os.getpid()  # the task runs in this process
+
+
 async def noted(number: int) -> int:
     logging.getLogger("pages").info("page %d", number)
     return number
@@ -225,7 +244,7 @@ async def main() -> None:
     async with Pool(2) as pool:
         for section in (as_they_come, errors_in_place, with_progress, cancelling, time_limits):
             await section(pool)
-        for section in (priorities, one_call, streams, statistics, sizes):
+        for section in (poison, priorities, one_call, streams, statistics, sizes):
             await section(pool)
         if find_spec("prometheus_client"):
             await prometheus(pool)
@@ -237,6 +256,7 @@ async def main() -> None:
         await memory_limits()
     if find_spec("cloudpickle"):
         await what_pickle_refuses()
+    await debugging()
     await logs()
 
 

@@ -61,7 +61,7 @@ def make_app(workers: int | None, concurrency: int) -> FastAPI:
         try:
             await asyncio.wait((call, gone), return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
-                return Response(status_code=499)  # which nobody reads
+                return Response(status_code=499)
             return call.result()
         except TaskTimeoutError:
             raise HTTPException(504, f"this takes more than {TASK_TIMEOUT:g} s") from None

@@ -166,8 +166,9 @@ class PoolExecutor(Executor):
         call sees the values that this thread has now.
 
         `Future.result()` raises what the function raised (its `__cause__` shows the traceback from
-        the worker), or
+        the worker), or one of these.
 
+        The future raises:
             BrokenProcessPool: the worker died during the call; this error is a WorkerLostError too,
                 and the executor goes on. Or no worker can be started, and nothing goes on.
             pickle.PicklingError: the function, an argument or the result cannot be sent.

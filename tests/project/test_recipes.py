@@ -1,4 +1,4 @@
-"""The recipes of the README hold under cancellation, refusals, threads and fork."""
+"""The recipes of the how-to pages hold under cancellation, refusals, threads and fork."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ import pytest
 from aiomultiprocess import Pool, set_start_method
 from conftest import FORK_WARNING
 from support import Meeting, lines
-from test_examples import README, run
+from test_docs import PAGES
+from test_examples import run
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 # -- a session for each worker ---------------------------------------------------------------------
 
 [RECIPE] = [
-    block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "holder" in block
+    block
+    for block in re.findall(r"```python\n(.*?)```", PAGES["docs/how-to/resources.md"], re.DOTALL)
+    if "holder" in block
 ]
 
 # The recipe, word for word, with a connection whose opening awaits in the place of the session.
@@ -78,8 +81,8 @@ class Sessions:
     def __init__(self, folder: Path, port: int) -> None:
         self.path = folder / "sessions"
         source = CONNECTIONS.replace("PORT", str(port)).replace("PATH", repr(str(self.path)))
-        (folder / "recipe_of_readme.py").write_text(source)
-        self.use: Any = importlib.import_module("recipe_of_readme").use
+        (folder / "recipe_of_a_page.py").write_text(source)
+        self.use: Any = importlib.import_module("recipe_of_a_page").use
 
     def count(self, what: str) -> int:
         return sum(line.startswith(what) for line in lines(self.path))
@@ -89,7 +92,7 @@ class Sessions:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    sys.modules.pop("recipe_of_readme", None)
+    sys.modules.pop("recipe_of_a_page", None)
 
 
 @pytest.mark.row("G77")
@@ -186,7 +189,7 @@ async def test_numpys_global_stream_is_the_same_in_forked_workers_and_no_other_i
 
 @FORK_WARNING
 @pytest.mark.row("G79")
-async def test_the_initializer_of_the_readme_gives_each_forked_worker_a_stream_of_its_own() -> None:
-    assert "Pool(initializer=numpy.random.seed)" in README
+async def test_the_initializer_of_the_page_gives_each_forked_worker_a_stream_of_its_own() -> None:
+    assert "Pool(initializer=numpy.random.seed)" in PAGES["docs/how-to/numerical.md"]
     first, second = await drawn_by_two_workers(initializer=np.random.seed)
     assert first[0] != second[0]

@@ -1,0 +1,403 @@
+"""What the README and docs/ say is so: blocks run, links resolve, messages and commands exist.
+
+Each Python block of a page stands, word for word, in a program of examples/ (or in a cell of its
+notebook), and each of these programs is run by the suite. test_site.py builds the pages and opens
+them in a browser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import json
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+
+import messages
+from aiomultiprocess import PoolTerminatedError, TaskTimeoutError, WorkerLostError
+from aiomultiprocess.prometheus import PoolCollector
+from conftest import ROOT
+from test_examples import EXAMPLES, ON_POSIX, run
+
+DOCS = ROOT / "docs"
+SITE = "https://omnilib.github.io/aiomultiprocess/"
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+}
+PROGRAMS = {
+    path.relative_to(EXAMPLES).as_posix(): path.read_text(encoding="utf-8")
+    for path in sorted(EXAMPLES.rglob("*.py"))
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+FENCE = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(*languages: str) -> list[object]:
+    """The fenced blocks in these languages, as parameters of a test, named by their page."""
+    return [
+        pytest.param(block, id=f"{page}:{text[: match.start()].count(chr(10)) + 1}")
+        for page, text in PAGES.items()
+        for match in FENCE.finditer(text)
+        for language, block in [(match[2], match[3])]
+        if language in languages
+    ]
+
+
+# -- blocks of code --------------------------------------------------------------------------------
+
+
+def cells() -> list[str]:
+    notebook = json.loads((EXAMPLES / "notebook.ipynb").read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) + "\n" for cell in notebook["cells"]]
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_block_stands_in_an_example(block: str) -> None:
+    at_any_depth = [textwrap.indent(block, " " * 4 * depth) for depth in range(4)]
+    programs = [*PROGRAMS.values(), *cells()]
+    assert any(part in program for part in at_any_depth for program in programs)
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
+    missing = [name for name in PROGRAMS if f'"{name}"' not in tests and name not in IN_PYTEST]
+    assert missing == []
+
+
+def test_every_block_is_in_a_language_that_is_checked_here() -> None:
+    languages = {match[2] for text in PAGES.values() for match in FENCE.finditer(text)}
+    directives = {name for name in languages if re.fullmatch(r"\{[a-z-]+\}.*", name)}
+    assert languages - directives <= {"python", "sh", "text", "ini", "dockerfile"}
+
+
+@pytest.mark.usefixtures("backend")
+def test_the_examples_of_the_how_to_pages_hold_what_they_assert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOMULTIPROCESS_SERIALIZER")  # one is about what pickle refuses
+    out, err = run("guide.py", tmp_path)
+    *reports, worker, another = out.splitlines()
+    assert all(re.fullmatch(r"\d+ of 100 pages, 0 failed", line) for line in reports)
+    assert reports[-1].startswith("100 of 100 ")
+    assert all(re.fullmatch(r"worker [01]: \d+ tasks, [\d,]+ bytes", n) for n in (worker, another))
+    records = [re.sub(r"^\d+ ", "", line) for line in err.splitlines()]
+    assert sorted(records) == [f"pages: page {number}" for number in range(3)]
+
+
+def test_every_function_of_the_how_to_pages_is_called_or_given_to_a_pool() -> None:
+    source = PROGRAMS["guide.py"]
+    for name in re.findall(r"^(?:async )?def (\w+)", source, re.MULTILINE):
+        assert len(re.findall(rf"\b{name}\b", source)) > 1, name
+
+
+def test_the_numerical_example_computes_what_it_asserts(tmp_path: Path) -> None:
+    assert run("numerical.py", tmp_path) == ("pi is about 3.1412\n", "")
+
+
+# -- the tutorial ----------------------------------------------------------------------------------
+
+TUTORIAL = PAGES["docs/tutorial.md"]
+STEPS = ["tutorial/first.py", "tutorial/website.py", "tutorial/pages.py", "tutorial/scraper.py"]
+PORT = "8099"  # of the web site, as the reader runs it
+
+
+@asynccontextmanager
+async def website(folder: Path, port: str) -> AsyncIterator[None]:
+    """The web site of the tutorial, once it answers."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(folder / "website.py"), start_new_session=True
+    )
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
+            answer = None
+            while answer != 200 and process.returncode is None:
+                try:
+                    async with client.get("/0") as response:
+                        answer = response.status
+                except aiohttp.ClientConnectorError:
+                    await asyncio.sleep(0.05)
+        assert process.returncode is None
+        yield
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def python(folder: Path, program: str) -> tuple[str, str]:
+    """What a program of the tutorial prints, on both streams."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, program),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    out, err = await process.communicate()
+    return out.decode(), err.decode()
+
+
+def save_programs(folder: Path, port: str) -> None:
+    """Do what the tutorial says: save each program under the name that stands before it."""
+    text = TUTORIAL
+    for step in STEPS:
+        name = step.rpartition("/")[2]
+        assert f"`{name}`" in text.partition("```python\n")[0]
+        program, _, text = text.partition("```python\n")[2].partition("```")
+        (folder / name).write_text(program.replace(PORT, port), encoding="utf-8")
+
+
+@ON_POSIX
+async def test_a_reader_who_saves_the_programs_of_the_tutorial_sees_what_it_shows(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    save_programs(tmp_path, port)
+    first, pages, error, scraper = [m[3] for m in FENCE.finditer(TUTORIAL) if m[2] == "text"]
+    assert await python(tmp_path, "first.py") == (first, "")
+    async with website(tmp_path, port):
+        out, err = await python(tmp_path, "pages.py")
+        assert (re.sub(r"\d+\.\d s", "0.6 s", out), err) == (pages, "")
+        assert await python(tmp_path, "scraper.py") == (scraper, "")
+        program = (tmp_path / "pages.py").read_text(encoding="utf-8")
+        (tmp_path / "pages.py").write_text(program.replace(", return_exceptions=True", ""))
+        out, err = await python(tmp_path, "pages.py")
+        assert error.replace(PORT, port) in err
+
+
+# -- tests and coverage ----------------------------------------------------------------------------
+
+#: Examples that are tests or what they test: the next test runs them.
+IN_PYTEST = {"testing/test_words.py", "testing/words.py"}
+
+
+def test_the_tests_of_an_example_pass_and_coverage_sees_its_workers(tmp_path: Path) -> None:
+    page = PAGES["docs/how-to/testing.md"]
+    ((_, _, configuration),) = re.findall(r"^(```)(ini)\n(.*?)^```$", page, re.DOTALL | re.M)
+    assert configparser.ConfigParser().read_string(configuration) is None
+    for name in IN_PYTEST:
+        shutil.copy(EXAMPLES / name, tmp_path)
+    (tmp_path / ".coveragerc").write_text(configuration)
+    scope = "asyncio_default_fixture_loop_scope = function"
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\n{scope}\n")
+    commands = next(m[3] for m in FENCE.finditer(page) if m[2] == "sh").splitlines()
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^words\.py +\d+ +0 +100%$", done.stdout, re.MULTILINE)  # `count` runs there
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def _installs(arguments: list[str]) -> bool:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in arguments[1:]:
+        name, _, extra = requirement.rstrip("]").partition("[")
+        if name == PROJECT["name"] and extra and extra not in extras:
+            return False
+    return arguments[0] == "install"
+
+
+def _makes(arguments: list[str]) -> bool:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    return {word for word in arguments if "=" not in word} <= targets
+
+
+def _runs(arguments: list[str]) -> bool:
+    if arguments[:2] == ["-m", "aiomultiprocess"]:
+        return arguments[2] in {"info", "bench"}  # test_benchmarks.py runs them
+    return f"tutorial/{arguments[0]}" in PROGRAMS
+
+
+COMMANDS: dict[str, Callable[[list[str]], bool]] = {
+    "pip": _installs,
+    "make": _makes,
+    "python": _runs,
+    "coverage": lambda arguments: True,  # run above
+    "towncrier": lambda arguments: arguments[0] == "create",
+    "pre-commit": lambda arguments: arguments[0] in {"install", "run"},
+}
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_every_command_that_is_shown_exists(block: str) -> None:
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            del words[0]  # a variable of the environment
+        assert not words or COMMANDS[words[0]](words[1:]), line
+
+
+@pytest.mark.parametrize("block", blocks("dockerfile"))
+def test_an_image_is_of_a_python_that_is_supported_and_copies_an_example(block: str) -> None:
+    (version,) = re.findall(r"^FROM python:(\d\.\d+)-slim$", block, re.MULTILINE)
+    assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+    (packages,) = re.findall(r"^RUN pip install --no-cache-dir (.*)$", block, re.MULTILINE)
+    (name,) = re.findall(r"^COPY (\S+) \.$", block, re.MULTILINE)
+    assert f'CMD ["python", "{name}"]' in block
+    imported = set(re.findall(r"^(?:from|import) (\w+)", PROGRAMS[name], re.MULTILINE))
+    assert imported - sys.stdlib_module_names == set(packages.split())
+
+
+def test_the_reference_lists_every_metric() -> None:
+    listed = re.findall(r"^\| `(aiomultiprocess_\w+)`", PAGES["docs/reference/statistics.md"], re.M)
+    no_pool = Mock(spec=["stats", "_engine"])
+    names = {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name
+        for metric in PoolCollector(no_pool).describe()
+    }
+    assert set(listed) == names
+
+
+# -- links and length ------------------------------------------------------------------------------
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = FENCE.sub("", text)
+    headings = re.findall(r"^##* (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: str, text: str) -> list[str]:
+    """Links of a page to files or headings that are not there."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
+        if link.startswith(SITE):
+            name = link.removeprefix(SITE).replace(".html", ".md") or "index.md"
+            target, _, anchor = f"docs/{name}".partition("#")
+        elif re.match(r"https?:|mailto:", link):
+            continue
+        else:
+            path, _, anchor = link.partition("#")
+            folder = (ROOT / page).parent
+            target = (folder / path).resolve().relative_to(ROOT).as_posix() if path else page
+        headings = anchors(PAGES[target]) if anchor and target in PAGES else {anchor}
+        if not (ROOT / target).exists() or anchor not in headings:
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
+    assert broken_links(page, PAGES[page]) == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 130
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+ERRORS = PAGES["docs/errors.md"]
+
+#: Types of errors that only say why a link or a journal is broken; the log shows them as the cause.
+CAUSES = {"CorruptHeaderError", "CorruptFrameError"}
+
+#: Errors of misuse inside the library, which no program can cause: module, beginning of the text.
+INTERNAL = [
+    ("_parent/line.py", ""),
+    ("_processes/descriptors.py", "the descriptor is closed"),
+    ("_pure/buffer_builder.py", ""),
+    ("_pure/encoder.py", "start is "),
+    ("_pure/journal.py", ""),
+    ("_transport/endpoint.py", "a link "),
+    ("_transport/endpoint.py", "drain_dead()"),
+    ("_transport/shm.py", "the links of one backend"),
+    ("executor.py", "its pool is broken"),  # stands in for the reason, which is always known
+]
+
+#: Texts that a call puts together elsewhere: of each, where the suite sees its text on the page.
+COMPOSED = {
+    ("WorkerLostError", "task_label(owner, handle)"): "its __str__, tried below",
+    ("WorkerLostError", "self.function.label"): "its __str__",
+    ("WorkerLostError", "what"): "its __str__",
+    ("ExecutorWorkerLostError", "error.task"): "its __str__",
+    ("TaskTimeoutError", "task_label(owner, handle)"): "its __str__, tried below",
+    ("TaskTimeoutError", "*what"): "its __str__",
+    ("CancelledError", "*error.args"): "a copy",
+    ("PicklingError", "message"): "the text of UnsendableError, with the task's name",
+    ("ProxyException", "message.text"): "what the user's function raised",
+    ("ProxyException", "text"): "what the user's function raised",
+    ("StopIteration", "result"): "no error",
+    ("StopIteration", "value"): "no error",
+    ("TracebackException", "type(exc)"): "no error",
+    ("log", "self.why_killed"): "the text of TaskTimeoutError, and what is done",
+    ("note", "why"): "the same text, as a note",
+}
+
+FOUND, UNKNOWN = messages.found(ROOT / "src" / "aiomultiprocess")
+
+
+def headings() -> list[str]:
+    """The messages that are headings of docs/errors.md."""
+    return [text.strip() for _, text in re.findall(r"^### (`+)(.+?)\1$", ERRORS, re.MULTILINE)]
+
+
+def is_shown_to_users(message: messages.Message) -> bool:
+    return message.kind not in CAUSES and not any(
+        message.module == module and message.text.startswith(text) for module, text in INTERNAL
+    )
+
+
+def test_every_message_of_the_library_is_on_the_page_of_errors() -> None:
+    wanted = {message.text: message for message in FOUND if is_shown_to_users(message)}
+    missing = [
+        f"### `{text}`\n\n`{message.kind}`. (from {message.module})"
+        for text, message in wanted.items()
+        if text not in headings()
+    ]
+    assert not missing, "add to docs/errors.md:\n\n" + "\n\n".join(missing)
+
+
+def test_every_text_that_is_put_together_elsewhere_is_known() -> None:
+    assert {(unknown.kind, unknown.code) for unknown in UNKNOWN} == COMPOSED.keys()
+
+
+def no_guard() -> BaseException:
+    from aiomultiprocess._processes.spawn import NO_GUARD
+
+    return RuntimeError(NO_GUARD)
+
+
+def test_the_page_of_errors_has_no_message_that_is_gone() -> None:
+    texts = {message.text for message in FOUND if is_shown_to_users(message)}
+    raised = [
+        WorkerLostError("main.f", 7, -9),
+        WorkerLostError("main.f", 7, 1),
+        WorkerLostError("main.f", 7, None),
+        TaskTimeoutError("main.f", 0.5),
+        TaskTimeoutError("main.f", 0.5, killed=True),
+        PoolTerminatedError("the pool was terminated"),
+        no_guard(),
+    ]
+    for heading in set(headings()) - texts:
+        pattern = re.escape(heading).replace(messages.FILLED, ".+?")
+        assert any(re.fullmatch(pattern, str(error)) for error in raised), heading
+
+
+def test_no_message_is_explained_twice() -> None:
+    assert len(headings()) == len(set(headings()))

@@ -1,0 +1,127 @@
+"""The texts of errors, log records, warnings and notes in the library's source, found by `ast`.
+
+`found()` lists them as templates: each value that is put in at run time is `…`. test_docs.py
+compares them with docs/errors.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+FILLED = "…"
+
+#: Functions and methods that get the text of an error, a note or a log record first.
+CARRIERS = frozenset({"add_note", "noted", "out_of_memory"})
+LOGGED = frozenset({"warning", "error", "exception"})
+LOGGERS = frozenset({"log", "_log", "logger"})
+
+
+class Message(NamedTuple):
+    """One text, and where it stands."""
+
+    text: str
+    module: str
+    line: int
+    kind: str  # the exception's type, "log", "note" or "warning"
+
+
+class Unknown(NamedTuple):
+    """A text that is not in the call that carries it."""
+
+    code: str
+    module: str
+    kind: str
+
+
+def found(package: Path) -> tuple[list[Message], list[Unknown]]:
+    """The texts of all modules, and the calls whose text could not be found."""
+    trees = {
+        path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(package.rglob("*.py"))
+    }
+    constants: dict[str, str] = {}
+    for tree in trees.values():
+        constants |= _constants(tree)
+    messages: list[Message] = []
+    unknown: list[Unknown] = []
+    for module, tree in trees.items():
+        for node in ast.walk(tree):
+            kind = _kind(node)
+            if kind is None or not isinstance(node, ast.Call):
+                continue
+            texts = list(_texts(node.args[0], constants)) if node.args else []
+            messages += (Message(text, module, node.lineno, kind) for text in texts)
+            if node.args and not texts:
+                unknown.append(Unknown(ast.unparse(node.args[0]), module, kind))
+    return messages, unknown
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """Strings that a module gives names to."""
+    named: dict[str, str] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        texts = list(_texts(node.value, named))
+        if isinstance(target, ast.Name) and texts:
+            named[target.id] = texts[0]
+    return named
+
+
+def _kind(node: ast.AST) -> str | None:
+    """What kind of message a call carries; None for any other node."""
+    if not isinstance(node, ast.Call):
+        return None
+    function = node.func
+    if isinstance(function, ast.Attribute):
+        if (_name(function.value), function.attr) == ("warnings", "warn"):
+            return "warning"
+        if function.attr in LOGGED and _name(function.value) in LOGGERS:
+            return "log"
+        if function.attr in CARRIERS:
+            return "note"
+        return function.attr if _is_exception(function.attr) else None
+    name = _name(function)
+    if name in CARRIERS:
+        return "MemoryError"
+    return name if _is_exception(name) else None
+
+
+def _name(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_exception(name: str) -> bool:
+    known = getattr(builtins, name, None)
+    is_builtin = isinstance(known, type) and issubclass(known, BaseException)
+    return is_builtin or bool(re.fullmatch(r"[A-Z]\w*(Error|Exception|ProcessPool)", name))
+
+
+def _texts(node: ast.AST, constants: dict[str, str]) -> Iterator[str]:
+    """The templates that an expression may give."""
+    match node:
+        case ast.Constant(value=str(text)):
+            yield re.sub(r"%[srdg]|{}", FILLED, text)
+        case ast.JoinedStr():
+            yield "".join(_part(part, constants) for part in node.values)
+        case ast.Name(id=name) if name in constants:
+            yield constants[name]
+        case ast.IfExp():
+            yield from _texts(node.body, constants)
+            yield from _texts(node.orelse, constants)
+        case ast.Call(func=ast.Attribute(attr="format", value=template)):
+            yield from _texts(template, constants)
+
+
+def _part(part: ast.expr, constants: dict[str, str]) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name):
+        return constants.get(part.value.id, FILLED)
+    return FILLED
