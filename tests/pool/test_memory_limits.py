@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import os
 import signal
 from functools import partial
@@ -23,7 +25,13 @@ MB = 1 << 20
 
 
 async def limit_above(extra: int) -> int:
-    """What a fresh worker has, and `extra` bytes more."""
+    """What a fresh worker has, and `extra` bytes more.
+
+    A forked worker has what this process has, which may not become less before the next fork.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
     async with Pool(1) as pool:
         await pool.map(workload.double, range(100))
         return int(await pool.apply(memory_hogs.own_memory_of_worker)) + extra

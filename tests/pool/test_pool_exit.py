@@ -389,5 +389,8 @@ def test_a_pool_in_a_thread_replaces_workers_after_the_code_of_the_main_module(
     """SPAWN-8"""
     source = AFTER_MAIN.replace("METHOD", repr(start_method))
     script = run_script(tmp_path, source)
+    if start_method == "fork" and "can't fork at interpreter shutdown" in script.err:
+        assert sys.version_info[:2] == (3, 12)  # which refuses os.fork() itself
+        return
     assert script.out.splitlines() == ["[0, 2, 4] 3"] * 2, script.err
     assert script.process.returncode == 0

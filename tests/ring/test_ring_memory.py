@@ -130,7 +130,7 @@ def test_the_journal_is_shared_and_no_part_of_the_rings(make: MakeMapping, capac
     parent = make(capacity)
     child = Mapping.attach(os.dup(parent.fd))
     with child.journal as written, parent.journal as read:
-        assert len(written) == len(read) == max(capacity // 16, 128)
+        assert len(written) == len(read) == max(capacity // 16, 128) + max(capacity // 64, 128)
         written[:] = b"j" * len(written)
         child.close()  # MAPPING-1: the view keeps the memory
         written[:1] = b"J"
