@@ -38,7 +38,7 @@ class HostMemories:
         """Send a shared object to the host, unless that has it; itself if so. OSError."""
         if number in self._numbers:
             return ()
-        content = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+        content = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))  # HOSTMEMORIES-1
         self._stream.send(0, SHARE, chunk_id=number, segments=[content], owned=True)
         self._numbers.add(number)
         return (self,)
