@@ -26,6 +26,7 @@ from aiomultiprocess import (
     TaskTimeoutError,
     WorkerLostError,
 )
+from aiomultiprocess._parent.calls import MOST_KEPT
 from support import Meeting, block_until_dead, lines, outcomes
 
 pytestmark = [
@@ -420,3 +421,12 @@ async def test_an_error_of_a_pool_within_a_task_is_an_exception_of_that_task() -
 
 def _raise_timeout() -> None:
     raise TaskTimeoutError("another", 1.0)
+
+
+async def test_calls_with_ever_new_limits_keep_a_bounded_number_of_queues(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        for at in range(2 * MOST_KEPT):
+            assert await pool.apply(workload.double, (at,), task_timeout=60 + at) == 2 * at
+        assert pool._engine is not None
+        (queue,) = pool._engine.queues.values()
+        assert len(queue.calls) == MOST_KEPT

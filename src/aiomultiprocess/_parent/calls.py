@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .chunk import Chunk
 
 
-MOST_KEPT = 64  # of the calls with a time limit, how many queues are kept
+MOST_KEPT = 64  # queues of calls in a queue; beyond it those with a time limit are not kept
 
 
 def call_key(function: Function, options: TaskOptions) -> Hashable:
