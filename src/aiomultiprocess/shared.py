@@ -7,8 +7,6 @@ with aiomultiprocess.share(table) as shared:
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -38,14 +36,13 @@ def share(obj: T) -> Shared[T]:
         OSError: there is no memory for it.
         pickle.PicklingError, TypeError, AttributeError: it cannot be pickled.
     """
-    main = sys.modules.get("aiomultiprocess._worker.main")
-    worker = None if main is None else main.this_worker
-    if worker is not None and worker.pid == os.getpid():
+    from ._transport.shared_objects import make  # here: every worker may import this module
+    from ._worker.current import running_worker
+
+    if running_worker() is not None:
         raise RuntimeError(
             "share() was called in a worker of a Pool: share the object where the pool is made"
         )
-    from ._transport.shared_objects import make  # here: every worker may import this module
-
     return make(obj)
 
 

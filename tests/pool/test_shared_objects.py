@@ -276,6 +276,12 @@ async def test_it_cannot_be_made_in_a_worker() -> None:
             await pool.apply(targets.share_here)
 
 
+async def test_a_pool_that_runs_inline_refuses_it_as_its_workers_would() -> None:
+    async with Pool(1, backend="inline") as pool:
+        with pytest.raises(RuntimeError, match=r"share\(\) was called in a worker of a Pool"):
+            await pool.apply(targets.share_here)
+
+
 async def test_only_a_pool_can_pickle_it() -> None:
     message = r"aiomultiprocess.share\(\) can be pickled by a Pool alone"
     with share(targets.table()) as shared:

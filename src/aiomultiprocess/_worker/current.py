@@ -37,14 +37,20 @@ class WorkerInfo:
         return f"<WorkerInfo index={self.index} pid={self.pid} started={self.started}>"
 
 
+def running_worker() -> main.ThisWorker | None:
+    """The worker that runs this code; None outside of workers, and in processes that a task starts."""
+    this = inline_worker.get(main.this_worker)
+    return this if this is not None and this.pid == os.getpid() else None
+
+
 def current_worker() -> WorkerInfo:
     """The worker of a `Pool` that runs this code: in an initializer, a lifespan, or a task.
 
     Raises RuntimeError elsewhere: in the process that made the pool (but for the code that a pool
     with the backend "inline" runs there), and in processes that a task starts.
     """
-    this = inline_worker.get(main.this_worker)
-    if this is None or this.pid != os.getpid():
+    this = running_worker()
+    if this is None:
         raise RuntimeError(
             "current_worker() was called outside of a worker of a Pool: call it in a task, an "
             "initializer or a lifespan"
