@@ -6,6 +6,7 @@ happens when one dies: test_segment_deaths.py.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import mmap
@@ -127,25 +128,38 @@ async def test_an_object_keeps_its_segment_and_no_other(channel: Channel) -> Non
     assert support.mapped() == 4
 
 
-async def test_a_frame_that_is_not_sent_gives_its_segments_back(
-    channel: Channel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await channel.pass_on(view_of(buffer()))
-    link = channel.parent.link
-
+@contextlib.contextmanager
+def no_memory_to_send(link: Any) -> Iterator[None]:
     def refuse(*_: object) -> None:
         raise MemoryError
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         if hasattr(link, "_outbox") and hasattr(link._outbox, "mark"):
             patched.setattr(type(link._outbox), "add", refuse)
         else:
             patched.setattr(link, "_defer", refuse)
             patched.setattr(link, "_most", 0)
         with pytest.raises(MemoryError):
-            support.send(link, view_of(buffer()))
+            yield
+
+
+async def test_a_frame_that_is_not_sent_gives_its_segments_back(channel: Channel) -> None:
+    await channel.pass_on(view_of(buffer()))
+    with no_memory_to_send(channel.parent.link):
+        support.send(channel.parent.link, view_of(buffer()))
     assert is_lent(await channel.pass_on(view_of(buffer(fill=3))))
     assert support.mapped() == 2
+
+
+async def test_what_a_frame_that_is_not_sent_would_tell_the_next_one_tells(made: Backend) -> None:
+    channel = Channel(made, Limits(total=8 << 20, workers=2))
+    got = await channel.pass_on(view_of(buffer(1 << 20)), view_of(buffer(1 << 20)))
+    del got
+    with no_memory_to_send(channel.parent.link):
+        support.send(channel.parent.link, view_of(buffer(2 << 20)))
+    assert is_lent(await channel.pass_on(view_of(buffer(2 << 20))))
+    assert support.mapped() == 2  # not those that the first frame of 2 MiB has forgotten
+    channel.close()
 
 
 # -- the budget ------------------------------------------------------------------------------------

@@ -154,14 +154,25 @@ class Lender:
         self._idle: dict[int, list[OwnSegment]] = {}  # by capacity, those that are warm the last
         self._lent: list[OwnSegment] = []  # in the order of their loans
         self._forgotten: list[int] = []
-        self._last: list[OwnSegment] = []  # lent for the frame that is being sent
+        # Of the frame that is being sent: what is lent for it, and what it tells the borrower.
+        self._last: list[OwnSegment] = []
+        self._told: list[int] = []
         self._refused = self._limit < LENT_MIN
 
     def lend(self, payload: Sequence[Segment]) -> Lent | None:
         """Lend the buffers of a payload that can be lent; None if none is."""
         self._last = []
+        self._told = []
         if self._refused:
             return None
+        try:
+            lent = self._lend_all(payload)
+        except MemoryError:
+            self.undo()
+            raise
+        return lent if self._last else None
+
+    def _lend_all(self, payload: Sequence[Segment]) -> Lent:
         lent = Lent([], [])
         for buffer in payload:
             loan = self._lend(buffer) if is_lendable(buffer) else None
@@ -170,13 +181,15 @@ class Lender:
                 kind |= LENT
             lent.payload.append(buffer if loan is None else loan)
             lent.sizes.append(len(lent.payload[-1]) | kind)
-        return lent if self._last else None
+        return lent
 
     def undo(self) -> None:
         """The frame of the last `lend` was not sent."""
         for own in self._last:
             own.loan -= 1  # so that the last answer is the answer again
+        self._forgotten[:0] = self._told
         self._last = []
+        self._told = []
 
     def _lend(self, buffer: Segment) -> bytes | None:
         own = self._find(len(buffer))
@@ -196,6 +209,7 @@ class Lender:
         self._last.append(own)
         told = self._forgotten[:_MOST_FORGOTTEN]
         del self._forgotten[:_MOST_FORGOTTEN]
+        self._told += told
         return _LOAN.pack(own.number, own.loan, len(buffer)) + b"".join(map(_FORGOTTEN.pack, told))
 
     def _collect(self) -> None:
