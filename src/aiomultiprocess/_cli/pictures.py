@@ -41,9 +41,8 @@ class Pictures:
         room = None if height is None else (height - 2) // max(len(answers), 1) - ROWS_BESIDES
         parts = [self._part(answer, room) for answer in known]
         self._before = {answer["pool"]: answer for answer in known}
-        for _ in range(len(answers) - len(known)):
-            parts.append(Part("a pool does not answer: its event loop is busy", (), ()))
-        return parts
+        silent = Part("a pool does not answer: its event loop is busy", (), ())
+        return [*parts, *[silent] * (len(answers) - len(known))]
 
     def heading(self, answers: Sequence[Answer | None]) -> str:
         """The first line: which process, and when."""
@@ -167,11 +166,10 @@ def rich_picture(heading: str, parts: Sequence[Part], footer: str = "") -> Rende
 
 
 def _rich_table(part: Part) -> RenderableType:
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for head in HEADS:
         table.add_column(head, justify="left" if head in ("worker", "state") else "right")
     for row in part.workers:

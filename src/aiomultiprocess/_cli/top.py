@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from .._parent import monitor_folder
 from . import pictures, terminal, watching
 from .pictures import Part, Pictures
-from .watching import Answer
 
 PERIOD = 1.0  # seconds
 FOOTER = "q ends this"
