@@ -146,18 +146,25 @@ def test_a_pool_of_an_executor_answers(folder: Path) -> None:
     assert sockets(folder) == []
 
 
-def test_a_pool_on_uvloop_answers(folder: Path) -> None:
-    uvloop = pytest.importorskip("uvloop")
+ON_UVLOOP = pool_script(
+    """
+    async with Pool(1, monitor=True) as pool:
+        await pool.apply(workload.two)
+        (path,) = glob.glob(os.environ["XDG_RUNTIME_DIR"] + "/aiomultiprocess/*.sock")
+        reader, writer = await asyncio.open_unix_connection(path)
+        print(json.loads(await reader.read())["stats"]["done"])
+        writer.close()
+    print(os.path.exists(path))
+    """,
+    setup="import glob, json, uvloop",
+    call="asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())",
+)
 
-    async def main() -> None:
-        async with Pool(1, monitor=True) as pool:
-            assert await pool.apply(workload.two) == 2
-            (path,) = sockets(folder)
-            assert (await ask(path))["stats"]["done"] == 1
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
-    assert sockets(folder) == []
+def test_a_pool_on_uvloop_answers(tmp_path: Path, folder: Path) -> None:
+    pytest.importorskip("uvloop", reason="uvloop is not for this platform")
+    script = run_script(tmp_path, ON_UVLOOP)
+    assert (script.out, script.process.returncode) == ("1\nFalse\n", 0), script.err
 
 
 def test_who_asks_for_no_monitor_imports_nothing_of_it(tmp_path: Path, folder: Path) -> None:

@@ -84,14 +84,18 @@ def remove_dead(folder: str) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Whether there is a process of this number, whose ever."""
+    """Whether a process of this number runs, of whatever user; a zombie does not."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass
-    return True
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as status:
+            return status.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (OSError, IndexError):  # another system, or it has ended just now
+        return True
 
 
 def is_dead(path: str) -> bool:
