@@ -216,34 +216,44 @@ def test_top_refuses_what_it_cannot_watch(monkeypatch: pytest.MonkeyPatch) -> No
         watching.first_answers(1)
 
 
+def read_two_pictures(pid: int, program: Script) -> None:
+    """Watch without a terminal, and end the program after the second picture."""
+    command = [sys.executable, "-m", "aiomultiprocess", "top", str(pid)]
+    with subprocess.Popen(
+        command, cwd=ROOT / "tests", stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    ) as watcher:
+        assert watcher.stdout is not None
+        headings = 0
+        while headings < 2:
+            line = watcher.stdout.readline()
+            assert "\x1b" not in line
+            headings += line.startswith(f"process {pid}, ")
+        program.kill_group()  # it is not reaped yet when it is looked for
+        assert watcher.stdout.read().endswith(f"\nprocess {pid} has ended\n")
+    assert watcher.returncode == 0
+
+
 async def test_top_without_a_terminal_prints_one_picture_after_the_other(tmp_path: Path) -> None:
     with Script(tmp_path, TWO_POOLS) as program:
-        pid = await pid_of(program)
-        command = [sys.executable, "-m", "aiomultiprocess", "top", str(pid)]
-        watcher = subprocess.Popen(
-            command, cwd=ROOT / "tests", stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-        )
-        with watcher:
-            assert watcher.stdout is not None
-            headings = 0
-            while headings < 2:
-                line = watcher.stdout.readline()
-                assert "\x1b" not in line
-                headings += line.startswith(f"process {pid}, ")
-            program.kill_group()  # it is not reaped yet when it is looked for
-            assert watcher.stdout.read().endswith(f"\nprocess {pid} has ended\n")
-        assert watcher.returncode == 0
+        read_two_pictures(await pid_of(program), program)
+
+
+def read_one_line(pid: int) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m aiomultiprocess top {pid} | head -n 1",
+        shell=True,
+        cwd=ROOT / "tests",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(f"process {pid}, ")
+    assert done.stderr == ""
 
 
 async def test_top_ends_quietly_when_its_reader_has_enough(tmp_path: Path) -> None:
     with Script(tmp_path, TWO_POOLS) as program:
-        pid = await pid_of(program)
-        command = f"{sys.executable} -m aiomultiprocess top {pid} | head -n 1"
-        done = subprocess.run(
-            command, shell=True, cwd=ROOT / "tests", capture_output=True, text=True, check=True
-        )
-        assert done.stdout.startswith(f"process {pid}, ")
-        assert done.stderr == ""
+        read_one_line(await pid_of(program))
 
 
 def test_a_socket_of_another_user_or_that_says_nonsense_is_not_believed(
@@ -255,8 +265,8 @@ def test_a_socket_of_another_user_or_that_says_nonsense_is_not_believed(
     def serve(server: socket.socket, answers: list[bytes]) -> None:
         for answer in answers:
             peer, _ = server.accept()
-            peer.sendall(answer)
-            peer.close()
+            with peer, contextlib.suppress(BrokenPipeError):
+                peer.sendall(answer)
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "77-1.sock"))
