@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+import monitored
 import workload
 from aiomultiprocess import Pool, PoolExecutor, RoundRobin
 from aiomultiprocess._parent import monitor, monitor_folder
@@ -235,7 +236,7 @@ async def test_a_folder_that_others_could_open_or_exchange_is_refused(
     monkeypatch.setattr(tempfile, "tempdir", str(second))
     async with Pool(1, monitor=True):  # in the other folder
         assert len(sockets(second / f"aiomultiprocess-{os.geteuid()}")) == 1
-        assert not os.path.isdir(folder) or sockets(folder) == []
+        assert list(folder.glob("*.sock")) == []
     shutil.rmtree(second / f"aiomultiprocess-{os.geteuid()}")
     prepare_second = second / f"aiomultiprocess-{os.geteuid()}"
     make_link(prepare_second)
@@ -440,6 +441,17 @@ async def test_a_forked_copy_neither_answers_nor_removes_the_socket(folder: Path
         assert (folder.parent / "sound").exists()
         assert path.exists()
         assert (await ask(path))["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks at /proc")
+@pytest.mark.usefixtures("start_method")
+async def test_no_worker_has_the_socket_open(folder: Path) -> None:
+    async with Pool(1, monitor=True) as pool:
+        (path,) = sockets(folder)
+        (serving,) = [each for each in monitor._monitors if each.path == str(path)]
+        ours = os.fstat(serving._listener.fileno()).st_ino
+        assert ours in monitored.open_sockets()
+        assert ours not in await pool.apply(monitored.open_sockets)
 
 
 FORKING = pool_script("""

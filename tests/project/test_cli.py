@@ -271,11 +271,14 @@ def test_a_socket_of_another_user_or_that_says_nonsense_is_not_believed(
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "77-1.sock"))
         server.listen()
-        said = [b"nonsense", b'{"pid": 78}', b"[]", b'{"pid": 77}', b'{"pid": 77}']
+        sound = b'{"pid": 77, "format": 1}'
+        said = [b"nonsense", b'{"pid": 78}', b"[]", sound, b'{"pid": 77, "format": 2}', sound]
         thread = threading.Thread(target=serve, args=(server, said))
         thread.start()
         assert [watching.answers(77) for _ in range(3)] == [[], [], []]
-        assert watching.answers(77) == [{"pid": 77}]
+        assert watching.answers(77) == [{"pid": 77, "format": 1}]
+        with pytest.raises(watching.CannotWatchError, match="process 77 uses another version"):
+            watching.answers(77)
         monkeypatch.setattr(watching.monitor_folder, "is_own", lambda peer: False)
         assert watching.answers(77) == []
         thread.join()

@@ -39,7 +39,7 @@ class Keyboard:
         self._fd = fd  # None: there is no keyboard
 
     def is_q_pressed_within(self, seconds: float) -> bool:
-        """Wait until q is pressed, or stdin has ended, but no longer."""
+        """Wait for the key q, or the end of stdin, but no longer."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self._fd is None:

@@ -29,6 +29,10 @@ FOREIGN: Final = "process {} belongs to another user: only that user can watch i
 NOT_ALLOWED: Final = (
     "process {} has no pool that can be watched: it has to be made by Pool(monitor=True), and used"
 )
+OTHER_FORMAT: Final = (
+    "process {} uses another version of aiomultiprocess, whose answers are not understood here: "
+    "run `top` by the Python of that process"
+)
 
 Answer = dict[str, Any]
 
@@ -60,7 +64,10 @@ def first_answers(pid: int) -> list[Answer | None]:
 
 
 def answers(pid: int) -> list[Answer | None]:
-    """One answer for each pool of a process, by their numbers; None for one that is too busy."""
+    """One answer for each pool of a process, by their numbers; None for one that is too busy.
+
+    CannotWatchError for an answer of another version.
+    """
     end = time.monotonic() + PATIENCE
     found: list[Answer | None] = []
     with contextlib.ExitStack() as stack:
@@ -108,6 +115,8 @@ def _read(peer: socket.socket | None, pid: int, end: float) -> Answer | None:
     answer = json.loads(received)
     if not isinstance(answer, dict) or answer.get("pid") != pid:  # another container's
         raise ValueError
+    if answer.get("format") != monitor_folder.FORMAT:
+        raise CannotWatchError(OTHER_FORMAT.format(pid))
     return answer
 
 

@@ -31,7 +31,6 @@ import weakref
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Final
 
-from .. import __version__
 from .._processes import loops
 from ..types import describe_error
 from . import monitor_folder
@@ -61,7 +60,7 @@ def watch(pool: object, engine: Engine, backend: str) -> None:
         )
         raise
     engine.at_end = monitor.close
-    Finalize(pool, monitor.close, exitpriority=0)  # for a pool that has no workers to be ended
+    Finalize(pool, monitor.close, exitpriority=0)  # MONITOR-3: it may have no workers to be ended
 
 
 class Monitor:
@@ -169,7 +168,7 @@ class Monitor:
         for worker in stats["workers"]:
             worker["state"] = states[worker["index"], worker["pid"]]
         answer = {
-            "version": __version__,
+            "format": monitor_folder.FORMAT,
             "pid": self._pid,
             "program": os.path.basename(getattr(sys, "argv", [""])[0]),
             "pool": self._number,

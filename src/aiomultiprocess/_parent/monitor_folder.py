@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 NAME: Final = "aiomultiprocess"
+FORMAT: Final = 1  # of the answers; another one if the fields of the statistics change
 LONGEST: Final = 103  # bytes of a socket's path; Linux takes four more
 LONGEST_NAME: Final = len("4194304-99999.sock")
 
