@@ -56,7 +56,7 @@ def as_bars(titles: Sequence[str], groups: Sequence[Group], width: int) -> Rende
             RICH_COLOURS, titles, group.figures, group.parts(), strict=True
         ):
             bar = Bar(1.0, 0.0, part, width=room, color=colour)
-            grid.add_row(Text(title), bar, Text(f"{figure:,.0f}", justify="right"))
+            grid.add_row(Text(title), bar, Text(f"{figure:>9,.0f}"))
         shown += [grid, Text("")]
     return Lines(*shown)
 
