@@ -202,6 +202,11 @@ async def statistics(pool: Pool) -> None:
         print(f"worker {worker.index}: {worker.done} tasks, {worker.rss or 0:,} bytes")
 
 
+async def monitored() -> None:
+    async with Pool(2, monitor=True) as pool:
+        await pool.map(fetch, range(100))
+
+
 async def prometheus(pool: Pool) -> None:
     from prometheus_client import REGISTRY
 
@@ -254,6 +259,8 @@ async def main() -> None:
     await context_variables()
     if sys.platform == "linux":
         await memory_limits()
+    if sys.platform != "win32":
+        await monitored()
     if find_spec("cloudpickle"):
         await what_pickle_refuses()
     await debugging()

@@ -1,4 +1,4 @@
-"""`python -m aiomultiprocess info` and `python -m aiomultiprocess bench`.
+"""`python -m aiomultiprocess`: the commands info, bench and top.
 
 Under spawn, workers import the parent's main module, which is this one: it imports nothing heavy
 when it is loaded.
@@ -7,26 +7,60 @@ when it is loaded.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 
 def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    from ._cli import bench, info
+
+    if options.command == "info":
+        return info.show(as_json=options.json)
+    if options.command == "bench":
+        return bench.show(options.seconds, options.svg)
+    from ._cli import top
+
+    return top.show(options.pid, once=options.once)
+
+
+def _parser() -> ArgumentParser:
     import argparse
 
+    from . import __version__
+
     parser = argparse.ArgumentParser(
-        prog="python -m aiomultiprocess", description="What is installed here, and how fast it is."
+        prog="python -m aiomultiprocess",
+        description="What is installed here, how fast it is, and what pools do.",
     )
+    parser.add_argument("--version", action="version", version=f"aiomultiprocess {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="version, backend and why it was chosen, event loop")
+    facts = commands.add_parser("info", help="version, backend and why it was chosen, event loop")
+    facts.add_argument("--json", action="store_true", help="for programs")
     timing = commands.add_parser("bench", help="compare with the standard library for a minute")
     timing.add_argument(
         "--seconds", type=float, default=60.0, metavar="N", help="about how long (default: 60)"
     )
-    options = parser.parse_args(arguments)
-    from ._cli import bench, info
+    timing.add_argument("--svg", metavar="FILE", help="write the bars into this file, too")
+    watching = commands.add_parser("top", help="watch the pools of a running process")
+    watching.add_argument(
+        "pid", type=_positive, nargs="?", metavar="PID", help="without it: which there are"
+    )
+    watching.add_argument("--once", action="store_true", help="print one picture and end")
+    return parser
 
-    if options.command == "info":
-        return info.show()
-    return bench.show(options.seconds)
+
+def _positive(text: str) -> int:
+    """The number of a process; argparse says what is wrong with any other text."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "process number"  # in argparse's message
 
 
 if __name__ == "__main__":

@@ -177,6 +177,17 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
+def check_monitor(monitor: bool) -> bool:
+    """The value, a bool; RuntimeError on a system without unix sockets."""
+    check_flag("monitor", monitor)
+    if monitor and sys.platform == "win32":
+        raise RuntimeError(
+            "monitor=True is not possible on Windows: it needs a unix socket that only its owner "
+            "can open. Use pool.stats() in the program"
+        )
+    return monitor
+
+
 def check_progress(progress: object) -> None:
     """Refuse a value of `progress=` that is neither a bool nor a synchronous callable."""
     if type(progress) is bool:

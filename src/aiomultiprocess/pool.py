@@ -30,6 +30,7 @@ from ._arguments import (
     check_flag,
     check_hooks,
     check_lifespan,
+    check_monitor,
     check_progress,
     checked_keywords,
     checked_sequence,
@@ -242,11 +243,14 @@ class Pool:
         client: a `distributed.Client` of the cluster, instead of an address. The pool does not
             close it.
         security: a `distributed.Security`, for an address that begins with "tls://".
+        monitor: True lets the user of this process, and no other, watch the pool from outside, by
+            `python -m aiomultiprocess top PID`: a unix socket in a private folder (below
+            XDG_RUNTIME_DIR or the folder for temporary files) gives its statistics. Not on Windows.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
         RuntimeError: the backend is not available, or `maxmemoryperchild` where memory cannot be
-            read; the message gives the reason.
+            read, or `monitor` where there is no private folder; the message gives the reason.
         OSError: workers cannot be started. If the first use of the pool starts them, it raises
             this, and the pool is broken.
     """
@@ -275,6 +279,7 @@ class Pool:
         address: str | None = None,
         client: distributed.Client | None = None,
         security: distributed.Security | None = None,
+        monitor: bool = False,
     ) -> None:
         self._cluster = self._target(backend, scheduler, queuecount, address, client, security)
         check_hooks(initializer, loop_initializer, exception_handler)
@@ -298,6 +303,7 @@ class Pool:
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self.sharedmemory = shared_memory("sharedmemory", sharedmemory)
+        self._monitor = check_monitor(monitor)
         self._selection = self._select(backend)
         if self._selection.name == "inline":
             refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
@@ -906,6 +912,10 @@ class Pool:
         # not weakref.finalize, which at exit may run after multiprocessing has begun to join all
         # children. The finalizer refers to the engine, which does not refer to the pool (ENGINE-2)
         Finalize(self, engine.abandon, exitpriority=0)
+        if self._monitor:
+            from ._parent.monitor import watch
+
+            watch(self, engine, self.backend)
         engine.start(self.process_count, self.queue_count)
         return engine
 

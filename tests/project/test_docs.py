@@ -228,7 +228,7 @@ def _makes(arguments: list[str]) -> bool:
 
 def _runs(arguments: list[str]) -> bool:
     if arguments[:2] == ["-m", "aiomultiprocess"]:
-        return arguments[2] in {"info", "bench"}  # test_benchmarks.py runs them
+        return arguments[2] in {"info", "bench", "top"}  # test_benchmarks.py, test_cli.py run them
     return f"tutorial/{arguments[0]}" in PROGRAMS
 
 

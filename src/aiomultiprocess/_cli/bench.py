@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 from ..pool import Pool
+from . import bars, terminal
+from .bars import Group
 
 WORKERS = 2
 
@@ -173,15 +176,35 @@ async def compare(seconds: float) -> tuple[list[Side], list[Row], list[list[list
             await side.close()
 
 
-def show(seconds: float) -> int:
-    """Print the table; returns the exit status."""
+def show(seconds: float, svg: str | None = None) -> int:
+    """Print the figures, as bars in a terminal; returns the exit status."""
+    if svg is not None and (reason := _why_unwritable(svg)):
+        print(f"{svg} cannot be written: {reason}", file=sys.stderr)
+        return 2
     sides, table, found = asyncio.run(compare(seconds))
-    print(f"{'':30}" + "".join(f"{side.title:>24}" for side in sides))
-    for row, figures in zip(table, found, strict=True):
-        cells = "".join(f"{median(values):>24,.0f}" for values in figures)
-        print(f"{row.title:30}{cells}  {row.unit}")
-    print(
+    groups = [
+        Group(row.title, row.unit, [median(values) for values in figures])
+        for row, figures in zip(table, found, strict=True)
+    ]
+    titles = [side.title for side in sides]
+    note = (
         f"medians of {len(found[0][0])} rounds, {WORKERS} workers each; the standard library runs "
         "the synchronous twins"
     )
+    console = terminal.console()
+    if console is None:
+        print(bars.as_table(titles, groups), note, sep="\n")
+    else:
+        console.print(bars.as_bars(titles, groups, console.width), note, sep="\n")
+    if svg is not None:
+        Path(svg).write_text(bars.as_svg(titles, groups, note), encoding="utf-8")
     return 0
+
+
+def _why_unwritable(path: str) -> str:
+    """The reason, found before the minute of measuring."""
+    try:
+        with open(path, "a", encoding="utf-8"):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)

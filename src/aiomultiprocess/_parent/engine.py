@@ -115,6 +115,7 @@ class Engine:
         self._gone = asyncio.Event()
         self._holding: Holding | None = None
         self._start_holds = options.shared
+        self.at_end: Callable[[], object] | None = None  # for the pool's monitor
         sharing.engines[self] = self._pid
 
     # -- workers -------------------------------------------------------------------------------
@@ -580,6 +581,8 @@ class Engine:
         self._channels.close()
         self._start_holds.clear()
         self._holding = None
+        if self.at_end is not None:
+            self.at_end()
 
     def _kill_from_another_thread(self) -> None:
         killed = threading.Event()
