@@ -3,6 +3,7 @@
 #   make demo      the library at work on real input, within a minute
 #   make cluster-demo  one program on this machine and on a dask cluster, of which a worker dies
 #   make test      build the extension, require it, run the suite over both backends
+#   make coverage  what of Python and Cython the tests run, and the floor of it
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
 #   make docs      the site, into build/site; make docs-serve shows it
@@ -29,7 +30,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
 .PHONY: demo cluster-demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
-  lint typecheck workflows wheels format bench compare docs docs-serve changelog clean
+  coverage lint typecheck workflows wheels format bench compare docs docs-serve changelog clean
 
 demo: $(VENV)/.demo
 	@echo "running examples/demo.py $(ARGS)"
@@ -40,6 +41,11 @@ cluster-demo: $(VENV)/.cluster
 
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
+
+# Lines of Python and of Cython that tests run, in an environment whose extensions are traced (CPython
+# 3.11 alone). WRITE=1 puts the figures into docs/verification.md; pages are below build/coverage.
+coverage:
+	.ci/coverage $(PYTHON) $(VENV)-coverage $(if $(WRITE),--write)
 
 # Random deaths of workers under a mixed load, and exact accounts of it: an hour is SECONDS=3600.
 SECONDS ?= 60

@@ -17,6 +17,8 @@ from setuptools.errors import CompileError
 UNWANTED = os.environ.get("AIOMULTIPROCESS_NO_EXTENSIONS", "") not in ("", "0")
 # Windows has neither memfd nor eventfd nor pthreads: it always gets the pure wheel.
 PURE = UNWANTED or sys.platform == "win32"
+# For `make coverage`: each line of Cython reports to the tracer, which is slow and never released.
+TRACED = os.environ.get("AIOMULTIPROCESS_TRACE", "") not in ("", "0")
 
 # What has nothing to do with a compiler, and so works without one.
 DESCRIBES = {"sdist", "egg_info", "dist_info"}
@@ -38,7 +40,7 @@ SHARED = sorted(str(path) for pattern in ("*.h", "*.pxd") for path in Path("amp_
 
 def extension(source: Path) -> Extension:
     """One amp_ext/<name>.pyx as the module amp_ext.<name>."""
-    return Extension(
+    built = Extension(
         f"amp_ext.{source.stem}",
         [str(source)],
         depends=SHARED,
@@ -46,6 +48,10 @@ def extension(source: Path) -> Extension:
         extra_compile_args=COMPILE_FLAGS,
         extra_link_args=["-pthread"],
     )
+    if TRACED:
+        built.define_macros.append(("CYTHON_TRACE_NOGIL", "1"))
+        built.cython_directives = {"linetrace": True}
+    return built
 
 
 def extensions() -> list[Extension]:
