@@ -342,6 +342,7 @@ COMPOSED = {
     ("PicklingError", "message"): "the text of UnsendableError, with the task's name",
     ("ProxyException", "message.text"): "what the user's function raised",
     ("ProxyException", "text"): "what the user's function raised",
+    ("OSError", "errno.EMFILE"): "the system's error: no descriptor is left",
     ("StopIteration", "result"): "no error",
     ("StopIteration", "value"): "no error",
     ("TracebackException", "type(exc)"): "no error",
