@@ -105,10 +105,7 @@ LOST: list[BaseException] = [
     errors.BadReduce("x"),
     errors.VeryBadReduce("x"),
     errors.ReducesToText("x"),
-    ValueError(lambda: None),
-    ValueError(errors.BadSetstate()),
-    errors.SeveralArguments(errors.BadSetstate(), "two", retry=True),  # type: ignore[arg-type]
-    ExceptionGroup("group", [ValueError(lambda: None)]),
+    ExceptionGroup("group", [errors.BadReduce("x")]),
     type("Local", (Exception,), {})("x"),
 ]
 
