@@ -261,7 +261,7 @@ class _Dumper:
                 pickled, note = unsent.dumps(recipe, rebuilt=rebuilt)
                 node = Node(pickled, members, note=note)
                 return node, _rebuild(node, self._rebuilt)
-            except Exception:  # noqa: BLE001, S112 - as above; the first refusal says why
+            except Exception:  # noqa: BLE001 - as above; the first refusal says why
                 continue
         raise refusal
 
