@@ -110,6 +110,20 @@ def test_what_cannot_be_pickled_or_rebuilt_may_be_anywhere(error: Exception) -> 
     assert again.__notes__ == proxy.__notes__
 
 
+class Connected(Request):
+    """Its finalizer needs the connection."""
+
+    def __del__(self) -> None:
+        self.connection.release()
+
+
+def test_an_object_with_a_finalizer_is_whole_or_is_replaced() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+    proxy = travel(RequestError(Connected("here", lock), status=1))
+    assert type(proxy.request) is Unsent
+
+
 def test_each_exception_of_a_chain_and_of_a_group_keeps_its_type() -> None:
     error = ExceptionGroup("group", [KeyError("key"), RequestError(request(), status=500)])
     error.__cause__ = RequestError(request(), status=501)

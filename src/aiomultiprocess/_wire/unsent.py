@@ -3,7 +3,8 @@
 exceptions.py imports this module when an exception cannot be pickled, or cannot be rebuilt.
 
 UNSENT-1  What can travel does: only an object that cannot be pickled is replaced, wherever in the
-    exception it is. If that cannot be rebuilt, the outermost objects that cannot be rebuilt are.
+    exception it is. If that cannot be rebuilt, the outermost objects that cannot be rebuilt are. An
+    object with a finalizer, which would meet stand-ins, travels whole or is replaced.
 UNSENT-2  A stand-in is of no use to a program, and says so when it is used: code that asks for a
     mapping and gets a text, or None, would go on with a wrong answer.
 """
@@ -79,7 +80,7 @@ class _Pickler(pickle.Pickler):
         pickle.dumps(type(obj))
         reducer = self.dispatch_table.get(type(obj))
         reduced = reducer(obj) if reducer else obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        if isinstance(reduced, str):  # the name of a global
+        if isinstance(reduced, str) or hasattr(type(obj), "__del__"):  # a str names a global
             pickle.dumps(obj)
 
 
