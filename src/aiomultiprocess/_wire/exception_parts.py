@@ -108,4 +108,5 @@ def reducers() -> dict[type, Any]:
     general = table.get(BaseException)
     if general is None:
         return table
-    return {cls: reducer for cls, reducer in table.items() if reducer is not general}
+    known = list(table.items())  # at once: other threads may import what registers more
+    return {cls: reducer for cls, reducer in known if reducer is not general}
