@@ -130,6 +130,7 @@ ROWS = {
     "H115": "a test that hangs does not end the cluster that other tests use",
     "H116": "an exception that holds what cannot be pickled arrives as its type",
     "H117": "a program that imports tblib, or dask, gets exceptions without its own frames",
+    "H118": "what a process of a host had finished, or yielded, when it died is not lost",
 }
 
 NO_TEST = "NO TEST"
