@@ -251,11 +251,14 @@ def check_synchronous(name: str, function: object) -> None:
         raise TypeError(f"{name} must be a function or None, not {function!r}")
 
 
-def check_hooks(initializer: object, loop_initializer: object, handler: object) -> None:
+def check_hooks(
+    initializer: object, loop_initializer: object, handler: object, lifespan: object
+) -> None:
     """Refuse what a worker cannot call, of the functions that it calls around tasks."""
     check_synchronous("initializer", initializer)
     check_synchronous("loop_initializer", loop_initializer)
     check_synchronous("exception_handler", handler)
+    check_lifespan(lifespan)
 
 
 def check_lifespan(lifespan: object) -> None:

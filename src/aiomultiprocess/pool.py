@@ -29,7 +29,6 @@ from ._arguments import (
     check_callable,
     check_flag,
     check_hooks,
-    check_lifespan,
     check_monitor,
     check_progress,
     checked_keywords,
@@ -282,7 +281,7 @@ class Pool:
         monitor: bool = False,
     ) -> None:
         self._cluster = self._target(backend, scheduler, queuecount, address, client, security)
-        check_hooks(initializer, loop_initializer, exception_handler)
+        check_hooks(initializer, loop_initializer, exception_handler, lifespan)
         self.context = get_context()
         self.process_count = count("processes", processes) or self._usual_count()
         self.queue_count = queue_count(queuecount, self.process_count or 1)
@@ -298,19 +297,13 @@ class Pool:
         self.threads = None if threads is None else positive("threads", threads)
         self._logs = self._checked_logs(logs)
         self._serializer = self._checked_serializer(serializer)
-        check_lifespan(lifespan)
         self.lifespan = lifespan
         self.contextvars = _named_variables(contextvars)
         self.maxmemoryperchild = memory_limit("maxmemoryperchild", maxmemoryperchild)
         self.sharedmemory = shared_memory("sharedmemory", sharedmemory)
         self._monitor = check_monitor(monitor)
         self._selection = self._select(backend)
-        if self._selection.name == "inline":
-            refuse_inline(loop_initializer=loop_initializer, maxmemoryperchild=maxmemoryperchild)
-        self._pid = _process
-        self._closed = False
-        self._engine: Engine | None = None
-        self._bind_if_running()
+        self._open()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
@@ -872,6 +865,13 @@ class Pool:
         engine.check_open()
         return engine
 
+    def _open(self) -> None:
+        """Take calls of this process from now on."""
+        self._pid = _process
+        self._closed = False
+        self._engine: Engine | None = None
+        self._bind_if_running()
+
     def _bind_if_running(self) -> None:
         """Start the workers of a new pool that was made where a loop runs."""
         if loops.running_loop() is not None:
@@ -948,11 +948,17 @@ class Pool:
         return usable_cpus() if self._cluster is None else 0
 
     def _select(self, backend: str | None) -> select.Selection:
-        if self._cluster is None:
-            return select.select(backend)
-        from ._cluster.arguments import selection  # here, as in _bind
+        """The transport; ValueError for an argument that it cannot serve."""
+        if self._cluster is not None:
+            from ._cluster.arguments import selection  # here, as in _bind
 
-        return selection()
+            return selection()
+        selected = select.select(backend)
+        if selected.name == "inline":
+            refuse_inline(
+                loop_initializer=self.loop_initializer, maxmemoryperchild=self.maxmemoryperchild
+            )
+        return selected
 
     def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
         if logs is False or logs is None:

@@ -155,6 +155,22 @@ async def test_with_retries_nothing_is_lost_with_a_host(own_dask: Dask, tmp_path
         assert set(Counter(cluster_tasks.recorded(path)).values()) <= {1, 2}
 
 
+@pytest.mark.row("H112")
+async def test_no_process_of_a_lost_host_gets_the_tasks_of_another(tmp_path: Path) -> None:
+    """Else a task that may run once more would count as started there, and fail."""
+    path = tmp_path / "record"
+    with Dask(tmp_path) as dask:
+        async with pool_over(dask.add("left", threads=4), path) as pool:
+            result = pool.map(cluster_tasks.record_and_stay, [7] * 3, retries=1)
+            await until_recorded(path, 3)
+            os.kill(dask_workers(dask)[0], signal.SIGKILL)
+            await until_hosts(pool, 0)
+            await asyncio.to_thread(dask.add, "right")
+            await until_recorded(path, 4)
+            (tmp_path / "go").touch()
+            assert await result == [7] * 3
+
+
 @only_nanny
 async def test_a_host_that_its_nanny_restarts_is_used_again(own_dask: Dask, tmp_path: Path) -> None:
     async with pool_over(own_dask, tmp_path / "record") as pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aiomultiprocess._cluster.link import RemoteLink
 from aiomultiprocess._cluster.worker import AHEAD_BYTES, HORIZON, RemoteCredit
 
@@ -20,6 +22,7 @@ def measured(seconds_each: float, count: int = 10, *, concurrency: int = 1) -> R
     return credit
 
 
+@pytest.mark.row("H114")
 def test_what_a_process_starts_within_the_horizon_waits_there() -> None:
     credit = measured(0.001)
     assert abs(credit.room(credit.sent, 1) - HORIZON / 0.001) <= 1.5  # and what a free slot takes

@@ -142,8 +142,8 @@ CASES: dict[str, Case] = {
     ),
     "an exception that cannot be pickled": Case(
         lambda: one(mishaps.fail_as, "holding"),
-        PROXY,
-        ("only its text", "pickled and rebuilt", "TypeError", "importable in both processes"),
+        (ProxyException, mishaps.HoldingError),
+        ("not all of it arrived", "what cannot be pickled", "lock"),
     ),
     "an exception that cannot be rebuilt": Case(
         lambda: one(travellers.fail_unloadably),

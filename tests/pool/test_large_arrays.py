@@ -48,6 +48,7 @@ async def test_arguments_and_results_lie_in_shared_memory(start_method: str) -> 
         del results
 
 
+@pytest.mark.row("H110")
 async def test_what_a_worker_changes_changes_nothing_of_the_caller() -> None:
     array = targets.make(1)
     async with Pool(2) as pool:
@@ -60,6 +61,7 @@ async def test_what_a_worker_changes_changes_nothing_of_the_caller() -> None:
         del results
 
 
+@pytest.mark.row("H110")
 async def test_arrays_that_are_kept_in_either_process_never_change() -> None:
     async with Pool(1) as pool:
         results = []
@@ -206,6 +208,7 @@ async def test_a_cancelled_call_gives_its_segment_back() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 @conftest.FORK_WARNING
+@pytest.mark.row("H107")
 async def test_a_copy_that_a_task_has_forked_keeps_what_it_had(tmp_path: Path) -> None:
     gate = str(tmp_path / "gate")
     os.mkfifo(gate)

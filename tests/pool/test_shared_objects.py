@@ -143,6 +143,7 @@ async def test_a_pool_in_a_worker_passes_it_on() -> None:
 # -- who holds it ----------------------------------------------------------------------------------
 
 
+@pytest.mark.row("H109")
 async def test_after_its_block_tasks_that_were_submitted_still_have_it() -> None:
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
         with share(targets.table()) as shared:
@@ -176,6 +177,7 @@ async def test_a_function_holds_it_as_long_as_its_map_runs() -> None:
         assert targets.memories() == (0, 0)
 
 
+@pytest.mark.row("H109")
 async def test_a_pool_holds_what_its_workers_start_with(start_method: str) -> None:
     with share(targets.table()) as shared:
         pool = Pool(1, targets.keep, (shared,), maxtasksperchild=1)
@@ -230,6 +232,7 @@ async def test_forked_workers_close_what_they_have_inherited() -> None:
         set_start_method()
 
 
+@pytest.mark.row("H109")
 async def test_a_task_that_lost_its_worker_finds_it_in_the_next(tmp_path: Path) -> None:
     async with Pool(1) as pool:
         with share(targets.table()) as shared:

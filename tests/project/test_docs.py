@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import importlib
 import json
 import re
 import shlex
@@ -74,7 +75,8 @@ def test_every_python_block_stands_in_an_example(block: str) -> None:
 
 
 def test_every_example_is_run_by_a_test() -> None:
-    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
+    paths = [*(ROOT / "tests" / "project").glob("*.py"), *(ROOT / "tests" / "cluster").glob("*.py")]
+    tests = "".join(path.read_text(encoding="utf-8") for path in paths)
     missing = [name for name in PROGRAMS if f'"{name}"' not in tests and name not in IN_PYTEST]
     assert missing == []
 
@@ -107,6 +109,15 @@ def test_every_function_of_the_how_to_pages_is_called_or_given_to_a_pool() -> No
 
 def test_the_numerical_example_computes_what_it_asserts(tmp_path: Path) -> None:
     assert run("numerical.py", tmp_path) == ("pi is about 3.1412\n", "")
+
+
+@ON_POSIX
+@pytest.mark.usefixtures("backend")
+def test_the_example_of_arrays_computes_what_it_asserts(tmp_path: Path) -> None:
+    total = sum(number**2 for number in range(16))
+    out, err = run("arrays.py", tmp_path)
+    assert out == f"the sum of 16 squares is {total:,}\neach point is nearest to itself\n"
+    assert err == ""
 
 
 # -- the tutorial ----------------------------------------------------------------------------------
@@ -229,13 +240,21 @@ def _makes(arguments: list[str]) -> bool:
 def _runs(arguments: list[str]) -> bool:
     if arguments[:2] == ["-m", "aiomultiprocess"]:
         return arguments[2] in {"info", "bench", "top"}  # test_benchmarks.py, test_cli.py run them
-    return f"tutorial/{arguments[0]}" in PROGRAMS
+    return not {arguments[0], f"tutorial/{arguments[0]}"}.isdisjoint(PROGRAMS)
+
+
+def _is_of_dask(arguments: list[str]) -> bool:
+    """Whether dask has the command, and its options."""
+    command = importlib.import_module(f"distributed.cli.dask_{arguments[0]}").main
+    known = {option for parameter in command.params for option in parameter.opts}
+    return {word for word in arguments if word.startswith("--")} <= known
 
 
 COMMANDS: dict[str, Callable[[list[str]], bool]] = {
     "pip": _installs,
     "make": _makes,
     "python": _runs,
+    "dask": _is_of_dask,
     "coverage": lambda arguments: True,  # run above
     "towncrier": lambda arguments: arguments[0] == "create",
     "pre-commit": lambda arguments: arguments[0] in {"install", "run"},
@@ -342,6 +361,7 @@ COMPOSED = {
     ("PicklingError", "message"): "the text of UnsendableError, with the task's name",
     ("ProxyException", "message.text"): "what the user's function raised",
     ("ProxyException", "text"): "what the user's function raised",
+    ("OSError", "errno.EMFILE"): "the system's error: no descriptor is left",
     ("StopIteration", "result"): "no error",
     ("StopIteration", "value"): "no error",
     ("TracebackException", "type(exc)"): "no error",

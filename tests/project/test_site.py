@@ -72,7 +72,12 @@ def methods(cls: type) -> set[str]:
 
 
 #: Public by their names, and not to be called by programs.
-OF_THE_LIBRARY = {"Call.may_change", "PoolCollector.collect", "PoolCollector.describe"}
+OF_THE_LIBRARY = {
+    "Call.may_change",
+    "PoolCollector.collect",
+    "PoolCollector.describe",
+    "Shared.pickled",
+}
 
 
 def test_the_reference_has_every_public_name_and_every_public_method(site: Path) -> None:

@@ -117,6 +117,20 @@ ROWS = {
     "H102": "each task is in exactly one number of stats(), at any time",
     "H103": "a pool in a thread replaces its workers after the main module's code has ended",
     "H104": "a value that was yielded before its worker died is not lost",
+    "H105": "a worker that names a segment it never passed breaks its own link and no other",
+    "H106": "a process that dies at any step of a segment's life leaves nothing of it",
+    "H107": "the memory of an array is not used again while a forked copy has it",
+    "H108": "a payload that was half received when its link closed is freed",
+    "H109": "a shared object that is released stays for tasks that wait, and for new workers",
+    "H110": "an array that was received is changed by no later one, and not by its sender",
+    "H111": "a host that is found before the subscription took effect is used",
+    "H112": "what the first process of a lost host gave back as it ended counts as started",
+    "H113": "a message that cannot be written ends its stream, and no task hangs",
+    "H114": "with many hosts each process gets more than one item at a time",
+    "H115": "a test that hangs does not end the cluster that other tests use",
+    "H116": "an exception that holds what cannot be pickled arrives as its type",
+    "H117": "a program that imports tblib, or dask, gets exceptions without its own frames",
+    "H118": "what a process of a host had finished, or yielded, when it died is not lost",
 }
 
 NO_TEST = "NO TEST"

@@ -139,7 +139,11 @@ class Registered(Exception):
         self.lock = lock
 
 
-copyreg.pickle(Registered, lambda error: (Registered, ("registered",)))
+def reduce_registered(error: Registered) -> Any:
+    return Registered, ("registered",)
+
+
+copyreg.pickle(Registered, reduce_registered)
 
 
 class BadSetstate:

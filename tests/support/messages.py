@@ -44,12 +44,12 @@ def found(package: Path) -> tuple[list[Message], list[Unknown]]:
         path.relative_to(package).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
         for path in sorted(package.rglob("*.py"))
     }
-    constants: dict[str, str] = {}
-    for tree in trees.values():
-        constants |= _constants(tree)
+    own = {module: _constants(tree) for module, tree in trees.items()}
+    imported = {name: text for constants in own.values() for name, text in constants.items()}
     messages: list[Message] = []
     unknown: list[Unknown] = []
     for module, tree in trees.items():
+        constants = {**imported, **own[module]}
         for node in ast.walk(tree):
             kind = _kind(node)
             if kind is None or not isinstance(node, ast.Call):
@@ -69,7 +69,7 @@ def _constants(tree: ast.Module) -> dict[str, str]:
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         texts = list(_texts(node.value, named))
-        if isinstance(target, ast.Name) and texts:
+        if isinstance(target, ast.Name) and texts and target.id != "__version__":
             named[target.id] = texts[0]
     return named
 

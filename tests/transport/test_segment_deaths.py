@@ -40,6 +40,7 @@ async def dead(process: object) -> None:
 
 
 @pytest.mark.parametrize("step", peers.OWNER_STEPS)
+@pytest.mark.row("H106")
 async def test_an_owner_that_dies_leaves_what_it_has_published_and_nothing_else(
     made: Backend, step: str
 ) -> None:
@@ -61,6 +62,7 @@ async def test_an_owner_that_dies_leaves_what_it_has_published_and_nothing_else(
     assert support.mapped() == 0
 
 
+@pytest.mark.row("H108")
 async def test_a_frame_that_is_published_in_part_is_dropped_with_its_segment(
     made: Backend,
 ) -> None:
@@ -124,6 +126,7 @@ async def test_an_owner_dies_before_it_has_told_what_it_has_forgotten(made: Back
 
 
 @pytest.mark.parametrize("step", peers.BORROWER_STEPS)
+@pytest.mark.row("H106")
 async def test_a_borrower_that_dies_leaves_nothing(made: Backend, step: str) -> None:
     link, end = made.create()
     Receiver(link).listen()

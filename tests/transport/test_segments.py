@@ -256,6 +256,7 @@ async def test_descriptors_that_the_other_end_does_not_take_are_not_waited_for(
 
 
 @conftest.FORK_WARNING
+@pytest.mark.row("H107")
 async def test_a_copy_of_an_object_in_a_forked_process_never_changes(channel: Channel) -> None:
     kept = await channel.pass_on(view_of(buffer(fill=7)))
     held = [kept]
@@ -329,6 +330,7 @@ def peer() -> Iterator[Peer]:
     del peer.borrower
 
 
+@pytest.mark.row("H105")
 def test_a_segment_that_never_came_is_refused(peer: Peer) -> None:
     with pytest.raises(CorruptHeaderError, match="segment 5, whose descriptor never came"):
         peer.borrow(5, 1, 10)
@@ -351,6 +353,7 @@ def test_a_loan_that_cannot_be_is_refused(
         peer.borrow(*fields)
 
 
+@pytest.mark.row("H105")
 def test_a_loan_of_what_is_held_or_was_lent_before_is_refused(peer: Peer) -> None:
     peer.give(1)
     got = peer.borrow(1, 1, 100)
@@ -393,6 +396,7 @@ def test_a_second_descriptor_for_a_segment_is_refused(peer: Peer) -> None:
         peer.borrow(2, 1, 10)
 
 
+@pytest.mark.row("H105")
 def test_a_flood_of_segments_is_refused(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "MOST_SEGMENTS", 3)
     for number in range(10):
@@ -444,6 +448,7 @@ def test_a_loan_on_a_link_without_segments_is_refused() -> None:
     none.close()
 
 
+@pytest.mark.row("H105")
 async def test_a_corrupt_loan_breaks_the_link_and_nothing_else(channel: Channel) -> None:
     kept = await channel.pass_on(view_of(buffer(fill=4)))
     channel.lender._lent[0].loan = 0  # the owner names it again while it is held

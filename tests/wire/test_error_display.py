@@ -117,7 +117,7 @@ async def test_notes_are_printed_once_after_the_error() -> None:
 
 @pytest.mark.row("G69")
 async def test_notes_of_an_error_that_arrives_as_text_are_printed_too() -> None:
-    error = ValueError(lambda: None)
+    error = errors.BadReduce("x")
     error.add_note("mind the gap")
     proxy = travel(raised(error))
     assert type(proxy) is ProxyException

@@ -84,6 +84,33 @@ def fill(writer: Any, step: Callable[[tuple[int, int, Any]], object] = lambda _:
             assert writer.put(Kind.ERROR, 100 + at, 3, 1, [b"er", b"ror"])
 
 
+@pytest.mark.row("H118")
+@pytest.mark.parametrize("results_first", [True, False])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_shortened_journal_has_all_that_was_written_in_both_parts(
+    kind: Any, results_first: bool, both: bool
+) -> None:
+    memory, expected = bytearray(10 * SIZE), []
+    parts = wire_journal.parts_of(memoryview(memory))
+    used = parts if both else parts[:1] if results_first else parts[1:]
+    for part in used:
+        expected = []
+        fill(kind(part), expected.append)
+    short = wire_journal.shortened(memoryview(memory))
+    assert len(short) <= len(memory)
+    for part, copied in zip(parts, wire_journal.parts_of(memoryview(short)), strict=True):
+        assert results(bytes(copied)) == (expected if part in used else [])
+
+
+def test_a_journal_that_claims_too_much_still_does_when_it_is_shortened() -> None:
+    memory = bytearray(10 * SIZE)
+    assert wire_journal.shortened(memoryview(memory)) == b""
+    memory[:4] = b"\xff\xff\xff\xff"
+    short = memoryview(wire_journal.shortened(memoryview(memory)))
+    with pytest.raises(CorruptHeaderError):
+        list(wire_journal.read(wire_journal.parts_of(short)[0]))
+
+
 def test_entries_are_read_as_they_were_written(kind: Any) -> None:
     memory, expected = bytearray(SIZE), []
     fill(kind(memoryview(memory)), expected.append)

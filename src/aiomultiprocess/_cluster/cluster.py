@@ -201,18 +201,19 @@ class Cluster:
 
     def _on_unreached(self, address: str, error: BaseException, *, final: bool) -> None:
         self._failures += 1
-        what = f"the dask worker {address} cannot be used ({describe_error(error)})"
+        why = describe_error(error)
         if final:
-            reason: Exception = RuntimeError(what)
+            reason: Exception = RuntimeError(f"the dask worker {address} cannot be used ({why})")
         else:
             reason = ConnectionError(
-                f"{what}: the client needs a direct connection to the dask workers"
+                f"the dask worker {address} cannot be used ({why}): the client needs a direct "
+                "connection to the dask workers"
             )
         reason.__cause__ = error
         if not self._ever_reached and (final or self._failures >= ATTEMPTS):
             self._give_up(reason)
         else:
-            log.warning("%s", what)
+            log.warning("the dask worker %s cannot be used (%s)", address, why)
 
     async def _is_known(self, address: str) -> bool:
         with contextlib.suppress(OSError):

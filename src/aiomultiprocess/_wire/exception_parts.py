@@ -93,10 +93,20 @@ def group_field(name: str) -> Any:
 
 def pickles_itself(cls: type[Any]) -> bool:
     """Whether a class defines how its instances are pickled, in copyreg or by `__reduce__`."""
-    if cls in copyreg.dispatch_table:
+    if cls in reducers():
         return True
     owners = (
         next(klass for klass in cls.__mro__ if name in vars(klass))
         for name in ("__reduce__", "__reduce_ex__")
     )
     return any(owner.__flags__ & _HEAPTYPE for owner in owners)
+
+
+def reducers() -> dict[type, Any]:
+    """What copyreg has, but for a reducer of all exceptions, which is no class's own (EXC-6)."""
+    table = copyreg.dispatch_table
+    general = table.get(BaseException)
+    if general is None:
+        return table
+    known = list(table.items())  # at once: other threads may import what registers more
+    return {cls: reducer for cls, reducer in known if reducer is not general}

@@ -7,8 +7,10 @@ two types can be combined, the proxy is also an instance of the original's type,
 caller's `except ValueError` catches it. Its `__cause__` is the *original*, the exception that was
 rebuilt in the parent. tracebacks.py makes the text; exception_parts.py takes one exception apart.
 
-EXC-1  The text arrives whatever the exception contains. The rest may be lost: an exception that
-    cannot be pickled, or cannot be rebuilt, becomes a plain ProxyException without a cause.
+EXC-1  The text arrives whatever the exception contains. The rest may be lost: of an exception
+    that cannot be pickled, or cannot be rebuilt, its type arrives with stand-ins for the values
+    that are the reason (unsent.py); or, if that is not possible either, it becomes a plain
+    ProxyException without a cause. A note says so.
 EXC-2  An exception is rebuilt without a call of its `__init__`, whose arguments may differ from
     `args`. It is made from `args`, `__dict__`, slots, and what its builtin base class keeps in C.
     Only a type that defines `__reduce__` itself, or is in copyreg, is pickled its own way.
@@ -21,11 +23,16 @@ EXC-5  A printed error shows the remote traceback once. Python prints the proxy 
     the original has no traceback. Where Python prints no text (SyntaxError), and where the caller
     gets the original itself (`load_original`), the original's chain ends in a RemoteTraceback.
     Notes are printed after the text, so they are moved to the proxy and are not in its text.
+EXC-6  A reducer that copyreg has for BaseException too is not used. tblib, and dask with it, has
+    one for every class of exceptions; its copies have tracebacks, whose frames refer to ours and so
+    keep alive what the parent had in hand when it rebuilt them.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
+import io
 import pickle
 import traceback
 import types
@@ -39,6 +46,7 @@ from .exception_parts import (
     group_field,
     pickles_itself,
     put_together,
+    reducers,
     take_apart,
 )
 from .tracebacks import RemoteTraceback, describe, field, notes_of
@@ -179,6 +187,7 @@ class Node(NamedTuple):
     cause: int | None = None
     context: int | None = None
     suppress_context: bool = False
+    note: str | None = None  # which values have stand-ins (EXC-1)
 
 
 Nodes: TypeAlias = list[tuple[Any, ...]]
@@ -233,10 +242,28 @@ class _Dumper:
         """A node, and the exception rebuilt from it, which shows that it can be rebuilt (EXC-1)."""
         members = self._members(exc) if isinstance(exc, BaseExceptionGroup) else None
         recipe = _recipe(exc, group=members is not None)
-        node = Node(_pickled(recipe), members)
-        if type(exc).__module__ == "builtins" and members is None:
-            return node, exc  # builtin types can be rebuilt, and are the common case
-        return node, _rebuild(node, self._rebuilt)
+        try:
+            node = Node(_pickled(recipe), members)
+            if members is None and _is_plain(exc):
+                return node, exc
+            return node, _rebuild(node, self._rebuilt)
+        except Exception as error:  # noqa: BLE001 - what the user's pickling raises
+            return self._node_with_stand_ins(recipe, members, error)
+
+    def _node_with_stand_ins(
+        self, recipe: object, members: list[int] | None, refusal: Exception
+    ) -> tuple[Node, BaseException]:
+        """The same without what cannot travel; raises `refusal` if that is not possible."""
+        from . import unsent  # here: few exceptions need it
+
+        for rebuilt in (False, True):
+            try:
+                pickled, note = unsent.dumps(recipe, rebuilt=rebuilt)
+                node = Node(pickled, members, note=note)
+                return node, _rebuild(node, self._rebuilt)
+            except Exception:  # noqa: BLE001 - as above; the first refusal says why
+                continue
+        raise refusal
 
     def _members(self, group: BaseExceptionGroup[BaseException]) -> list[int]:
         exceptions = group_field("exceptions").__get__(group)
@@ -246,9 +273,22 @@ class _Dumper:
         return members
 
 
+#: Values that can be rebuilt wherever they can be pickled.
+_PLAIN: Final = frozenset({bool, bytes, float, int, str, type(None)})
+
+
+def _is_plain(exc: BaseException) -> bool:
+    """Whether an exception can surely be rebuilt, as most can: a builtin one of plain values."""
+    return (
+        type(exc).__module__ == "builtins"
+        and not vars(exc).keys() - {"__notes__"}
+        and _PLAIN.issuperset(map(type, field("args").__get__(exc)))
+    )
+
+
 def _pickled(recipe: object) -> bytes:
     try:
-        return pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL)
+        return _dumps(recipe)
     except Exception:
         from .serializing import fallback  # here: SERIAL-1
 
@@ -256,6 +296,17 @@ def _pickled(recipe: object) -> bytes:
         if serializer is None:
             raise
         return pickle.dumps(serializer.seal(recipe), pickle.HIGHEST_PROTOCOL)
+
+
+def _dumps(recipe: object) -> bytes:
+    table = reducers()
+    if table is copyreg.dispatch_table:
+        return pickle.dumps(recipe, pickle.HIGHEST_PROTOCOL)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = table  # EXC-6
+    pickler.dump(recipe)
+    return file.getvalue()
 
 
 def _recipe(exc: BaseException, *, group: bool) -> object:
@@ -316,7 +367,16 @@ def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | No
             field("__context__").__set__(exc, _at(built, node.context))
             field("__cause__").__set__(exc, _at(built, node.cause))
             field("__suppress_context__").__set__(exc, node.suppress_context)
+            if node.note is not None:
+                _append_note(exc, node.note)
     return built
+
+
+def _append_note(exc: BaseException, note: str) -> None:
+    attributes = field("__dict__").__get__(exc)
+    notes = attributes.setdefault("__notes__", [])
+    if isinstance(notes, list):
+        attributes["__notes__"] = [*notes, note]
 
 
 def _at(built: list[Any], index: int | None) -> BaseException | None:
