@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ._pure.buffer_builder import BufferBuilder
     from ._pure.codec import decode_items, dumps, encode_items, loads, register
+    from ._pure.driver import BlockingFlag
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
     from ._pure.turns import TurnClock
@@ -32,6 +33,7 @@ else:
         from amp_ext import watchdog as _watchdog
         from amp_ext.buffer_builder import BufferBuilder
         from amp_ext.codec import decode_items, dumps, encode_items, loads, register
+        from amp_ext.driver import BlockingFlag
         from amp_ext.journal import Journal
         from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, TurnClock, share
 
@@ -42,6 +44,7 @@ else:
     except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
         from ._pure.codec import decode_items, dumps, encode_items, loads, register
+        from ._pure.driver import BlockingFlag
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
         from ._pure.turns import TurnClock
@@ -55,6 +58,7 @@ __all__ = [
     "FULL",
     "RAISED",
     "SUSPENDED",
+    "BlockingFlag",
     "BufferBuilder",
     "Journal",
     "Starter",

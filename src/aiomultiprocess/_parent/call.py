@@ -30,6 +30,7 @@ import types
 from collections.abc import Coroutine
 from typing import Any, NoReturn, Protocol
 
+from .. import _accel
 from ..types import PoolTerminatedError, R
 from .callers import ANOTHER_LOOP, mark_as_retrieved, prepare_for_caller
 
@@ -135,25 +136,17 @@ class TakenCall(Call[R]):
             raise
 
 
-_blocking: Any = vars(asyncio.Future)["_asyncio_future_blocking"]
-_is_blocking = _blocking.__get__
-
-
-def _is_waited_for(call: ApplyCall[Any]) -> bool:
-    if _is_blocking(call):
-        return True
-    call.__class__ = TakenCall  # type: ignore[assignment]  # CALL-6
-    return False
-
-
 class ApplyCall(TakenCall[R], Coroutine[Any, Any, R]):
     """A call as `Pool.apply` returns it: it passes for a coroutine too (CALL-2)."""
 
     __slots__ = ()
 
-    _asyncio_future_blocking: bool = property(  # type: ignore[assignment]
-        _is_waited_for, _blocking.__set__
+    _asyncio_future_blocking: bool = _accel.BlockingFlag(  # type: ignore[assignment]  # CALL-6
+        vars(asyncio.Future)["_asyncio_future_blocking"], TakenCall
     )
+
+    # also here: a task looks for it by a new string, which no cache of attributes has
+    result = asyncio.Future.result
 
     def close(self) -> None:
         """Cancel the call, unless it is done."""

@@ -1,9 +1,9 @@
 """What the coroutine of an item's task awaits, and the task itself (`amp_ext.driver` is compiled).
 
-Only the starter uses this module; its theory and rules (STARTER-1 to STARTER-8) are in starter.py.
-`asyncio.Task` does the rest. An `ItemCoroutine` has two sides: the one that a coroutine
-uses of what it awaits (`send`, `throw`), and the one that a task uses of the future it waits for
-(`add_done_callback`, `cancel`, `result`).
+The starter uses this module, and calls of `apply` use `BlockingFlag`. The starter's theory and rules
+(STARTER-1 to STARTER-8) are in starter.py. `asyncio.Task` does the rest. An `ItemCoroutine` has two
+sides: the one that a coroutine uses of what it awaits (`send`, `throw`), and the one that a task
+uses of the future it waits for (`add_done_callback`, `cancel`, `result`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,35 @@ from typing import Any, Final
 
 from . import tasks
 
-__all__ = ["ItemCoroutine", "MarkedItem"]
+__all__ = ["BlockingFlag", "ItemCoroutine", "MarkedItem"]
 
 _WAITING, _ADOPTING, _RUNNING, _FINISHED, _ENDING = range(5)
 
 _LOOP_STOPPERS: Final = (KeyboardInterrupt, SystemExit)
+
+
+class BlockingFlag:
+    """`_asyncio_future_blocking` of futures that become a `kind` once others than a task read it.
+
+    A task reads it, as a flag that is true, when it begins to wait for the future.
+    """
+
+    __slots__ = ("_flag", "_kind")
+
+    def __init__(self, flag: Any, kind: type[Any]) -> None:
+        self._flag = flag  # the descriptor of `asyncio.Future`
+        self._kind = kind
+
+    def __get__(self, future: Any, owner: type[Any] | None = None, /) -> Any:
+        if future is None:
+            return self
+        if self._flag.__get__(future):
+            return True
+        future.__class__ = self._kind
+        return False
+
+    def __set__(self, future: Any, value: bool, /) -> None:
+        self._flag.__set__(future, value)
 
 
 class MarkedItem(tasks.Item):
