@@ -1,9 +1,9 @@
 """What the coroutine of an item's task awaits, and the task itself (`amp_ext.driver` is compiled).
 
-The starter uses this module, and calls of `apply` use `BlockingFlag`. The starter's theory and rules
-(STARTER-1 to STARTER-8) are in starter.py. `asyncio.Task` does the rest. An `ItemCoroutine` has two
-sides: the one that a coroutine uses of what it awaits (`send`, `throw`), and the one that a task
-uses of the future it waits for (`add_done_callback`, `cancel`, `result`).
+The starter uses this module, and calls of `apply` use `BlockingFlag`. The starter's theory and
+rules (STARTER-1 to STARTER-8) are in starter.py. `asyncio.Task` does the rest. An `ItemCoroutine`
+has two sides: the one that a coroutine uses of what it awaits (`send`, `throw`), and the one that a
+task uses of the future it waits for (`add_done_callback`, `cancel`, `result`).
 """
 
 from __future__ import annotations
