@@ -10,7 +10,7 @@
  * One mapping serves one worker. It begins with a control page and continues with two rings of
  * equal capacity: `down` from the parent to the worker, `up` from the worker to the parent.
  *
- *     | control page: identity, `started`, turn, cursors of down, cursors of up | down | up
+ *     | control page: identity, `started`, cursors of down, cursors of up, turn | down | up
  *     | journal | table of running items |
  *
  * The journal has 5/64 of the size of a ring, and the worker alone writes it; the parent can read it
@@ -106,7 +106,7 @@
 #endif
 
 #define AMP_MAGIC UINT64_C(0x31474e4952504d41) /* "AMPRING1" */
-#define AMP_VERSION UINT64_C(3)
+#define AMP_VERSION UINT64_C(4)
 #define AMP_CONTROL_SIZE 4096u
 #define AMP_LINE 128u /* two lines of 64: x86 fetches them in pairs, and Apple's lines are 128 */
 #define AMP_HEADER_SIZE 8u
@@ -168,9 +168,11 @@ struct amp_control {
     _Atomic uint64_t generation;
     _Atomic uint64_t entries; /* of the table of running items */
     _Alignas(AMP_LINE) _Atomic uint64_t started; /* items that the worker has started */
-    _Atomic uint64_t origin; /* of the turn: nanoseconds, and in the lowest bit which is newer */
-    _Atomic uint64_t busy;   /* likewise */
     struct amp_cursors down, up;
+    /* The turn has a line of its own: the parent loads `started` after each batch of results, and
+     * two stores of each turn into that line would each fetch it back. */
+    _Alignas(AMP_LINE) _Atomic uint64_t origin; /* ns, and in the lowest bit which is newer */
+    _Atomic uint64_t busy;                      /* likewise */
 };
 
 /* An entry of the table of running items: 16 bytes, aligned to 16. */
@@ -192,10 +194,10 @@ static_assert(offsetof(struct amp_running, since) == 8, "layout is part of the v
 static_assert(offsetof(struct amp_control, capacity) == 16, "layout is part of the version");
 static_assert(offsetof(struct amp_control, entries) == 32, "layout is part of the version");
 static_assert(offsetof(struct amp_control, started) == 128, "layout is part of the version");
-static_assert(offsetof(struct amp_control, origin) == 136, "layout is part of the version");
-static_assert(offsetof(struct amp_control, busy) == 144, "layout is part of the version");
 static_assert(offsetof(struct amp_control, down) == 256, "layout is part of the version");
 static_assert(offsetof(struct amp_control, up) == 768, "layout is part of the version");
+static_assert(offsetof(struct amp_control, origin) == 1280, "layout is part of the version");
+static_assert(offsetof(struct amp_control, busy) == 1288, "layout is part of the version");
 static_assert(sizeof(struct amp_control) <= AMP_CONTROL_SIZE, "the control page is one page");
 static_assert(AMP_CONTROL_SIZE % AMP_LINE == 0, "rings begin on a line");
 

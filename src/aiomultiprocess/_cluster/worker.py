@@ -44,10 +44,9 @@ class RemoteCredit(Credit):
 
     __slots__ = ("_link",)
 
-    horizon = HORIZON
-
     def __init__(self, concurrency: int, lifetime: int, link: RemoteLink) -> None:
         super().__init__(concurrency, lifetime)
+        self.horizon = HORIZON
         self._link = link
 
     def settle(self, started: int, now: float) -> None:

@@ -76,13 +76,13 @@ class Credit:
         "bytes",
         "concurrency_seen",
         "finished",
+        "horizon",
         "sent",
         "spent",
     )
 
-    horizon = HORIZON
-
     def __init__(self, concurrency: int, lifetime: int) -> None:
+        self.horizon = HORIZON  # not of the class: `settle` of each `apply` loads it (engine.py)
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
         self._paces: dict[int, Pace] = {}  # by function
@@ -219,14 +219,15 @@ class Credit:
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
-            kept = self.horizon / (self.horizon + elapsed)
+            horizon = self.horizon
+            kept = horizon / (horizon + elapsed)
             for function in self._reported:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
                 pace.count = tasks = count + kept * pace.count
                 pace.seconds = seconds = elapsed + kept * pace.seconds
-                backlog = int(tasks / seconds * self.horizon)
+                backlog = int(tasks / seconds * horizon)
                 most = pace.backlog * GROWTH or GROWTH
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()

@@ -80,8 +80,6 @@ class State(Enum):
 class Engine:
     """The workers, queues and unfinished tasks of one pool."""
 
-    OPEN = State.OPEN  # found faster than an enum's member
-    CALL, APPLY_CALL = Call, ApplyCall  # for the pool, which imports this module late
     BROKEN = State.BROKEN
     queue_class = Queue
     supervisor_class = Supervisor
@@ -95,6 +93,9 @@ class Engine:
     ) -> None:
         self.loop = loop
         self.state = State.OPEN
+        # for the pool, which imports this module late; of the object, since each `apply` needs them
+        # and CPython specializes no load of a class's plain attribute before 3.13
+        self.OPEN, self.CALL, self.APPLY_CALL = State.OPEN, Call, ApplyCall
         self.queues: dict[QueueID, Queue] = {}
         self.options = options
         self.supervisor = self.supervisor_class(loop, options, channels, self.queues, self)

@@ -23,7 +23,7 @@ FEED-4  A call knows its chunk, so that cancelling n calls takes time in proport
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from .._arguments import TaskOptions
@@ -44,9 +44,8 @@ class TaskOwner(Protocol):
     def origin(self) -> object:
         """The task source that the caller made: a job or a `CallQueue`."""
 
-    @property
-    def note_chunk(self) -> Callable[[Handles, Any], None] | None:
-        """Called with tasks and their `Chunk` before it is sent (FEED-4); None for a map."""
+    def note_chunk(self, handles: Handles, chunk: Any) -> None:
+        """Record the `Chunk` in which tasks travel, before it is sent (FEED-4)."""
 
     def gave_up(self, handle: Any) -> bool:
         """Whether the caller of a task that is not settled does not wait any more (COUNTS-1)."""

@@ -87,7 +87,6 @@ class Job:
     `reporter` shows the job's progress.
     """
 
-    note_chunk = None
     router: Routing | None = None  # None: every task goes to the pool's only queue
     queued = False
     done = False
@@ -158,6 +157,9 @@ class Job:
             self._step = FIRST_STEP
         if source.exhausted:
             self._end_of_input()
+
+    def note_chunk(self, handles: Handles, chunk: object) -> None:
+        """Nothing: tasks of a map are found by their offsets."""
 
     @property
     def left(self) -> int | None:

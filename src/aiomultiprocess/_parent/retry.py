@@ -38,16 +38,16 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .._wire import journal
 from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
 from .calls import CallQueue
 from .feed import Handles, TaskOwner
-from .stream_source import StreamSource
 
 if TYPE_CHECKING:
     from .chunk import Chunk
+    from .stream_source import StreamSource
     from .worker import PoolWorker
 
 DEATHS_BEFORE_START = 3  # RETRY-6
@@ -265,7 +265,9 @@ def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int)
     chunk = worker.chunks.get(chunk_id)
     if chunk is None or not count:
         return False
-    return isinstance(chunk.owner, StreamSource) and chunk.owner.lacks(offset)
+    if chunk.owner.mode is not Mode.STREAM:
+        return False
+    return cast("StreamSource", chunk.owner).lacks(offset)
 
 
 def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, count: int) -> bool:

@@ -22,8 +22,6 @@ from .job import Job
 class RoutedTasks:
     """The tasks of one job that a user's scheduler gave to one queue: a task source (feed.py)."""
 
-    note_chunk = None
-
     def __init__(self, job: Job, router: Router, offer: Callable[[RoutedTasks], None]) -> None:
         self.offer = offer
         self.function = job.function
@@ -33,6 +31,9 @@ class RoutedTasks:
         self.waiting: deque[tuple[int, Any]] = deque()
         self._job = job
         self._router = router
+
+    def note_chunk(self, handles: Handles, chunk: object) -> None:
+        """Nothing: tasks of a map are found by their offsets."""
 
     @property
     def origin(self) -> Job:

@@ -110,6 +110,16 @@ class PoolWorker(Process):
     """Whether its items and its lifespan have ended."""
     host: str | None = None  # the address of the dask worker where it runs; None: this machine
     why_ended = ""  # a sentence, if more is known than the exit code
+    # as in Endpoint (endpoint.py): few workers change these
+    retired = ""
+    """Why it takes no more tasks, if that was its own decision."""
+    replaced = False
+    """Whether it was replaced before its exit."""
+    dismissed = False
+    """Whether it is to leave because fewer workers are wanted."""
+    _held_by = ""  # the threads that its exit waits for
+    _in_calls = False  # these run calls that were given up
+    _leaves_lifespan = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""
@@ -141,15 +151,9 @@ class PoolWorker(Process):
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
         self.leaving = False
-        self.retired = ""  # why it takes no more tasks, if that was its own decision
-        self.replaced = False  # before its exit
-        self.dismissed = False  # because fewer workers are wanted
         self._pid: int | None = None
         self._kill_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._held_by = ""  # the threads that its exit waits for
-        self._in_calls = False  # these run calls that were given up
-        self._leaves_lifespan = False
         self._end_by: float | None = None  # when it is killed at the latest, in the loop's time
         self._settled = False
         self._parent_fd: Descriptor | None = None

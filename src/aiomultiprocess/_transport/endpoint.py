@@ -175,7 +175,14 @@ class Endpoint:
     - `_stop_listening()`: stop to receive.
     - `_drain_all()`: hand over all that has arrived.
     - `_release()`: release memory and descriptors. It runs once, outside of all callbacks.
+
+    What begins with a class's value here changes once in a life, if at all. With more than 30
+    attributes of its own, CPython gives an object a dict, and finds its methods by a search.
     """
+
+    _final_started: int | None = None  # from the release of the memory on
+    _released = False
+    _broken = False
 
     def __init__(
         self,
@@ -188,13 +195,10 @@ class Endpoint:
         self.shared: set[int] = set()  # numbers of the shared objects that the worker has
         self.counter: RunningItems = memory
         self._memory = memory
-        self._final_started: int | None = None  # from the release of the memory on
         self._links = Links() if links is None else links
         self._links.add(self)
         self.congested = False
         self._closed = False
-        self._released = False
-        self._broken = False
         self._busy = False
         self._continued = False
         self._loop: asyncio.AbstractEventLoop | None = None

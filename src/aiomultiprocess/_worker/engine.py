@@ -104,6 +104,16 @@ Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset ther
 class WorkerEngine:
     """Starts the items that arrive, and gives their results to a `ResultSender`."""
 
+    # values of the class until they change, which is rare: as in Endpoint (endpoint.py)
+    cut_off = False
+    """Whether it was terminated while an item ran (WORKER-9)."""
+    broken = False
+    """Whether it could not start, and serves no items."""
+    _batch: Batch | None = None  # of values, from the first stream on
+    _lifespan: Lifespan | None = None
+    _leaving_lifespan = False
+    _held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -114,8 +124,6 @@ class WorkerEngine:
         threads: int = 0,
     ) -> None:
         self.terminated = False
-        self.cut_off = False  # terminated while an item ran (WORKER-9)
-        self.broken = False  # it could not start, and serves no items
         self.serving = False  # the link is started
         self._retiring = False  # WORKER-11
         self._refuses = False  # takes no more items: it is one of these three
@@ -137,7 +145,6 @@ class WorkerEngine:
         self._running: dict[asyncio.Task[Any], Place | None] = {}
         self._places: dict[Place, asyncio.Task[Any]] = {}  # the reverse, of those without a result
         self._streams: dict[int, Channel] = {}  # of those that run, by chunk
-        self._batch: Batch | None = None  # of values, from the first stream on
         self._given_up: set[asyncio.Task[Any]] = set()  # cancelled because their callers were
         self._turns: _accel.TurnClock | None = None
         self._limits: TimeLimits | None = None  # from the first chunk with a time limit on
@@ -148,10 +155,7 @@ class WorkerEngine:
         self._advertised_free = 0  # free slots, as the last NEED_WORK since the last chunk says
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
-        self._lifespan: Lifespan | None = None
-        self._leaving_lifespan = False
         self._timers: list[asyncio.TimerHandle] = []  # of the end that begins with SIGTERM
-        self._held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     @property
     def state(self) -> Any:

@@ -34,6 +34,8 @@ from . import nested
 if TYPE_CHECKING:
     from .._transport.link import Link
 
+RESULTS = int(Kind.RESULTS)  # a member of an enum is found slowly, and each `apply` sends one
+
 log = logging.getLogger(__name__)
 
 
@@ -70,10 +72,9 @@ class ResultSender:
             return
         if not count:
             return
+        send = self._link.send  # an attribute of the link, and not a method: queue.py
         try:
-            self._link.send(
-                Kind.RESULTS, count=count, chunk_id=chunk_id, offset=offset, payload=payload
-            )
+            send(RESULTS, count=count, chunk_id=chunk_id, offset=offset, payload=payload)
         except Exception as error:  # noqa: BLE001 - too large, or too much for memory: RESULTS-2
             self._send_kept(chunk_id, offset, count, error)
 
@@ -149,8 +150,10 @@ class ResultSender:
         """Send all results; once they are published, empty the journal (journal.py, JOURNAL-3)."""
         if self._next is not None:  # as in begin_burst
             self._send_added()
-        self._link.flush()
-        if not self._link.congested:
+        link = self._link
+        flush = link.flush  # as `send` above
+        flush()
+        if not link.congested:
             self._journal.reset()
 
     def _send_added(self) -> None:
