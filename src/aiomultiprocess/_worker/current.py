@@ -38,7 +38,7 @@ class WorkerInfo:
 
 
 def running_worker() -> main.ThisWorker | None:
-    """The worker that runs this code; None outside of workers, and in processes that a task starts."""
+    """The worker that runs this code; None outside of one, and in a process that a task starts."""
     this = inline_worker.get(main.this_worker)
     return this if this is not None and this.pid == os.getpid() else None
 
