@@ -51,7 +51,6 @@ def for_worker(spec: LoopSpec) -> LoopSpec:
 
 
 if sys.platform == "linux" and hasattr(selectors, "EpollSelector"):  # gevent takes it away
-
     # not by super(), which takes 0.1 us before Python 3.12: an idle worker selects for each `apply`
     _select = selectors.EpollSelector.select
 
