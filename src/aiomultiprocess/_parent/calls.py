@@ -44,8 +44,6 @@ def is_persistent(function: Function, options: TaskOptions, kept: int) -> bool:
 class CallQueue:
     """All waiting `apply` calls of one function and the same options; callers await the handles."""
 
-    mode = Mode.APPLY
-
     def __init__(
         self,
         function: Function,
@@ -61,6 +59,7 @@ class CallQueue:
         `on_cancel` is called with a call that its caller gave up.
         """
         self.function = function
+        self.mode = Mode.APPLY  # not of the class: each call loads it (engine.py)
         self.options = options
         self.key = call_key(function, options)
         self.queued = False

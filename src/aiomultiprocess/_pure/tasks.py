@@ -241,14 +241,17 @@ def _with_first_step(
     threads can run meanwhile, and those must not use `call_soon`.
     """
     steps: list[Callable[[], object]] = []
-    own = vars(loop)
-    before = own.get("call_soon")
-    own["call_soon"] = lambda step, *, context: steps.append(step)
+    changed: Any = loop
+    before = changed.call_soon
+    # not by vars(): after it, CPython 3.11 specializes no load of the loop's attributes any more,
+    # which are 17 for each `apply`
+    is_method = before == type(changed).call_soon.__get__(loop)
+    changed.call_soon = lambda step, *, context: steps.append(step)
     try:
         task = kind(coro, loop=loop, name=_UNNAMED, context=context)
     finally:
-        if before is None:
-            del own["call_soon"]
+        if is_method:
+            del changed.call_soon
         else:
-            own["call_soon"] = before
+            changed.call_soon = before
     return task, steps[0]

@@ -29,7 +29,6 @@ from .._wire.exceptions import Stage
 from .._wire.frames import Kind
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error, import_hint, shown
-from . import nested
 
 if TYPE_CHECKING:
     from .._transport.link import Link
@@ -115,6 +114,8 @@ class ResultSender:
         """
         if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
             return
+        from . import nested  # here: a start does not need it
+
         nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
