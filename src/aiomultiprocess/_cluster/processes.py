@@ -30,6 +30,7 @@ from .._processes.descriptors import Descriptor, Handover
 from .._processes.exit import Exit
 from .._processes.spawn import process_class, report_exit
 from .._transport.link import Backend, Link
+from .._wire import journal
 from .._wire.frames import Handler, Segment
 from .._worker import main
 from .messages import SIGKILL, SIGTERM
@@ -158,8 +159,7 @@ class HostedProcess:
             self._kill_timer.cancel()
         self.link.drain_dead()
         with self.link.journal as memory:
-            size = int.from_bytes(memory[:8], sys.byteorder) & 0xFFFFFFFF
-            self.journal = bytes(memory[:size])
+            self.journal = journal.shortened(memory)  # JOURNAL-7
         self.exitcode = self._exit.exitcode
         self.link.close()
         self._process.close()

@@ -26,6 +26,8 @@ JOURNAL-5  The reader does not trust the content: it takes a copy, and looks at 
 JOURNAL-6  A fifth of the memory is a journal of its own, for values of streams that are not sent
     yet (_worker/streams.py). Its entries have as OFFSET how many values of the stream were before
     them, and none is read twice: the reader takes an entry only if it has so many.
+JOURNAL-7  What travels to another machine is a shorter memory, of which `parts_of` and `read` make
+    the same. One that is not valid travels whole, and is found to be invalid there.
 
 `read` is the parent's side. `Journal` is the worker's, in _pure/journal.py and amp_ext/journal.pyx.
 """
@@ -60,6 +62,21 @@ def parts_of(memory: memoryview) -> tuple[memoryview, memoryview]:
     """The part of the memory that is for results, and the one for values (JOURNAL-6)."""
     at = len(memory) * 4 // 5 & ~7
     return memory[:at], memory[at:]
+
+
+def shortened(memory: memoryview) -> bytes:
+    """A copy without what is not valid in its parts (JOURNAL-7)."""
+    results, values = parts_of(memory)
+    ends = [int.from_bytes(part[:_FIRST], _ORDER) & 0xFFFFFFFF for part in (results, values)]
+    if ends[0] > len(results) or ends[1] > len(values):
+        return bytes(memory)
+    size = 5 * max(ends[0] // 4 + 8, ends[1])  # as `parts_of` divides it, with room for rounding
+    if size >= len(memory):
+        return bytes(memory)
+    copy = bytearray(size)
+    for part, whole, end in zip(parts_of(memoryview(copy)), (results, values), ends, strict=True):
+        part[:end] = whole[:end]
+    return bytes(copy)
 
 
 def read(memory: memoryview) -> Iterator[Entry]:
