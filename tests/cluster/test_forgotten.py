@@ -1,4 +1,4 @@
-"""Pools over a cluster that end in other ways than by `close` and `join`: they leave it all the same."""
+"""Pools over a cluster that end otherwise than by `close` and `join` leave it all the same."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import workload
 from aiomultiprocess._parent.engine import State
 
 
+def forget(pools: list[Any]) -> None:
+    pools.clear()
+    gc.collect()
+
+
 async def test_a_pool_that_is_forgotten_before_it_has_hosts_gets_none(dask_pool: Any) -> None:
-    pool = dask_pool(1)
-    await pool.__aenter__()
-    engine = pool._engine
+    pools = [dask_pool(1)]
+    await pools[0].__aenter__()
+    engine = pools[0]._engine
     with pytest.warns(ResourceWarning, match="never closed"):
-        del pool
-        gc.collect()
+        forget(pools)
     assert engine.state is State.TERMINATED
     await asyncio.wait(engine._cluster._tasks)
     assert not engine.supervisor.workers
@@ -46,8 +50,7 @@ def test_a_loop_that_ends_before_its_pool_leaves_no_task(
         assert await pool.apply(workload.two) == 2
         return pool
 
-    pool = asyncio.run(main())
+    pools = [asyncio.run(main())]
     with pytest.warns(ResourceWarning, match="never closed"):
-        del pool
-        gc.collect()
+        forget(pools)
     assert "destroyed" not in caplog.text

@@ -97,7 +97,7 @@ class Cluster:
 
     def start(self) -> None:
         """Begin to look for hosts."""
-        self._beginning = self._spawn(self._begin())
+        self._beginning = self._loop.create_task(self._begin())
 
     # -- the scheduler -------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class Cluster:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks - {self._beginning}:
+        for task in list(self._tasks):
             task.cancel()
         for connection in list(self.connections):
             connection.leave()
@@ -302,11 +302,10 @@ class Cluster:
                 async with asyncio.timeout(END_TIMEOUT):
                     await self._client.close()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _abort_comm(connecting: asyncio.Task[Any]) -> None:

@@ -5,8 +5,8 @@ CSUPERVISOR-1  A host that is reached gets `processes` processes, or as many as 
     same host. When the host is lost, its places are free.
 CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what its processes hold,
     they finish.
-CSUPERVISOR-3  A pool that is forgotten before it has reached a host leaves the cluster as any other,
-    so that no host starts processes for it.
+CSUPERVISOR-3  A pool that is forgotten before it has reached a host leaves the cluster as any
+    other, so that no host starts processes for it.
 """
 
 from __future__ import annotations
