@@ -102,6 +102,23 @@ async def test_the_death_of_a_process_costs_what_it_ran(own_dask: Dask, tmp_path
         assert pool.stats().restarts == {"died": 1}
 
 
+@only_plain
+async def test_the_death_of_a_process_amid_quick_tasks_costs_what_it_had_started(
+    own_dask: Dask, tmp_path: Path
+) -> None:
+    path = tmp_path / "record"
+    async with pool_over(own_dask, path) as pool:
+        await until_hosts(pool, 2)
+        result = pool.map(cluster_tasks.record, range(ITEMS), return_exceptions=True)
+        await until_recorded(path, ITEMS // 3)
+        victim = next(iter(pool.processes))
+        assert victim.pid
+        os.kill(victim.pid, signal.SIGKILL)
+        lost = check_accounts(path, await result, {victim.host})
+        # it may have died between the mark of a task and its record
+        assert len(set(lost) - set(cluster_tasks.recorded(path))) <= 1
+
+
 async def test_the_death_of_a_host_costs_at_most_what_it_was_sent(
     own_dask: Dask, tmp_path: Path
 ) -> None:
@@ -260,29 +277,42 @@ async def test_a_host_that_is_silent_is_lost_and_comes_back(
 
 @only_plain
 async def test_the_death_of_the_scheduler_is_a_clear_error(own_dask: Dask, tmp_path: Path) -> None:
-    async with Meeting() as meeting, pool_over(own_dask, tmp_path / "record") as pool:
+    path = tmp_path / "record"
+    async with Meeting() as meeting, pool_over(own_dask, path) as pool:
         call = pool.apply(workload.meet, (meeting.port,))
         await meeting.next()
+        result = pool.map(cluster_tasks.record_or_stay, [*range(ITEMS), -1])
+        await until_recorded(path, ITEMS // 3)
         own_dask.scheduler.kill()
-        with pytest.raises(ConnectionError, match=r"dask scheduler at .* was lost"):
-            await call
+        for each in (call, result):
+            with pytest.raises(ConnectionError, match=r"dask scheduler at .* was lost"):
+                await each
         with pytest.raises(ConnectionError, match=r"dask scheduler at .* was lost"):
             await pool.apply(workload.two)
+    assert set(Counter(cluster_tasks.recorded(path)).values()) == {1}
 
 
 CLIENT = """
-async with Pool(2, backend="dask", address=sys.argv[1]) as pool:
+async with Pool(
+    2, backend="dask", address=ADDRESS, initializer=cluster_tasks.open_record, initargs=[RECORD]
+) as pool:
     while len([worker for worker in pool.processes if worker.ready]) < 4:
         await asyncio.sleep(0.01)
     print("pids", *(worker.pid for worker in pool.processes), flush=True)
-    await pool.map(workload.wait_for_ever, range(100))
+    pool.map(workload.wait_for_ever, range(100))
+    await pool.map(cluster_tasks.record, range(ITEMS), priority=1)
 """
 
 
 async def test_the_processes_of_a_client_that_is_killed_end(own_dask: Dask, tmp_path: Path) -> None:
-    source = pool_script(CLIENT.replace("sys.argv[1]", repr(own_dask.address)))
-    with Script(tmp_path, source) as script:
+    path = tmp_path / "record"
+    setup = (
+        f"import cluster_tasks\nADDRESS, RECORD, ITEMS = {(own_dask.address, str(path), ITEMS)!r}"
+    )
+    with Script(tmp_path, pool_script(CLIENT, setup=setup)) as script:
         pids = [int(pid) for pid in await script.line("pids")]
         assert len(pids) == 4
+        await until_recorded(path, ITEMS // 3)
         script.process.kill()
         await wait_for_exit(pids, within=10.0)
+    assert set(Counter(cluster_tasks.recorded(path)).values()) == {1}

@@ -25,6 +25,13 @@ async def record(number: int) -> int:
     return number
 
 
+async def record_or_stay(number: int) -> int:
+    """The same; a task with a negative number never ends."""
+    if number < 0:
+        await asyncio.Event().wait()
+    return await record(number)
+
+
 async def record_and_wait(number: int) -> int:
     """The same, for a task that takes some time."""
     os.write(_file, RECORD.pack(number))

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import leaks
+from networks import Network
 from support import TEST_PATH
 
 PATIENCE = 30.0  # seconds until a part of a cluster that has not started counts as broken
@@ -45,7 +47,7 @@ class Dask:
             self.stop(name)
         stop(self.scheduler)
 
-    def add(self, *names: str, threads: int = 1) -> Self:
+    def add(self, *names: str, threads: int = 1, network: Network | None = None) -> Self:
         """Start workers with these names, and wait until the scheduler knows them."""
         for name in names:
             self.workers[name] = self._run(
@@ -54,7 +56,9 @@ class Dask:
                 *("--name", name, "--nthreads", str(threads), "--memory-limit", "0"),
                 *("--local-directory", str(self.folder)),
                 "--nanny" if self.nanny else "--no-nanny",
+                *(["--host", network.address] if network else []),
                 label=name,
+                before=network.command if network else [],
             )
         for name in names:
             self.until(lambda name=name: "Registered to" in self.said(name))  # type: ignore[misc]
@@ -81,12 +85,14 @@ class Dask:
             }
             time.sleep(0.02)
 
-    def _run(self, part: str, *options: str, label: str = "") -> subprocess.Popen[bytes]:
+    def _run(
+        self, part: str, *options: str, label: str = "", before: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         module = f"distributed.cli.dask_{part}"
         path = os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         with (self.folder / f"{label or part}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *options, "--no-dashboard", *self.options],
+                [*before, sys.executable, "-m", module, *options, "--no-dashboard", *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

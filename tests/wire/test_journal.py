@@ -277,6 +277,35 @@ def test_any_bytes_are_entries_or_an_error(data: st.DataObject) -> None:
     assert size <= len(memory) - FIRST
 
 
+@given(st.data())
+def test_a_shortened_memory_has_the_same_entries_in_both_parts(data: st.DataObject) -> None:
+    size = 8 * data.draw(st.integers(SIZE // 8, SIZE // 2))
+    memory = memoryview(bytearray(size))
+    whole = wire_journal.parts_of(memory)
+    for part in whole:
+        writer = journal.Journal(part)
+        for number in range(data.draw(st.integers(0, 4))):
+            writer.begin(number, 0)
+            writer.append(data.draw(st.sampled_from(VALUES)))
+            if data.draw(st.booleans()):  # else it is open, and the last
+                writer.take()
+            else:
+                break
+    copy = wire_journal.shortened(memory)
+    assert len(copy) <= size
+    parts = wire_journal.parts_of(memoryview(copy))
+    assert [left(part) for part in parts] == [left(part) for part in whole]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_what_is_not_valid_is_not_made_valid_by_shortening_it(part: int) -> None:
+    memory = memoryview(bytearray(SIZE))
+    wire_journal.parts_of(memory)[part][:4] = (SIZE).to_bytes(4, sys.byteorder)
+    parts = wire_journal.parts_of(memoryview(wire_journal.shortened(memory)))
+    with pytest.raises(CorruptHeaderError):
+        left(parts[part])  # type: ignore[arg-type]
+
+
 def test_the_chosen_journal_is_the_best_available_one() -> None:
     assert _accel.Journal is KINDS[-1]
 

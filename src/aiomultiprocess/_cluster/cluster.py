@@ -13,6 +13,9 @@ CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where
 CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
     delivered. So the pool announces something itself until that arrives, and then reads once what
     was announced before.
+CLUSTER-5  dask's connecting is not interrupted, as that leaves a socket behind. A pool that ends
+    meanwhile waits for its client up to `END_TIMEOUT` seconds, and ends other connections when they
+    are there.
 """
 
 from __future__ import annotations
@@ -89,11 +92,12 @@ class Cluster:
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
         self._subscribed = asyncio.Event()
+        self._beginning: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to look for hosts."""
-        self._spawn(self._begin())
+        self._beginning = self._loop.create_task(self._begin())
 
     # -- the scheduler -------------------------------------------------------------------------
 
@@ -108,7 +112,11 @@ class Cluster:
 
         self._client, self._owns_client = self._target.new_client()
         await self._client
+        if self._closed:  # CLUSTER-5
+            return
         self._scheduler = await self._connect(self._client.scheduler.address)
+        if self._closed:
+            return
         self._spawn(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
         self._registered = True
@@ -120,7 +128,7 @@ class Cluster:
 
     async def _wait_for_subscription(self) -> None:
         """Until what is announced arrives here (CLUSTER-4)."""
-        while not self._subscribed.is_set():
+        while not (self._subscribed.is_set() or self._closed):
             await self._client.log_event(self._name, {"address": ""})
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PROBE):
@@ -147,7 +155,12 @@ class Cluster:
 
         arguments = self._client.security.get_connection_args("client")
         connect: Any = core.connect
-        return await connect(address, timeout=TIMEOUT, **arguments)
+        connecting = self._loop.create_task(connect(address, timeout=TIMEOUT, **arguments))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(_abort_comm)  # CLUSTER-5
+            raise
 
     # -- hosts ---------------------------------------------------------------------------------
 
@@ -225,7 +238,7 @@ class Cluster:
     def _on_lost(self, connection: Connection) -> None:
         self.connections.remove(connection)
         self._user.on_host_lost(connection)
-        if not self._closed:
+        if not (self._closed or connection.cancelled):
             self._spawn(self._return(connection.address))
 
     async def _return(self, address: str) -> None:
@@ -274,6 +287,9 @@ class Cluster:
         await self._leave_scheduler()
 
     async def _leave_scheduler(self) -> None:
+        if self._beginning is not None:  # CLUSTER-5
+            await asyncio.wait([self._beginning], timeout=END_TIMEOUT)
+            self._beginning.cancel()
         with contextlib.suppress(OSError, TimeoutError, Exception):
             async with asyncio.timeout(END_TIMEOUT):
                 if self._registered:
@@ -291,6 +307,12 @@ class Cluster:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _abort_comm(connecting: asyncio.Task[Any]) -> None:
+    """End a connection that is not wanted any more, when it is there."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().abort()
 
 
 def _checked(answer: Any, address: str) -> Greeting:

@@ -71,6 +71,7 @@ class Connection:
         self.greeting = greeting
         self.lost = False
         self.draining = False
+        self.cancelled = False  # the loop ends
         self._loop = loop
         self._stream = Stream(comm, loop)
         self._before_lost = before_lost
@@ -124,6 +125,9 @@ class Connection:
                 message = await self._stream.read()
                 self._heard = True
                 self._put(*read(message))
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
         except OSError as error:
             why = f"its stream ended: {error}" if str(error) else why
         except Exception as error:  # noqa: BLE001 - what it sent is no message, or does not fit

@@ -39,6 +39,7 @@ class ClusterEngine(Engine):
         check_start_arguments(self.options)
         super().start(0, queues)
         self.supervisor.processes = processes
+        self.supervisor.in_cluster = True
         self._cluster.start()
 
     def resize(self, processes: int) -> NoReturn:
@@ -49,9 +50,11 @@ class ClusterEngine(Engine):
         """Wait until every process has gone, and leave the cluster."""
         await super().join()
         await self._cluster.close()
+        self.supervisor.in_cluster = False
 
     def _kill(self) -> None:
         super()._kill()
+        self.supervisor.in_cluster = False
         self._cluster.abandon()
 
 

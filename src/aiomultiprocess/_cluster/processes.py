@@ -159,7 +159,7 @@ class HostedProcess:
             self._kill_timer.cancel()
         self.link.drain_dead()
         with self.link.journal as memory:
-            self.journal = journal.shortened(memory)
+            self.journal = journal.shortened(memory)  # JOURNAL-7
         self.exitcode = self._exit.exitcode
         self.link.close()
         self._process.close()

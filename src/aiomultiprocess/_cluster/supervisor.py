@@ -5,6 +5,8 @@ CSUPERVISOR-1  A host that is reached gets `processes` processes, or as many as 
     same host. When the host is lost, its places are free.
 CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what its processes hold,
     they finish.
+CSUPERVISOR-3  A pool that is forgotten before it has reached a host leaves the cluster as any
+    other, so that no host starts processes for it.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class HostChannels:
 class ClusterSupervisor(Supervisor):
     """The workers of a pool over hosts."""
 
+    in_cluster = False  # whether hosts are found, or looked for
     processes = 0  # per host; 0: the threads of its dask worker
 
     def __init__(self, *args: Any) -> None:
@@ -51,8 +54,9 @@ class ClusterSupervisor(Supervisor):
 
     @property
     def worker_count(self) -> int:
-        """How many workers there are, and hosts, which have to be left too."""
-        return super().worker_count + len(set(map(id, self._places.values())))
+        """How many workers there are, and hosts, which have to be left too (CSUPERVISOR-3)."""
+        count = super().worker_count + len(set(map(id, self._places.values())))
+        return max(count, int(self.in_cluster))
 
     def start_worker(self, place: int, qid: QueueID) -> None:
         """Start the process of a place at its host."""

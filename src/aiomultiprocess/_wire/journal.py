@@ -26,6 +26,8 @@ JOURNAL-5  The reader does not trust the content: it takes a copy, and looks at 
 JOURNAL-6  A fifth of the memory is a journal of its own, for values of streams that are not sent
     yet (_worker/streams.py). Its entries have as OFFSET how many values of the stream were before
     them, and none is read twice: the reader takes an entry only if it has so many.
+JOURNAL-7  What travels to another machine is a shorter memory, of which `parts_of` and `read` make
+    the same. One that is not valid travels whole, and is found to be invalid there.
 
 `read` is the parent's side. `Journal` is the worker's, in _pure/journal.py and amp_ext/journal.pyx.
 """
@@ -63,18 +65,18 @@ def parts_of(memory: memoryview) -> tuple[memoryview, memoryview]:
 
 
 def shortened(memory: memoryview) -> bytes:
-    """A copy of a journal without the room that is left in it; `parts_of` finds its parts."""
-    results, values = (bytes(part[: _end(part)]) for part in parts_of(memory))
-    units = max(-(-len(results) // 32), -(-len(values) // 8))  # four fifths, and one fifth
-    copy = bytearray(40 * units)
-    copy[: len(results)] = results
-    copy[32 * units : 32 * units + len(values)] = values
+    """A copy without what is not valid in its parts (JOURNAL-7)."""
+    results, values = parts_of(memory)
+    ends = [int.from_bytes(part[:_FIRST], _ORDER) & 0xFFFFFFFF for part in (results, values)]
+    if ends[0] > len(results) or ends[1] > len(values):
+        return bytes(memory)
+    size = 5 * max(ends[0] // 4 + 8, ends[1])  # as `parts_of` divides it, with room for rounding
+    if size >= len(memory):
+        return bytes(memory)
+    copy = bytearray(size)
+    for part, whole, end in zip(parts_of(memoryview(copy)), (results, values), ends, strict=True):
+        part[:end] = whole[:end]
     return bytes(copy)
-
-
-def _end(memory: memoryview) -> int:
-    """Up to which byte the first word says that a journal is valid."""
-    return int.from_bytes(memory[:_FIRST], _ORDER) & 0xFFFFFFFF
 
 
 def read(memory: memoryview) -> Iterator[Entry]:

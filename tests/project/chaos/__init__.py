@@ -35,4 +35,9 @@ CHAOS-12  A task runs within the lifespan of its worker, and no two workers have
     code that nothing explains (CHAOS-5).
 CHAOS-13  A task sees the context variable of its submitter, and of no other: it returns the value.
 CHAOS-14  At the end the pool's statistics have no task that waits or runs.
+CHAOS-15  Over a dask cluster (`--backend dask`) hosts are harmed too (hosts.py). All that a host
+    was sent counts as started, if it is lost: so such tasks have an outcome of their own, which
+    explains that they were not executed. A host is lost only if it was killed, or stood still for
+    long, and then it must be. Another takes over its indices while what ran there may still end,
+    so that no index is entered twice is judged by what the pool says, and not by locks.
 """

@@ -23,11 +23,15 @@ def options() -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.project.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--seed", type=int, default=1, help="of the load and the killers (1)")
-    parser.add_argument("--backend", choices=["shm", "pipe"], help="default: the best there is")
+    parser.add_argument(
+        "--backend", choices=["shm", "pipe", "dask"], help="default: the best of this machine"
+    )
     parser.add_argument("--processes", type=int, default=2, help="workers (2)")
     parser.add_argument("--load", type=float, default=1.0, help="times the usual load (1.0)")
     parser.add_argument("--mean", type=float, default=1.0, help="seconds between deaths (1.0)")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds that are a hang (30)")
+    deaths = "seconds between two blows against a host, with --backend dask (12.0)"
+    parser.add_argument("--host-mean", type=float, default=12.0, help=deaths)
     trim = "RSS without what malloc holds and has not given: see how much is really kept"
     parser.add_argument("--trim", action="store_true", help=trim)
     return Options(**vars(parser.parse_args()))

@@ -35,6 +35,7 @@ class Outcome(IntEnum):
     CANCELLED = 4
     DROPPED = 5
     TIMED_OUT = 6
+    HOST_LOST = 7
 
 
 #: What the report calls them, and how often at least a task that ended so was executed.
@@ -46,6 +47,7 @@ MEANING = {
     Outcome.CANCELLED: ("cancelled or timed out", 0),
     Outcome.DROPPED: ("not read to the end", 0),
     Outcome.TIMED_OUT: ("TaskTimeoutError", 0),
+    Outcome.HOST_LOST: ("WorkerLostError, with its host", 0),
 }
 
 
@@ -61,6 +63,7 @@ class Verdict:
     executed_too_often: int = 0
     executed_too_seldom: int = 0
     lost_unexecuted: int = 0
+    lost_with_host_unexecuted: int = 0
     faults: int = 0
     words: list[str] = field(default_factory=list)
 
@@ -96,6 +99,8 @@ class Verdict:
         self.executions += executions
         by_death = outcome in (Outcome.WORKER_LOST, Outcome.TIMED_OUT)
         self.lost_unexecuted += by_death and not executions
+        with_host = outcome is Outcome.HOST_LOST
+        self.lost_with_host_unexecuted += with_host and not executions  # CHAOS-15
         name, least = MEANING[outcome]
         most = 0 if outcome is Outcome.UNSENT else limit
         if not least <= executions <= most:
@@ -211,6 +216,8 @@ def outcome_of(task: Task, found: Any, timeout: float | None = None) -> Outcome 
         right = found.timeout == timeout == LIMIT and not (ended_itself and what in DEAF)
         return Outcome.TIMED_OUT if right else None
     if isinstance(found, WorkerLostError):
+        if found.host is not None and found.exitcode is None:
+            return Outcome.HOST_LOST
         return Outcome.WORKER_LOST if found.exitcode in OUR_EXITS else None
     if what in ("segfault", "exit", "overtime", *DEAF):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -10,9 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import psutil
+
 from aiomultiprocess import Pool
 from aiomultiprocess.pool import PoolWorker
 from chaos.accounts import Accounts
+from chaos.hosts import HostKillers
 from chaos.tasks import EXIT_CODE
 
 WEIGHTS = {"SIGKILL": 35, "SIGSTOP, SIGKILL": 15, "SIGTERM": 20, "segfault": 15, "exit": 15}
@@ -20,6 +24,7 @@ STOPPED = (0.2, 2.0)  # seconds that a worker stands still before it is killed
 LOOK = 0.1  # seconds between two looks at who is there
 
 OVER_LIMIT = "its task was over its limit, and deaf"
+WITH_HOST = "its host was lost"
 
 #: What an exit code says, other than SIGKILL, which has two reasons.
 EXITS = {
@@ -37,6 +42,7 @@ class Census:
         self.deaths: Counter[str] = Counter()
         self.spares_starting = True  # until a worker is seen to become ready
         self.sent: dict[int | None, set[str]] = {}  # what was done to a worker, by its pid
+        self.hosts: HostKillers | None = None
         self._pool = pool
         self._accounts = accounts
         self._known: dict[PoolWorker, bool] = {}  # and whether it was seen to be ready
@@ -52,6 +58,8 @@ class Census:
         for worker in self._known.keys() - present.keys():
             del self._known[worker]
             self._bury(worker)
+        if len({worker.index for worker in present}) != len(present):  # CHAOS-15
+            self._accounts.fault(f"workers share an index: {present}")
         for worker in present:
             if worker.ready and not self._known.get(worker):
                 self.spares_starting = False
@@ -60,7 +68,9 @@ class Census:
     def _bury(self, worker: PoolWorker) -> None:
         sent = self.sent.pop(worker.pid, set())
         code = worker.exitcode
-        if code == -signal.SIGKILL and sent - {"SIGTERM"}:
+        if code is None and self.hosts is not None and self.hosts.explains(str(worker.host)):
+            way = WITH_HOST
+        elif code == -signal.SIGKILL and sent - {"SIGTERM"}:
             way = max(sent - {"SIGTERM"})
         elif code == -signal.SIGKILL and worker.deadlines and worker.deadlines.why_killed:
             way = OVER_LIMIT
@@ -68,7 +78,9 @@ class Census:
             way = EXITS[code]
         else:
             way = "unexplained"
-            self._accounts.fault(f"worker {worker.pid} ended with code {code}, sent: {sent}")
+            self._accounts.fault(
+                f"worker {worker.pid} ended with code {code}, sent: {sent} {worker.why_ended}"
+            )
         self.deaths[way] += 1
 
 
@@ -111,7 +123,11 @@ class Killers:
         if stops:
             self._send(victim, signal.SIGSTOP, way)
             shortest, longest = STOPPED
+            process = psutil.Process(victim.pid) if victim.host else None
             await asyncio.sleep(shortest + chance * (longest - shortest))
+            if process is not None and victim not in self._pool.processes:  # its host was lost
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._send(victim, signal.SIGTERM if way == "SIGTERM" else signal.SIGKILL, way)
 
     def _choose(self, chance: float, ready: bool) -> PoolWorker | None:
@@ -135,4 +151,5 @@ class Killers:
         pid = victim.pid
         if pid is not None and victim in self._pool.processes:
             self._census.sent.setdefault(pid, set()).add(way)
-            os.kill(pid, signum)
+            with contextlib.suppress(*[ProcessLookupError] * bool(victim.host)):
+                os.kill(pid, signum)  # one of a host has perhaps ended, which is not known yet

@@ -108,7 +108,8 @@ class Meter:
         """Sample until cancelled."""
         while True:
             self._sample(self._under_load)
-            for pid in ("self", *(worker.pid for worker in self._pool.processes)):
+            pids = [worker.pid for worker in self._pool.processes if worker.pid]
+            for pid in ("self", *pids):
                 self.names |= {line.rpartition("/")[2] for line in leaks.mappings(str(pid))}
             await asyncio.sleep(EVERY)
 

@@ -46,6 +46,7 @@ class Report:
     meter: Meter
     left_behind: dict[str, set[object]] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
+    struck: Counter[str] = field(default_factory=Counter)  # hosts, by way
 
     @property
     def sound(self) -> bool:
@@ -72,6 +73,8 @@ class Report:
             yield f"  ended by {meaning}", f"{verdict.outcomes[outcome]:,}"
             if outcome is Outcome.TIMED_OUT:
                 yield "  these or lost, never executed", f"{verdict.lost_unexecuted:,}"
+            if outcome is Outcome.HOST_LOST:
+                yield "  these, never executed", f"{verdict.lost_with_host_unexecuted:,}"
         yield "executions", f"{verdict.executions:,}"
         yield "lost (never resolved)", verdict.lost
         yield "resolved twice", verdict.resolved_twice
@@ -88,6 +91,8 @@ class Report:
         for way, count in sorted(self.deaths.items()):
             yield f"  {way}", f"{count:,}"
         causes = ", ".join(f"{cause} {count:,}" for cause, count in sorted(self.restarts.items()))
+        for way, count in sorted(self.struck.items()):
+            yield f"hosts {way}", f"{count:,}"
         yield "replacements by cause", causes or "none"
 
     def _resources(self) -> Rows:
