@@ -5,7 +5,8 @@
 #   make test      build the extension, require it, run the suite over both backends
 #   make coverage  what of Python and Cython the tests run, and the floor of it
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
-#   make bench     this library beside its peers, under 20 minutes; QUICK=1: two minutes
+#   make bench     this library beside its peers, under 30 minutes for the Python that PYTHON= names,
+#                  whose figures it replaces in the docs; QUICK=1: two minutes
 #   make docs      the site, into build/site; make docs-serve shows it
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
@@ -105,7 +106,8 @@ format: $(VENV)/.tools
 	$(BIN)/ruff format .
 
 # The first run also makes an environment for each peer, below .benchmarks/, or in the folder that
-# AIOMULTIPROCESS_BENCHMARKS names, which several checkouts may share.
+# AIOMULTIPROCESS_BENCHMARKS names, which several checkouts may share. Each version of Python has
+# figures of its own, docs/benchmarks-VERSION.json; ARGS=--page writes the page from them again.
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick) $(ARGS)
 

@@ -13,8 +13,10 @@ import concurrent.futures
 import multiprocessing
 import multiprocessing.pool
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -57,9 +59,26 @@ class Peer(ABC):
         """Start a map, and return a function that says whether it is done."""
         raise NotImplementedError
 
-    async def stream(self, function: Function, count: int) -> int:
-        """Map an iterator of `count` numbers and drop each result as it comes."""
+    async def stream(self, function: Function, values: Iterable[Any]) -> int:
+        """Map an iterator, drop each result as it comes, and return how many came."""
         raise NotImplementedError
+
+    async def make_room(self, size: int) -> None:  # noqa: B027 - for most there is nothing to do
+        """Prepare what a limit needs to copy so many bytes."""
+
+    async def share(self, value: Any) -> Any:
+        """Put an array where all workers can read it; what this returns goes to tasks for it.
+
+        A limit copies it and returns None.
+        """
+        raise NotImplementedError
+
+    async def unshare(self, shared: Any) -> None:  # noqa: B027 - for some it ends with its last name
+        """Give up what `share` returned."""
+
+    def with_shared(self, function: Function, first: Any) -> Function | None:
+        """`function` with its first argument for a map, or None: the peer does not offer it."""
+        return None
 
     async def bells(self) -> dict[str, float]:
         """Doorbells that were rung, and frames that were published, in all so far."""
@@ -130,15 +149,24 @@ class Aiomultiprocess(Peer):
         await asyncio.sleep(0)
         return self._background.done
 
-    async def stream(self, function: Function, count: int) -> int:
+    async def stream(self, function: Function, values: Iterable[Any]) -> int:
         seen = 0
-        async for _ in self.pool.map(function, iter(range(count))):
+        async for _ in self.pool.map(function, iter(values)):
             seen += 1
         return seen
 
 
 class Ours(Aiomultiprocess):
     """This library, with a transport that was asked for."""
+
+    async def share(self, value: Any) -> Any:
+        return import_module("aiomultiprocess").share(value).__enter__()
+
+    async def unshare(self, shared: Any) -> None:
+        shared.__exit__(None, None, None)
+
+    def with_shared(self, function: Function, first: Any) -> Function:
+        return partial(function, first)
 
     async def frames(self, count: int) -> dict[str, float]:
         streaming = import_module("streaming")
@@ -244,6 +272,20 @@ class RunInExecutor(Executor):
         return [result for part in done for result in part]
 
 
+class Interpreters(Executor):
+    """InterpreterPoolExecutor: threads of one process, each with an interpreter of its own."""
+
+    async def open(self, workers: int, concurrency: int) -> None:
+        futures: Any = concurrent.futures
+        self._executor = futures.InterpreterPoolExecutor(
+            workers, initializer=exec, initargs=(FIND_TASKS,)
+        )
+
+
+#: A new interpreter has a path of its own, without the folder of the script.
+FIND_TASKS = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+
+
 class Mpire(Peer):
     async def open(self, workers: int, concurrency: int) -> None:
         pool_class = import_module("mpire").WorkerPool
@@ -318,7 +360,7 @@ class Ray(Peer):
             num_cpus=workers,
             include_dashboard=False,
             log_to_driver=False,
-            object_store_memory=512 << 20,
+            object_store_memory=(512 << 20) if workers == 2 else (2 << 30),  # many: one shared GB
             # it is stopped while others are measured: that is no failure
             _system_config={"health_check_failure_threshold": 1000},
         )
@@ -334,6 +376,9 @@ class Ray(Peer):
 
     async def apply(self, function: Function, argument: Any) -> Any:
         return self._ray.get(self._ray.remote(function).remote(argument))
+
+    async def share(self, value: Any) -> Any:
+        return self._ray.put(value)  # a task gets the object for it
 
     async def gather(self, function: Function, arguments: Items) -> Items:
         remote = self._ray.remote(function).remote

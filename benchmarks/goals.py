@@ -61,8 +61,13 @@ def at_most(title: str, most: float, got: float | None, scale: float = 1, unit: 
     return Goal(title, wanted, shown, None if got is None else got <= most)
 
 
+def all_goals(found: dict[str, Any]) -> list[Goal]:
+    """What was promised at first, and what was promised for each Python and for large data."""
+    return [*goals(found), *goals_of_each_python(found["results"])]
+
+
 def goals(found: dict[str, Any]) -> list[Goal]:
-    """All promises, in the order of the issue that made them."""
+    """The first promises, in the order of the issue that made them."""
     results: Results = found["results"]
 
     def compared(workload: str, one: str, other: str) -> float | None:
@@ -126,6 +131,113 @@ def goals(found: dict[str, Any]) -> list[Goal]:
         ),
         _never_slower(results),
     ]
+
+
+def goals_of_each_python(results: Results) -> list[Goal]:
+    """Large data without a copy, and the same speed on every Python: in the order of that issue."""
+
+    def compared(workload: str, other: str, one: str = "shm") -> float | None:
+        return better(results, workload, WORKLOADS[workload].metrics[0], one, other)
+
+    def memory(count: int) -> tuple[str, str, str]:
+        return f"stream_arrays_{count}", "shm", "parent"
+
+    pool = "multiprocessing.Pool"
+    return [
+        at_least("echo of 64 MB arrays: to ray", 2, compared("array_64m", "ray")),
+        at_least(f"echo of 64 MB arrays: to {pool}", 40, compared("array_64m", "multiprocessing")),
+        _to_best("echo of 1 MB arrays: to the best peer", 1.2, results, "array_1m"),
+        _to_best("echo of 64 KB arrays: to the best peer", 1.2, results, "array_64k"),
+        at_least("echo of 64 MB bytes: shm to pipe", 1, compared("bytes_64m", "pipe")),
+        at_least("echo of 1 MB bytes: shm to pipe", 1, compared("bytes_1m", "pipe")),
+        at_least(f"echo of 64 MB bytes: to {pool}", 5, compared("bytes_64m", "multiprocessing")),
+        *_sharing(results),
+        at_least(f"map, ints, each Python: to {pool}", 1, compared("ints", "multiprocessing")),
+        at_least(
+            f"map, synchronous function, each Python: to {pool}",
+            1.1,
+            compared("plain", "multiprocessing"),
+        ),
+        at_least(f"map, dicts, each Python: to {pool}", 1.8, compared("dicts", "multiprocessing")),
+        at_least("gather of apply, each Python: to 0.9.1", 10, compared("gather", "old")),
+        _within_a_point("items of 0.1 ms CPU", results, "cpu_100us"),
+        _within_a_point("items of 1 ms CPU", results, "cpu_1ms"),
+        _within_a_point("1 % of items take 100 x as long", results, "skewed"),
+        at_most(
+            "memory of the parent, async for over 10^5 arrays of 1 MB to 10^4",
+            FLAT,
+            ratio(results, memory(100_000), memory(10_000)),
+            unit="x",
+        ),
+    ]
+
+
+FLAT = 1.05  # what does not grow
+
+
+def _sharing(results: Results) -> list[Goal]:
+    def of(metric: str) -> float | None:
+        return value(results, "share", "shm", metric)
+
+    written = ("share", "shm", "written"), ("share", "memcpy", "written")
+    whole = at_most(
+        "share of 1 GB, and its first read by 8 workers: to one memcpy",
+        1.3,
+        ratio(results, ("share", "shm", "total"), ("share", "memcpy", "total")),
+        unit="x",
+    )
+    memory = at_most("share of 1 GB: memory of all processes", 1.1e9, of("memory"), 1e-9, " GB")
+    calls, maps = of("calls"), of("maps")
+    task = None if calls is None or maps is None else max(calls, maps)
+    return [
+        _with(memory, "what it added", of("beyond"), 1e-9, " GB"),
+        _with(whole, "share by itself", ratio(results, *written)),
+        at_most("a task with a shared object: to one with an int", 1.1, task, unit="x"),
+    ]
+
+
+def _with(goal: Goal, what: str, got: float | None, scale: float = 1, unit: str = "x") -> Goal:
+    """A goal together with a figure that explains it."""
+    return (
+        goal if got is None else replace(goal, got=f"{goal.got} ({what}: {got * scale:.3g}{unit})")
+    )
+
+
+def _rivals(results: Results, workload: str) -> list[str]:
+    return [
+        peer
+        for peer in results.get(workload, {})
+        if peer not in ("shm", "pipe") and not PEERS[peer].limit
+    ]
+
+
+def _to_best(title: str, least: float, results: Results, workload: str) -> Goal:
+    """To whichever peer comes closest."""
+    metric = WORKLOADS[workload].metrics[0]
+    got = {
+        peer: times
+        for peer in _rivals(results, workload)
+        if (times := better(results, workload, metric, "shm", peer)) is not None
+    }
+    closest = min(got, key=lambda peer: got[peer], default=None)
+    goal = at_least(title, least, None if closest is None else got[closest])
+    return goal if closest is None else replace(goal, got=f"{goal.got} ({PEERS[closest].title})")
+
+
+def _within_a_point(title: str, results: Results, workload: str) -> Goal:
+    """Of the ideal, in per cent; level with the best peer but for one point."""
+    ours = value(results, workload, "shm", "efficiency")
+    theirs = {
+        peer: efficiency
+        for peer in _rivals(results, workload)
+        if (efficiency := value(results, workload, peer, "efficiency")) is not None
+    }
+    title, wanted = f"{title}: of the ideal", ">= best peer - 1 point"
+    if ours is None or not theirs:
+        return Goal(title, wanted, "not measured", None)
+    best = max(theirs, key=lambda peer: theirs[peer])
+    got = f"{ours:.1%} ({PEERS[best].title}: {theirs[best]:.1%})"
+    return Goal(title, wanted, got, ours >= theirs[best] - 0.01)
 
 
 def _beside_limit(goal: Goal, what: str, limit: float | None) -> Goal:

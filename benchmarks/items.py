@@ -58,7 +58,26 @@ def burn_sync(seconds: float) -> float:
     return seconds
 
 
+async def total(shared: Any) -> tuple[int, int]:
+    return total_sync(shared)
+
+
+def total_sync(shared: Any) -> tuple[int, int]:
+    """This process, and the sum of a shared array: all of it is read."""
+    return os.getpid(), int(getattr(shared, "value", shared).sum())
+
+
+async def ignore(_: Any, number: int = 0) -> int:
+    return number
+
+
+def ignore_sync(_: Any, number: int = 0) -> int:
+    return number
+
+
 ECHO = Task(echo, echo_sync)
+TOTAL = Task(total, total_sync)
+IGNORE = Task(ignore, ignore_sync)
 PLAIN_ECHO = Task(echo_sync, echo_sync)
 ADD = Task(add, add_sync)
 WAIT = Task(wait, wait_sync)

@@ -123,6 +123,12 @@ class Memcpy(Peer):
             target[: len(view)] = view
         return items
 
+    async def make_room(self, size: int) -> None:
+        self._target = bytearray(b"x") * size  # not zeros, which may be no pages at all
+
+    async def share(self, value: Any) -> Any:
+        memoryview(self._target)[:] = memoryview(value).cast("B")
+
 
 class FreshCopy(Memcpy):
     """The same bytes copied once, into memory that is new, as results need it in the end.
@@ -133,6 +139,12 @@ class FreshCopy(Memcpy):
     async def map(self, function: Function, items: Items, chunk: int) -> Items:
         views: list[Any] = [memoryview(item) for item in items]
         return [memoryview(bytearray(view.cast("B"))).cast(view.format) for view in views]
+
+    async def make_room(self, size: int) -> None:
+        pass
+
+    async def share(self, value: Any) -> Any:
+        bytearray(memoryview(value).cast("B"))
 
 
 def answer(here: int, there: int) -> None:

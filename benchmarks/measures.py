@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -145,12 +145,17 @@ def open_descriptors() -> int:
     return len(os.listdir(folder if folder.exists() else "/dev/fd"))
 
 
-async def stream(peer: Peer, size: int, chunk: int) -> Figures:
-    begin = perf_counter()
-    seen = await peer.stream(peer.function(items.ECHO), size)
-    seconds = perf_counter() - begin
-    check([seen], [size])
-    return {"seconds": seconds, "rate": size / seconds}
+def stream(make: Callable[[int], Iterable[Any]]) -> Measure:
+    """`async for` over the results of a map over an iterator, each dropped as it comes."""
+
+    async def measure(peer: Peer, size: int, chunk: int) -> Figures:
+        begin = perf_counter()
+        seen = await peer.stream(peer.function(items.ECHO), make(size))
+        seconds = perf_counter() - begin
+        check([seen], [size])
+        return {"seconds": seconds, "rate": size / seconds}
+
+    return measure
 
 
 async def doorbells(peer: Peer, size: int, chunk: int) -> Figures:
@@ -206,6 +211,12 @@ def arrays(size: int) -> Callable[[int], list[Any]]:
         return [numpy.full(size // 8, n, dtype=numpy.int64) for n in range(count)]
 
     return make
+
+
+def fresh_arrays(size: int) -> Callable[[int], Iterator[Any]]:
+    """Each is made when it is asked for."""
+    make = arrays(size)
+    return lambda count: (make(1)[0] for _ in range(count))
 
 
 def same(seconds: float) -> Callable[[int], list[float]]:

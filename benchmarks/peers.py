@@ -22,6 +22,8 @@ class Entry:
     #: Whether it runs the coroutines, or their synchronous twins.
     coroutines: bool = False
     limit: bool = False
+    #: The oldest Python that has it.
+    since: tuple[int, int] = (3, 11)
     #: Environments that hold the same share one.
     environment: str = "stdlib"
 
@@ -42,6 +44,7 @@ PEERS = {
     "multiprocessing": Entry("multiprocessing.Pool", "adapters.MultiprocessingPool"),
     "executor": Entry("ProcessPoolExecutor", "adapters.Executor"),
     "run_in_executor": Entry("run_in_executor", "adapters.RunInExecutor"),
+    "interpreters": Entry("InterpreterPoolExecutor", "adapters.Interpreters", since=(3, 14)),
     "mpire": Entry("mpire", "adapters.Mpire", ("mpire", NUMPY), "mpire", environment="mpire"),
     "joblib": Entry("joblib", "adapters.Joblib", ("joblib", NUMPY), "joblib", environment="joblib"),
     "loky": Entry("loky", "adapters.Loky", ("loky", NUMPY), "loky", environment="loky"),

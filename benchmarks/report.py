@@ -1,4 +1,8 @@
-"""The report of a run: JSON, tables for the README and the docs, and the state of the goals."""
+"""The report: JSON, tables for the README and the docs, and the state of the goals.
+
+Each run replaces the figures of its own version of Python, in a file of its own. The page and the
+plots are made from all of these files, and say for which versions there is none.
+"""
 
 import json
 from collections.abc import Callable, Iterable
@@ -6,9 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from goals import Goal, Results, goals, value
+from goals import Goal, Results, all_goals, better, value
 from peers import PEERS
 from workloads import BY_ITEMS, BY_WORKERS, FIRST, MAIN, STREAMS, Metric, Workload
+
+#: What is known of one run, and that of each version of Python, as "3.11".
+Found = dict[str, Any]
+Runs = dict[str, Found]
+
+#: The columns of the page, measured or not; a version that was measured besides has one too.
+VERSIONS = ("3.11", "3.13", "3.14")
+NEEDS = "needs Python"  # so begins the reason of a peer that this version cannot have
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 README_OTHERS = "old", "multiprocessing"
@@ -23,16 +35,42 @@ README_ROWS = frozenset(
 )
 
 
-def write(found: dict[str, Any], out: Path, readme: Path | None) -> None:
-    """Write everything below `out`, put the short table into `readme`, and print the tables."""
+def write(found: Found, out: Path, readme: Path | None) -> None:
+    """Keep one run below `out`, and write the page."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n")
-    drawn = plots.draw(found, out / "img")
-    page = whole_page(found, drawn)
+    results = out / f"benchmarks-{version_of(found)}.json"
+    results.write_text(json.dumps(found, indent=1) + "\n")
+    write_page(out, readme)
+
+
+def write_page(out: Path, readme: Path | None) -> None:
+    """Write what the runs below `out` give: page, plots, the table of `readme`; print the page."""
+    runs = load(out)
+    drawn = plots.draw(runs, out / "img")
+    page = whole_page(runs, drawn)
     (out / "benchmarks.md").write_text(page)
     print(page)
-    if readme is not None:
-        insert(readme, short_table(found))
+    if readme is not None and runs:
+        insert(readme, short_table(next(iter(runs.values()))))
+
+
+def load(folder: Path) -> Runs:
+    """What each version has reached, the oldest version first."""
+    found = [json.loads(file.read_text()) for file in folder.glob("benchmarks-*.json")]
+    runs = {version_of(one): one for one in found}
+    return {version: runs[version] for version in in_order(runs)}
+
+
+def version_of(found: Found) -> str:
+    return ".".join(found["python"].split(".")[:2])
+
+
+def in_order(versions: Iterable[str]) -> list[str]:
+    return sorted(versions, key=lambda version: [int(number) for number in version.split(".")])
+
+
+def columns_of(runs: Runs) -> list[str]:
+    return in_order({*VERSIONS, *runs})
 
 
 def insert(readme: Path, table: str) -> None:
@@ -69,12 +107,13 @@ UNITS: dict[str, Callable[[float], str]] = {
     "s": _seconds,
     "B/s": lambda number: f"{number / 1e9:.2f} GB/s",
     "B": lambda number: f"{number / 2**20:.0f} MB",
+    "x": lambda number: f"{number:.2f}x",
     "%": lambda number: f"{100 * number:.1f} %",
     "": lambda number: f"{number:.0f}",
 }
 
 
-def shown(found: dict[str, Any], workload: Workload, metric: Metric, peer: str) -> str:
+def shown(found: Found, workload: Workload, metric: Metric, peer: str) -> str:
     """One cell: the figure, or why there is none."""
     got = value(found["results"], workload.key, peer, metric.key)
     if got is not None:
@@ -83,7 +122,8 @@ def shown(found: dict[str, Any], workload: Workload, metric: Metric, peer: str) 
         if (failed, who) == (workload.key, peer):
             words = (word for start, word in REASONS.items() if reason.startswith(start))
             return next(words, "fails")
-    return "not installed" if peer in found["missing"] and peer in workload.peers else ""
+    reason = found["missing"].get(peer, NEEDS)
+    return "" if peer not in workload.peers or reason.startswith(NEEDS) else "not installed"
 
 
 REASONS = {"no answer": "hangs", "would take": "too slow"}
@@ -101,7 +141,7 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def rows_of(found: dict[str, Any], workloads: Iterable[Workload]) -> list[tuple[Workload, Metric]]:
+def rows_of(found: Found, workloads: Iterable[Workload]) -> list[tuple[Workload, Metric]]:
     return [
         (workload, metric)
         for workload in workloads
@@ -110,7 +150,7 @@ def rows_of(found: dict[str, Any], workloads: Iterable[Workload]) -> list[tuple[
     ]
 
 
-def whole_table(found: dict[str, Any], workloads: Iterable[Workload], peers: list[str]) -> str:
+def whole_table(found: Found, workloads: Iterable[Workload], peers: list[str]) -> str:
     rows = rows_of(found, workloads)
     if not rows:
         return "Not measured."
@@ -135,7 +175,7 @@ def best_other(results: Results, workload: Workload, metric: Metric) -> str:
     return f"{UNITS[metric.unit](got[peer])} ({heading(peer)})"
 
 
-def short_table(found: dict[str, Any]) -> str:
+def short_table(found: Found) -> str:
     """For the README: this library, its forerunner, the standard library, the best of the rest."""
     columns = ["shm", *README_OTHERS]
     rows = [
@@ -156,7 +196,7 @@ TWINS = (
 )
 
 
-def circumstances(found: dict[str, Any]) -> str:
+def circumstances(found: Found) -> str:
     rounds = found["scale"]["rounds"]
     smaller = "" if found["scale"]["size"] == "size" else " Sizes are smaller than is said here."
     return (
@@ -165,53 +205,117 @@ def circumstances(found: dict[str, Any]) -> str:
     )
 
 
-def goal_table(states: list[Goal]) -> str:
-    words = {True: "met", False: "**missed**", None: ""}
+def goal_table(runs: Runs) -> str:
+    """What each version reached of each goal."""
+    states = {version: all_goals(found) for version, found in runs.items()}
+    versions, rows = columns_of(runs), all_goals({"results": {}})
     return table(
-        ["goal", "wanted", "got", ""],
-        ([goal.title, goal.wanted, goal.got, words[goal.met]] for goal in states),
+        ["goal", "wanted", *(f"Python {version}" for version in versions)],
+        (
+            [
+                goal.title,
+                goal.wanted,
+                *(
+                    goal_cell(states[version][at] if version in states else goal)
+                    for version in versions
+                ),
+            ]
+            for at, goal in enumerate(rows)
+        ),
     )
 
 
-def versions(found: dict[str, Any]) -> str:
+def goal_cell(goal: Goal) -> str:
+    words = {True: ", met", False: ", **missed**", None: ""}
+    return goal.got + words[goal.met]
+
+
+def beside_table(runs: Runs) -> str:
+    """This library on each Python, and to the standard library's pool on the same."""
+    versions = columns_of(runs)
+    rows = [
+        [metric.title, *(beside_cell(runs.get(version), workload, metric) for version in versions)]
+        for workload in (*MAIN, FIRST)
+        for metric in workload.metrics
+    ]
+    return table(["", *(f"Python {version}" for version in versions)], rows)
+
+
+def beside_cell(found: Found | None, workload: Workload, metric: Metric) -> str:
+    figure = "" if found is None else shown(found, workload, metric, "shm")
+    if found is None or not figure:
+        return "not measured"
+    to_pool = better(found["results"], workload.key, metric, "shm", "multiprocessing")
+    if to_pool is None or not metric.unit:
+        return figure
+    return f"{figure} ({UNITS['x'](to_pool)})"
+
+
+def versions(found: Found) -> str:
     lines = []
     for peer, entry in PEERS.items():
-        if peer in found["missing"]:
-            lines.append(f"- {entry.title}: not installed ({found['missing'][peer]})")
+        reason = found["missing"].get(peer)
+        if reason is not None and reason.startswith(NEEDS):
+            lines.append(f"- {entry.title}: {reason}")
+        elif reason is not None:
+            why = " ".join(reason.split())
+            lines.append(f"- {entry.title}: not installable on {found['python']} ({why})")
         elif peer in found["versions"] and not entry.limit:
             lines.append(f"- {entry.title}: {found['versions'][peer]}")
     return "\n".join(lines)
 
 
-def whole_page(found: dict[str, Any], drawn: list[tuple[str, str]]) -> str:
-    peers = list(PEERS)
+def whole_page(runs: Runs, drawn: plots.Drawn) -> str:
     pictures = [f"![{title}](img/{name})" for name, title in drawn]
     sections = [
         "# Benchmarks",
-        "This library beside its peers, and beside the limits of the machine, in one run. The best "
-        "is on top; grey bars are limits, and axes are logarithmic. "
+        "This library beside its peers, and beside the limits of the machine, in one run for each "
+        "Python. The best is on top; grey bars are limits, and axes are logarithmic. "
         "[What was tried, and what each figure is made of](performance.md).",
-        circumstances(found) + " Made by `make bench`; not edited by hand.",
+        measured(runs),
+        "Made by `make bench`; not edited by hand.",
         *pictures,
         "## Goals",
-        goal_table(goals(found)),
-        "## Everything",
-        whole_table(found, (*MAIN, FIRST), peers),
-        TWINS,
-        "## By the number of workers",
-        whole_table(found, BY_WORKERS, peers),
-        "## By the number of items",
-        whole_table(found, (*BY_ITEMS, *STREAMS), peers),
-        "## Versions",
-        versions(found),
-        *failures(found),
+        goal_table(runs),
+        "## The Pythons side by side",
+        "aiomultiprocess over `shm`; in parentheses, how many times as good it is as "
+        "`multiprocessing.Pool` in the same run.",
+        beside_table(runs),
+        *(section for found in runs.values() for section in version_sections(found)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def failures(found: dict[str, Any]) -> list[str]:
+def measured(runs: Runs) -> str:
+    """Of which versions there are figures, and how to get those of the others."""
+    return "\n".join(
+        f"- {circumstances(runs[version])}"
+        if version in runs
+        else f"- Python {version}: not measured yet; `make bench PYTHON=python{version}` does it."
+        for version in columns_of(runs)
+    )
+
+
+def version_sections(found: Found) -> list[str]:
+    version, peers = version_of(found), list(PEERS)
+    return [
+        f"## Python {version}",
+        whole_table(found, (*MAIN, FIRST), peers),
+        TWINS,
+        f"### By the number of workers, {version}",
+        whole_table(found, BY_WORKERS, peers),
+        f"### By the number of items, {version}",
+        whole_table(found, (*BY_ITEMS, *STREAMS), peers),
+        f"### Versions, {version}",
+        versions(found),
+        *failures(found),
+    ]
+
+
+def failures(found: Found) -> list[str]:
     lines = [
         f"- {PEERS[peer].title}, {workload}: {' '.join(reason.split())[:200]}"
         for workload, peer, reason in found["failures"]
     ]
-    return ["## What could not be measured", "\n".join(lines)] if lines else []
+    heading = f"### What could not be measured, {version_of(found)}"
+    return [heading, "\n".join(lines)] if lines else []

@@ -1,5 +1,8 @@
 """The benchmark suite: `make bench`, or `make bench QUICK=1` for a short look.
 
+It runs on the Python that runs this file (`make bench PYTHON=python3.13`), and keeps the figures of
+each version; the page shows those of all (report.py).
+
 All peers (peers.py), each in an environment of its own, do all workloads (workloads.py) in turn,
 round after round: A B C B C A. A noisy minute of the machine so hurts all alike, no peer is always
 the first to touch memory that the machine has not used yet, and each round gives a ratio of its
@@ -88,10 +91,15 @@ class Suite:
         for number in range(rounds):
             first = number * len(peers) // rounds
             for workload in workloads:
-                if not workload.scaling or number < self._scale.scaling_rounds:
+                if number < self._rounds_of(workload):
                     for peer in peers[first:] + peers[:first]:
                         if peer in workload.peers:
                             yield number, workload, peer
+
+    def _rounds_of(self, workload: Workload) -> int:
+        if workload.once:
+            return 1
+        return self._scale.scaling_rounds if workload.scaling else self._scale.rounds
 
     def _step(self, workload: Workload, peer: str) -> None:
         if (workload.key, peer) in self.failures:
@@ -115,7 +123,8 @@ class Suite:
 
     def _measure(self, session: Session, workload: Workload, peer: str) -> Figures:
         plan = self._plan(session, workload, peer)
-        return session.ask(self._scale.patience, do="measure", workload=workload.key, **plan)
+        patience = max(self._scale.patience, workload.patience)
+        return session.ask(patience, do="measure", workload=workload.key, **plan)
 
     def _plan(self, session: Session, workload: Workload, peer: str) -> dict[str, int]:
         """The size, and the chunk size, of this workload for this peer."""
@@ -185,6 +194,9 @@ def find_pythons(names: list[str], here: bool) -> tuple[dict[str, Path], dict[st
     pythons, missing = {}, {}
     for name in names:
         entry = PEERS[name]
+        if sys.version_info[:2] < entry.since:
+            missing[name] = f"{report.NEEDS} {'.'.join(map(str, entry.since))}"
+            continue
         if entry.requirements is None or (here and entry.requirements == (NUMPY,)):
             pythons[name] = Path(sys.executable)
             continue
@@ -220,6 +232,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--here", action="store_true", help="run what needs no installation by this interpreter"
     )
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: write the page from what is in --out"
+    )
     parser.add_argument("--out", type=Path, help="folder for JSON, tables and plots")
     return parser.parse_args()
 
@@ -233,6 +248,11 @@ def main() -> None:
     workloads = [*MAIN, FIRST, *BY_WORKERS, *BY_ITEMS, *STREAMS]
     if options.only:
         workloads = [workload for workload in workloads if workload.key in options.only.split(",")]
+    out = options.out or (ROOT / "docs" if whole else FOLDER / "quick")
+    readme = ROOT / "README.md" if whole else None
+    if options.page:
+        report.write_page(out, readme)
+        return
     peers = options.peers.split(",") if options.peers else list(PEERS)
     if options.quick and not options.peers:
         peers = [peer for peer in peers if peer not in SLOW_STARTERS]
@@ -241,8 +261,7 @@ def main() -> None:
     suite = Suite(scale, pythons, FOLDER / "runners.log")
     suite.run(workloads)
     found = outcome(suite, scale, missing)
-    out = options.out or (ROOT / "docs" if whole else FOLDER / "quick")
-    report.write(json.loads(json.dumps(found)), out, ROOT / "README.md" if whole else None)
+    report.write(json.loads(json.dumps(found)), out, readme)
 
 
 if __name__ == "__main__":

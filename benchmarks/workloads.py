@@ -5,6 +5,7 @@ from typing import Any
 
 import items
 import measures as m
+import sharing
 from items import Task
 from measures import CONCURRENCY, WORKERS, Measure
 
@@ -39,6 +40,8 @@ class Workload:
     spoils: bool = False  # the pool is of no use afterwards
     fixed: bool = False  # the size is the point: a peer that is too slow for it is left out
     scaling: bool = False  # slow, or one of a series: a few rounds will do
+    once: bool = False  # very slow: one round will do
+    patience: float = 0  # seconds for an answer, if the suite's own are too few
 
 
 RATE = (Metric("rate", "", "/s", True),)
@@ -56,7 +59,16 @@ LIFE = (
     Metric("workers", "peak memory, workers", "B", False),
 )
 
-STANDARD = frozenset(("multiprocessing", "executor", "run_in_executor"))
+SHARE = (
+    Metric("total", "share of 1 GB, and the first read of all of it by 8 workers", "s", False),
+    Metric("written", "share of 1 GB, by itself", "s", False),
+    Metric("memory", "share of 1 GB to 8 workers, memory of all processes", "B", False),
+    Metric("beyond", "share of 1 GB to 8 workers, what it added to their memory", "B", False),
+    Metric("calls", "apply with a shared object, to one with an int", "x", False),
+    Metric("maps", "map by a partial of a shared object, to one of an int", "x", False),
+)
+
+STANDARD = frozenset(("multiprocessing", "executor", "run_in_executor", "interpreters"))
 POOLS = frozenset(("shm", "pipe", "old", "mpire", "loky", "ray", "dask")) | STANDARD
 MAPS = POOLS | {"joblib"}
 WITH_LIMIT = MAPS | {"one_process"}
@@ -201,6 +213,19 @@ MAIN = (
         chunked=False,
         fixed=True,
     ),
+    Workload(
+        "share",
+        sharing.sharing,
+        SHARE,
+        10**9,
+        10**8,
+        frozenset({"shm", "pipe", "ray", "memcpy", "fresh_copy"}),
+        tiny=10**6,
+        workers=sharing.WORKERS,
+        concurrency=1,
+        chunked=False,
+        fixed=True,
+    ),
 )
 
 # One after the other in a runner that does nothing else, seen from outside; see Suite._life
@@ -238,7 +263,7 @@ BY_ITEMS = tuple(
 STREAMS = tuple(
     Workload(
         f"stream_{count}",
-        m.stream,
+        m.stream(range),
         titled(f"async for over an iterator of {count:,} ints", RATE + MEMORY),
         count,
         count,
@@ -248,6 +273,20 @@ STREAMS = tuple(
         scaling=True,
     )
     for count in COUNTS[1:]
+) + tuple(
+    Workload(
+        f"stream_arrays_{count}",
+        m.stream(m.fresh_arrays(MB)),
+        titled(f"async for over an iterator of {count:,} arrays of 1 MB", RATE + MEMORY),
+        count,
+        count // 50,
+        frozenset(("shm", "pipe")),
+        chunked=False,
+        fixed=True,
+        once=True,
+        patience=900,
+    )
+    for count in COUNTS[1:3]
 )
 
 WORKLOADS = {

@@ -14,11 +14,15 @@ from conftest import BUILT, ROOT
 OURS = "shm" if BUILT else "pipe"
 PEERS = [OURS, "multiprocessing", "run_in_executor", "one_process", "memcpy"]
 PEERS += ["ping_pong"] if sys.platform == "linux" else []
+PEERS += ["interpreters"] if sys.version_info >= (3, 14) else []
+VERSION = ".".join(map(str, sys.version_info[:2]))
 # one of each kind; the others differ in their inputs
 WORKLOADS = (
     "ints,plain,dicts,starmap,apply,gather,wait,skewed,bytes_1m,array_64k,beside,"
-    "life,frames,workers_4,items_1000,stream_10000"
+    "life,frames,share,workers_4,items_1000,stream_10000,stream_arrays_10000"
 ) + (",bells" if BUILT else "")
+
+COLUMNS = sorted({"3.11", "3.13", "3.14", VERSION})
 
 needs_process_groups = pytest.mark.skipif(
     sys.platform == "win32", reason="the suite stops the peers that are not measured by SIGSTOP"
@@ -52,13 +56,13 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_process_groups
 @pytest.mark.timeout(300)
 def test_the_suite_measures_all_that_it_was_asked_for(outcome: Path) -> None:
-    found = json.loads((outcome / "benchmarks.json").read_text())
-    assert found["failures"] == []
+    found = json.loads((outcome / f"benchmarks-{VERSION}.json").read_text())
+    # NumPy cannot be imported by a second interpreter of a process
+    assert [f for f in found["failures"] if f[:2] != ["array_64k", "interpreters"]] == []
     assert found["missing"] == {}
     assert set(found["results"]) == set(WORKLOADS.split(","))
-    assert set(found["results"]["ints"]) == {OURS, "multiprocessing", "run_in_executor"} | {
-        "one_process"
-    }
+    expected = {OURS, "multiprocessing", "run_in_executor", "one_process", "interpreters"}
+    assert set(found["results"]["ints"]) == expected & set(PEERS)
     for peers in found["results"].values():
         for rounds in peers.values():
             assert [figures["seconds"] > 0 for figures in rounds] == [True]
@@ -72,7 +76,10 @@ def test_the_suite_writes_a_page_with_a_row_for_each_figure(outcome: Path) -> No
     assert re.search(r"^\| apply, one at a time, p99 \| [\d.]+ [mu]s \| ", page, re.MULTILINE)
     assert re.search(r"^\| echo of 1 MB bytes \| [\d.]+ GB/s \| ", page, re.MULTILINE)
     assert "| multiprocessing.Pool * |" in page
-    assert "| children of a pool of 2 | <= 2 | 2 | met |" in page or not BUILT
+    cells = " | ".join("2, met" if one == VERSION else "not measured" for one in COLUMNS)
+    assert f"| children of a pool of 2 | <= 2 | {cells} |" in page or not BUILT
+    for version in COLUMNS:
+        assert (f"Python {version}: not measured yet" in page) == (version != VERSION)
     for drawn in re.findall(r"!\[.*\]\((img/.*)\)", page):
         assert (outcome / drawn).read_text().lstrip().startswith("<?xml")
     assert bool(re.search(r"!\[", page)) == (find_spec("matplotlib") is not None)
@@ -92,6 +99,67 @@ def test_a_peer_that_cannot_run_is_listed_and_the_others_are_measured(tmp_path: 
         "print(*suite.failures, *suite.results['bytes_64k'])\n"
     )
     assert run(script, tmp_path / "log") == "('bytes_64k', 'executor') memcpy\n"
+
+
+def test_a_run_replaces_its_own_python_and_the_page_shows_all_of_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import copy, json, pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import report\n"
+        "out, docs = map(pathlib.Path, sys.argv[1:])\n"
+        "found = json.loads((docs / 'benchmarks-3.11.json').read_text())\n"
+        "report.write(found, out, None)\n"
+        "for python, rate in ('3.13.0', 1e6), ('3.13.1', 2e6):\n"
+        "    newer = copy.deepcopy(found) | {'python': python}\n"
+        "    newer['results']['ints']['shm'] = [{'seconds': 1, 'rate': rate}]\n"
+        "    report.write(newer, out, None)\n"
+    )
+    out = tmp_path / "out"
+    run(script, out, ROOT / "docs")
+    files = sorted(file.name for file in out.glob("*.json"))
+    assert files == ["benchmarks-3.11.json", "benchmarks-3.13.json"]
+    page = (out / "benchmarks.md").read_text()
+    cells = r"\| map, ints \| [\d.]+ M/s \([\d.]+x\) \| 2\.0 M/s \([\d.]+x\) \| not measured \|"
+    assert re.search(f"^{cells}$", page, re.MULTILINE)
+    assert "Python 3.13.1, " in page
+    assert "Python 3.14: not measured yet; `make bench PYTHON=python3.14` does it." in page
+
+
+def test_a_goal_that_is_missed_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import goals, report\n"
+        "def found(ours): return {'results': {\n"
+        "    'array_1m': {'shm': [{'throughput': ours}], 'ray': [{'throughput': 2.0}],\n"
+        "                 'mpire': [{'throughput': 1.0}], 'memcpy': [{'throughput': 9.0}]},\n"
+        "    'cpu_1ms': {'shm': [{'efficiency': ours / 3}], 'loky': [{'efficiency': 0.8}]}}}\n"
+        "for ours in 2.0, 2.5:\n"
+        "    for goal in goals.all_goals(found(ours)):\n"
+        "        if goal.met is not None: print(report.goal_cell(goal))\n"
+    )
+    assert run(script).splitlines() == [
+        "1.00x (ray), **missed**",
+        "66.7% (loky: 80.0%), **missed**",
+        "1.25x (ray), met",
+        "83.3% (loky: 80.0%), met",
+    ]
+
+
+def test_a_peer_that_this_python_cannot_have_is_no_failure(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import suite\n"
+        "pythons, missing = suite.find_pythons(['interpreters'], True)\n"
+        "print(list(pythons), missing)\n"
+    )
+    has_it = sys.version_info >= (3, 14)
+    expected = "['interpreters'] {}" if has_it else "[] {'interpreters': 'needs Python 3.14'}"
+    assert run(script) == f"{expected}\n"
 
 
 @needs_process_groups
