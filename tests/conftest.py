@@ -42,6 +42,10 @@ BACKENDS = ("shm", "pipe") if BUILT else ("pipe",)
 # AIOMULTIPROCESS_TEST_BACKENDS=shm: of the tests that run over each backend, those over this one
 ONLY = os.environ.get("AIOMULTIPROCESS_TEST_BACKENDS", ",".join(BACKENDS)).split(",")
 
+# What takes minutes and no commit needs: the rest of the contract over hosts.
+FULL = os.environ.get("AIOMULTIPROCESS_TEST_SCALE") == "full"
+collect_ignore = [] if FULL else ["cluster/test_wider_contract.py"]
+
 # faulthandler_timeout keeps a thread, of which fork warns from 3.12 on
 FORK_WARNING = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"

@@ -1,4 +1,7 @@
-"""All else that pools do, over hosts, which takes some minutes (see test_contract.py)."""
+"""All else that pools do, over hosts, which takes some minutes (see test_contract.py).
+
+It runs with AIOMULTIPROCESS_TEST_SCALE=full alone.
+"""
 
 from __future__ import annotations
 
