@@ -19,7 +19,7 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     from clusters import Dask
 
     with Dask(tmp_path_factory.mktemp("dask")) as running:
-        yield running.add("left", "right")
+        yield running.add("left", "right", preload="fork_server")
 
 
 @pytest.fixture

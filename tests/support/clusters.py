@@ -47,7 +47,9 @@ class Dask:
             self.stop(name)
         stop(self.scheduler)
 
-    def add(self, *names: str, threads: int = 1, network: Network | None = None) -> Self:
+    def add(
+        self, *names: str, threads: int = 1, network: Network | None = None, preload: str = ""
+    ) -> Self:
         """Start workers with these names, and wait until the scheduler knows them."""
         for name in names:
             self.workers[name] = self._run(
@@ -57,6 +59,7 @@ class Dask:
                 *("--local-directory", str(self.folder)),
                 "--nanny" if self.nanny else "--no-nanny",
                 *(["--host", network.address] if network else []),
+                *(["--preload", preload] if preload else []),
                 label=name,
                 before=network.command if network else [],
             )

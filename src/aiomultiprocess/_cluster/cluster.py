@@ -264,6 +264,7 @@ class Cluster:
             self._scheduler.abort()
         if self._owns_client and self._client is not None:
             self._client.status = "closed"  # or it would try to close itself when it is collected
+            _abort_client(self._client)
 
     async def close(self) -> None:
         """End the streams, remove the plugin, and close the client if it is the pool's own.
@@ -307,6 +308,17 @@ class Cluster:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _abort_client(client: Any) -> None:
+    """End the connections of a client whose loop has ended, so that it cannot."""
+    report = getattr(client.scheduler_comm, "comm", None)
+    if report is not None:
+        report.abort()
+    for some in (client.rpc.available, client.rpc.occupied):
+        for comms in list(some.values()):
+            for comm in list(comms):
+                comm.abort()
 
 
 def _abort_comm(connecting: asyncio.Task[Any]) -> None:
