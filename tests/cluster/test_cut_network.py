@@ -66,6 +66,7 @@ def far_host(pool: Pool, network: Network) -> str:
     return next(str(w.host) for w in pool.processes if network.address in str(w.host))
 
 
+@pytest.mark.row("H122")
 @pytest.mark.parametrize("retries", [0, 1])
 async def test_a_cut_host_is_noticed_its_tasks_are_settled_once_and_it_returns(
     split_dask: Dask, network: Network, tmp_path: Path, retries: int

@@ -17,6 +17,7 @@ def forget(pools: list[Any]) -> None:
     gc.collect()
 
 
+@pytest.mark.row("H119")
 async def test_a_pool_that_is_forgotten_before_it_has_hosts_gets_none(dask_pool: Any) -> None:
     pools = [dask_pool(1)]
     engine = pools[0]._engine
@@ -28,6 +29,7 @@ async def test_a_pool_that_is_forgotten_before_it_has_hosts_gets_none(dask_pool:
     assert engine._cluster._client.status == "closed"
 
 
+@pytest.mark.row("H120")
 @pytest.mark.parametrize("after", [0.0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03])
 async def test_a_pool_that_ends_while_it_begins_leaves_no_connection(
     dask_pool: Any, after: float
@@ -39,6 +41,7 @@ async def test_a_pool_that_ends_while_it_begins_leaves_no_connection(
     await pool.join()
 
 
+@pytest.mark.row("H121")
 def test_a_loop_that_ends_before_its_pool_leaves_no_task(
     dask_pool: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

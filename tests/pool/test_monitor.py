@@ -326,6 +326,7 @@ async def test_of_many_clients_that_hang_the_oldest_give_way(
             peer.close()
 
 
+@pytest.mark.row("H125")
 async def test_where_no_descriptor_is_left_the_monitor_pauses(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +469,7 @@ async with Pool(1, monitor=True) as pool:
 """)
 
 
+@pytest.mark.row("H124")
 async def test_a_killed_process_leaves_a_dead_socket_and_the_next_pool_removes_it(
     folder: Path, tmp_path: Path
 ) -> None:

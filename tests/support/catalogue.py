@@ -131,6 +131,13 @@ ROWS = {
     "H116": "an exception that holds what cannot be pickled arrives as its type",
     "H117": "a program that imports tblib, or dask, gets exceptions without its own frames",
     "H118": "what a process of a host had finished, or yielded, when it died is not lost",
+    "H119": "a pool over a cluster that is forgotten before it has a host leaves the cluster",
+    "H120": "a pool over a cluster that ends while it connects leaves no connection",
+    "H121": "a loop that ends before its pool over a cluster leaves no task and no connection",
+    "H122": "a host whose network is cut is noticed, settles each task once, and is used again",
+    "H123": "a frame that is not sent keeps what it would have told of segments",
+    "H124": "a forked copy of a process does not keep its monitor's socket alive",
+    "H125": "a monitor without descriptors pauses, and does not spin",
 }
 
 NO_TEST = "NO TEST"

@@ -151,6 +151,7 @@ async def test_a_frame_that_is_not_sent_gives_its_segments_back(channel: Channel
     assert support.mapped() == 2
 
 
+@pytest.mark.row("H123")
 async def test_what_a_frame_that_is_not_sent_would_tell_the_next_one_tells(made: Backend) -> None:
     channel = Channel(made, Limits(total=8 << 20, workers=2))
     got = await channel.pass_on(view_of(buffer(1 << 20)), view_of(buffer(1 << 20)))
