@@ -11,7 +11,7 @@ class BufferBuilder:
     missing: int
 
     def __init__(self, size: int, writable: bool) -> None:
-        """Expect `size` bytes; memory grows as they come."""
+        """Expect `size` bytes; memory grows as they come, in steps of address space."""
 
     def add(self, piece: memoryview) -> None:
         """Append a piece. ValueError if it is larger than what is missing."""

@@ -19,7 +19,9 @@ cdef extern from "pages.h":
     void amp_prefer_huge_pages(const void *data, size_t size)
 
 cdef enum:
-    FIRST = 1 << 20  # bytes allocated at once; pages take memory only when they are written
+    # Bytes allocated at once; pages take memory only when they are written. So many that malloc maps
+    # them by themselves: out of its heap an object would be copied when it grows, page by new page
+    FIRST = 64 << 20
     GROWTH = 4  # the factor of each step; large, as each step may have to move the content
     LARGE_COPY = 256 * 1024  # a smaller copy ends before another thread could use the GIL
 
@@ -43,6 +45,7 @@ cdef class BufferBuilder:
             self.data = amp_bytearray(self.capacity)
         else:
             self.data = PyBytes_FromStringAndSize(NULL, self.capacity)
+        amp_prefer_huge_pages(self.start(), self.capacity)
 
     def __dealloc__(self):
         Py_XDECREF(self.data)

@@ -36,10 +36,18 @@ def mapping(
     *,
     star: bool = False,
     expected: Callable[[list[Any]], list[Any]] = list,
+    rehearsed: bool = False,
 ) -> Measure:
-    """One map (or starmap) over what `make` makes; `figure` turns its seconds into a figure."""
+    """One map (or starmap) over what `make` makes; `figure` turns its seconds into a figure.
+
+    `rehearsed` does the same once before, not measured. A virtual machine may give memory that is
+    free for some seconds back to its host (free page reporting). The same page faults then take up
+    to 18 times as long, and a peer's large values would measure what others had freed before.
+    """
 
     async def measure(peer: Peer, size: int, chunk: int) -> Figures:
+        if rehearsed:
+            await peer.map(peer.function(task), make(size), chunk)
         values = make(size)
         call = peer.starmap if star else peer.map
         function = peer.function(task)

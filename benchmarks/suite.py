@@ -6,7 +6,8 @@ each version; the page shows those of all (report.py).
 All peers (peers.py), each in an environment of its own, do all workloads (workloads.py) in turn,
 round after round: A B C B C A. A noisy minute of the machine so hurts all alike, no peer is always
 the first to touch memory that the machine has not used yet, and each round gives a ratio of its
-own. Reported are medians. Sizes are such that a measurement takes a fraction of a second; the first
+own; large values are echoed once before they are measured (measures.py says why). Reported are
+medians. Sizes are such that a measurement takes a fraction of a second; the first
 time that a peer meets a workload, its size and its best chunk size are looked for. A peer that does
 not answer in time, or fails, is not asked the same again.
 """

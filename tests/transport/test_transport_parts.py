@@ -6,6 +6,8 @@ The rules: FRAME-2 to FRAME-4 of _wire/frames.py, LINK-10 of _transport/link.py.
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import tracemalloc
 from typing import Any
 
@@ -17,6 +19,7 @@ from aiomultiprocess._pure import buffer_builder as buffer_builder_
 from aiomultiprocess._wire import assembly as assembly_
 from aiomultiprocess._wire import frames
 from aiomultiprocess._wire.frames import Kind
+from conftest import BUILT
 from transport_support import FLOOD, Pair, pattern
 
 made = transport_support.made
@@ -98,13 +101,48 @@ def test_false_sizes_of_parts_cost_no_memory() -> None:
         sizes = struct.pack("<2Q", half | frames.WRITABLE, half)
         tracemalloc.start()
         assembly.begin(fields, 2 * half, sizes)
-        for _ in range(100):
+        for _ in range(200):  # 20 MB; 64 MiB of address space are allocated at once
             assembly.add(memoryview(bytes(100_000)))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 5 * 100 * 100_000
-        assert assembly.missing == 2 * half - 10_000_000
+        assert peak < 5 * 200 * 100_000
+        assert assembly.missing == 2 * half - 20_000_000
     assert made == [half] * len(BUILDERS)
+
+
+FAULTS_OF_A_BUFFER = """
+import mmap, resource
+from aiomultiprocess import _accel
+from aiomultiprocess._worker.main import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed_memory()
+size, piece = 64 << 20, memoryview(bytes(1 << 17))
+begin = faults()
+builder = _accel.BufferBuilder(size, False)
+made = faults()
+while builder.missing:
+    builder.add(piece)
+built = faults()
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+filling = faults()
+while memory.tell() < size:
+    memory.write(piece)
+print(made - begin, built - made, faults() - filling)
+"""
+
+
+@pytest.mark.skipif(not BUILT or sys.platform != "linux", reason="faults of pages on Linux")
+def test_a_large_buffer_takes_its_pages_once_and_only_when_they_are_written() -> None:
+    # -P: the root of the checkout holds a folder amp_ext
+    command = [sys.executable, "-P", "-c", FAULTS_OF_A_BUFFER]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    made, built, filled = map(int, done.stdout.split())
+    assert made < 100
+    assert built < filled + 3 * 512 + 100  # at its ends are no whole large pages
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
