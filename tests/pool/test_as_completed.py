@@ -130,6 +130,37 @@ async def test_aclose_ends_an_iterator() -> None:
             await anext(iterator)
 
 
+@pytest.mark.row("H126")
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_the_error_of_an_input_comes_last_however_long_the_items_run(
+    return_exceptions: bool, is_async: bool
+) -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+
+        def items() -> Iterator[tuple[int, int]]:
+            yield from ((meeting.port, i) for i in range(3))
+            raise LookupError("no fourth")
+
+        async def async_items() -> AsyncIterator[tuple[int, int]]:
+            for item in items():
+                yield item
+
+        results = pool.starmap(
+            workload.meet,
+            async_items() if is_async else items(),
+            return_exceptions=return_exceptions,
+        )
+        early = asyncio.create_task(everything(results.as_completed()))
+        arrivals = await meeting.first(3)  # the input has raised
+        late = asyncio.create_task(everything(results.as_completed()))
+        for arrival in arrivals:
+            arrival.release("done")
+        for found in (await early, await late):
+            assert sorted(found[:3]) == [(0, "done"), (1, "done"), (2, "done")]
+            assert found[3:] == [(3, LookupError)]
+
+
 async def test_the_error_of_an_input_comes_after_the_results_that_are_ready() -> None:
     def items() -> Iterator[int]:
         yield from range(3)

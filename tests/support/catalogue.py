@@ -138,6 +138,7 @@ ROWS = {
     "H123": "a frame that is not sent keeps what it would have told of segments",
     "H124": "a forked copy of a process does not keep its monitor's socket alive",
     "H125": "a monitor without descriptors pauses, and does not spin",
+    "H126": "the error of an input comes last from as_completed too, after items that still run",
 }
 
 NO_TEST = "NO TEST"

@@ -4,7 +4,7 @@ A job (job.py) makes a `CompletionLog` at its first `as_completed`, and adds the
 is settled from then on. A `CompletionReader` is the position of one `as_completed` in the log.
 
 COMPLETION-1  An index is in the log once, and only if its outcome is there. The index after the
-    last result stands for the error of the input.
+    last result stands for the error of the input, and is added when all results are there.
 COMPLETION-2  A reader takes its next index when that is in the log, and not when a step begins to
     wait. So steps of several tasks, of which some are cancelled, lose nothing and give nothing
     twice.

@@ -442,8 +442,8 @@ class Job:
         if log is None:  # results that are there come in the order of indices (COMPLETION-1)
             log = CompletionLog(self._loop)
             log.add([at for at, value in enumerate(self._values) if value is not PENDING])
-            if self._taken in self._errors:
-                log.add((self._taken,))
+            if self.done:
+                self._log_error_of_input(log)
         reader = self._added(CompletionReader(self, log))
         self._log = log
         return reader
@@ -591,8 +591,6 @@ class Job:
         self._errors[self._taken] = error
         if error is self.source.error:
             self._origin = error.__traceback__
-        if self._log is not None:
-            self._log.add((self._taken,))
 
     def _after_change(self) -> None:
         if self.source.exhausted and self._settled == self._taken and not self.done:
@@ -616,8 +614,14 @@ class Job:
             self._reporter.end()
             self._reporter = None
         if self._log is not None:
+            self._log_error_of_input(self._log)
             self._log.wake()
         self._wake()
+
+    def _log_error_of_input(self, log: CompletionLog) -> None:
+        """COMPLETION-1: it follows the last result."""
+        if self._taken in self._errors:
+            log.add((self._taken,))
 
     def _wake(self) -> None:
         if self.done or self._errors:
