@@ -6,7 +6,7 @@
 #   make coverage  what of Python and Cython the tests run, and the floor of it
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
 #   make bench     this library beside its peers, under 30 minutes for the Python that PYTHON= names,
-#                  whose figures it replaces in the docs; QUICK=1: two minutes
+#                  whose figures it replaces in the docs; QUICK=1: some minutes
 #   make docs      the site, into build/site; make docs-serve shows it
 #
 # PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.

@@ -225,7 +225,9 @@ def outcome(suite: Suite, scale: Scale, missing: dict[str, str]) -> dict[str, An
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two minutes; nothing in docs changes")
+    parser.add_argument(
+        "--quick", action="store_true", help="some minutes; nothing in docs changes"
+    )
     parser.add_argument("--tiny", action="store_true", help="seconds: does the suite work at all?")
     parser.add_argument("--rounds", type=int, help="instead of the usual number")
     parser.add_argument("--peers", help="comma-separated; default: all, or those that start fast")

@@ -57,7 +57,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(300)
 def test_the_suite_measures_all_that_it_was_asked_for(outcome: Path) -> None:
     found = json.loads((outcome / f"benchmarks-{VERSION}.json").read_text())
-    # NumPy cannot be imported by a second interpreter of a process
+    # arrays of NumPy cannot be passed to a second interpreter of a process
     assert [f for f in found["failures"] if f[:2] != ["array_64k", "interpreters"]] == []
     assert found["missing"] == {}
     assert set(found["results"]) == set(WORKLOADS.split(","))
