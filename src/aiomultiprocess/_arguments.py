@@ -64,9 +64,11 @@ def limit(name: str, value: float | None) -> float | None:
 
 def duration(name: str, value: float) -> float:
     """A positive, finite number of seconds."""
-    number = limit(name, value)
+    number = seconds(name, value)
     if number is None:
         raise TypeError(f"{name} must be a positive number of seconds, got None")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
     return number
 
 
@@ -97,16 +99,21 @@ def natural(name: str, value: int) -> int:
 def positive(name: str, value: int) -> int:
     """A whole number that is at least 1."""
     number = whole(name, value)
-    if number < 1 or isinstance(value, bool):
+    if number < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}")
     return number
 
 
 def seconds(name: str, value: float | None) -> float | None:
     """A number of seconds, or None for no limit."""
-    if value is not None and not hasattr(type(value), "__float__"):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
-    return None if value is None else float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a number of seconds: {value!r}") from None
 
 
 def patience(name: str, value: float | None) -> float | None:
@@ -164,8 +171,10 @@ _NOT_INLINE: Final = {
 
 
 def whole(name: str, value: int) -> int:
-    """The value as an int; its type may be any with `__index__`, such as NumPy's integers."""
+    """The value as an int; its type may be any with `__index__`, such as NumPy's, but no bool."""
     try:
+        if isinstance(value, bool):  # which is an int, and no number that anyone means
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {value!r}") from None

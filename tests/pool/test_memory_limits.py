@@ -150,13 +150,13 @@ async def test_a_call_that_is_cancelled_while_it_is_returned_ends() -> None:
     async with Meeting() as meeting:
         pool = Pool(1, childconcurrency=1, maxmemoryperchild=await limit_above(20 * MB))
         args = ("/dev/null", meeting.port, 50 * MB, 0)
-        growing = asyncio.ensure_future(pool.apply(memory_hogs.note_grow_and_meet, args))
+        running = asyncio.ensure_future(pool.apply(memory_hogs.note_grow_and_meet, args))
         arrival = await meeting.next()
         calls = [asyncio.ensure_future(pool.apply(workload.two)) for _ in range(5)]
         await asyncio.sleep(0)
         arrival.release()
         calls[0].cancel()
-        assert await growing == 0
+        assert await running == 0
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(found[0], asyncio.CancelledError)
         assert found[1:] == [2, 2, 2, 2]

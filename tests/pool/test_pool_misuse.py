@@ -34,6 +34,20 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "text concurrency": ({"childconcurrency": "16"}, TypeError, "childconcurrency"),
     "fractional lifetime": ({"maxtasksperchild": 0.5}, TypeError, "maxtasksperchild"),
     "text lifetime": ({"maxtasksperchild": "7"}, TypeError, "maxtasksperchild"),
+    **{
+        f"{value} as {name}": ({name: value}, TypeError, f"{name} must be .*, got {value}")
+        for name in (
+            *("processes", "queuecount", "childconcurrency", "maxtasksperchild", "threads"),
+            *("maxmemoryperchild", "sharedmemory", "grace"),
+        )
+        for value in (True, False)
+    },
+    "no time at the end": ({"grace": 0}, ValueError, "grace must be a positive .* seconds, got 0"),
+    "an endless end": (
+        {"grace": 10**400},
+        ValueError,
+        "grace is too large for a number of seconds",
+    ),
     "async initializer": (
         {"initializer": workload.initialize_async},
         ValueError,
@@ -220,3 +234,12 @@ def test_a_loop_that_cannot_carry_a_pool_is_named_and_nothing_is_left() -> None:
 
     with asyncio.Runner(loop_factory=DeafLoop) as runner:
         runner.run(scenario())
+
+
+@pytest.mark.parametrize("option", ["retries", "priority", "task_timeout"])
+async def test_a_flag_is_no_number_of_a_call(option: str) -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(TypeError, match=f"{option} must be .*, got True"):
+            await pool.apply(workload.two, **{option: True})  # type: ignore[call-overload]
+        with pytest.raises(TypeError, match=f"{option} must be .*, got True"):
+            pool.map(workload.double, [1], **{option: True})  # type: ignore[call-overload]

@@ -88,13 +88,13 @@ async def test_a_pool_that_grows_again_gives_an_index_anew_after_its_worker_has_
         reading = asyncio.ensure_future(results.results())
         arrivals = {arrival.token: arrival for arrival in await meeting.first(2)}
         await pool.resize(1)
-        growing = asyncio.ensure_future(pool.resize(2))
+        resizing = asyncio.ensure_future(pool.resize(2))
         await asyncio.sleep(0)
         assert pool.process_count == 2
         assert len(pool.processes) == 2
-        assert not growing.done()
+        assert not resizing.done()
         arrivals["1"].release()
-        await growing
+        await resizing
         assert indices(pool) == [0, 1]
         assert arrivals["1"].pid not in {worker.pid for worker in pool.processes}
         arrivals["0"].release()
@@ -199,10 +199,10 @@ async def test_a_resize_that_waits_ends_when_the_pool_is_terminated() -> None:
             results = pool.map(lifespans.meet_with_index, [meeting.port] * 2)
             await meeting.first(2)
             await pool.resize(1)
-            growing = asyncio.ensure_future(pool.resize(2))
+            resizing = asyncio.ensure_future(pool.resize(2))
             await asyncio.sleep(0)
         with pytest.raises(RuntimeError, match="pool is closed"):
-            await growing
+            await resizing
         del results
 
 

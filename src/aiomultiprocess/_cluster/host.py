@@ -157,7 +157,7 @@ class Host:
         elif kind == SHARE:
             self._memories.keep(frame.chunk_id, memoryview(as_payload(frame.segments)))  # type: ignore[arg-type]
         elif kind == FORGET:
-            self._memories.forget(frame.chunk_id)
+            self._memories.drop(frame.chunk_id)
         elif kind == PING:
             self._stream.send(0, PONG)
         elif kind == LEAVE:

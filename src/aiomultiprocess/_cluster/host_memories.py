@@ -74,7 +74,7 @@ class KeptMemories:
         """Give a shared object to a process. OSError if that cannot be now."""
         link.share(number, self._descriptors[number])
 
-    def forget(self, number: int) -> None:
+    def drop(self, number: int) -> None:
         """The client has released it."""
         fd = self._descriptors.pop(number, -1)
         if fd >= 0:
@@ -83,4 +83,4 @@ class KeptMemories:
     def close(self) -> None:
         """The client is gone (HOSTMEMORIES-2)."""
         for number in list(self._descriptors):
-            self.forget(number)
+            self.drop(number)

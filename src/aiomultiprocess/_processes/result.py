@@ -70,25 +70,25 @@ class Incoming:
         self._head = bytearray(len(STARTED) + HEADER.size)
         self._body: bytearray | None = None
         self._kind = RESULT
-        self._missing = memoryview(self._head)
+        self._unread = memoryview(self._head)
 
     @property
     def message(self) -> tuple[int, bytearray] | None:
         """Kind and payload; None until they are complete."""
-        if self._missing or self._body is None:
+        if self._unread or self._body is None:
             return None
         return self._kind, self._body
 
     def read(self, read: Callable[[memoryview], int]) -> int:
         """Read on by one call of `read`, which fills a view and returns how many bytes came."""
-        count = read(self._missing)
-        self._missing = self._missing[count:]
+        count = read(self._unread)
+        self._unread = self._unread[count:]
         self.started = self.started or count > 0
-        if not self._missing and self._body is None:
+        if not self._unread and self._body is None:
             # PROCRESULT-2
             self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
             self._body = bytearray(length)
-            self._missing = memoryview(self._body)
+            self._unread = memoryview(self._body)
         return count
 
 

@@ -156,7 +156,7 @@ class Received(Links):
 _received: dict[int, Received] = {}
 
 
-def forget(number: int) -> None:
+def drop(number: int) -> None:
     """In a worker: the parent has released a memory."""
     received = _received.pop(number, None)
     if received is not None:

@@ -460,7 +460,7 @@ class WorkerEngine:
         elif kind == Kind.UNSHARE:
             from .._transport import shared_objects  # here: most workers do without
 
-            shared_objects.forget(chunk_id)
+            shared_objects.drop(chunk_id)
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
 
