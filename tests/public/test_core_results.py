@@ -21,7 +21,7 @@ import core_targets as targets
 from aiomultiprocess import Process, Worker, WorkerLostError
 from aiomultiprocess._processes import child
 from aiomultiprocess._processes import result as _result
-from support import wait_for_exit
+from support import run_script, wait_for_exit
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and descriptors of POSIX")
 
@@ -209,7 +209,7 @@ async def test_worker_returns_even_base_exceptions(error: BaseException) -> None
 @pytest.mark.row("A6")
 @pytest.mark.parametrize("cls", [targets.EmptyError, targets.NoCauseError])
 async def test_worker_returns_an_exception_that_misbehaves_when_it_is_inspected(cls: Any) -> None:
-    result = await Worker(target=targets.fail, args=(cls("odd"),))
+    result = await Worker(target=targets.fail_as, args=(cls, "odd"))
     assert type(result) is cls
     assert result.args == ("odd",)
 
@@ -355,20 +355,34 @@ async def test_an_exit_code_that_other_code_collected_is_unknown(start_method: s
     process.close()
 
 
-@pytest.mark.row("E43")
-@posix
-async def test_a_program_that_reaps_all_children_does_not_disturb_a_worker() -> None:
+REAPS_ALL_CHILDREN = """
+import asyncio, contextlib, os, sys, threading
+import core_targets as targets
+from aiomultiprocess import Worker
+
+def steal():
+    with contextlib.suppress(ChildProcessError):  # we were first, and there is no other child
+        os.waitpid(-1, 0)
+
+async def main():
     worker = Worker(target=targets.get_pid)
     worker.start()
-
-    def steal() -> None:
-        with contextlib.suppress(ChildProcessError):  # we were first, and there is no other child
-            os.waitpid(-1, 0)
-
     thief = threading.Thread(target=steal)
     thief.start()
     assert await worker.join() == worker.pid
     assert worker.exitcode in (0, None)
     thief.join()
-    subprocess = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(9)")
-    assert await subprocess.wait() == 9
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(9)")
+    assert await process.wait() == 9
+    print("undisturbed")
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.row("E43")
+@posix
+def test_a_program_that_reaps_all_children_does_not_disturb_a_worker(tmp_path: Path) -> None:
+    script = run_script(tmp_path, REAPS_ALL_CHILDREN)
+    assert (script.process.returncode, script.out.strip()) == (0, "undisturbed"), script.err

@@ -202,6 +202,10 @@ async def fail(error: BaseException) -> None:
     raise error
 
 
+async def fail_as(cls: type[BaseException], *args: object) -> None:
+    raise cls(*args)
+
+
 async def leave(code: object) -> None:
     sys.exit(code)  # type: ignore[arg-type]
 
