@@ -75,9 +75,9 @@ def mappings(pid: str) -> set[str]:
 def shared_memory() -> set[str]:
     """Entries of /dev/shm that this package or multiprocessing can have made.
 
-    The folder is the whole machine's: others come and go while a test runs. Semaphores do not count:
-    this package makes none, and those of a program that was killed, as hosts of a cluster are in
-    another suite at the same time, wait there until its resource tracker ends.
+    The folder is the whole machine's: others come and go while a test runs. Semaphores do not
+    count: this package makes none, and those of a program that was killed, as hosts of a cluster
+    are in another suite at the same time, wait there until its resource tracker ends.
     """
     folder = Path("/dev/shm")
     names = os.listdir(folder) if folder.exists() else ()
