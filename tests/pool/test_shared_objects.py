@@ -21,6 +21,7 @@ import shared_targets as targets
 import workload
 from aiomultiprocess import Pool, PoolExecutor, Process, RoundRobin, Shared, share
 from aiomultiprocess._transport import shared_objects
+from conftest import FORK_WARNING
 from support import Meeting
 
 pytestmark = [
@@ -218,6 +219,7 @@ async def test_what_a_task_keeps_by_itself_says_that_it_was_released() -> None:
             await pool.apply(targets.kept_at, (1,))
 
 
+@FORK_WARNING
 async def test_forked_workers_close_what_they_have_inherited() -> None:
     from aiomultiprocess import set_start_method
 
