@@ -532,13 +532,14 @@ def _end_all() -> None:
     with _exit_lock:
         _exiting = True
         runners = list(_runners)
-    for runner in runners:
-        runner.close()
     try:
+        for runner in runners:
+            runner.close()
         for runner in runners:
             runner.join()
     except BaseException:
         for runner in runners:
+            runner.close()  # again, as Ctrl-C may have struck within it
             runner.terminate()
         raise
 

@@ -26,6 +26,7 @@ OUT: dict[str, dict[str, str]] = {
         "test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kept": ELSEWHERE,
     },
     "test_pool_death": {
+        "test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run": AT_ONCE,
         "test_a_death_is_reported_at_once_and_not_by_a_timer": NO_CHILDREN,
         "test_a_death_under_any_start_method_fails_what_ran_and_moves_the_rest": NO_START_METHOD,
         "test_a_result_published_before_the_death_is_delivered": NO_CHILDREN,
