@@ -533,15 +533,19 @@ def _end_all() -> None:
         _exiting = True
         runners = list(_runners)
     try:
-        for runner in runners:
-            runner.close()
-        for runner in runners:
-            runner.join()
+        _wait_for(runners)
     except BaseException:
         for runner in runners:
             runner.close()  # again, as Ctrl-C may have struck within it
             runner.terminate()
         raise
+
+
+def _wait_for(runners: list[_Runner]) -> None:
+    for runner in runners:
+        runner.close()
+    for runner in runners:
+        runner.join()
 
 
 def _after_fork() -> None:

@@ -143,9 +143,13 @@ class Monitor:
             pass
         except OSError:  # it has gone
             rest = rest[:0]
-        if not rest:
+        if rest:
+            self._keep(client, rest)
+        else:
             self._drop(client)
-            return
+
+    def _keep(self, client: socket.socket, rest: memoryview) -> None:
+        """Go on when there is room; the client that has waited longest gives way."""
         if client not in self._clients:
             if len(self._clients) == CLIENTS:
                 self._drop(next(iter(self._clients)))
