@@ -16,6 +16,7 @@ import pytest
 import transport_support
 from aiomultiprocess import _accel
 from aiomultiprocess._pure import buffer_builder as buffer_builder_
+from aiomultiprocess._transport import segments
 from aiomultiprocess._wire import assembly as assembly_
 from aiomultiprocess._wire import frames
 from aiomultiprocess._wire.frames import Kind
@@ -108,6 +109,12 @@ def test_false_sizes_of_parts_cost_no_memory() -> None:
         assert peak < 5 * 200 * 100_000
         assert assembly.missing == 2 * half - 20_000_000
     assert made == [half] * len(BUILDERS)
+
+
+@pytest.mark.skipif(not BUILT or sys.platform != "linux", reason="segments are of Linux")
+def test_segments_work_where_the_extension_is_built() -> None:
+    """Else all their tests would be skipped."""
+    assert segments.works()
 
 
 FAULTS_OF_A_BUFFER = """
