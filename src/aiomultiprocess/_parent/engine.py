@@ -130,7 +130,7 @@ class Engine:
             for _ in range(queues):
                 kind = self.queue_class
                 queue = (preparing(kind) if self._choice.prepares else kind)(self.loop)
-                queue.choice = self._choice
+                queue.choice, queue.threads = self._choice, self.options.threads
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
