@@ -117,7 +117,7 @@ class Engine:
         self._holding: Holding | None = None
         self._start_holds = options.shared
         self.at_end: Callable[[], object] | None = None  # for the pool's monitor
-        sharing.engines[self] = self._pid
+        sharing.add_engine(self)
 
     # -- workers -------------------------------------------------------------------------------
 
