@@ -123,15 +123,23 @@ async def test_a_message_that_cannot_be_written_ends_the_stream(
 @pytest.mark.row("H115")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_what_ends_a_test_that_hangs_spares_what_other_tests_use() -> None:
-    command = [sys.executable, "-c", "input()"]
-    shared, own = (subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(2))
+    with_helper = (
+        "import subprocess; p = subprocess.Popen(['cat']); print(p.pid, flush=True); p.wait()"
+    )
+    shared = subprocess.Popen(
+        [sys.executable, "-c", with_helper], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    own = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     leaks.SHARED.add(shared.pid)
     try:
+        assert shared.stdout is not None
+        helper = int(shared.stdout.readline())  # as the fork server of a host
         leaks.dump_stacks_of_descendants()
         assert not psutil.pid_exists(own.pid)
         assert shared.poll() is None
+        assert psutil.Process(helper).status() != psutil.STATUS_ZOMBIE
     finally:
         leaks.SHARED.discard(shared.pid)
-        for process in (shared, own):
-            process.kill()
-            process.communicate()
+        shared.communicate()  # the helper ends at the end of its input
+        own.kill()
+        own.communicate()

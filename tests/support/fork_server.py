@@ -6,7 +6,7 @@ Only the cluster that many tests share has it; the processes of others are start
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from aiomultiprocess._cluster import processes
@@ -16,4 +16,5 @@ def dask_setup(worker: Any) -> None:
     """Called by dask."""
     multiprocessing.set_forkserver_preload(["aiomultiprocess._worker.main"])
     forkserver.ensure_running()
+    resource_tracker.ensure_running()  # now: a test in which it starts would leave it behind
     processes.get_context = lambda _: multiprocessing.get_context("forkserver")  # type: ignore[attr-defined]

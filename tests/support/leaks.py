@@ -147,9 +147,10 @@ def dump_stacks_of_descendants() -> None:
     process has pytest's own handler.
     """
     children = psutil.Process().children(recursive=True)
-    for process in reversed([child for child in children if child.pid not in SHARED]):
-        # not the oldest first
+    for process in reversed(children):  # not the oldest first
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            if process.pid in SHARED or process.ppid() in SHARED:
+                continue  # a host of tests, or its fork server or resource tracker
             process.send_signal(signal.SIGABRT)
             process.wait(1.0)  # one after the other, or their lines would mix
 
