@@ -194,7 +194,9 @@ class Credit:
     def take_back(self, count: int, function: int, size: int) -> None:
         """Undo the last `send`: the link had no memory for the chunk."""
         self.sent -= count
-        self._hold_fewer(count, function)
+        self._held[function] -= count
+        if not self._held[function]:
+            del self._held[function]
         self.bytes -= size
         self.spent = 0 < self._lifetime <= self.sent
 
@@ -211,16 +213,13 @@ class Credit:
     def report(self, count: int, function: int, size: int = 0) -> None:
         """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
         self._reported.add(function)
-        self._hold_fewer(count, function)
-        self._ended += count
-        self.bytes -= size
-
-    def _hold_fewer(self, count: int, function: int) -> None:
         held = self._held[function] - count
         if held:
             self._held[function] = held
         else:
             del self._held[function]
+        self._ended += count
+        self.bytes -= size
 
     def settle(self, started: int, now: float) -> None:
         """Adapt the concurrency seen and the backlogs to a batch of reports."""
