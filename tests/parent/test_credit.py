@@ -154,15 +154,28 @@ def test_an_unmeasured_function_gets_one_slot_whatever_another_was_seen_to_use()
 
 
 def test_a_plain_function_has_one_slot_unless_its_tasks_were_suspended() -> None:
-    credit = waiting_side_by_side(16)
-    report(credit, 16, started=32, now=2.0)
-    assert credit.room(32, FUNCTION, blocking=True) == 16  # it returned awaitables
-    credit = Credit(concurrency=16, lifetime=0)
-    credit.send(16, FUNCTION, now=0.0)
-    report(credit, 1, started=16, now=20 * HORIZON)  # more were started, and are not reported yet
-    report(credit, 15, started=16, now=40 * HORIZON)
-    assert credit.room(16, FUNCTION, work_is_ample=False) > 8
-    assert credit.room(16, FUNCTION, work_is_ample=False, blocking=True) == 1
+    for suspended in (False, True):
+        credit = Credit(concurrency=16, lifetime=0)
+        credit.note_blocking(FUNCTION)
+        credit.send(16, FUNCTION, now=0.0)
+        if suspended:  # it returns awaitables
+            credit.need_work(0)
+        report(credit, 1, started=16, now=20 * HORIZON)  # others were started, not reported yet
+        report(credit, 15, started=16, now=40 * HORIZON)
+        room = credit.room(16, FUNCTION, work_is_ample=False)
+        assert room > 8 if suspended else room == 1
+
+
+def test_nothing_waits_behind_a_slow_plain_function() -> None:
+    credit = with_backlog()
+    report(credit, credit.in_flight, started=credit.sent, now=2e-6)
+    assert credit.room(credit.sent, FUNCTION) > 16
+    credit.note_blocking(OTHER)
+    credit.send(1, OTHER, now=2e-6)
+    assert credit.room(credit.sent, FUNCTION) <= 0
+    assert credit.overtake(credit.sent, FUNCTION) == 0
+    credit.need_work(15)  # it was suspended after all
+    assert credit.room(credit.sent, FUNCTION) > 16
 
 
 def with_backlog() -> Credit:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import blocked
+import workload
 from aiomultiprocess import Pool, PoolExecutor, WorkerLostError
 from aiomultiprocess._parent import blocked as watching
 
@@ -170,3 +171,19 @@ async def test_nothing_waits_behind_a_slow_plain_item_in_front(
                 file.touch()
         assert found[-1] == file
         assert sorted(found[:-1]) == list(range(200))
+
+
+@pytest.mark.row("H128")
+async def test_nothing_of_other_functions_waits_behind_a_slow_plain_call(
+    backend: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "go"
+    async with Pool(2, backend=backend) as pool:
+        await pool.map(workload.double, range(10_000))
+        call = pool.submit(blocked.block, file)
+        assert await pool.map(workload.double, range(10_000)) == list(range(0, 20_000, 2))
+        calls = [pool.submit(workload.double, n) for n in range(1000)]
+        assert await asyncio.gather(*calls) == list(range(0, 2000, 2))
+        assert not call.done()
+        file.touch()
+        assert await call == file

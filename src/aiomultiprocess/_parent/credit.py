@@ -31,7 +31,7 @@ CREDIT-6  While calls have to wait for workers, a worker gets `1 / CONTENTION_PA
     that runs alone has fewer wake-ups.
 CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
     have all slots, nothing waits that could start in another worker: no backlog of another
-    function, and no call.
+    function, and no call. One task of a plain function has all slots, as it blocks the loop.
 CREDIT-8  Credit counts on one slot for a function that was not measured yet, and for a plain
     function, whose tasks run one after the other unless they return awaitables. A NEED_WORK frame
     shows that tasks of the function were suspended, if the worker holds no others. One that came
@@ -68,6 +68,7 @@ class Credit:
     """The account of one worker: tasks are counted from the start of the worker."""
 
     __slots__ = (
+        "_blocking",
         "_busy_since",
         "_concurrency",
         "_ended",
@@ -77,7 +78,6 @@ class Credit:
         "_paces",
         "_recent",
         "_reported",
-        "_suspended",
         "_wanted",
         "bytes",
         "concurrency_seen",
@@ -98,7 +98,7 @@ class Credit:
         self._busy_since = 0.0
         self.concurrency_seen = 1  # how many tasks were seen to run side by side
         self._wanted = 0  # free slots by the last NEED_WORK frame, less the tasks sent since
-        self._suspended: set[int] = set()  # functions of tasks that were suspended (CREDIT-8)
+        self._blocking: set[int] = set()  # functions whose tasks run one after another (CREDIT-8)
         self._recent = 0  # the function of the tasks that were sent last
         self._overtaken = 0  # how many tasks had been sent with the last call that overtook
         self.bytes = 0  # of the chunks that are not reported whole
@@ -124,22 +124,20 @@ class Credit:
         *,
         work_is_ample: bool | None = None,
         contended: bool = False,
-        blocking: bool = False,
     ) -> int:
         """How many tasks of `function` may be sent now (all rules but CREDIT-4).
 
         `started`: how many tasks the worker has started in all. `work_is_ample`: whether many are
         left (CREDIT-3), None if that is unknown. `contended`: whether calls wait (CREDIT-6).
-        `blocking`: whether it is a plain function, which runs on the worker's loop (CREDIT-8).
         """
         pace = self._paces.get(function)
         running = started - self.finished
         slots, wanted = self.concurrency_seen, self._wanted
-        if pace is None or (blocking and function not in self._suspended):
+        if pace is None or function in self._blocking:
             slots = 1
             if pace is None and function not in self._held:
                 wanted = wanted and 1
-        free = slots - running
+        free = 0 if self._is_blocked() else slots - running
         if free < wanted:  # the worker said so when fewer tasks were running
             free = min(wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
@@ -170,10 +168,19 @@ class Credit:
         """CREDIT-7: whether tasks that are slow or not measured yet have all slots."""
         slow = 0
         for function, count in self._held.items():
-            pace = self._paces.get(function)
-            if pace is None or not pace.backlog:
+            if self._is_slow(function):
                 slow += count
-        return slow >= self._concurrency
+        return slow >= self._concurrency or self._is_blocked()
+
+    def _is_blocked(self) -> bool:
+        """Whether there is a task that is slow or not measured yet, and blocks the loop."""
+        return not self._blocking.isdisjoint(self._held) and any(
+            function in self._blocking and self._is_slow(function) for function in self._held
+        )
+
+    def _is_slow(self, function: int) -> bool:
+        pace = self._paces.get(function)
+        return pace is None or not pace.backlog
 
     def send(self, count: int, function: int, now: float, size: int = 0) -> None:
         """Count a chunk of `count` tasks of `function`, in `size` bytes, as sent."""
@@ -204,11 +211,15 @@ class Credit:
         """Record that the tasks sent last were calls that overtook (CREDIT-4)."""
         self._overtaken = self.sent
 
+    def note_blocking(self, function: int) -> None:
+        """The worker gets a plain function, which it runs on its loop (CREDIT-8)."""
+        self._blocking.add(function)
+
     def need_work(self, free: int) -> None:
         """Record that the worker has `free` slots and nothing to start."""
         self._wanted = free
         if len(self._held) == 1:  # CREDIT-8
-            self._suspended.update(self._held)
+            self._blocking.difference_update(self._held)
 
     def report(self, count: int, function: int, size: int = 0) -> None:
         """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
@@ -257,4 +268,4 @@ class Credit:
         """Drop the pace of a function that no later task has; tasks that have ended still count."""
         self._paces.pop(function, None)
         self._reported.discard(function)
-        self._suspended.discard(function)
+        self._blocking.discard(function)

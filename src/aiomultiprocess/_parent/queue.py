@@ -82,7 +82,7 @@ ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_O
 ANSWERS = {RESULTS, ERROR, REFUSED, TIMED_OUT}
 LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
 RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
-APPLY, STREAM = Mode.APPLY, Mode.STREAM
+APPLY = Mode.APPLY
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
@@ -283,13 +283,9 @@ class Queue:
             None if left is None else left > 2 * len(self.workers) * credit.concurrency_seen
         )
         contended = source.mode is not APPLY and self._contended_until > monotonic()
-        room_for = partial(
-            credit.room,
-            function=source.function.id,
-            work_is_ample=work_is_ample,
-            blocking=not self.threads and source.mode is not STREAM and source.function.blocking,
+        room = credit.room(
+            link.started, source.function.id, work_is_ample=work_is_ample, contended=contended
         )
-        room = room_for(link.started, contended=contended)
         if room <= 0 or link.congested:
             return False
         self._sources.popleft()  # first: a source may run the user's code, which may call us
@@ -304,7 +300,10 @@ class Queue:
                     break
                 room -= self._send_chunk(worker, source, handles, items)
                 if credit.bytes >= MOST_BYTES:  # CREDIT-5
-                    room = min(room, room_for(link.started))
+                    room = min(
+                        room,
+                        credit.room(link.started, source.function.id, work_is_ample=work_is_ample),
+                    )
         except INTERRUPTS:
             self._line_up(source)
             raise
@@ -433,6 +432,8 @@ class Queue:
             payload=[function.payload],
         )
         worker.functions.add(function.id)
+        if function.blocking and not function.for_streams and not self.threads:
+            worker.credit.note_blocking(function.id)
 
     def _put_back_rest(
         self,
