@@ -105,6 +105,21 @@ async def test_large_results_do_not_wait_either(backend: str, size: int, tmp_pat
         assert found == [*values[:4], file, *values[4:]]
 
 
+async def test_the_large_result_of_the_slow_item_itself_arrives(
+    backend: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "go"
+    async with Pool(1, backend=backend) as pool:
+        await measured(pool, blocked.block_and_grow)
+        found = []
+        async for value in pool.map(blocked.block_and_grow, ["a", "b", file, "c"]).as_completed():
+            found.append(value)
+            if len(found) == 2:
+                file.touch()
+        assert found == ["a", "b", bytes(200_000), "c"]
+        assert pool.stats().restarts == {}
+
+
 @pytest.mark.parametrize("signum", [None, signal.SIGKILL])
 @pytest.mark.parametrize("retries", [0, 1])
 async def test_what_was_taken_of_a_worker_that_dies_then_counts_once(

@@ -48,3 +48,8 @@ class Unsendable:
 
 def block_or_refuse(value: Any) -> Any:
     return Unsendable() if value == 1 else block(value)
+
+
+def block_and_grow(value: Any) -> Any:
+    """As `block`, but a file becomes 200,000 bytes."""
+    return bytes(200_000) if isinstance(block(value), Path) else value
