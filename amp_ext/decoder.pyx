@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Decodes payloads, in Cython. aiomultiprocess/_pure/codec.py defines the format of a payload, and
-the rules CODEC-1 to CODEC-10.
+the rules CODEC-1 to CODEC-12.
 
 aiomultiprocess/_pure/decoder.py does the same in Python: change both together.
 
@@ -104,6 +104,15 @@ cdef void drop_unread(Reader *reader) noexcept:
 def loads(payload):
     """Unpickle what `dumps` has pickled."""
     return unpickle(payload)
+
+
+def receive_references(receive):
+    """Make the object of a reference by `receive`, from its number."""
+    global reference_receiver
+    reference_receiver = receive
+
+
+cdef object reference_receiver = None  # CODEC-12
 
 
 cdef int corrupt(Reader *reader, why) except -1:
@@ -256,6 +265,9 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
     if tag == BYTES:
         value = read_bytes(reader)
         return new_reference(<PyObject *>value)
+    if tag == REFERENCE and reference_receiver is not None:
+        value = reference_receiver(number_at(take(reader, 8)))
+        return new_reference(<PyObject *>value)
     if tag < TUPLE or tag > DICT:
         corrupt(reader, f"tag {tag}, which is not valid there")
     if depth >= MAX_DEPTH:
@@ -266,6 +278,12 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
     if tag == LIST or tag == TUPLE:
         return read_sequence(reader, tag, depth + 1)
     return read_set(reader, tag, depth + 1)
+
+
+cdef inline uint64_t number_at(const uint8_t *data) noexcept:
+    cdef uint64_t number
+    memcpy(&number, data, 8)
+    return number
 
 
 cdef inline PyObject *new_reference(PyObject *value) noexcept:

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """Encodes items, in Cython. aiomultiprocess/_pure/codec.py defines the format of a payload, and the
-rules CODEC-1 to CODEC-10.
+rules CODEC-1 to CODEC-12.
 
 aiomultiprocess/_pure/encoder.py does the same in Python: change both together.
 
@@ -17,7 +17,7 @@ import sys
 
 cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint8_t, uint16_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy
 
 from amp_ext cimport block, collector, seen
@@ -75,6 +75,8 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             error = failure
             break
     collector.resume(&encoder.pause)
+    if encoder.references is not None:
+        reference_note(encoder.references)
     return encoder.segments(), encoder.at - start, error
 
 
@@ -92,6 +94,14 @@ def register(kind, reduce):
     own[kind] = reduce
 
 
+def register_references(kind, note):
+    """Encode exact instances of `kind` as their `_reference`; `note` gets a list of them."""
+    global reference_kind, reference_note
+    reference_kind, reference_note = kind, note
+
+
+cdef object reference_kind = None
+cdef object reference_note = None  # CODEC-12
 cdef dict own = {}
 cdef dict registered = {}  # ForkingPickler's reducers, of which `persistent` was made
 cdef dict persistent = {}
@@ -160,6 +170,7 @@ cdef class Encoder:
         Seen seen  # CODEC-3
         Keys *keys  # CODEC-6
         dict numbers
+        list references  # CODEC-12
         ItemPickler pickler
 
     def __cinit__(self, Py_ssize_t first, Py_ssize_t expected):
@@ -292,6 +303,8 @@ cdef class Encoder:
 
     cdef int put_container(self, PyObject *value, int depth) except -1:
         cdef int tag = container_tag(value)
+        if <PyObject *>Py_TYPE(value) == <PyObject *>reference_kind:
+            return self.put_reference(value)
         if tag == 0 or depth > MAX_DEPTH or (matters(value, tag) and self.see(value)):
             return FOREIGN
         collector.pause(&self.pause)
@@ -300,6 +313,19 @@ cdef class Encoder:
         if tag == SET or tag == FROZENSET:
             return self.put_set(tag, value, depth)
         return self.put_sequence(tag, value, depth)
+
+    cdef int put_reference(self, PyObject *value) except -1:
+        """Put the number of a shared object (CODEC-12). `_reference` is a slot: no code runs."""
+        cdef uint64_t number
+        reference = (<object>value)._reference
+        if reference is None or self.see(value):
+            return FOREIGN
+        number = reference
+        if self.references is None:
+            self.references = []
+        self.references.append(<object>value)
+        block.put_byte(&self.block, REFERENCE)
+        return block.put_copy(&self.block, <const char *>&number, 8)
 
     cdef inline bint see(self, PyObject *value) except -1:
         """Note an object of this item; True if the item holds it twice (CODEC-3).

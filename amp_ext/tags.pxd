@@ -24,6 +24,7 @@ cdef enum:
     INT32S = 20
     INT64S = 21
     FLOATS = 22
+    REFERENCE = 23
 
     LONG_SIZE = 255
     MAX_DEPTH = 32

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from amp_ext import segment as segment
 
     from ._pure.buffer_builder import BufferBuilder
-    from ._pure.codec import decode_items, dumps, encode_items, loads, register
+    from ._pure.codec import (
+        decode_items,
+        dumps,
+        encode_items,
+        loads,
+        receive_references,
+        register,
+        register_references,
+    )
     from ._pure.driver import BlockingFlag
     from ._pure.journal import Journal
     from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
@@ -32,7 +40,15 @@ else:
         from amp_ext import buffer_builder, link, ring
         from amp_ext import watchdog as _watchdog
         from amp_ext.buffer_builder import BufferBuilder
-        from amp_ext.codec import decode_items, dumps, encode_items, loads, register
+        from amp_ext.codec import (
+            decode_items,
+            dumps,
+            encode_items,
+            loads,
+            receive_references,
+            register,
+            register_references,
+        )
         from amp_ext.driver import BlockingFlag
         from amp_ext.journal import Journal
         from amp_ext.starter import DONE, FULL, RAISED, SUSPENDED, Starter, TurnClock, share
@@ -43,7 +59,15 @@ else:
         EXTENSION_ERROR = None
     except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
-        from ._pure.codec import decode_items, dumps, encode_items, loads, register
+        from ._pure.codec import (
+            decode_items,
+            dumps,
+            encode_items,
+            loads,
+            receive_references,
+            register,
+            register_references,
+        )
         from ._pure.driver import BlockingFlag
         from ._pure.journal import Journal
         from ._pure.starter import DONE, FULL, RAISED, SUSPENDED, Starter
@@ -68,7 +92,9 @@ __all__ = [
     "encode_items",
     "loads",
     "native_watchdog",
+    "receive_references",
     "register",
+    "register_references",
     "segment_module",
 ]
 

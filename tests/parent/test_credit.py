@@ -91,9 +91,10 @@ def test_what_was_measured_of_one_function_is_not_assumed_of_another() -> None:
 
 def test_a_worker_gets_no_more_tasks_than_its_lifetime() -> None:
     credit = Credit(concurrency=16, lifetime=3)
-    credit.need_work(16)
-    assert credit.room(0, FUNCTION) == 3
-    credit.send(3, FUNCTION, now=0.0)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.need_work(15)
+    assert credit.room(1, FUNCTION) == 2
+    credit.send(2, FUNCTION, now=0.0)
     assert credit.spent
     assert credit.room(3, FUNCTION) <= 0
 
@@ -135,6 +136,33 @@ def test_at_the_tail_as_many_quick_tasks_wait_as_before() -> None:
 def test_a_worker_holds_no_successors_of_an_unmeasured_function() -> None:
     credit = waiting_side_by_side(16)
     assert credit.room(32, OTHER, work_is_ample=True) == 0
+
+
+def test_an_unmeasured_function_gets_one_slot_whatever_another_was_seen_to_use() -> None:
+    credit = waiting_side_by_side(16)
+    report(credit, 16, started=32, now=2.0)
+    assert credit.room(32, FUNCTION) == 16
+    assert credit.room(32, OTHER) == 1
+    credit.send(1, FUNCTION, now=2.0)
+    credit.need_work(15)  # which tells nothing about the other function
+    assert credit.room(33, FUNCTION) == 15
+    assert credit.room(33, OTHER) == 1
+    credit.send(1, OTHER, now=2.0)
+    assert credit.room(34, OTHER) <= 0
+    credit.need_work(14)  # now it does
+    assert credit.room(34, OTHER) == 14
+
+
+def test_a_plain_function_has_one_slot_unless_its_tasks_were_suspended() -> None:
+    credit = waiting_side_by_side(16)
+    report(credit, 16, started=32, now=2.0)
+    assert credit.room(32, FUNCTION, blocking=True) == 16  # it returned awaitables
+    credit = Credit(concurrency=16, lifetime=0)
+    credit.send(16, FUNCTION, now=0.0)
+    report(credit, 1, started=16, now=20 * HORIZON)  # more were started, and are not reported yet
+    report(credit, 15, started=16, now=40 * HORIZON)
+    assert credit.room(16, FUNCTION, work_is_ample=False) > 8
+    assert credit.room(16, FUNCTION, work_is_ample=False, blocking=True) == 1
 
 
 def with_backlog() -> Credit:

@@ -69,6 +69,10 @@ class Worker:
         self.credit = Credit(concurrency=16, lifetime=0)
         self.chunks: dict[int, Any] = {}
         self.functions: set[int] = set()
+        self.taken: dict[tuple[int, int], Any] = {}
+
+    def watch(self) -> None:
+        pass
 
     def run(self, queue: Queue, chunk: tuple[int, int, int], results: Sequence[Any]) -> None:
         """Run one chunk and report it."""

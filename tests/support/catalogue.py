@@ -139,6 +139,8 @@ ROWS = {
     "H124": "a forked copy of a process does not keep its monitor's socket alive",
     "H125": "a monitor without descriptors pauses, and does not spin",
     "H126": "the error of an input comes last from as_completed too, after items that still run",
+    "H127": "a result does not wait for a slow task that runs after its own in the same worker",
+    "H128": "behind a slow plain function, which no other was measured by, no fast one waits",
 }
 
 NO_TEST = "NO TEST"

@@ -18,11 +18,16 @@ from hypothesis import strategies as st
 
 from aiomultiprocess._pure import codec as python_codec
 from aiomultiprocess._pure import tags
+from aiomultiprocess._transport import shared_objects
 from aiomultiprocess._wire import frames
 
 CODECS: list[Any] = [python_codec]
 if importlib.util.find_spec("amp_ext") and importlib.util.find_spec("amp_ext.encoder"):
     CODECS.append(importlib.import_module("amp_ext.codec"))
+for _codec in CODECS:
+    _codec.register(shared_objects.Shared, shared_objects.reduce)
+    _codec.register_references(shared_objects.Shared, shared_objects.note)
+    _codec.receive_references(shared_objects.receive)
 
 ALL = sys.maxsize
 
@@ -97,6 +102,8 @@ def shape(value: Any) -> Any:
 
 def _shape(value: Any, seen: dict[int, int]) -> Any:
     kind = type(value)
+    if kind is shared_objects.Shared:
+        return kind, value._reference
     if isinstance(value, float):
         return kind, struct.pack("=d", value)
     if not isinstance(value, list | tuple | dict | set | frozenset | Plain):

@@ -1,6 +1,6 @@
 """The codec, in Python and in Cython: both against each other, and against pickle.
 
-The rules: CODEC-1 to CODEC-10 of _pure/codec.py.
+The rules: CODEC-1 to CODEC-12 of _pure/codec.py.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import collections
 import itertools
 import pickle
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import aiomultiprocess
 from aiomultiprocess._pure import tags
+from aiomultiprocess._wire import sharing
 from codec_support import (
     ALL,
     CODECS,
@@ -290,3 +293,67 @@ def test_errors_do_not_hold_the_payload(codec: Any, filler: bytes) -> None:
         errors.append(caught)
     memory.clear()  # a BufferError if any view were left
     assert len(errors) == 3
+
+
+# -- references (CODEC-12) -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared() -> Iterator[Any]:
+    """A shared object, in a process that has a pool."""
+
+    class Engine:
+        def hold(self, memory: object) -> None:
+            """Nothing waits that would need it."""
+
+    engine = Engine()
+    sharing.add_engine(engine)
+    with aiomultiprocess.share({"a": [1, 2]}) as shared:
+        yield shared
+    sharing.take()
+
+
+@pytest.mark.parametrize("nest", [lambda x: x, lambda x: [1, x], lambda x: ((x,), {"key": x})])
+def test_a_shared_object_travels_as_its_number(codec: Any, shared: Any, nest: Any) -> None:
+    item = nest(shared)
+    segments, count, error = codec.encode_items([item, 7], 0, 2, ALL)
+    assert (count, error) == (2, None)
+    assert len(b"".join(segments)) < 130 if item is not shared else len(segments[0]) == 11
+    assert sharing.take() == (shared._memory,)
+    assert sharing.take() == ()
+    (value, seven), failures = codec.decode_items(b"".join(segments), 2)
+    assert (seven, failures) == (7, None)
+    while not hasattr(value, "value"):
+        value = value[0] if type(value) is tuple else value[1]
+    assert value.value == {"a": [1, 2]}
+
+
+def test_an_item_that_holds_a_shared_object_twice_holds_it_twice_afterwards(
+    codec: Any, shared: Any
+) -> None:
+    ((first, second),), failures = codec.decode_items(encode(codec, [[shared, shared]]), 1)
+    assert first is second
+    assert failures is None
+
+
+def test_a_released_object_is_pickled_while_a_task_may_need_it(codec: Any, shared: Any) -> None:
+    memory = shared._memory
+    shared.release()
+    (value,), failures = codec.decode_items(encode(codec, [shared]), 1)
+    assert failures is None
+    assert value.value == {"a": [1, 2]}
+    assert memory in sharing.take()
+
+
+def test_nothing_is_noted_in_a_process_without_pools(
+    codec: Any, shared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "getpid", lambda: -1)
+    encode(codec, [shared])
+    assert sharing.take() == ()
+
+
+@pytest.mark.parametrize("size", range(8))
+def test_a_reference_that_is_cut_off_is_corrupt(codec: Any, shared: Any, size: int) -> None:
+    with pytest.raises(ValueError, match="before byte"):
+        codec.decode_items(bytes([tags.REFERENCE]) + bytes(size), 1)

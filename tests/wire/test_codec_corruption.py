@@ -154,7 +154,7 @@ def mutate(payload: bytes, chance: random.Random) -> bytes:
         elif kind == 3:
             mutant[at:at] = mutant[at:end]
         else:
-            mutant[at] = chance.randrange(23)
+            mutant[at] = chance.randrange(tags.REFERENCE + 1)
         if not mutant:
             return b"\0"
     return bytes(mutant).translate(NOT_PICKLE)

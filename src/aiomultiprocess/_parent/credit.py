@@ -7,8 +7,9 @@ by the thousand. Behind a task that takes longer than `HORIZON`, or whose functi
 yet, nothing waits while another worker may be idle.
 
 Nothing tells in advance whether tasks wait (for a socket, say) and can therefore run side by side.
-`concurrency_seen` follows how many did; it is the number of slots that credit counts on. A worker
-that has more free slots and nothing to start says so, in a NEED_WORK frame.
+`concurrency_seen` follows how many did; it is the number of slots that credit counts on, for a
+function of which tasks can run so (CREDIT-8). A worker that has more free slots and nothing to
+start says so, in a NEED_WORK frame.
 
 The queue (queue.py) is the only user: it asks `room` and `overtake` before it sends, and reports
 each chunk that it sends and each result that comes back. Nothing here does I/O or reads a clock.
@@ -31,6 +32,10 @@ CREDIT-6  While calls have to wait for workers, a worker gets `1 / CONTENTION_PA
 CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
     have all slots, nothing waits that could start in another worker: no backlog of another
     function, and no call.
+CREDIT-8  Credit counts on one slot for a function that was not measured yet, and for a plain
+    function, whose tasks run one after the other unless they return awaitables. A NEED_WORK frame
+    shows that tasks of the function were suspended, if the worker holds no others. One that came
+    before the first task of a function was sent tells nothing about that function.
 """
 
 from __future__ import annotations
@@ -72,6 +77,7 @@ class Credit:
         "_paces",
         "_recent",
         "_reported",
+        "_suspended",
         "_wanted",
         "bytes",
         "concurrency_seen",
@@ -92,6 +98,7 @@ class Credit:
         self._busy_since = 0.0
         self.concurrency_seen = 1  # how many tasks were seen to run side by side
         self._wanted = 0  # free slots by the last NEED_WORK frame, less the tasks sent since
+        self._suspended: set[int] = set()  # functions of tasks that were suspended (CREDIT-8)
         self._recent = 0  # the function of the tasks that were sent last
         self._overtaken = 0  # how many tasks had been sent with the last call that overtook
         self.bytes = 0  # of the chunks that are not reported whole
@@ -117,17 +124,24 @@ class Credit:
         *,
         work_is_ample: bool | None = None,
         contended: bool = False,
+        blocking: bool = False,
     ) -> int:
         """How many tasks of `function` may be sent now (all rules but CREDIT-4).
 
         `started`: how many tasks the worker has started in all. `work_is_ample`: whether many are
         left (CREDIT-3), None if that is unknown. `contended`: whether calls wait (CREDIT-6).
+        `blocking`: whether it is a plain function, which runs on the worker's loop (CREDIT-8).
         """
         pace = self._paces.get(function)
         running = started - self.finished
-        free = self.concurrency_seen - running
-        if free < self._wanted:  # the worker said so when fewer tasks were running
-            free = min(self._wanted, self._concurrency - running)
+        slots, wanted = self.concurrency_seen, self._wanted
+        if pace is None or (blocking and function not in self._suspended):
+            slots = 1
+            if pace is None and function not in self._held:
+                wanted = wanted and 1
+        free = slots - running
+        if free < wanted:  # the worker said so when fewer tasks were running
+            free = min(wanted, self._concurrency - running)
         room = (free if free > 0 else 0) - (self.sent - started)
         if (
             pace is not None
@@ -135,10 +149,10 @@ class Credit:
             and not (pace.backlog and self._is_occupied())
         ):
             # CREDIT-3
-            if work_is_ample or work_is_ample is None or pace.backlog >= self.concurrency_seen:
+            if work_is_ample or work_is_ample is None or pace.backlog >= slots:
                 room += pace.backlog // CONTENTION_PARTS if contended else pace.backlog
             if work_is_ample:
-                room += self.concurrency_seen - 1
+                room += slots - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def overtake(self, started: int, function: int) -> int:
@@ -165,6 +179,9 @@ class Credit:
         """Count a chunk of `count` tasks of `function`, in `size` bytes, as sent."""
         if self.sent == self.finished:
             self._busy_since = now
+            self._wanted = 0  # nothing is suspended any more
+        elif function not in self._held and function not in self._paces:  # CREDIT-8
+            self._wanted = 0
         self.sent += count
         self._held[function] = self._held.get(function, 0) + count
         self.bytes += size
@@ -177,7 +194,7 @@ class Credit:
     def take_back(self, count: int, function: int, size: int) -> None:
         """Undo the last `send`: the link had no memory for the chunk."""
         self.sent -= count
-        self._held[function] -= count
+        self._hold_fewer(count, function)
         self.bytes -= size
         self.spent = 0 < self._lifetime <= self.sent
 
@@ -188,17 +205,22 @@ class Credit:
     def need_work(self, free: int) -> None:
         """Record that the worker has `free` slots and nothing to start."""
         self._wanted = free
+        if len(self._held) == 1:  # CREDIT-8
+            self._suspended.update(self._held)
 
     def report(self, count: int, function: int, size: int = 0) -> None:
         """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
         self._reported.add(function)
+        self._hold_fewer(count, function)
+        self._ended += count
+        self.bytes -= size
+
+    def _hold_fewer(self, count: int, function: int) -> None:
         held = self._held[function] - count
         if held:
             self._held[function] = held
         else:
             del self._held[function]
-        self._ended += count
-        self.bytes -= size
 
     def settle(self, started: int, now: float) -> None:
         """Adapt the concurrency seen and the backlogs to a batch of reports."""
@@ -236,3 +258,4 @@ class Credit:
         """Drop the pace of a function that no later task has; tasks that have ended still count."""
         self._paces.pop(function, None)
         self._reported.discard(function)
+        self._suspended.discard(function)

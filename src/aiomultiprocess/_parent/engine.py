@@ -117,7 +117,7 @@ class Engine:
         self._holding: Holding | None = None
         self._start_holds = options.shared
         self.at_end: Callable[[], object] | None = None  # for the pool's monitor
-        sharing.engines[self] = self._pid
+        sharing.add_engine(self)
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class Engine:
             for _ in range(queues):
                 kind = self.queue_class
                 queue = (preparing(kind) if self._choice.prepares else kind)(self.loop)
-                queue.choice = self._choice
+                queue.choice, queue.threads = self._choice, self.options.threads
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()

@@ -37,6 +37,7 @@ class Function:
 
     __slots__ = (
         "__weakref__",
+        "blocking",
         "flags",
         "for_streams",
         "id",
@@ -55,7 +56,8 @@ class Function:
         self.shared: tuple[Any, ...] = sharing.take() if sharing.collected else ()
         self.for_streams = False  # whether it was checked as the function of a stream
         self.flags = 0 if is_immutable(func) else STATEFUL
-        if not is_coroutine_function(func):
+        self.blocking = not is_coroutine_function(func)
+        if self.blocking:
             self.flags |= BLOCKING
 
 

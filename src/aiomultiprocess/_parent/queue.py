@@ -28,6 +28,8 @@ QUEUE-7  Sources of a higher priority are served first (line.py), and no call ov
     at hand leaves the line, so that those of a lower priority do not wait for it.
 QUEUE-8  A worker that retires returns the tasks that it has not started (_worker/engine.py,
     WORKER-11): these count as reported in their chunk, and are served next elsewhere.
+QUEUE-9  A result does not wait for a slow task that runs after its own in the same worker
+    (recovery.py). A worker that holds one task has no such result and is not watched.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ from .errors import (
 )
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
-from .retry import RetryQueue, RetryTask, recover_results
+from .recovery import recover_results, take_results
+from .retry import RetryQueue, RetryTask
 from .serializers import PICKLE_ALONE
 from .sharing import pass_collected, pass_to
 
@@ -76,9 +79,10 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
+ANSWERS = {RESULTS, ERROR, REFUSED, TIMED_OUT}
 LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
 RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
-APPLY = Mode.APPLY
+APPLY, STREAM = Mode.APPLY, Mode.STREAM
 
 OnNotice: TypeAlias = Callable[["PoolWorker", int, int, Any], None]
 
@@ -89,6 +93,8 @@ class Queue:
 
     choice = PICKLE_ALONE
     """How to send what pickle refuses; the engine sets it."""
+    threads = 0
+    """How many threads of a worker run plain functions, 0: its loop does; the engine sets it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
@@ -197,6 +203,8 @@ class Queue:
             if worker.credit.spent:
                 worker.leave()
         worker.link.flush()
+        if worker.chunks:
+            worker.watch()  # QUEUE-9
 
     def _let_calls_overtake(self, worker: PoolWorker) -> None:
         """QUEUE-3: send calls to a worker that has no room for the source whose turn it is."""
@@ -275,9 +283,13 @@ class Queue:
             None if left is None else left > 2 * len(self.workers) * credit.concurrency_seen
         )
         contended = source.mode is not APPLY and self._contended_until > monotonic()
-        room = credit.room(
-            link.started, source.function.id, work_is_ample=work_is_ample, contended=contended
+        room_for = partial(
+            credit.room,
+            function=source.function.id,
+            work_is_ample=work_is_ample,
+            blocking=not self.threads and source.mode is not STREAM and source.function.blocking,
         )
+        room = room_for(link.started, contended=contended)
         if room <= 0 or link.congested:
             return False
         self._sources.popleft()  # first: a source may run the user's code, which may call us
@@ -292,10 +304,7 @@ class Queue:
                     break
                 room -= self._send_chunk(worker, source, handles, items)
                 if credit.bytes >= MOST_BYTES:  # CREDIT-5
-                    room = min(
-                        room,
-                        credit.room(link.started, source.function.id, work_is_ample=work_is_ample),
-                    )
+                    room = min(room, room_for(link.started))
         except INTERRUPTS:
             self._line_up(source)
             raise
@@ -455,12 +464,13 @@ class Queue:
         function: int,
         payload: Any,
     ) -> None:
-        """Deliver the results or the error of a frame; pass any other frame to `on_notice`.
-
-        One function, not one for each step: every `apply` comes through here.
-        """
+        """Deliver what a frame reports, or pass it on. In one piece: each `apply` comes here."""
         if self._over and kind not in (LEAVING, LOG):
             return
+        if worker.taken and kind in ANSWERS:
+            count, offset, payload = worker.not_taken(kind, count, chunk_id, offset, payload)
+            if not count:
+                return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
         if kind == RESULTS:
             values, errors = decode_items(payload, count)
@@ -471,9 +481,8 @@ class Queue:
             return
         chunk = worker.chunks.get(chunk_id)
         if chunk is None:
-            if self._over:  # user code ended the pool, while a value was unpickled
-                return
-            raise CorruptHeaderError(f"a report on chunk {chunk_id}: this worker does not hold it")
+            self._refuse(chunk_id)
+            return
         owner, handles, size = chunk.owner, chunk.handles, chunk.size
         if count != len(handles) or offset or chunk.left != count:  # a part of it
             chunk.report(offset, count)
@@ -491,6 +500,11 @@ class Queue:
             causes = explain_each(kind, errors, owner, handles)
             self.counts.add_errors(owner, handles, causes)
             settle_failed(chunk, offset, handles, values, causes, len(payload))
+
+    def _refuse(self, chunk_id: int) -> None:
+        """Refuse a report on a chunk that the worker does not hold."""
+        if not self._over:  # else user code ended the pool, while a value was unpickled
+            raise CorruptHeaderError(f"a report on chunk {chunk_id}: this worker does not hold it")
 
     def _on_values(self, worker: PoolWorker, chunk_id: int, count: int, payload: Any) -> None:
         """Pass on the values of a stream that has not ended."""
@@ -542,6 +556,14 @@ class Queue:
         else:
             flush = worker.link.flush
             flush()  # as in `call`
+            if worker.chunks:
+                worker.watch()  # QUEUE-9
+
+    def on_blocked(self, worker: PoolWorker) -> None:
+        """QUEUE-9: take what a worker has finished and, blocked by an item, cannot send."""
+        if worker.chunks and worker.link_intact and not self._over:
+            take_results(worker, partial(self.on_frame, worker, refuse_notice))
+            worker.credit.settle(worker.link.started, monotonic())
 
     def on_death(self, worker: PoolWorker) -> None:
         """Settle or put back what a dead worker held (retry.py, RETRY-5 to RETRY-7)."""

@@ -29,30 +29,25 @@ RETRY-6  Tasks do not go back without end. If `DEATHS_BEFORE_START` workers in a
     start the first task of a chunk, receiving that chunk is what kills them: its tasks count as
     started.
 RETRY-7  What a dead worker had finished is not lost: after draining its link, the queue reads its
-    journal, skips what was already reported, and stops at the first invalid entry.
+    journal (recovery.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from .._wire import journal
-from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
+from .._wire.frames import Mode
 from .calls import CallQueue
 from .feed import Handles, TaskOwner
 
 if TYPE_CHECKING:
     from .chunk import Chunk
-    from .stream_source import StreamSource
     from .worker import PoolWorker
 
 DEATHS_BEFORE_START = 3  # RETRY-6
-
-log = logging.getLogger(__name__)
 
 
 class RetryTask:
@@ -239,47 +234,3 @@ class RetryQueue:
 def runs_retry(worker: PoolWorker) -> bool:
     """Whether a worker holds a retry task, and so nothing else (RETRY-2)."""
     return any(isinstance(chunk.owner, RetryTask) for chunk in worker.chunks.values())
-
-
-# -- the journal -----------------------------------------------------------------------------------
-
-
-def recover_results(worker: PoolWorker, on_frame: Handler) -> None:
-    """RETRY-7: pass to `on_frame` what the journal of a dead worker has beyond its link."""
-    try:
-        with worker.link.journal as memory:
-            copied = bytes(memory)  # unpickling a result may end the pool, which closes the link
-        results, values = journal.parts_of(memoryview(copied))
-        for _, chunk_id, offset, count, payload in journal.read(values):
-            if _are_next_values(worker, chunk_id, offset, count):
-                on_frame(Kind.VALUES, 0, count, chunk_id, offset, 0, payload)
-        for kind, chunk_id, offset, count, payload in journal.read(results):
-            if _is_unreported(worker, kind, chunk_id, offset, count):
-                on_frame(kind, 0, count, chunk_id, offset, 0, payload)
-    except Exception as error:
-        log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
-
-
-def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int) -> bool:
-    """Whether values of a stream were not received (JOURNAL-6)."""
-    chunk = worker.chunks.get(chunk_id)
-    if chunk is None or not count:
-        return False
-    if chunk.owner.mode is not Mode.STREAM:
-        return False
-    return cast("StreamSource", chunk.owner).lacks(offset)
-
-
-def _is_unreported(worker: PoolWorker, kind: int, chunk_id: int, offset: int, count: int) -> bool:
-    """Whether an entry was not reported; CorruptHeaderError if it contradicts what was sent."""
-    chunk = worker.chunks.get(chunk_id)
-    if chunk is None:  # all of it was reported
-        return False
-    end = offset + count
-    if not count or end > len(chunk.handles) or chunk.first + end > worker.link.started:
-        raise CorruptHeaderError(f"results of tasks {offset} to {end} of chunk {chunk_id}")
-    if not chunk.unreported(offset, end):
-        return False
-    if kind in (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT) and count != 1:
-        raise CorruptHeaderError(f"one error of {count} tasks")
-    return True

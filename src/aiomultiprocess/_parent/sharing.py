@@ -34,7 +34,8 @@ def pass_collected(link: Link) -> tuple[Any, ...]:
 def pass_to(link: Link, memories: tuple[Any, ...]) -> None:
     """Pass memories to a worker, those that it does not have."""
     for memory in memories:
-        memory.pass_to(link)
+        if memory.number not in link.shared:
+            memory.pass_to(link)
 
 
 def pickle_for(link: Link, held: list[tuple[Any, ...]]) -> Callable[[Callable[[], bytes]], bytes]:

@@ -112,7 +112,7 @@ class Supervisor:
                 on_broken=worker.mark_corrupt,
                 on_drained=partial(queue.on_drained, worker),
             )
-            worker.launch(self._loop, self._on_exit)
+            worker.launch(self._loop, self._on_exit, partial(queue.on_blocked, worker))
         except BaseException:
             link.close()
             raise

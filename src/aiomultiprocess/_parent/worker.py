@@ -45,6 +45,7 @@ from .._wire.frames import Kind
 from .._wire.sharing import live
 from .._worker import main
 from ..core import Process
+from .blocked import BlockedWatch, Taken
 from .credit import Credit
 from .serializers import PICKLE_ALONE, Choice
 from .sharing import note_fork, pickle_for
@@ -143,6 +144,7 @@ class PoolWorker(Process):
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
+        self.taken: dict[tuple[int, int], Taken] = {}  # by chunk and offset (RECOVERY-2)
         self.functions: set[int] = set()  # ids of those that were sent to the worker
         self.deadlines: Deadlines | None = None  # POOLWORKER-4
         self._grace = options.grace
@@ -207,7 +209,10 @@ class PoolWorker(Process):
         )
 
     def launch(
-        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[PoolWorker], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_exit: Callable[[PoolWorker], None],
+        on_blocked: Callable[[], object],
     ) -> None:
         """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
         try:
@@ -221,6 +226,7 @@ class PoolWorker(Process):
             note_fork(self.link, self._shared, holds=self._starts_by_user_code)
         self._pid = self.aio_process.pid
         self._loop = loop
+        self._blocked = BlockedWatch(loop, self.link, on_blocked)
         self._launched_at = loop.time()
         try:
             self._exit = self._make_exit()
@@ -230,6 +236,18 @@ class PoolWorker(Process):
             self._exit_of_process().block()
             self.close()
             raise
+
+    def watch(self) -> None:
+        """It holds tasks: notice if one blocks it (BLOCKED-1)."""
+        if self._blocked.timer is None and self.credit.in_flight > 1:
+            self._blocked.arm()
+
+    def not_taken(
+        self, kind: int, count: int, chunk_id: int, offset: int, payload: memoryview
+    ) -> tuple[int, int, memoryview]:
+        """Count, offset and payload of answers without those taken before (RECOVERY-2)."""
+        items, size = self.taken.pop((chunk_id, offset), Taken())
+        return (count if kind == Kind.RESULTS else 1) - items, offset + items, payload[size:]
 
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
@@ -376,6 +394,7 @@ class PoolWorker(Process):
                 timer.cancel()
         if self.deadlines is not None:
             self.deadlines.stop()
+        self._blocked.stop()
         self._watch.close()
         self.aio_process.close()
 

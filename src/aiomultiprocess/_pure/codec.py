@@ -23,6 +23,7 @@ encoding of our own: one byte that says what follows, the *tag*, and then the va
     KEY                 as a key of a DICT only: one byte, the number of a key of this payload
     INT8S … INT64S, FLOATS        a run, only among items or members of a TUPLE or LIST: number of
                         values, then the values, all in the width that the widest needs
+    REFERENCE           the number of a shared object, eight bytes
     PICKLE              as an item only: number of buffers, for each one byte (1: read-only), size
                         and bytes; then size and bytes of a pickle of protocol 5
 
@@ -72,10 +73,24 @@ CODEC-10  An item for which there is no memory fails alone. In the encoder, the 
     segment did not arrive (FRAME-5 in frames.py).
 CODEC-11  In a `frames.PayloadParts`, a buffer of a pickle may also be a view of memory in which it
     was lent (FRAME-6): the unpickled object then lies there. It is no other value than a buffer.
+CODEC-12  A reference stands for an object of the one type that `register_references` names, as long
+    as its `_reference` is a number. The encoder passes those that it has met to `note` when the
+    payload is done, and not before: no code in Python runs while an item is encoded, because
+    another thread could change the item meanwhile. The decoder makes the object by what
+    `receive_references` got. An object that an item holds twice is pickled (CODEC-3).
 """
 
-from .decoder import decode_items, loads
-from .encoder import dumps, encode_items, register
+from .decoder import decode_items, loads, receive_references
+from .encoder import dumps, encode_items, register, register_references
 from .tags import CorruptFrameError
 
-__all__ = ["CorruptFrameError", "decode_items", "dumps", "encode_items", "loads", "register"]
+__all__ = [
+    "CorruptFrameError",
+    "decode_items",
+    "dumps",
+    "encode_items",
+    "loads",
+    "receive_references",
+    "register",
+    "register_references",
+]

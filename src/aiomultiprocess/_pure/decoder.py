@@ -1,4 +1,4 @@
-"""Decodes payloads. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-10.
+"""Decodes payloads. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-12.
 
 `amp_ext/decoder.pyx` does the same in Cython: change both together.
 """
@@ -24,6 +24,7 @@ from .tags import (
     LONG_SIZE,
     MAX_DEPTH,
     PICKLE,
+    REFERENCE,
     SEGMENT_MIN,
     STR,
     CorruptFrameError,
@@ -61,6 +62,15 @@ def decode_items(
 def loads(payload: bytes | memoryview) -> Any:
     """Unpickle what `dumps` has pickled."""
     return pickle.loads(payload)
+
+
+def receive_references(receive: Callable[[int], Any]) -> None:
+    """Make the object of a reference by `receive`, from its number."""
+    global _receive_reference
+    _receive_reference = receive
+
+
+_receive_reference: Callable[[int], Any] | None = None  # CODEC-12
 
 
 def _decode(
@@ -303,9 +313,15 @@ def _foreign(decoder: _Decoder, _: int) -> NoReturn:
     raise decoder.corrupt("a tag that is not valid there")
 
 
+def _reference(decoder: _Decoder, depth: int) -> Any:
+    if _receive_reference is None:
+        return _foreign(decoder, depth)
+    return _receive_reference(decoder._unpack("=Q", 8))
+
+
 _Reader: TypeAlias = Callable[[_Decoder, int], Any]
 
-#: The reader of each tag, from NONE to PICKLE.
+#: The reader of each tag, from NONE to REFERENCE.
 _READERS: Final[tuple[_Reader, ...]] = (
     lambda decoder, _: None,
     lambda decoder, _: False,
@@ -323,6 +339,6 @@ _READERS: Final[tuple[_Reader, ...]] = (
     _Decoder._members,
     lambda decoder, depth: frozenset(decoder._members(depth)),
     _Decoder._dict,
-    _foreign,
-    _foreign,
+    *[_foreign] * (REFERENCE - KEY),
+    _reference,
 )

@@ -1,4 +1,4 @@
-"""Encodes items. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-10.
+"""Encodes items. `codec` defines the format of a payload, and the rules CODEC-1 to CODEC-12.
 
 `amp_ext/encoder.pyx` does the same in Cython: change both together.
 
@@ -13,7 +13,7 @@ import copyreg
 import io
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct, pack
 from typing import Any, Final
 
@@ -42,6 +42,7 @@ from .tags import (
     MAX_DEPTH,
     NONE,
     PICKLE,
+    REFERENCE,
     RUN_MIN,
     SEGMENT_MIN,
     SET,
@@ -90,6 +91,8 @@ def encode_items(
         last = at
         taken, error = encoder.put_items(items, at, min(stop, at + max(room, 0) // 8 + 1))
         at += taken
+    if encoder.references:
+        _reference_note(encoder.references)
     try:
         return encoder.segments(), at - start, error
     except MemoryError as failure:  # `segments` copies bytes: the last item may be too large for it
@@ -111,6 +114,14 @@ def register(kind: type, reduce: Any) -> None:
     _own[kind] = reduce
 
 
+def register_references(kind: type, note: Callable[[list[Any]], object]) -> None:
+    """Encode exact instances of `kind` as their `_reference`; `note` gets a list of them."""
+    global _reference_kind, _reference_note
+    _reference_kind, _reference_note = kind, note
+
+
+_reference_kind: type | None = None
+_reference_note: Callable[[list[Any]], object] = len  # CODEC-12
 _own: dict[type, Any] = {}
 _registered: dict[type, Any] = {}  # ForkingPickler's reducers, of which _persistent was made
 _persistent: dict[type, Any] = {}
@@ -156,6 +167,7 @@ class _Encoder:
         self._mark = (0, 0, self._out, 0, 0)  # the state before the item (CODEC-4)
         self._seen: set[int] = set()  # CODEC-3: ids of objects in the item being encoded
         self._pickler: _ItemPickler | None = None
+        self.references: list[Any] = []  # CODEC-12
 
     def size(self) -> int:
         return self._done_size + len(self._out)
@@ -267,6 +279,10 @@ class _Encoder:
             self._put_size(SET if kind is set else FROZENSET, len(members))
             for member in members:
                 self._put(member, depth)
+        elif kind is _reference_kind and value._reference is not None:
+            self._see(value)
+            self.references.append(value)
+            self._out += pack("=BQ", REFERENCE, value._reference)
         else:
             raise _ForeignError("of a type without a tag")
 

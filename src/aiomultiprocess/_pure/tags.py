@@ -30,6 +30,7 @@ INT16S: Final = 19
 INT32S: Final = 20
 INT64S: Final = 21
 FLOATS: Final = 22
+REFERENCE: Final = 23
 
 #: The first byte of a size or number that does not fit into one.
 LONG_SIZE: Final = 255

@@ -177,12 +177,13 @@ class Shared(Generic[T]):
     memory is freed when the tasks that were submitted before have ended.
     """
 
-    __slots__ = ("__weakref__", "_memory", "_ref", "_released")
+    __slots__ = ("__weakref__", "_memory", "_ref", "_reference", "_released")
 
     def __init__(self, memory: Memory | Received) -> None:
         self._memory: Memory | Received | None = memory
         self._ref: weakref.ref[Memory | Received] = weakref.ref(memory)
         self._released = 0  # the process that gave it up
+        self._reference: int | None = memory.number  # for the codec; None once it is released
 
     @property
     def value(self) -> T:
@@ -216,6 +217,7 @@ class Shared(Generic[T]):
     def release(self) -> None:
         """Give up the object, as the end of `with` does. Idempotent."""
         memory, self._memory = self._memory, None
+        self._reference = None
         self._released = os.getpid()  # a worker that is forked later may start with it
         if isinstance(memory, Memory):
             for engine in list(sharing.engines):
@@ -246,22 +248,30 @@ class Shared(Generic[T]):
 def reduce(shared: Shared[Any]) -> tuple[Any, ...]:
     """What the codec of a pool makes of it."""
     memory = shared.pickled()
-    if os.getpid() in sharing.engines.values():  # else this is a worker, and a result
+    if sharing.has_engines():  # else this is a worker, and a result
         sharing.collect(memory)
     return receive, (memory.number,)
 
 
+def note(objects: list[Shared[Any]]) -> None:
+    """The codec of a pool has encoded these by their numbers."""
+    if sharing.has_engines():  # as in `reduce`
+        sharing.collect(*[shared._memory or shared.pickled() for shared in objects])
+
+
 def receive(number: int) -> Shared[Any]:
-    """What it is unpickled by: in a worker, perhaps before its link is open, or in its parent."""
-    memory = sharing.live.get(number)
+    """What it is decoded by: in a worker, perhaps before its link is open, or in its parent."""
+    memory = _received.get(number)
     if memory is None:
-        memory = _received.get(number)
+        memory = sharing.live.get(number)
         if memory is None:
             memory = _received[number] = Received(number)
     return Shared(memory)
 
 
 _accel.register(Shared, reduce)
+_accel.register_references(Shared, note)
+_accel.receive_references(receive)
 sharing.constants.add(Shared)
 
 

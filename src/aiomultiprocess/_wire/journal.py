@@ -3,8 +3,9 @@
 A worker runs items that finish at once in bursts, and sends the results of a burst together. If an
 item kills the process, the results of those before it must not be lost. So the worker encodes each
 result and copies it into shared memory when its item has finished, before any code of another item
-runs; that copy outlives the process. The parent reads the journal only after the worker has died,
-and after it has handled all that the worker had published (_parent/retry.py, RETRY-7).
+runs; that copy outlives the process. The parent reads the journal when the worker has died, after
+it has handled all that the worker had published, or when an item blocks the worker, so that what
+it has finished cannot be sent (_parent/recovery.py).
 
     word | entry | entry | … | open entry
 
@@ -67,7 +68,7 @@ def parts_of(memory: memoryview) -> tuple[memoryview, memoryview]:
 def shortened(memory: memoryview) -> bytes:
     """A copy without what is not valid in its parts (JOURNAL-7)."""
     results, values = parts_of(memory)
-    ends = [int.from_bytes(part[:_FIRST], _ORDER) & 0xFFFFFFFF for part in (results, values)]
+    ends = [_end_of(part) for part in (results, values)]
     if ends[0] > len(results) or ends[1] > len(values):
         return bytes(memory)
     size = 5 * max(ends[0] // 4 + 8, ends[1])  # as `parts_of` divides it, with room for rounding
@@ -79,8 +80,22 @@ def shortened(memory: memoryview) -> bytes:
     return bytes(copy)
 
 
+def snapshot(memory: memoryview) -> bytes | None:
+    """A copy of what a living worker has in its journal; None if it has just changed that.
+
+    Valid bytes change only after a `reset`, so that a copy which mixes two states differs from the
+    one after it.
+    """
+    copies = [bytes(memory[: max(_FIRST, _end_of(memory))]) for _ in range(2)]
+    return copies[0] if copies[0] == copies[1] and len(copies[0]) > _FIRST else None
+
+
+def _end_of(memory: memoryview) -> int:
+    return int.from_bytes(memory[:_FIRST], _ORDER) & 0xFFFFFFFF
+
+
 def read(memory: memoryview) -> Iterator[Entry]:
-    """Yield the entries of a dead worker's journal; CorruptHeaderError at the first invalid one."""
+    """Yield the entries of a journal that nothing changes; CorruptHeaderError at an invalid one."""
     # JOURNAL-5
     word = int.from_bytes(memory[:_FIRST], _ORDER)
     end, count = word & 0xFFFFFFFF, word >> _COUNT_SHIFT

@@ -14,30 +14,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import getpid
 from threading import get_ident
 from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 #: The memories of the shared objects that a thread has pickled, since it took them last.
 collected: Final[dict[int, list[Any]]] = {}
 #: All memories of this process, by their numbers.
 live: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
-#: Engines, and the process of each, as a forked worker inherits those of its parent. `hold` keeps a
-#: memory that its user has released, as long as tasks that are not settled may need it.
-engines: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
+#: Engines; a forked worker inherits those of its parent. Their `hold` keeps a memory that its user
+#: has released, as long as tasks that are not settled may need it.
+engines: Final[WeakSet[Any]] = WeakSet()
+_processes: Final[set[int]] = set()  # those that have made engines: a forked one has them, too
 #: The types of shared objects, which items may share, as they cannot change them.
 constants: Final[set[type]] = set()
 _permitted: Final[set[int]] = set()
 
 
-def collect(memory: object) -> None:
-    """A shared object was pickled."""
-    collected.setdefault(get_ident(), []).append(memory)
+def collect(*memories: object) -> None:
+    """Shared objects were pickled."""
+    collected.setdefault(get_ident(), []).extend(memories)
 
 
 def take() -> tuple[Any, ...]:
     """The memories of what this thread has pickled since the last call, each once."""
-    return tuple(dict.fromkeys(collected.pop(get_ident(), ())))
+    memories = collected.pop(get_ident(), ())
+    return tuple(memories if len(memories) < 2 else dict.fromkeys(memories))
+
+
+def has_engines() -> bool:
+    """Whether this process has pools, which take what was collected."""
+    return bool(engines) and getpid() in _processes
+
+
+def add_engine(engine: object) -> None:
+    """A pool was made."""
+    engines.add(engine)
+    _processes.add(getpid())
 
 
 def is_permitted() -> bool:

@@ -101,6 +101,14 @@ log = logging.getLogger(__name__)
 Place: TypeAlias = tuple[int, int]  # of an item: its chunk, and its offset there
 
 
+def receive_shared(number: int) -> Any:
+    """What makes the first shared object that reaches this process (CODEC-12)."""
+    from .._transport import shared_objects  # here: most workers do without
+
+    _accel.receive_references(shared_objects.receive)
+    return shared_objects.receive(number)
+
+
 class WorkerEngine:
     """Starts the items that arrive, and gives their results to a `ResultSender`."""
 
@@ -138,6 +146,7 @@ class WorkerEngine:
             self._threads = Threads(loop, threads, self._schedule_turn)
         self._grace = grace  # seconds
         self._starter: _accel.Starter | None = None  # made after the initializer has run
+        _accel.receive_references(receive_shared)
         self._functions: dict[int, Callable[..., Any]] = {}
         #: Chunks with items that are not started, in the order in which they arrived.
         self._chunks: deque[ReceivedChunk] = deque()

@@ -1,0 +1,109 @@
+"""Results from the journals of workers that cannot send them: dead ones, and blocked ones.
+
+A worker sends the results of a burst together (_worker/engine.py, WORKER-4), and has each in its
+journal before other code runs (WORKER-6). So the parent can take results from there
+
+- when the worker has died (retry.py, RETRY-7), and
+- when an item blocks its loop: otherwise who waits for a quick task would wait for the slow one
+  that runs after it in the same worker.
+
+RECOVERY-1  A worker goes on while its journal is read. So what is valid is copied twice, and counts
+    only if both copies agree (_wire/journal.py, `snapshot`). Valid bytes keep their meaning until
+    the worker empties the journal, and the first entry names items that no later entry names: with
+    that entry in both copies, the journal was not emptied between them. As for the time that a
+    store may be delayed on its way to another CPU, PAGE-5 (_transport/shared_page.py) holds.
+RECOVERY-2  What was taken of a blocked worker also arrives in a frame, as the journal's entry and
+    the frame have the same place and the same bytes. `taken` says how many items and bytes of which
+    entry were taken; that part of the frame, or of the entry when it is read again, is skipped.
+RECOVERY-3  What was reported before is skipped. Reading stops at the first invalid entry. A worker
+    that lives and has one is killed, as for an invalid frame.
+RECOVERY-4  Values of streams and what follows them are taken of dead workers alone: a frame of
+    values does not say which they are, and may be on its way.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, cast
+
+from .._wire import journal
+from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
+from .blocked import Taken
+
+if TYPE_CHECKING:
+    from .stream_source import StreamSource
+    from .worker import PoolWorker
+
+log = logging.getLogger(__name__)
+
+
+def take_results(worker: PoolWorker, on_frame: Handler) -> None:
+    """Pass to `on_frame` the results that a blocked worker has not sent (RECOVERY-1)."""
+    try:
+        with worker.link.journal as memory:
+            results, _ = journal.parts_of(memory)
+            with results:
+                copied = journal.snapshot(results)
+        if copied is not None:
+            _pass_results(worker, on_frame, memoryview(copied), streams=False)
+    except Exception as error:  # noqa: BLE001 - as in a callback of the link (LINK-7)
+        worker.mark_corrupt(error)
+
+
+def recover_results(worker: PoolWorker, on_frame: Handler) -> None:
+    """Pass to `on_frame` what the journal of a dead worker has beyond its link."""
+    try:
+        with worker.link.journal as memory:
+            copied = bytes(memory)  # unpickling a result may end the pool, which closes the link
+        results, values = journal.parts_of(memoryview(copied))
+        for _, chunk_id, offset, count, payload in journal.read(values):
+            if _are_next_values(worker, chunk_id, offset, count):
+                on_frame(Kind.VALUES, 0, count, chunk_id, offset, 0, payload)
+        _pass_results(worker, on_frame, results, streams=True)
+    except Exception as error:
+        log.error("worker %s: its journal is broken", worker.pid, exc_info=error)
+
+
+def _pass_results(
+    worker: PoolWorker, on_frame: Handler, results: memoryview, *, streams: bool
+) -> None:
+    for kind, chunk_id, offset, count, payload in journal.read(results):
+        place = chunk_id, offset
+        taken = worker.taken.pop(place, Taken())
+        if count > taken.items:
+            at = offset + taken.items
+            # RECOVERY-3
+            if _is_unreported(worker, kind, chunk_id, at, offset + count, streams=streams):
+                rest = payload[taken.size :]
+                on_frame(kind, 0, count - taken.items, chunk_id, at, 0, rest)
+                taken = Taken(count, len(payload))
+        if taken.items:
+            worker.taken[place] = taken  # RECOVERY-2
+
+
+def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int) -> bool:
+    """Whether values of a stream were not received (JOURNAL-6)."""
+    chunk = worker.chunks.get(chunk_id)
+    if chunk is None or not count:
+        return False
+    if chunk.owner.mode is not Mode.STREAM:
+        return False
+    return cast("StreamSource", chunk.owner).lacks(offset)
+
+
+def _is_unreported(
+    worker: PoolWorker, kind: int, chunk_id: int, at: int, end: int, *, streams: bool
+) -> bool:
+    """Whether items were not reported; CorruptHeaderError if that contradicts what was sent."""
+    chunk = worker.chunks.get(chunk_id)
+    if chunk is None:  # all of it was reported
+        return False
+    if end > len(chunk.handles) or chunk.first + end > worker.link.started:
+        raise CorruptHeaderError(f"results of tasks {at} to {end} of chunk {chunk_id}")
+    if not chunk.unreported(at, end):
+        return False
+    if chunk.owner.mode is Mode.STREAM and not streams:  # RECOVERY-4
+        return False
+    if kind in (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT) and end - at != 1:
+        raise CorruptHeaderError(f"one error of {end - at} tasks")
+    return True
