@@ -104,6 +104,23 @@ async def test_large_results_do_not_wait_either(backend: str, size: int, tmp_pat
         assert found == [*values[:4], file, *values[4:]]
 
 
+@pytest.mark.parametrize("size", [1_000, 30_000, 300_000, 3_000_000])
+async def test_the_slow_item_itself_may_return_something_large(
+    backend: str, size: int, tmp_path: Path
+) -> None:
+    """Its frame may come in segments, and have the results in front that were taken."""
+    file = tmp_path / f"go.{size}"
+    async with Pool(1, backend=backend) as pool:
+        await measured(pool, blocked.block_and_enlarge)
+        found = []
+        async for value in pool.map(blocked.block_and_enlarge, [0, 2, file, 6]).as_completed():
+            found.append(value)
+            if len(found) == 2:
+                file.touch()
+        assert found == [0, 2, (file, bytes(size)), 6]
+        assert not pool.stats().restarts
+
+
 @pytest.mark.parametrize("signum", [None, signal.SIGKILL])
 @pytest.mark.parametrize("retries", [0, 1])
 async def test_what_was_taken_of_a_worker_that_dies_then_counts_once(

@@ -41,7 +41,7 @@ from .._processes.exit import Exit
 from .._processes.spawn import process_class, report_exit
 from .._processes.start_arguments import at_its_caller
 from .._transport.link import ChildEnd, Link
-from .._wire.frames import Kind
+from .._wire.frames import Kind, Payload, as_bytes
 from .._wire.sharing import live
 from .._worker import main
 from ..core import Process
@@ -243,11 +243,14 @@ class PoolWorker(Process):
             self._blocked.arm()
 
     def not_taken(
-        self, kind: int, count: int, chunk_id: int, offset: int, payload: memoryview
-    ) -> tuple[int, int, memoryview]:
+        self, kind: int, count: int, chunk_id: int, offset: int, payload: Payload
+    ) -> tuple[int, int, Payload]:
         """Count, offset and payload of answers without those taken before (RECOVERY-2)."""
         items, size = self.taken.pop((chunk_id, offset), Taken())
-        return (count if kind == Kind.RESULTS else 1) - items, offset + items, payload[size:]
+        left = (count if kind == Kind.RESULTS else 1) - items
+        if size and left:  # it may come in segments, if others follow those that were taken
+            payload = memoryview(as_bytes(payload))[size:]
+        return left, offset + items, payload
 
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
