@@ -11,23 +11,29 @@ import pytest
 from aiomultiprocess import __version__
 from aiomultiprocess._cluster import routes
 from aiomultiprocess._cluster.messages import FORMAT
-from aiomultiprocess._cluster.routes import IncompatibleError, Routes
+from aiomultiprocess._cluster.routes import IncompatibleError, RelayedComm, Routes
 from clusters import Dask
 
 SCHEDULER, HOST, OTHER = "tcp://scheduler", "tcp://host", "tcp://other"
 
 
 class Answer:
-    """A comm with a greeting."""
+    """A comm with a greeting, after which it ends."""
+
+    peer_address = "tcp://there"
+    closed = None
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self.aborted = False
+        self.ended = False
 
     async def write(self, message: object) -> None:
         self.request = message
 
     async def read(self) -> dict[str, Any]:
+        if self.ended:
+            raise OSError("ended")
+        self.ended = True
         return {
             "version": self.version,
             "format": FORMAT,
@@ -37,7 +43,7 @@ class Answer:
         }
 
     def abort(self) -> None:
-        self.aborted = True
+        self.ended = True
 
 
 class Net:
@@ -52,7 +58,11 @@ class Net:
         self.installed = 0
         self.refusal: Exception | None = None
         self.version = __version__
-        self.routes = Routes(self, "operation", self.connect)
+        self.heard = 0
+        self.routes = Routes(self, "operation", self.connect, self.hear)
+
+    async def hear(self) -> None:
+        self.heard += 1
 
     async def connect(self, address: str, patience: float) -> Any:
         self.tried.append(address)
@@ -70,8 +80,7 @@ class Net:
         comm, greeting = await self.routes.open(address)
         assert greeting == (address, 3, "it")
         via = self.tried[-1]
-        expected = {"op": "operation"} if via == address else comm.request
-        assert comm.request == expected
+        assert isinstance(comm, Answer if via == address else RelayedComm)
         return via
 
 
@@ -146,6 +155,17 @@ async def test_a_client_that_does_not_want_it_goes_through_the_scheduler_at_once
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("direct", [True, False])
+async def test_the_end_of_a_stream_through_the_scheduler_waits_for_a_word_of_that(
+    direct: bool,
+) -> None:
+    net = Net(SCHEDULER, HOST, direct=direct)
+    comm, _ = await net.routes.open(HOST)
+    with pytest.raises(OSError, match=r"^ended$"):
+        await comm.read()
+    assert net.heard == int(not direct)
+
+
 @pytest.mark.parametrize("reached", [HOST, ""])
 async def test_a_host_of_another_version_is_not_tried_another_way(reached: str) -> None:
     net = Net(SCHEDULER, reached)
@@ -167,6 +187,6 @@ async def test_a_host_that_the_scheduler_does_not_know_or_reach_is_an_error(
         return await core.connect(address, timeout=patience)  # type: ignore[no-untyped-call]
 
     async with Client(dask.address, asynchronous=True) as client:  # type: ignore[no-untyped-call]
-        ways = Routes(client, "operation", connect)
+        ways = Routes(client, "operation", connect, Net().hear)
         with pytest.raises(ConnectionError, match=r"through the scheduler: .*does not know it any"):
             await ways.open("tcp://127.0.0.1:1")

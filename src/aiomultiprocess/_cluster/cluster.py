@@ -37,6 +37,7 @@ from .routes import TIMEOUT, IncompatibleError, Routes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
 ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
+HEAR_TIMEOUT = 2.0  # seconds for the scheduler to say something (ROUTE-5)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Cluster:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
+        self._watch: asyncio.Task[None]  # for its end
         self._subscribed = asyncio.Event()
         self._beginning: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
@@ -110,11 +112,11 @@ class Cluster:
         await self._client
         if self._closed:  # CLUSTER-5
             return
-        self._routes = Routes(self._client, self._name, self._connect)
+        self._routes = Routes(self._client, self._name, self._connect, self._hear_scheduler)
         self._scheduler = await self._connect(self._client.scheduler.address)
         if self._closed:
             return
-        self._spawn(self._watch_scheduler())
+        self._watch = self._new_task(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
         self._registered = True
         for address in await self._client.register_plugin(HostPlugin(self._name), name=self._name):
@@ -142,6 +144,19 @@ class Cluster:
                 "this pool. Make another when the cluster is back"
             )
         )
+
+    async def _hear_scheduler(self) -> None:
+        """Until the scheduler has answered, or its end is known here; for some time (ROUTE-5)."""
+        asking = self._new_task(self._ask_scheduler())
+        await asyncio.wait(
+            [asking, self._watch], timeout=HEAR_TIMEOUT, return_when="FIRST_COMPLETED"
+        )
+
+    async def _ask_scheduler(self) -> None:
+        with contextlib.suppress(OSError):
+            await self._client.scheduler.identity(n_workers=0)
+            return
+        await asyncio.wait([self._watch], timeout=HEAR_TIMEOUT)
 
     def _give_up(self, error: BaseException) -> None:
         if not self._closed:
@@ -292,9 +307,13 @@ class Cluster:
                     await self._client.close()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        _ = self._new_task(coroutine)
+
+    def _new_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _abort_client(client: Any) -> None:

@@ -13,6 +13,8 @@ ROUTE-2  A pool that has reached a host through the scheduler, and none straight
     any more. Who has reached some straight tries that for each.
 ROUTE-3  A worker that answers, but is not fit to be a host, is not tried another way.
 ROUTE-4  What a pool does not get by the straight way is logged once.
+ROUTE-5  The end of a stream through the scheduler is reported when the scheduler has said something
+    since, or has ended too: then the pool is broken by that, and no host is lost (CLUSTER-2).
 """
 
 from __future__ import annotations
@@ -38,16 +40,44 @@ class IncompatibleError(RuntimeError):
     """A host has another version of this package or of Python."""
 
 
+class RelayedComm:
+    """A comm through the scheduler (ROUTE-5). The attributes are not used: it passes bytes on."""
+
+    allow_offload = deserialize = False
+
+    def __init__(self, comm: Any, on_end: Callable[[], Awaitable[None]]) -> None:
+        comm.allow_offload = False  # COMM-1
+        self.write = comm.write
+        self.abort = comm.abort
+        self.closed = comm.closed
+        self.peer_address: str = comm.peer_address
+        self._comm = comm
+        self._on_end = on_end
+
+    async def read(self) -> Any:
+        """The next message. OSError when the other side is gone."""
+        try:
+            return await self._comm.read()
+        except OSError:
+            await self._on_end()
+            raise
+
+
 class Routes:
     """The ways to the hosts of one pool."""
 
     def __init__(
-        self, client: Any, operation: str, connect: Callable[[str, float], Awaitable[Any]]
+        self,
+        client: Any,
+        operation: str,
+        connect: Callable[[str, float], Awaitable[Any]],
+        hear_scheduler: Callable[[], Awaitable[None]],
     ) -> None:
-        """`operation`: of the plugin in the dask workers."""
+        """`operation`: of the plugin in the dask workers; `hear_scheduler` is for ROUTE-5."""
         self._client = client
         self._operation = operation
         self._connect = connect
+        self._hear_scheduler = hear_scheduler
         self._choice: bool | None = client.direct_to_workers
         self._any_straight = False
         self._logged = False
@@ -103,7 +133,8 @@ class Routes:
                 await self._install_relay()
         comm = await self._connect(self._client.scheduler.address, TIMEOUT)
         request = {"op": OPERATION, "worker": address, "operation": self._operation}
-        return comm, await _greet(comm, address, request)
+        greeting = await _greet(comm, address, request)
+        return RelayedComm(comm, self._hear_scheduler), greeting
 
     async def _install_relay(self) -> None:
         from .relay import install
