@@ -33,9 +33,19 @@ async def by_client(address: str) -> None:
             print(page)
 
 
+async def through_scheduler(address: str) -> None:
+    async with (
+        Client(address, asynchronous=True, direct_to_workers=False) as client,
+        Pool(backend="dask", client=client) as pool,
+    ):
+        pages = await pool.map(fetch, range(1000))
+    print(f"{len(pages):,} pages through the scheduler")
+
+
 async def main(address: str) -> None:
     await by_address(address)
     await by_client(address)
+    await through_scheduler(address)
 
 
 if __name__ == "__main__":

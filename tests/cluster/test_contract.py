@@ -11,6 +11,8 @@ from over_hosts import (
     NO_CHILDREN,
     NO_START_METHOD,
     ONE_QUEUE,
+    OWN_POOL,
+    WATCHED_THERE,
     gather,
 )
 
@@ -50,6 +52,10 @@ OUT: dict[str, dict[str, str]] = {
     "test_pool_corners": {},
     "test_pool_large": {},
     "test_pool_journal": {},
+    "test_blocked_workers": {
+        "test_an_executor_yields_what_is_there_before_a_slow_call": OWN_POOL,
+        "test_results_taken_at_any_moment_count_once": WATCHED_THERE,
+    },
 }
 
 globals().update(gather(OUT))

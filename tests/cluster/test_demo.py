@@ -40,4 +40,6 @@ def test_the_example_runs_on_a_cluster_by_its_address_and_by_a_client(
     dask: Dask, tmp_path: Path
 ) -> None:
     out = run("many_machines.py", tmp_path, dask.address)
-    assert out == "1,000 pages; some hosts: True\npage 0\npage 1\npage 2\n"
+    assert out == (
+        "1,000 pages; some hosts: True\npage 0\npage 1\npage 2\n1,000 pages through the scheduler\n"
+    )

@@ -25,6 +25,7 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
 async def test_a_pool_works_over_tls_and_not_without(
     certificate: tuple[str, str], tmp_path: Path
 ) -> None:
+    from dask import config
     from distributed.security import Security
 
     key, cert = certificate
@@ -38,6 +39,9 @@ async def test_a_pool_works_over_tls_and_not_without(
         async with Pool(backend="dask", address=dask.address, security=security) as pool:
             assert await pool.map(workload.double, range(1000)) == [2 * n for n in range(1000)]
             assert all(str(worker.host).startswith("tls://") for worker in pool.processes)
+        with config.set({"distributed.client.direct-to-workers": False}):  # routes.py
+            async with Pool(backend="dask", address=dask.address, security=security) as pool:
+                assert await pool.map(workload.double, range(1000)) == [2 * n for n in range(1000)]
         async with Pool(backend="dask", address=dask.address) as pool:
             with pytest.raises(RuntimeError, match=r"cannot be used .*TLS"):
                 await pool.apply(workload.two)

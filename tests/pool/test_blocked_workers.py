@@ -105,19 +105,21 @@ async def test_large_results_do_not_wait_either(backend: str, size: int, tmp_pat
         assert found == [*values[:4], file, *values[4:]]
 
 
-async def test_the_large_result_of_the_slow_item_itself_arrives(
-    backend: str, tmp_path: Path
+@pytest.mark.parametrize("size", [1_000, 30_000, 300_000, 3_000_000])
+async def test_the_slow_item_itself_may_return_something_large(
+    backend: str, size: int, tmp_path: Path
 ) -> None:
-    file = tmp_path / "go"
+    """Its frame may come in segments, and have the results in front that were taken."""
+    file = tmp_path / f"go.{size}"
     async with Pool(1, backend=backend) as pool:
-        await measured(pool, blocked.block_and_grow)
+        await measured(pool, blocked.block_and_enlarge)
         found = []
-        async for value in pool.map(blocked.block_and_grow, ["a", "b", file, "c"]).as_completed():
+        async for value in pool.map(blocked.block_and_enlarge, [0, 2, file, 6]).as_completed():
             found.append(value)
             if len(found) == 2:
                 file.touch()
-        assert found == ["a", "b", bytes(200_000), "c"]
-        assert pool.stats().restarts == {}
+        assert found == [0, 2, (file, bytes(size)), 6]
+        assert not pool.stats().restarts
 
 
 @pytest.mark.parametrize("signum", [None, signal.SIGKILL])

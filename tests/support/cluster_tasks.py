@@ -54,3 +54,10 @@ def recorded(path: Any) -> list[int]:
         return []
     data = path.read_bytes()
     return [number for (number,) in RECORD.iter_unpack(data[: len(data) // 8 * 8])]
+
+
+def set_patience(seconds: float) -> None:
+    """Let hosts in this dask worker look so soon whether an item blocks a process."""
+    from aiomultiprocess._parent import blocked
+
+    blocked.PATIENCE = seconds

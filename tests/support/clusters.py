@@ -25,8 +25,12 @@ class Dask:
     Use it as `with Dask(folder) as dask`. A part is a program of dask's, in a session of its own.
     """
 
-    def __init__(self, folder: Path, *options: str, nanny: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *options: str, nanny: bool = False, behind: Network | None = None
+    ) -> None:
+        """`behind`: a network of which only the scheduler is reached from here."""
         self.folder = folder
+        self.behind = behind
         self.options = options  # of the scheduler, and of each worker
         self.nanny = nanny
         self.scheduler: Any = None
@@ -35,7 +39,10 @@ class Dask:
 
     def __enter__(self) -> Self:
         self.scheduler = self._run(
-            "scheduler", "--port", "0", "--scheduler-file", str(self.file), "--no-show"
+            "scheduler",
+            *("--port", "0", "--scheduler-file", str(self.file), "--no-show"),
+            *(["--host", self.behind.address] if self.behind else []),
+            before=self.behind.command if self.behind else [],
         )
         self.until(self.file.exists)
         self.until(lambda: bool(self.file.read_text()))
@@ -51,6 +58,8 @@ class Dask:
         self, *names: str, threads: int = 1, network: Network | None = None, preload: str = ""
     ) -> Self:
         """Start workers with these names, and wait until the scheduler knows them."""
+        network = network or self.behind
+        address = "127.0.0.1" if self.behind else network.address if network else ""
         for name in names:
             self.workers[name] = self._run(
                 "worker",
@@ -58,7 +67,7 @@ class Dask:
                 *("--name", name, "--nthreads", str(threads), "--memory-limit", "0"),
                 *("--local-directory", str(self.folder)),
                 "--nanny" if self.nanny else "--no-nanny",
-                *(["--host", network.address] if network else []),
+                *(["--host", address] if address else []),
                 *(["--preload", preload] if preload else []),
                 label=name,
                 before=network.command if network else [],

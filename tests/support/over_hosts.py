@@ -24,6 +24,8 @@ AT_ONCE = "it looks for processes before hosts can have started them"
 FORGOTTEN = "a forgotten pool leaves the scheduler in more turns than the test waits for"
 CLIENT = "a client of dask lives in the loop, with tasks of its own, and ends with it"
 LATER = "it looks at what a host reports some milliseconds later"
+OWN_POOL = "it makes its pool by itself"
+WATCHED_THERE = "hosts watch their processes, and this sets how soon this process does"
 NO_RESIZE = "hosts decide how many workers there are"
 
 

@@ -288,6 +288,20 @@ def test_a_shortened_memory_has_the_same_entries_in_both_parts(data: st.DataObje
     assert [left(part) for part in parts] == [left(part) for part in whole]  # type: ignore[arg-type]
 
 
+@given(st.lists(st.sampled_from(VALUES), min_size=1, max_size=4))
+def test_a_memory_of_a_snapshot_has_its_results_and_no_values(values: list[Any]) -> None:
+    memory = memoryview(bytearray(SIZE))
+    writer = journal.Journal(memory)
+    writer.begin(3, 0)
+    for value in values:
+        writer.append(value)
+    copy = wire_journal.snapshot(memory)
+    assert copy is not None
+    results, others = wire_journal.parts_of(memoryview(wire_journal.memory_of(copy)))
+    assert left(results) == left(memory)  # type: ignore[arg-type]
+    assert not left(others)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("part", [0, 1])
 def test_what_is_not_valid_is_not_made_valid_by_shortening_it(part: int) -> None:
     memory = memoryview(bytearray(SIZE))

@@ -35,9 +35,16 @@ class ClusterTarget:
             if client.asynchronous and client.loop.asyncio_loop is loop:
                 return client, False
             address, security = client.scheduler.address, client.security
+            direct = client.direct_to_workers  # ROUTE-1
         else:
-            address, security = self.address, self.security
-        own = new_client(address, security=security, asynchronous=True, set_as_default=False)
+            address, security, direct = self.address, self.security, None
+        own = new_client(
+            address,
+            security=security,
+            asynchronous=True,
+            set_as_default=False,
+            direct_to_workers=direct,
+        )
         return own, True
 
 

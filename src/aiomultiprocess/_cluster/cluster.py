@@ -9,7 +9,8 @@ CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again fo
     scheduler knows the worker, each time after a longer pause.
 CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
 CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
-    others are logged. A cluster without workers is no error: they may come.
+    others are logged. A cluster without workers is no error: they may come. How a host is reached
+    is the business of routes.py.
 CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
     delivered. So the pool announces something itself until that arrives, and then reads once what
     was announced before.
@@ -24,20 +25,19 @@ import asyncio
 import contextlib
 import logging
 import pickle
-import sys
 import uuid
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from ..__version__ import __version__
 from ..types import describe_error
-from .connection import Connection, Greeting
-from .messages import FORMAT
+from .connection import Connection
+from .routes import TIMEOUT, IncompatibleError, Routes
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
 ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
-TIMEOUT = 10.0  # seconds for one step of a connection
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
+HEAR_TIMEOUT = 2.0  # seconds for the scheduler to say something (ROUTE-5)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,6 @@ class HostUser(Protocol):
         """There is no cluster to work with."""
 
 
-class IncompatibleError(RuntimeError):
-    """A host has another version of this package or of Python."""
-
-
 class Cluster:
     """The hosts of one pool."""
 
@@ -83,6 +79,7 @@ class Cluster:
         self._user = user
         self._name = f"aiomultiprocess-{uuid.uuid4().hex}"
         self._client: Any = None
+        self._routes: Routes
         self._owns_client = False
         self._registered = False
         self._wanted: set[str] = set()  # addresses of hosts that are reached, or tried
@@ -91,6 +88,7 @@ class Cluster:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
+        self._watch: asyncio.Task[None]  # for its end
         self._subscribed = asyncio.Event()
         self._beginning: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
@@ -114,10 +112,11 @@ class Cluster:
         await self._client
         if self._closed:  # CLUSTER-5
             return
+        self._routes = Routes(self._client, self._name, self._connect, self._hear_scheduler)
         self._scheduler = await self._connect(self._client.scheduler.address)
         if self._closed:
             return
-        self._spawn(self._watch_scheduler())
+        self._watch = self._new_task(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
         self._registered = True
         for address in await self._client.register_plugin(HostPlugin(self._name), name=self._name):
@@ -146,16 +145,29 @@ class Cluster:
             )
         )
 
+    async def _hear_scheduler(self) -> None:
+        """Until the scheduler has answered, or its end is known here; for some time (ROUTE-5)."""
+        asking = self._new_task(self._ask_scheduler())
+        await asyncio.wait(
+            [asking, self._watch], timeout=HEAR_TIMEOUT, return_when="FIRST_COMPLETED"
+        )
+
+    async def _ask_scheduler(self) -> None:
+        with contextlib.suppress(OSError):
+            await self._client.scheduler.identity(n_workers=0)
+            return
+        await asyncio.wait([self._watch], timeout=HEAR_TIMEOUT)
+
     def _give_up(self, error: BaseException) -> None:
         if not self._closed:
             self._user.on_no_cluster(error)
 
-    async def _connect(self, address: str) -> Any:
+    async def _connect(self, address: str, patience: float = TIMEOUT) -> Any:
         from distributed.comm import core
 
         arguments = self._client.security.get_connection_args("client")
         connect: Any = core.connect
-        connecting = self._loop.create_task(connect(address, timeout=TIMEOUT, **arguments))
+        connecting = self._loop.create_task(connect(address, timeout=patience, **arguments))
         try:
             return await asyncio.shield(connecting)
         except asyncio.CancelledError:
@@ -193,14 +205,7 @@ class Cluster:
                 return
 
     async def _open(self, address: str) -> None:
-        comm = await self._connect(address)
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                await comm.write({"op": self._name})
-                greeting = _checked(await comm.read(), address)
-        except BaseException:
-            comm.abort()
-            raise
+        comm, greeting = await self._routes.open(address)
         if self._closed:
             comm.abort()
             return
@@ -218,10 +223,7 @@ class Cluster:
         if final:
             reason: Exception = RuntimeError(f"the dask worker {address} cannot be used ({why})")
         else:
-            reason = ConnectionError(
-                f"the dask worker {address} cannot be used ({why}): the client needs a direct "
-                "connection to the dask workers"
-            )
+            reason = ConnectionError(f"the dask worker {address} cannot be used ({why})")
         reason.__cause__ = error
         if not self._ever_reached and (final or self._failures >= ATTEMPTS):
             self._give_up(reason)
@@ -305,9 +307,13 @@ class Cluster:
                     await self._client.close()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        _ = self._new_task(coroutine)
+
+    def _new_task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _abort_client(client: Any) -> None:
@@ -325,20 +331,6 @@ def _abort_comm(connecting: asyncio.Task[Any]) -> None:
     """End a connection that is not wanted any more, when it is there."""
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().abort()
-
-
-def _checked(answer: Any, address: str) -> Greeting:
-    """What a host says of itself. IncompatibleError if it cannot be a host of this program."""
-    if not isinstance(answer, dict) or "format" not in answer:
-        raise ConnectionError(f"it answered {answer!r}")
-    ours = (__version__, FORMAT, list(sys.version_info[:2]))
-    theirs = (answer["version"], answer["format"], list(answer["python"]))
-    if theirs != ours:
-        raise IncompatibleError(
-            f"it has aiomultiprocess {theirs[0]} on Python {theirs[2][0]}.{theirs[2][1]}, and this "
-            f"program has {ours[0]} on Python {ours[2][0]}.{ours[2][1]}: they must be the same"
-        )
-    return Greeting(address, int(answer["threads"]), str(answer["name"]))
 
 
 def _explain_begin(error: Exception) -> BaseException:

@@ -25,6 +25,7 @@ from ..types import describe_error
 from .host_memories import HostMemories
 from .link import RemoteLink
 from .messages import (
+    BLOCKED,
     DRAIN,
     EXITED,
     FAILED,
@@ -183,6 +184,8 @@ class Connection:
             link.mark(frame.chunk_id, frame.number)
         elif frame.kind == TABLE:
             link.take_table(frame)
+        elif frame.kind == BLOCKED:
+            link.take_results(frame)
         elif frame.kind == STARTED:
             if link.process is not None:
                 link.process.on_started(frame.number)

@@ -15,6 +15,8 @@ HOST-3  When the stream ends, for whatever reason, its client is gone: the proce
     killed after `KILL_AFTER` seconds. No other client gets them.
 HOST-4  The host measures how long a process takes for its items, because the client's clock would
     count the way of the messages, and the time that they wait at a client with many hosts.
+HOST-5  What a process has finished, and cannot send because an item blocks it (QUEUE-9), is sent
+    from its journal, as a copy that counts with the client as the journal of its own machine does.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from .._wire import exceptions
 from .._wire.frames import MAX_COUNT, Kind, Payload, PayloadParts
 from .host_memories import KeptMemories
 from .messages import (
+    BLOCKED,
     DRAIN,
     EXITED,
     FAILED,
@@ -185,6 +188,7 @@ class Host:
             partial(self._forward, slot),
             on_drained=self._stream.flush,
             on_broken=partial(self._on_broken, slot),
+            on_blocked=partial(self._on_blocked, slot),
             on_exit=partial(self._on_exit, slot),
         )
         try:
@@ -237,6 +241,14 @@ class Host:
         for slot, process in self._processes.items():
             self._mark(slot, process.link.started)
         self._stream.flush()
+
+    def _on_blocked(self, slot: int) -> None:  # HOST-5
+        process = self._processes[slot]
+        results = process.unsent_results() if process.intact else None
+        if results is not None:
+            self._mark(slot, process.link.started, process.answered(0))
+            self._stream.send(slot, BLOCKED, segments=[results])
+            self._stream.flush()
 
     def _on_broken(self, slot: int, error: BaseException) -> None:
         """The link of a process is of no use: its client learns that by its exit."""

@@ -2,7 +2,8 @@
 
 To the engine it is a link as any other (_transport/link.py). What a link of this machine reads in
 shared memory, this one keeps as the host has reported it last: how many items the process has
-started, which items with a time limit run, and, after its exit, its journal.
+started, which items with a time limit run, and, after its exit or while an item blocks it, its
+journal.
 
 REMOTELINK-1  If the host is lost, no one can say what its processes have started. All that was sent
     to them then counts as started: a task whose caller does not allow retries never runs twice.
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._wire import journal
 from .._wire.frames import CorruptHeaderError, Handler, Kind, Segment
 from .messages import LOOK, PASS, SIGNAL, START, Frame, as_payload, read_exit, read_table
 
@@ -58,6 +60,7 @@ class RemoteLink:
         self._busy = 0  # microseconds
         self._running: dict[int, int] = {}
         self._on_table: Callable[[], None] | None = None
+        self.on_blocked: Callable[[], object] | None = None
         self._journal = b""
         self._closed = False
         self._broken = False
@@ -78,7 +81,7 @@ class RemoteLink:
 
     @property
     def journal(self) -> memoryview:
-        """A new view of the journal; empty as long as the process runs."""
+        """A new view of the journal; empty as long as the process runs and is not blocked."""
         return memoryview(self._journal)
 
     def start(
@@ -148,7 +151,7 @@ class RemoteLink:
     def close(self) -> None:
         """Hand over nothing more."""
         self._closed = True
-        self._handler = self._on_drained = self._on_table = None
+        self._handler = self._on_drained = self._on_table = self.on_blocked = None
 
     def abandon(self) -> None:
         """In a forked copy of this process: as `close`."""
@@ -237,6 +240,13 @@ class RemoteLink:
         on_table, self._on_table = self._on_table, None
         if on_table is not None:
             on_table()
+
+    def take_results(self, frame: Frame) -> None:
+        """An item blocks the process: what it has finished and cannot send (HOST-5)."""
+        if self.on_blocked is not None and not self._broken:
+            self._journal = journal.memory_of(bytes(as_payload(frame.segments)))
+            self.on_blocked()
+            self._journal = b""
 
     def take_exit(self, frame: Frame) -> None:
         """The process has ended."""

@@ -50,6 +50,7 @@ MARK: Final = 81
 TABLE: Final = 82  # payload: its running items, as `packed_table` makes it
 EXITED: Final = 83  # payload: as `packed_exit` makes it
 FAILED: Final = 86  # it could not be started; payload: why
+BLOCKED: Final = 87  # an item blocks it; payload: the results that it has finished, as journaled
 # ... and of the stream
 PONG: Final = 84
 DRAIN: Final = 85  # this dask worker is about to close: let its processes finish and go

@@ -26,6 +26,7 @@ from functools import partial
 from multiprocessing import get_context, process
 from typing import Any
 
+from .._parent.blocked import BlockedWatch
 from .._processes.descriptors import Descriptor, Handover
 from .._processes.exit import Exit
 from .._processes.spawn import process_class, report_exit
@@ -66,6 +67,7 @@ class HostedProcess:
         handler: Handler,
         on_drained: Callable[[], None],
         on_broken: Callable[[BaseException], None],
+        on_blocked: Callable[[], None],
         on_exit: Callable[[HostedProcess], None],
     ) -> None:
         self._loop = loop
@@ -73,6 +75,7 @@ class HostedProcess:
         self._handler = handler
         self._on_drained = on_drained
         self._on_broken = on_broken
+        self._on_blocked = on_blocked
         self._on_exit = on_exit
         self._kill_timer: asyncio.TimerHandle | None = None
         self._process: Any = None
@@ -103,6 +106,7 @@ class HostedProcess:
                 on_broken=self._on_broken,
                 on_drained=self._on_drained,
             )
+            self._blocked = BlockedWatch(self._loop, self.link, self._on_blocked)
             for give_to in gifts:
                 give_to(self.link)
             with may_have_children():
@@ -135,13 +139,27 @@ class HostedProcess:
         if not self._held:
             self._busy_since = time.monotonic()
         self._held += items
+        self._watch_items()
 
     def answered(self, items: int) -> int:
         """The process has answered so many; how long it took, in microseconds (HOST-4)."""
         now = time.monotonic()
         busy, self._busy_since = now - self._busy_since, now
         self._held -= items
+        self._watch_items()
         return int(1e6 * busy)
+
+    def _watch_items(self) -> None:
+        """It holds items: notice if one blocks it (BLOCKED-1)."""
+        if self._held > 1 and self._blocked.timer is None:
+            self._blocked.arm()
+
+    def unsent_results(self) -> bytes | None:
+        """What its journal has of results now (RECOVERY-1), None if there are none."""
+        with self.link.journal as memory:
+            results, _ = journal.parts_of(memory)
+            with results:
+                return journal.snapshot(results)
 
     def send_signal(self, signum: int) -> None:
         """Send a signal to the process, if it has not ended."""
@@ -158,6 +176,7 @@ class HostedProcess:
         if self._kill_timer is not None:
             self._kill_timer.cancel()
         self.link.drain_dead()
+        self._blocked.stop()
         with self.link.journal as memory:
             self.journal = journal.shortened(memory)  # JOURNAL-7
         self.exitcode = self._exit.exitcode

@@ -197,6 +197,19 @@ class RemoteWorker(PoolWorker):
     def _make_exit(self) -> RemoteProcess:
         return self.process
 
+    def launch(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_exit: Callable[[PoolWorker], None],
+        on_blocked: Callable[[], object],
+    ) -> None:
+        """Have the host start the process."""
+        self.process.link.on_blocked = on_blocked
+        super().launch(loop, on_exit, on_blocked)
+
+    def watch(self) -> None:
+        """Nothing: its host notices if an item blocks it (HOST-5)."""
+
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now."""
         if self.deadlines is None:

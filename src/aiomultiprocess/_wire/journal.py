@@ -28,7 +28,8 @@ JOURNAL-6  A fifth of the memory is a journal of its own, for values of streams 
     yet (_worker/streams.py). Its entries have as OFFSET how many values of the stream were before
     them, and none is read twice: the reader takes an entry only if it has so many.
 JOURNAL-7  What travels to another machine is a shorter memory, of which `parts_of` and `read` make
-    the same. One that is not valid travels whole, and is found to be invalid there.
+    the same (`shortened`), or a `snapshot`, of which `memory_of` makes such a memory there. One
+    that is not valid travels whole, and is found to be invalid there.
 
 `read` is the parent's side. `Journal` is the worker's, in _pure/journal.py and amp_ext/journal.pyx.
 """
@@ -71,7 +72,7 @@ def shortened(memory: memoryview) -> bytes:
     ends = [_end_of(part) for part in (results, values)]
     if ends[0] > len(results) or ends[1] > len(values):
         return bytes(memory)
-    size = 5 * max(ends[0] // 4 + 8, ends[1])  # as `parts_of` divides it, with room for rounding
+    size = max(_size_for(ends[0]), 5 * ends[1])
     if size >= len(memory):
         return bytes(memory)
     copy = bytearray(size)
@@ -88,6 +89,16 @@ def snapshot(memory: memoryview) -> bytes | None:
     """
     copies = [bytes(memory[: max(_FIRST, _end_of(memory))]) for _ in range(2)]
     return copies[0] if copies[0] == copies[1] and len(copies[0]) > _FIRST else None
+
+
+def memory_of(results: bytes) -> bytes:
+    """A memory of which `parts_of` makes these results, and no values (JOURNAL-7)."""
+    return results.ljust(_size_for(len(results)), b"\0")
+
+
+def _size_for(end: int) -> int:
+    """How large a memory is, as `parts_of` divides it, of which the results reach to `end`."""
+    return 5 * (end // 4 + 8)  # with room for rounding
 
 
 def _end_of(memory: memoryview) -> int:
