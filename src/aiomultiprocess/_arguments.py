@@ -116,6 +116,14 @@ def seconds(name: str, value: float | None) -> float | None:
         raise ValueError(f"{name} is too large for a number of seconds: {value!r}") from None
 
 
+def any_seconds(name: str, value: float | None) -> float | None:
+    """As `seconds`, also negative or infinite, and no NaN."""
+    number = seconds(name, value)
+    if number is not None and math.isnan(number):
+        raise ValueError(f"{name} must be a number of seconds or None, got {value!r}")
+    return number
+
+
 def patience(name: str, value: float | None) -> float | None:
     """How many seconds to wait, not negative; None for no limit."""
     number = seconds(name, value)
@@ -210,13 +218,13 @@ def check_progress(progress: object) -> None:
         )
 
 
-def check_callable(func: object, *, generator: bool = False) -> None:
+def check_callable(func: object, *, generator: bool = False, name: str = "func") -> None:
     """Raise TypeError, where the user passes it, for a value that no worker can run.
 
     `generator`: whether it is for a stream, which alone can run a generator function.
     """
     if not callable(func):
-        raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
+        raise TypeError(f"{name} must be callable, got {type(func).__name__}: {func!r}")
     if generator and is_coroutine_function(func):
         raise TypeError(
             f"{label_of(func)} is a coroutine function and has a single result: use `apply`, or "

@@ -41,7 +41,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, ParamSpec, overload
 
-from ._arguments import check_callable, seconds, whole
+from ._arguments import any_seconds, check_callable, whole
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
 from .types import R
@@ -178,7 +178,7 @@ class PoolExecutor(Executor):
             BrokenProcessPool: no worker can be started; the message says why.
             RuntimeError: the executor was shut down, or belongs to another process.
         """
-        check_callable(fn)
+        check_callable(fn, name="fn")
         future: Future[Any] = Future()
         context = contextvars.copy_context() if self._has_context else None
         self._runner.add((future, fn, args, kwargs, context))
@@ -227,8 +227,8 @@ class PoolExecutor(Executor):
             RuntimeError, BrokenProcessPool: as `submit`. With a buffersize also while iterating.
             TimeoutError: while iterating, after `timeout` seconds.
         """
-        check_callable(fn)
-        limit = seconds("timeout", timeout)
+        check_callable(fn, name="fn")
+        limit = any_seconds("timeout", timeout)
         if whole("chunksize", chunksize) < 1:
             raise ValueError(f"chunksize must be >= 1, got {chunksize}")
         if buffersize is not None and whole("buffersize", buffersize) < 1:

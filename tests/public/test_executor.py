@@ -122,8 +122,12 @@ def test_a_size_that_makes_no_sense_is_refused(one: PoolExecutor, name: str) -> 
 
 def test_what_cannot_be_called_is_refused_at_the_call(one: PoolExecutor) -> None:
     nothing: Any = 5
-    with pytest.raises(TypeError, match="func must be callable, got int: 5"):
+    with pytest.raises(TypeError, match="fn must be callable, got int: 5"):
         one.submit(nothing)
+    with pytest.raises(TypeError, match="fn must be callable, got int: 5"):
+        one.map(nothing, [1])
+    with pytest.raises(ValueError, match="timeout must be a number of seconds or None, got nan"):
+        one.map(abs, [1], timeout=float("nan"))
     with pytest.raises(TypeError, match="async generator function"):
         one.map(workload.counting, [1])
 
