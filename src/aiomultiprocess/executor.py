@@ -45,7 +45,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, ParamSpec, overload
 
-from ._arguments import any_seconds, check_callable, whole
+from ._arguments import any_seconds, check_callable, is_iterable, whole
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
 from .types import R
@@ -238,6 +238,11 @@ class PoolExecutor(Executor):
             raise ValueError(f"chunksize must be >= 1, got {chunksize}")
         if buffersize is not None and whole("buffersize", buffersize) < 1:
             raise ValueError(f"buffersize must be None or > 0, got {buffersize}")
+        for iterable in iterables:
+            if not is_iterable(iterable):
+                raise TypeError(
+                    f"iterables must be iterable, got {iterable!r}: pass one for each argument"
+                )
         end = None if limit is None else time.monotonic() + limit
         calls = zip(*iterables, strict=False)
         first = calls if buffersize is None else itertools.islice(calls, buffersize)
