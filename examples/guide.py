@@ -76,6 +76,14 @@ async def cancelling(pool: Pool) -> None:
             await pool.map(fetch, range(1_000_000))  # cancelled, as nothing else waits for it
 
 
+async def leaving_early(pool: Pool) -> None:
+    async with contextlib.aclosing(pool.map(fetch, range(1_000_000))) as results:
+        async for page in results:
+            if page == "page 9":
+                break
+    assert results.done()  # what had not ended is cancelled
+
+
 async def time_limits(pool: Pool) -> None:
     try:
         await pool.apply(fetch, (1, 60), task_timeout=0.1)
@@ -247,7 +255,14 @@ def without_an_event_loop() -> None:
 
 async def main() -> None:
     async with Pool(2) as pool:
-        for section in (as_they_come, errors_in_place, with_progress, cancelling, time_limits):
+        for section in (
+            as_they_come,
+            errors_in_place,
+            with_progress,
+            cancelling,
+            leaving_early,
+            time_limits,
+        ):
             await section(pool)
         for section in (poison, priorities, one_call, streams, statistics, sizes):
             await section(pool)

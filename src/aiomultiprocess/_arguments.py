@@ -64,9 +64,9 @@ def limit(name: str, value: float | None) -> float | None:
 
 def duration(name: str, value: float) -> float:
     """A positive, finite number of seconds."""
-    number = seconds(name, value)
+    number = seconds(name, value) if _is_number(value) else None
     if number is None:
-        raise TypeError(f"{name} must be a positive number of seconds, got None")
+        raise TypeError(f"{name} must be a positive number of seconds, got {value!r}")
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a positive number of seconds, got {value!r}")
     return number
@@ -108,12 +108,24 @@ def seconds(name: str, value: float | None) -> float | None:
     """A number of seconds, or None for no limit."""
     if value is None:
         return None
-    if isinstance(value, bool) or not hasattr(type(value), "__float__"):
+    if not _is_number(value):
         raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
     try:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large for a number of seconds: {value!r}") from None
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and hasattr(type(value), "__float__")
+
+
+def any_seconds(name: str, value: float | None) -> float | None:
+    """As `seconds`, also negative or infinite, and no NaN."""
+    number = seconds(name, value)
+    if number is not None and math.isnan(number):
+        raise ValueError(f"{name} must be a number of seconds or None, got {value!r}")
+    return number
 
 
 def patience(name: str, value: float | None) -> float | None:
@@ -210,13 +222,13 @@ def check_progress(progress: object) -> None:
         )
 
 
-def check_callable(func: object, *, generator: bool = False) -> None:
+def check_callable(func: object, *, generator: bool = False, name: str = "func") -> None:
     """Raise TypeError, where the user passes it, for a value that no worker can run.
 
     `generator`: whether it is for a stream, which alone can run a generator function.
     """
     if not callable(func):
-        raise TypeError(f"func must be callable, got {type(func).__name__}: {func!r}")
+        raise TypeError(f"{name} must be callable, got {type(func).__name__}: {func!r}")
     if generator and is_coroutine_function(func):
         raise TypeError(
             f"{label_of(func)} is a coroutine function and has a single result: use `apply`, or "

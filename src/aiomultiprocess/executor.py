@@ -17,6 +17,9 @@ EXECUTOR-3  At exit the interpreter waits until all calls have ended, before it 
 EXECUTOR-4  A forked copy of this process has neither the thread nor the workers: there the executor
     refuses calls, and its end touches nothing.
 EXECUTOR-5  The first call waits until workers are launched, so that it raises what refuses them.
+EXECUTOR-6  A Ctrl-C during the exit ends the workers, as `Pool.terminate`, and another one kills
+    them. The exit goes on when the thread has ended: at its own exit multiprocessing joins all
+    workers that are left, and the thread would close them meanwhile.
 
 Every worker imports this module if the user's main module names `PoolExecutor`, so it imports
 little.
@@ -25,6 +28,7 @@ little.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import multiprocessing
@@ -41,7 +45,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, ParamSpec, overload
 
-from ._arguments import check_callable, seconds, whole
+from ._arguments import any_seconds, check_callable, is_iterable, whole
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
 from .types import R
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 START_METHOD = "spawn"
+AFTER_KILL = 5.0  # seconds to wait for a thread whose workers were killed
 BATCH = 1000  # calls that the loop takes before it serves workers again
 
 AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
@@ -178,7 +183,7 @@ class PoolExecutor(Executor):
             BrokenProcessPool: no worker can be started; the message says why.
             RuntimeError: the executor was shut down, or belongs to another process.
         """
-        check_callable(fn)
+        check_callable(fn, name="fn")
         future: Future[Any] = Future()
         context = contextvars.copy_context() if self._has_context else None
         self._runner.add((future, fn, args, kwargs, context))
@@ -227,12 +232,17 @@ class PoolExecutor(Executor):
             RuntimeError, BrokenProcessPool: as `submit`. With a buffersize also while iterating.
             TimeoutError: while iterating, after `timeout` seconds.
         """
-        check_callable(fn)
-        limit = seconds("timeout", timeout)
+        check_callable(fn, name="fn")
+        limit = any_seconds("timeout", timeout)
         if whole("chunksize", chunksize) < 1:
             raise ValueError(f"chunksize must be >= 1, got {chunksize}")
         if buffersize is not None and whole("buffersize", buffersize) < 1:
             raise ValueError(f"buffersize must be None or > 0, got {buffersize}")
+        for iterable in iterables:
+            if not is_iterable(iterable):
+                raise TypeError(
+                    f"iterables must be iterable, got {iterable!r}: pass one for each argument"
+                )
         end = None if limit is None else time.monotonic() + limit
         calls = zip(*iterables, strict=False)
         first = calls if buffersize is None else itertools.islice(calls, buffersize)
@@ -305,6 +315,7 @@ class _Runner:
         self._thread: threading.Thread | None = None
         self._engine: Engine | None = None
         self._launched = threading.Event()
+        self._ended = threading.Event()
         self._over: asyncio.Event | None = None
         self._calls: weakref.WeakSet[OutsideCalls] = weakref.WeakSet()
 
@@ -334,11 +345,23 @@ class _Runner:
             if self._is_running():
                 self._wake()
 
-    def join(self) -> None:
-        """Wait until the thread has ended, and with it all workers."""
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended, and with it all workers; or for `timeout` seconds."""
         thread = self._thread
-        if thread is not None and os.getpid() == self._pid:
-            thread.join()
+        if thread is not None and os.getpid() == self._pid and self._ended.wait(timeout):
+            thread.join()  # not alone: up to CPython 3.12, Ctrl-C in it marks the thread as ended
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and not self._ended.is_set()
+
+    def kill(self) -> None:
+        """Kill the workers; the thread notices that, as of any death."""
+        workers = [] if self._engine is None else list(self._engine.supervisor.workers)
+        for worker in workers:
+            with contextlib.suppress(OSError, ValueError):  # it ends just now
+                worker.kill()
 
     def terminate(self) -> None:
         """End the workers now: what they run is lost."""
@@ -405,6 +428,7 @@ class _Runner:
             with _exit_lock:  # until `_start_thread` has ended
                 _runners.discard(self)
             self._finalizer.cancel()
+            self._ended.set()
 
     async def _serve(self) -> None:
         """Run the pool until the executor is closed and all its calls have ended."""
@@ -535,10 +559,31 @@ def _end_all() -> None:
     try:
         _wait_for(runners)
     except BaseException:
+        _end_now(runners)
+        raise
+
+
+def _end_now(runners: list[_Runner]) -> None:
+    """EXECUTOR-6: end the workers, and kill them at another Ctrl-C."""
+    try:
         for runner in runners:
             runner.close()  # again, as Ctrl-C may have struck within it
             runner.terminate()
+        for runner in runners:
+            runner.join()
+    except BaseException:
+        _kill_all(runners)
         raise
+
+
+def _kill_all(runners: list[_Runner]) -> None:
+    """Kill the workers, and wait for the threads, which then end soon, whatever strikes."""
+    end = time.monotonic() + AFTER_KILL
+    while time.monotonic() < end and any(runner.is_alive for runner in runners):
+        with contextlib.suppress(KeyboardInterrupt):
+            for runner in runners:
+                runner.kill()
+                runner.join(AFTER_KILL)
 
 
 def _wait_for(runners: list[_Runner]) -> None:

@@ -213,8 +213,8 @@ class Pool:
             that are not plain values, and results and exceptions that pickle refuses.
         logs: True sends the records of the workers' loggers to this process, where the handlers of
             the loggers of the same name get them, in the thread of the pool's loop; a worker's
-            loggers have the levels that this process's have when it starts. A level (10, "INFO")
-            is used in place of the root logger's, and limits what is sent. Records leave a worker
+            loggers have the levels that this process's have when it starts. A level (10, "INFO",
+            "info") is used in place of the root logger's, and limits what is sent. Records leave it
             between tasks, in their order; if too many wait, some are dropped, and a warning says
             how many. A worker that is killed takes with it what it has not sent.
         lifespan: called without arguments in each worker, to make an async context manager: a
@@ -745,6 +745,11 @@ class Pool:
             OSError: a worker cannot be started; `process_count` says how many there are.
         """
         number = whole("processes", processes)
+        if number < 1:
+            raise ValueError(
+                f"processes must be at least 1, got {processes}; to end all workers, use close() "
+                "or shutdown()"
+            )
         if number < self.queue_count:
             raise ValueError(
                 f"a pool cannot have fewer workers than queues, got processes={processes} with "

@@ -180,6 +180,8 @@ async def test_a_number_of_workers_that_cannot_be_is_refused() -> None:
     async with Pool(3, queuecount=2) as pool:
         with pytest.raises(ValueError, match="fewer workers than queues, got processes=1 with que"):
             await pool.resize(1)
+        with pytest.raises(ValueError, match=r"at least 1, got 0; to end all .* use close\(\)"):
+            await pool.resize(0)
         with pytest.raises(TypeError, match="processes must be a whole number, got 'two'"):
             await pool.resize("two")  # type: ignore[arg-type]
         assert pool.process_count == 3

@@ -14,6 +14,7 @@ import pytest
 import logging_targets
 import workload
 from aiomultiprocess import Pool, PoolExecutor, RoundRobin, WorkerLostError
+from aiomultiprocess._parent.logs import threshold_of
 from support import pool_script, run_script
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -268,5 +269,13 @@ async def test_without_logs_nothing_arrives(seen: Collecting) -> None:
     ("logs", "error"), [("LOUD", ValueError), (-1, TypeError), (1.5, TypeError), ([], TypeError)]
 )
 def test_what_is_no_level_is_refused(logs: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="logs must be True or a level of logging, got"):
+    with pytest.raises(error, match="logs must be True or a level of logging, such as"):
         Pool(1, logs=logs)
+
+
+async def test_the_name_of_a_level_may_be_in_lower_case(seen: Collecting) -> None:
+    async with Pool(1, logs="error") as pool:
+        await pool.apply(logging_targets.say, ("an error?",))
+    assert threshold_of("error") == logging.ERROR
+    logging.addLevelName(25, "notice")
+    assert threshold_of("notice") == 25

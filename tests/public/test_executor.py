@@ -122,8 +122,14 @@ def test_a_size_that_makes_no_sense_is_refused(one: PoolExecutor, name: str) -> 
 
 def test_what_cannot_be_called_is_refused_at_the_call(one: PoolExecutor) -> None:
     nothing: Any = 5
-    with pytest.raises(TypeError, match="func must be callable, got int: 5"):
+    with pytest.raises(TypeError, match="fn must be callable, got int: 5"):
         one.submit(nothing)
+    with pytest.raises(TypeError, match="fn must be callable, got int: 5"):
+        one.map(nothing, [1])
+    with pytest.raises(TypeError, match="iterables must be iterable, got 5: pass one for each arg"):
+        one.map(abs, nothing)
+    with pytest.raises(ValueError, match="timeout must be a number of seconds or None, got nan"):
+        one.map(abs, [1], timeout=float("nan"))
     with pytest.raises(TypeError, match="async generator function"):
         one.map(workload.counting, [1])
 
@@ -459,6 +465,45 @@ def test_ctrl_c_during_the_exit_ends_the_workers(tmp_path: Path) -> None:
     script = run_script(tmp_path, source)
     assert (tmp_path / "started").exists()
     assert "KeyboardInterrupt" in script.err
+
+
+@pytest.mark.row("H133")
+@pytest.mark.parametrize("exit_by", ["the interpreter", "with"])
+def test_a_second_ctrl_c_during_the_exit_kills_the_workers(tmp_path: Path, exit_by: str) -> None:
+    """EXECUTOR-6"""
+    source = f"""
+        import asyncio, multiprocessing, os, signal, threading, time
+        from aiomultiprocess import PoolExecutor
+
+        async def interrupt():
+            parent = multiprocessing.parent_process().pid
+            if {exit_by == "with"}:
+                os.kill(parent, signal.SIGINT)
+                await asyncio.sleep(0.3)
+            os.kill(parent, signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                open("cancelled", "w").close()
+                for _ in range(3):
+                    os.kill(parent, signal.SIGINT)
+                    time.sleep(0.02)
+                time.sleep(3600)
+
+        if __name__ == "__main__":
+            if {exit_by == "with"}:
+                with PoolExecutor(2, grace=600) as executor:
+                    executor.submit(interrupt)
+            else:
+                executor = PoolExecutor(2, grace=600)
+                executor.submit(abs, 1).result()
+                threading._register_atexit(lambda: executor.submit(interrupt))
+    """
+    script = run_script(tmp_path, source)
+    assert (tmp_path / "cancelled").exists()
+    assert "KeyboardInterrupt" in script.err
+    assert "process object is closed" not in script.err
+    assert "_exit_function" not in script.err
 
 
 # -- surroundings ----------------------------------------------------------------------------------

@@ -62,6 +62,11 @@ def fail(value: int) -> None:
     raise LookupError(f"no {value}")
 
 
+def fail_later(seconds: float) -> None:
+    time.sleep(seconds)
+    raise LookupError("later")
+
+
 def leave() -> None:
     raise SystemExit(3)
 

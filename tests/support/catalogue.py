@@ -141,6 +141,11 @@ ROWS = {
     "H126": "the error of an input comes last from as_completed too, after items that still run",
     "H127": "a result does not wait for a slow task that runs after its own in the same worker",
     "H128": "behind a slow plain function, which no other was measured by, no fast one waits",
+    "H129": "a call in a thread that is over its limit is answered then, and a later value dropped",
+    "H130": "a thread that never returns after its limit costs its worker, and holds up no call",
+    "H131": "a time-out around `async for` over a map leaves nothing running in the workers",
+    "H132": "a cancelled step of an iteration loses no result",
+    "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
 NO_TEST = "NO TEST"

@@ -43,6 +43,9 @@ class LoggedResults(Protocol):
     def drop_reader(self, reader: Any) -> None:
         """A reader has ended."""
 
+    def mark(self) -> None:
+        """A caller has given up: the job may be cancelled when nothing waits for it (JOB-9)."""
+
 
 class CompletionLog:
     """The indices of what is settled, in order, from number `base` on."""
@@ -122,6 +125,12 @@ class CompletionReader:
         """Stop limiting which results the job drops, and how far it looks ahead."""
         self._job.drop_reader(self)
 
+    def give_up(self) -> None:
+        """As `Reader.give_up`."""
+        if not self.is_waiting:
+            self._job.mark()
+        self.close()
+
     def next_ready(self) -> Any:
         """The next result, or PENDING if `next` has to be awaited: as `Reader.next_ready`."""
         at, log, job = self.index, self._log, self._job
@@ -148,6 +157,9 @@ class CompletionReader:
             self._waiting += 1
             try:
                 await self._log.wait()
+            except asyncio.CancelledError:
+                self._job.mark()
+                raise
             finally:
                 self._waiting -= 1
         at, before = self.index, self.last

@@ -16,6 +16,9 @@ from .places import PENDING
 class ResultIterator(AsyncGenerator[R, None]):
     """One pass over a PoolResult, which it keeps alive until it ends or is closed.
 
+    Where a step is cancelled, or `aclose` is called, the map is cancelled too, once nothing else
+    can read it (job.py, JOB-9).
+
     0.9.1 had an async generator here. Unlike a generator, it goes on after the error of an item,
     and several tasks may each wait for a step; steps that wait when it is closed get their results.
     """
@@ -58,12 +61,14 @@ class ResultIterator(AsyncGenerator[R, None]):
     async def athrow(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
         """Close the iterator and raise the exception; do nothing if the iterator has ended."""
         if self._reader is not None:
-            self._close()
+            await self.aclose()
             await super().athrow(typ, val, tb)
 
     async def aclose(self) -> None:
-        """End the iterator: it pulls no more of an endless input, and its results may be freed."""
-        self._close()
+        """End the iterator; and the map, if no other iterator, `await` or variable has it."""
+        if self._reader is not None:
+            self._reader.give_up()
+            self._close()
 
     def _close(self) -> None:
         if self._reader is not None:

@@ -12,7 +12,8 @@ iterator or async iterable is not.
 JOB-1  A list of results is complete: the values of a bounded input are never dropped.
 JOB-2  An unbounded input is pulled only as far ahead of its fastest reader as `LOOK_AHEAD_ITEMS`
     and `LOOK_AHEAD_BYTES` allow, unless a caller awaits all results. Results that its slowest
-    reader has left far behind are dropped.
+    reader has left far behind are dropped. It does not hold up the others, as it may be one of
+    them that it waits for: what they have read is kept for it, as by `itertools.tee`.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
     back, starts with `FIRST_STEP` items.
@@ -28,8 +29,9 @@ JOB-7  A cancelled job is `done` for its callers at once: results that were ther
 JOB-8  An error stands at the place of the result that it replaces. `return_exceptions` makes it
     that result. An error that has no place is raised all the same: that of the input, and, for an
     unbounded input that was not read to its end, what ended the job. So is a cancellation.
-JOB-9  A job is *marked* when an `await` of it is cancelled. A marked job is cancelled once no
-    caller can wait for it: no `await` and no reader is left, and its PoolResult is gone.
+JOB-9  A job is *marked* when an `await` of it, or a step of a reader, is cancelled, or a reader is
+    closed by its user. A marked job is cancelled once no caller can wait for it: no `await` and no
+    reader is left, and its PoolResult is gone.
 """
 
 from __future__ import annotations
@@ -458,6 +460,10 @@ class Job:
         """Remove a reader: look-ahead and kept results then depend on the others alone."""
         self._readers.discard(reader)
 
+    def mark(self) -> None:
+        """JOB-9: a caller has given up."""
+        self._marked = True
+
     def is_waiting(self, reader: Reader) -> bool:
         """Whether a step of the reader waits for its result."""
         return reader.index > 0 and not self._is_ready(reader.index - 1)
@@ -653,6 +659,12 @@ class Reader:
         """Stop limiting which results the job drops, and how far it looks ahead."""
         self._job.drop_reader(self)
 
+    def give_up(self) -> None:
+        """As `close`, by the user of the reader (JOB-9), unless a step still waits."""
+        if not self.is_waiting:
+            self._job.mark()
+        self.close()
+
     def next_ready(self) -> Any:
         """The next result, or PENDING if `next` has to be awaited: for an error, say.
 
@@ -678,6 +690,7 @@ class Reader:
             await self._job.wait_for(index)
         except asyncio.CancelledError:
             self.index = index
+            self._job.mark()
             raise
         try:
             return self._job.outcome(index)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from .._wire.frames import as_bytes
 
+LEVELS = 'True or a level of logging, such as "INFO" or logging.INFO'
+
 log = logging.getLogger(__name__)
 
 
@@ -43,11 +45,12 @@ def threshold_of(logs: bool | int | str) -> int | None:
         return None
     if isinstance(logs, str):
         known = logging.getLevelNamesMapping()
-        if logs not in known:
-            raise ValueError(f"logs must be True or a level of logging, got {logs!r}")
-        return known[logs]
+        level = known.get(logs, known.get(logs.upper()))
+        if level is None:
+            raise ValueError(f"logs must be {LEVELS}, got {logs!r}")
+        return level
     if type(logs) is not int or logs < 0:
-        raise TypeError(f"logs must be True or a level of logging, got {logs!r}")
+        raise TypeError(f"logs must be {LEVELS}, got {logs!r}")
     return logs
 
 

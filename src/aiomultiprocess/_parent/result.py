@@ -61,10 +61,16 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     that `async for value in tqdm(result)` shows a total, with the `tqdm` of `tqdm.asyncio` or
     `tqdm.auto`.
 
-    To cancel an `await` *marks* the map: it is cancelled, as by `cancel()`, once nothing can wait
-    for it any more, which is when no other `await` and no iterator of it is left, and this object
-    is gone. So a time-out of `await pool.map(...)` ends the map. A map that was never awaited runs
-    to its end.
+    To cancel an `await` or a step of an iterator, or to call `aclose` of an iterator, *marks* the
+    map: it is cancelled, as by `cancel()`, once nothing can wait for it any more, which is when no
+    other `await` and no iterator of it is left, and this object is gone. So a time-out of
+    `await pool.map(...)` or around `async for ... in pool.map(...)` ends the map. One that was
+    never awaited runs to its end, and so does one whose loop was left by `break` or by an error:
+    by `async with contextlib.aclosing(pool.map(...)) as results` it ends in all these cases.
+
+    An `async for` waits for no other: of an input that is an iterator, what a fast one has read is
+    kept in memory until the slowest has read it too, however much that is. Close an iterator that
+    is not read to its end, by its `aclose`.
     """
 
     def __init__(self, pool: ResultPool, job: Job) -> None:
@@ -149,6 +155,10 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         """
         self.pool._check_loop()
         return self._job.cancel()
+
+    async def aclose(self) -> None:
+        """The same as `cancel()`, for `contextlib.aclosing`."""
+        self.cancel()
 
     def results_generator(self) -> AsyncGenerator[R, None]:
         """The same as `aiter(result)`, for `contextlib.aclosing` and programs of 0.9.1."""
