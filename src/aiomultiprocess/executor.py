@@ -348,8 +348,11 @@ class _Runner:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended, and with it all workers; or for `timeout` seconds."""
         thread = self._thread
-        if thread is not None and os.getpid() == self._pid and self._ended.wait(timeout):
-            thread.join()  # not alone: up to CPython 3.12, Ctrl-C in it marks the thread as ended
+        if thread is None or os.getpid() != self._pid:
+            return
+        # `join` not alone: up to CPython 3.12, Ctrl-C in it marks the thread as ended
+        if thread is threading.current_thread() or self._ended.wait(timeout):
+            thread.join()  # in a callback, an error
 
     @property
     def is_alive(self) -> bool:
