@@ -46,8 +46,10 @@ test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
 
 # On x86_64 as root; .ci/foreign says what it installs. ARGS= replaces the tests.
-test-aarch64 test-i386: test-%:
-	PYTHON=$(PYTHON) .ci/foreign $* $(if $(SHORT),--short) $(ARGS)
+test-aarch64:
+	PYTHON=$(PYTHON) .ci/foreign aarch64 $(if $(SHORT),--short) $(ARGS)
+test-i386:
+	PYTHON=$(PYTHON) .ci/foreign i386 $(if $(SHORT),--short) $(ARGS)
 
 # Lines of Python and of Cython that tests run, in an environment whose extensions are traced (CPython
 # 3.11 alone). WRITE=1 puts the figures into docs/verification.md; pages are below build/coverage.
