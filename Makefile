@@ -5,6 +5,8 @@
 #   make test      build the extension, require it, run the suite over both backends
 #   make coverage  what of Python and Cython the tests run, and the floor of it
 #   make chaos     workers die at random under load, every task is accounted for; SECONDS=, SEED=
+#   make test-aarch64, make test-i386    the core of the suite in a Debian root of that architecture,
+#                  which is made first, as root: aarch64 is emulated; SHORT=1: two or three minutes
 #   make bench     this library beside its peers, under 30 minutes for the Python that PYTHON= names,
 #                  whose figures it replaces in the docs; QUICK=1: some minutes
 #   make docs      the site, into build/site; make docs-serve shows it
@@ -30,7 +32,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
 
-.PHONY: demo cluster-demo test chaos stress verify verify-short verify-model verify-fuzz verify-stress \
+.PHONY: demo cluster-demo test test-aarch64 test-i386 chaos stress verify verify-short verify-model verify-fuzz verify-stress \
   coverage lint typecheck workflows wheels format bench compare docs docs-serve changelog clean
 
 demo: $(VENV)/.demo
@@ -42,6 +44,12 @@ cluster-demo: $(VENV)/.cluster
 
 test: $(VENV)/.installed
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
+
+# On x86_64 as root; .ci/foreign says what it installs. ARGS= replaces the tests.
+test-aarch64:
+	PYTHON=$(PYTHON) .ci/foreign aarch64 $(if $(SHORT),--short) $(ARGS)
+test-i386:
+	PYTHON=$(PYTHON) .ci/foreign i386 $(if $(SHORT),--short) $(ARGS)
 
 # Lines of Python and of Cython that tests run, in an environment whose extensions are traced (CPython
 # 3.11 alone). WRITE=1 puts the figures into docs/verification.md; pages are below build/coverage.

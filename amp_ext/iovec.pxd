@@ -3,11 +3,10 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from libc.stdint cimport uint8_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from libc.string cimport memcpy
 
 cdef extern from "Python.h":
-    Py_ssize_t PY_SSIZE_T_MAX
     object PySequence_Fast(object sequence, const char *message)
     Py_ssize_t PySequence_Fast_GET_SIZE(object sequence)
     PyObject *PySequence_Fast_GET_ITEM(object sequence, Py_ssize_t i)
@@ -19,7 +18,7 @@ cdef struct IoVec:
     Py_buffer few[FEW]
     Py_buffer *views
     Py_ssize_t count
-    Py_ssize_t total
+    int64_t total  # one buffer may be there many times: more than a size_t of 32 bits has
 
 
 cdef inline int iovec_take(IoVec *iovec, object parts) except -1:
@@ -40,7 +39,7 @@ cdef inline int iovec_take(IoVec *iovec, object parts) except -1:
         part = <object>PySequence_Fast_GET_ITEM(parts, i)
         PyObject_GetBuffer(part, &iovec.views[i], PyBUF_SIMPLE)
         iovec.count += 1
-        if iovec.views[i].len > PY_SSIZE_T_MAX - iovec.total:
+        if iovec.views[i].len > INT64_MAX - iovec.total:
             raise MemoryError
         iovec.total += iovec.views[i].len
     return 0

@@ -19,6 +19,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilename
 from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.stdint cimport int64_t
 from posix.mman cimport munmap
 from posix.unistd cimport close as close_descriptor
 
@@ -401,7 +402,7 @@ cdef void copy_large(
 
 cdef Py_ssize_t put_some(Producer producer, IoVec *iovec, Py_ssize_t offset) except -1:
     """Writes the rest of a frame if it fits, else a fragment of enough bytes, else nothing."""
-    cdef Py_ssize_t rest = iovec.total - offset
+    cdef int64_t rest = iovec.total - offset
     cdef Py_ssize_t least = producer.ring.capacity // 8
     cdef Py_ssize_t room = <Py_ssize_t>amp_free(&producer.ring)
     cdef Py_ssize_t length = min(rest, room)

@@ -233,7 +233,8 @@ def _installs(arguments: list[str]) -> bool:
 
 
 def _makes(arguments: list[str]) -> bool:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
     return {word for word in arguments if "=" not in word} <= targets
 
 

@@ -18,6 +18,9 @@ import psutil
 import leaks
 from workload import HOST
 
+#: How many times as long a script may take, on an emulated machine.
+PATIENCE = float(os.environ.get("AIOMULTIPROCESS_TEST_PATIENCE", "1"))
+
 TESTS = Path(__file__).resolve().parents[1]
 
 #: Where scripts and their workers find the functions that tests give them.
@@ -217,7 +220,7 @@ class Script:
     def finish(self, within: float = 20.0) -> Self:
         """Wait until it has ended by itself."""
         try:
-            self.process.wait(within)
+            self.process.wait(within * PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill_group()
             self.process.wait()

@@ -15,6 +15,8 @@ the number of the one that runs. The others are of items that are suspended.
 PAGE-1  Each word has one writer, and one aligned 8-byte store updates it. A cast memoryview copies
     the item by a fixed-size memcpy, which is one store on every 64-bit machine.
     `struct.pack_into("<Q")` would write byte by byte, and a reader could see half of the value.
+    On 32 bits it may be two stores. A number below 2^32 never changes its upper half, and is always
+    seen whole; a time can be seen half for the instant between them, hence two readings (PAGE-5).
 PAGE-2  Memory is reserved before it is mapped, so that a full file system is an OSError at that
     point, and not a SIGBUS at the first store.
 PAGE-3  Its size is sealed where the system can do that. A worker that changes the size gets an

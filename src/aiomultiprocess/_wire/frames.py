@@ -29,6 +29,7 @@ This module imports nothing of the package, because a new worker loads it first.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct, pack
@@ -41,8 +42,9 @@ HEADER_SIZE: Final = HEADER.size
 #: The largest value of a field of 32 bits, as `count` is.
 MAX_COUNT: Final = (1 << 32) - 1
 
-#: The largest payload of one frame, in bytes (64 GiB); a header with a larger one is corrupt.
-MAX_PAYLOAD: Final = 1 << 36
+#: The largest payload of one frame, in bytes (64 GiB, on 32 bits 2 GiB, as much as an object can
+#: have there); a header with a larger one is corrupt.
+MAX_PAYLOAD: Final = min(1 << 36, sys.maxsize)
 
 #: FRAME-4: the most segments of a payload that has parts; one with more arrives as a single view.
 MAX_PARTS: Final = 1024

@@ -16,6 +16,8 @@ which byte the journal is valid, and in its upper half how many items the open e
 
 JOURNAL-1  One aligned store of the first word makes bytes valid, after they were written. A killed
     process loses no store that it has made, so only the order of the stores matters (see PAGE-1).
+    The twin in Python may need two stores on 32 bits. A process killed between them leaves a count
+    that does not fit the bytes: the results of that entry are lost, and are never taken wrongly.
 JOURNAL-2  An open entry has LENGTH 0. It extends to the end of the journal, and the first word has
     its count. Storing COUNT, then LENGTH, closes it, and changes at no moment what it says.
 JOURNAL-3  The worker empties the journal only when all that is in it was published
