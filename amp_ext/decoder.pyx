@@ -42,6 +42,7 @@ cdef struct Reader:
     Py_ssize_t behind  # bytes before `start`, in other segments
     Py_ssize_t ahead  # bytes after `end`, in other segments
     Pause pause
+    Py_ssize_t skip  # items whose pickles are not loaded
     int key_count
     PyObject *keys[KEY_COUNT]  # CODEC-6
 
@@ -50,12 +51,16 @@ class CorruptFrameError(ValueError):
     """A payload that no encoder can have made."""
 
 
-def decode_items(payload, count):
-    """Decode a payload of `count` items; returns the values, and the failures by index or None."""
+def decode_items(payload, count, Py_ssize_t skip=0):
+    """Decode a payload of `count` items; returns the values, and the failures by index or None.
+
+    Of the first `skip` items, no pickle is loaded: None is its value.
+    """
     cdef Reader reader
     cdef Py_buffer view
     cdef list segments
     memset(&reader, 0, sizeof(Reader))
+    reader.skip = skip
     if not PyObject_CheckBuffer(payload):
         segments = list(payload.segments)
         PyObject_GC_UnTrack(<PyObject *>segments)  # the reader points into its segments
@@ -185,6 +190,8 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     for i in range(number):
         buffers.append(read_buffer(reader, read_byte(reader)))
     pickled = read_bytes(reader)
+    if place < reader.skip:
+        return None
     collector.resume(&reader.pause)
     try:
         return unpickle(pickled, buffers=buffers)

@@ -243,6 +243,8 @@ class PoolExecutor(Executor):
                 raise TypeError(
                     f"iterables must be iterable, got {iterable!r}: pass one for each argument"
                 )
+        if limit is not None and limit > threading.TIMEOUT_MAX:  # 292 years, or infinite
+            limit = None
         end = None if limit is None else time.monotonic() + limit
         calls = zip(*iterables, strict=False)
         first = calls if buffersize is None else itertools.islice(calls, buffersize)

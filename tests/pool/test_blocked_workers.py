@@ -122,6 +122,51 @@ async def test_the_slow_item_itself_may_return_something_large(
         assert not pool.stats().restarts
 
 
+@pytest.mark.row("H134")
+async def test_dicts_whose_keys_were_taken_stay_right(backend: str, tmp_path: Path) -> None:
+    """A key is spelled out once in a payload, and later ones name it by its number (CODEC-6)."""
+    file = tmp_path / "go"
+    async with Pool(1, backend=backend) as pool:
+        await measured(pool, blocked.block_in_a_dict)
+        found = []
+        items = [0, 1, file, 2, 3, 4]
+        async for value in pool.map(blocked.block_in_a_dict, items).as_completed():
+            found.append(value)
+            if len(found) == 2:
+                file.touch()
+        assert found == [blocked.block_in_a_dict(value) for value in items]
+        assert pool.stats().restarts == {}
+
+
+@pytest.mark.row("H134")
+async def test_what_was_taken_is_unpickled_once(backend: str, tmp_path: Path) -> None:
+    file = tmp_path / "go"
+    async with Pool(1, backend=backend) as pool:
+        await measured(pool, blocked.block_and_count)
+        before, found = blocked.Counted.unpickled, []
+        async for value in pool.map(blocked.block_and_count, [0, 1, file, 2]).as_completed():
+            found.append(value)
+            if len(found) == 2:
+                file.touch()
+        assert [getattr(each, "value", each) for each in found] == [0, 1, file, 2]
+        assert blocked.Counted.unpickled - before == 3
+
+
+@pytest.mark.row("H135")
+async def test_a_suspended_item_does_not_wait_for_one_that_then_blocks(
+    backend: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "go"
+    async with Pool(1, backend=backend) as pool:
+        for _ in range(3):
+            calls = [pool.apply(blocked.wait_and_block, (value,)) for value in (1, file)]
+            assert await calls[0] == 1
+            assert not calls[1].done()
+            file.touch()
+            assert await calls[1] == file
+            file.unlink()
+
+
 @pytest.mark.parametrize("signum", [None, signal.SIGKILL])
 @pytest.mark.parametrize("retries", [0, 1])
 async def test_what_was_taken_of_a_worker_that_dies_then_counts_once(
@@ -171,7 +216,9 @@ async def test_results_taken_at_any_moment_count_once(
         assert doubled == list(range(0, 20_000, 2))
         calls = [pool.submit(blocked.now_and_then, value) for value in range(5_000)]
         assert await asyncio.gather(*calls) == list(range(5_000))
-        assert pool.stats().done == 35_000
+        dicts = await pool.map(blocked.now_and_then_a_dict, values)
+        assert dicts == [{f"key {value % 300}": value} for value in values]
+        assert pool.stats().done == 55_000
 
 
 @pytest.mark.row("H128")

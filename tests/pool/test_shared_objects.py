@@ -143,6 +143,23 @@ async def test_a_pool_in_a_worker_passes_it_on() -> None:
             assert await pool.apply(targets.at_in_a_pool, (shared, 7)) == 7
 
 
+@pytest.mark.row("H136")
+async def test_a_pool_in_a_worker_refuses_what_was_released_and_goes_on() -> None:
+    async with Pool(1) as pool:
+        with share(targets.table()) as shared:
+            await pool.apply(targets.keep, (shared,))
+        del shared
+        gc.collect()
+        await settle()
+        errors = await pool.apply(targets.pass_on_what_was_kept)
+        assert len(errors) == 3
+        assert all("has released it" in error for error in errors)
+        returned = await pool.apply(targets.kept)
+        with pytest.raises(RuntimeError, match="has released it"):
+            _ = returned.value
+        assert shared_objects._received == {}
+
+
 # -- who holds it ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import blocking
 import workload
-from aiomultiprocess import Pool, ProxyException
+from aiomultiprocess import Pool, ProxyException, TaskTimeoutError
 
 THREAD = "aiomultiprocess-thread-"
 
@@ -114,6 +114,37 @@ async def test_a_cancelled_call_keeps_its_thread_until_the_function_returns(
         assert not after.done()
         touch(path)
         assert (await after).startswith(THREAD)
+
+
+@pytest.mark.row("H129")
+async def test_what_a_call_over_its_limit_returns_or_raises_in_the_grace_period_counts(
+    backend: str,
+) -> None:
+    async with Pool(1, threads=3, backend=backend) as pool:
+        calls = [
+            pool.apply(blocking.late, (what,), task_timeout=0.1)
+            for what in (7, ValueError("late"), "awaitable")
+        ]
+        value, error, timeout = await asyncio.gather(*calls, return_exceptions=True)
+        assert value == 7
+        assert isinstance(error, ValueError)
+        assert isinstance(timeout, TaskTimeoutError)
+        assert not timeout.killed
+        assert await pool.apply(blocking.thread_name)
+        stats = pool.stats()
+        assert (stats.done, stats.failed, stats.timed_out, stats.restarts) == (2, 1, 1, {})
+
+
+@pytest.mark.row("H130")
+async def test_a_thread_that_never_returns_costs_its_worker_after_the_grace_period(
+    backend: str,
+) -> None:
+    async with Pool(1, threads=2, grace=0.2, backend=backend) as pool:
+        with pytest.raises(TaskTimeoutError) as caught:
+            await pool.apply(blocking.never, task_timeout=0.1)
+        assert caught.value.killed
+        assert await pool.apply(blocking.thread_name)
+        assert pool.stats().restarts == {"died": 1}
 
 
 async def test_context_variables_of_one_call_do_not_reach_the_next(backend: str) -> None:

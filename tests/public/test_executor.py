@@ -128,6 +128,8 @@ def test_what_cannot_be_called_is_refused_at_the_call(one: PoolExecutor) -> None
         one.map(nothing, [1])
     with pytest.raises(TypeError, match="iterables must be iterable, got 5: pass one for each arg"):
         one.map(abs, nothing)
+    assert list(one.map(abs, [-1], timeout=float("inf"))) == [1]
+    assert list(one.map(abs, [-1], timeout=1e30)) == [1]
     with pytest.raises(ValueError, match="timeout must be a number of seconds or None, got nan"):
         one.map(abs, [1], timeout=float("nan"))
     with pytest.raises(TypeError, match="async generator function"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -54,3 +55,35 @@ class Unsendable:
 
 def block_or_refuse(value: Any) -> Any:
     return Unsendable() if value == 1 else block(value)
+
+
+def block_in_a_dict(value: Any) -> dict[str, Any]:
+    """As `block`; the key of the result depends on the value."""
+    return {"file" if isinstance(block(value), Path) else f"key {value % 3}": value, "all": [value]}
+
+
+class Counted:
+    """A value that counts how often it is unpickled in this process."""
+
+    unpickled = 0
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Counted.unpickled += 1
+        vars(self).update(state)
+
+
+def block_and_count(value: Any) -> Any:
+    return value if isinstance(block(value), Path) else Counted(value)
+
+
+async def wait_and_block(value: Any) -> Any:
+    """Wait a moment, beside others that end in the same turn of the loop, and then `block`."""
+    await asyncio.sleep(0.05)
+    return block(value)
+
+
+def now_and_then_a_dict(value: int) -> dict[str, int]:
+    return {f"key {value % 300}": now_and_then(value)}

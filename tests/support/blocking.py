@@ -62,11 +62,6 @@ def fail(value: int) -> None:
     raise LookupError(f"no {value}")
 
 
-def fail_later(seconds: float) -> None:
-    time.sleep(seconds)
-    raise LookupError("later")
-
-
 def leave() -> None:
     raise SystemExit(3)
 
@@ -116,3 +111,16 @@ def count_threads(seconds: float) -> int:
 
 def touch_file(path: str) -> None:
     Path(path).touch()
+
+
+def late(what: object) -> Any:
+    """End half a second later: return a value or an awaitable, or raise."""
+    time.sleep(0.5)
+    if isinstance(what, Exception):
+        raise what
+    return _for_ever() if what == "awaitable" else what
+
+
+def never() -> None:
+    """A call that does not return."""
+    threading.Event().wait()

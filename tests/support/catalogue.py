@@ -141,10 +141,13 @@ ROWS = {
     "H126": "the error of an input comes last from as_completed too, after items that still run",
     "H127": "a result does not wait for a slow task that runs after its own in the same worker",
     "H128": "behind a slow plain function, which no other was measured by, no fast one waits",
-    "H129": "a call in a thread that is over its limit is answered then, and a later value dropped",
+    "H129": "a thread that returns a value after the limit of its task is no timeout",
     "H130": "a thread that never returns after its limit costs its worker, and holds up no call",
     "H131": "a time-out around `async for` over a map leaves nothing running in the workers",
     "H132": "a cancelled step of an iteration loses no result",
+    "H134": "results that were taken early change nothing of those after them in their payload",
+    "H135": "a suspended item that ends does not wait for another that then blocks the loop",
+    "H136": "a shared object that was released harms no pool that a worker gives it to",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -112,3 +113,19 @@ def memories() -> tuple[int, int]:
 
 def table(size: int = 100_000) -> Any:
     return np.arange(size, dtype="f8")
+
+
+async def pass_on_what_was_kept(_: object = None) -> list[str]:
+    """Give what this worker has kept to a pool of its own, by several calls; their errors."""
+    async with Pool(1) as pool:
+        await pool.apply(len, ("abc",))
+        calls = [pool.apply(at, (initial[0], 0)) for _ in range(3)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert await pool.apply(len, ("abc",)) == 3
+        pool.close()
+        await pool.join()
+        return [str(result) for result in results]
+
+
+def kept(_: object = None) -> Any:
+    return initial[0]

@@ -295,6 +295,27 @@ def test_errors_do_not_hold_the_payload(codec: Any, filler: bytes) -> None:
     assert len(errors) == 3
 
 
+# -- results of which some were taken before (RECOVERY-2 of _parent/recovery.py) -------------------
+
+
+@pytest.mark.parametrize("skip", range(6))
+def test_skipped_pickles_are_not_loaded_and_other_values_are_as_always(
+    codec: Any, skip: int
+) -> None:
+    items = [{"a": 1}, Plain([1]), {"a": 2, "b": 3}, Plain([2]), {"b": 4}]
+    values, failures = codec.decode_items(encode(codec, items), len(items), skip)
+    assert failures is None
+    skipped = [None if type(item) is Plain else item for item in items[:skip]]
+    assert [*map(shape, values)] == [*map(shape, skipped + items[skip:])]
+
+
+def test_a_skipped_pickle_cannot_fail(codec: Any) -> None:
+    items = [failing_load(ValueError), 1, failing_load(ValueError)]
+    values, failures = codec.decode_items(encode(codec, items), 3, 1)
+    assert values == [None, 1, None]
+    assert list(failures) == [2]
+
+
 # -- references (CODEC-12) -------------------------------------------------------------------------
 
 

@@ -246,7 +246,7 @@ class Host:
         process = self._processes[slot]
         results = process.unsent_results() if process.intact else None
         if results is not None:
-            self._mark(slot, process.link.started, process.answered(0))
+            self._mark(slot, process.link.started, process.take_busy())
             self._stream.send(slot, BLOCKED, segments=[results])
             self._stream.flush()
 

@@ -143,10 +143,14 @@ class HostedProcess:
 
     def answered(self, items: int) -> int:
         """The process has answered so many; how long it took, in microseconds (HOST-4)."""
-        now = time.monotonic()
-        busy, self._busy_since = now - self._busy_since, now
         self._held -= items
         self._watch_items()
+        return self.take_busy()
+
+    def take_busy(self) -> int:
+        """How long it was busy since the last call, in microseconds (HOST-4)."""
+        now = time.monotonic()
+        busy, self._busy_since = now - self._busy_since, now
         return int(1e6 * busy)
 
     def _watch_items(self) -> None:

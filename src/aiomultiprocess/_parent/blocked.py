@@ -9,26 +9,19 @@ taken from its journal (recovery.py).
                                  +---------- sent, or reported ---+
 
 BLOCKED-1  Nothing is timed while nothing changes: after `on_blocked` there is no timer until the
-    worker is sent a chunk or reports. Until it reports, it can finish no more than the item that
-    runs, and after that it reports within one burst (_worker/engine.py, WORKER-4).
+    worker is sent a chunk or reports. Until it reports, it finishes no more than the item that
+    runs, and then it reports within one burst (_worker/engine.py, WORKER-4); an item that was
+    suspended is reported as it ends, unless others were a moment before (RESULTS-3).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from .._transport.link import Link
 
 PATIENCE = 0.025  # seconds: a result waits for up to two of them
-
-
-class Taken(NamedTuple):
-    """How much of an entry was taken before its frame arrived (RECOVERY-2)."""
-
-    items: int = 0
-    size: int = 0  # bytes
 
 
 class BlockedWatch:

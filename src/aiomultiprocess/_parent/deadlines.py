@@ -22,8 +22,7 @@ DEADLINE-2  A task is judged by the table alone, which has no task whose result 
     died, which the parent may not have noticed yet, is not judged: its table says nothing new. A
     stream is judged value by value, as its worker renews its start time (limits.py, LIMITS-3).
 DEADLINE-3  A task has the whole grace period, from the moment at which it was cancelled. If it
-    still runs then, its worker is killed: also for a call in a thread, which was answered at its
-    limit (limits.py, LIMITS-4). Tasks that were cancelled before are over their limits,
+    still runs then, its worker is killed. Tasks that were cancelled before are over their limits,
     and do not run again; the worker's other tasks are lost (retry.py).
 DEADLINE-4  The timer is armed while the worker holds tasks with a limit, for the first moment at
     which one can be over it: a task that is not in the table now can be so only after its limit.
@@ -86,8 +85,7 @@ class Deadlines:
         self._grace = grace  # seconds
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = math.inf
-        #: When the worker is killed for a task that was cancelled, and the task; by its number.
-        self._kill_at: dict[int, tuple[float, str]] = {}
+        self._kill_at: dict[int, float] = {}  # of tasks that were cancelled, by their numbers
         self._stopped = False
         self.why_killed = ""
         """Why this has killed the worker, in a sentence; empty as long as it has not."""
@@ -143,17 +141,13 @@ class Deadlines:
             del kill_at[number]
         for number, chunk, limit in self._find(running):
             due = running[number] / 1e9 + limit + TICK
-            if number in kill_at:
-                continue
-            if now >= due:
-                kill_at[number] = now + self._grace, self._cancel(number, chunk, limit)
-            else:
-                when = min(when, due)
-        for end, label in kill_at.values():
-            if now >= end:
-                self._kill(label)
+            if number not in kill_at and now >= due:
+                self._cancel(number, chunk, limit)
+                kill_at[number] = now + self._grace
+            elif number in kill_at and now >= kill_at[number]:
+                self._kill(task_label(chunk.owner, chunk.handles[number - 1 - chunk.first]))
                 break
-            when = min(when, end)
+            when = min(when, kill_at.get(number, due))
         self._worker.link.flush()
         return when
 
@@ -178,8 +172,7 @@ class Deadlines:
             if limit is not None and chunk.unreported(offset, min(offset + 1, len(chunk.handles))):
                 yield number, chunk, limit
 
-    def _cancel(self, number: int, chunk: Chunk, limit: float) -> str:
-        """Cancel a task; returns its label."""
+    def _cancel(self, number: int, chunk: Chunk, limit: float) -> None:
         offset = number - 1 - chunk.first
         label = task_label(chunk.owner, chunk.handles[offset])
         self._worker.link.send(
@@ -189,14 +182,13 @@ class Deadlines:
             offset=offset,
             payload=[_accel.dumps((label, limit))],
         )
-        return label
 
     def _kill(self, label: str) -> None:
         """DEADLINE-3: end the worker, whose exit settles all that it held."""
         self.why_killed = (
             f"worker {self._worker.pid} was killed: {label} still ran {self._grace:g} s after it "
-            "was cancelled, as it was over its time limit. It blocks the worker's loop or a "
-            "thread, or ignores its cancellation"
+            "was cancelled, as it was over its time limit. It blocks the worker's loop, or ignores "
+            "its cancellation"
         )
         log.warning(self.why_killed)
         self.stop()

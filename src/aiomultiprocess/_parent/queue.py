@@ -61,7 +61,7 @@ from .errors import (
 )
 from .feed import Handles, TaskOwner, TaskSource
 from .functions import Function
-from .recovery import recover_results, take_results
+from .recovery import count_taken, decode_rest, recover_results, take_results
 from .retry import RetryQueue, RetryTask
 from .serializers import PICKLE_ALONE
 from .sharing import pass_collected, pass_to
@@ -79,7 +79,6 @@ CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected s
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
-ANSWERS = {RESULTS, ERROR, REFUSED, TIMED_OUT}
 LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
 RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
 APPLY = Mode.APPLY
@@ -193,6 +192,8 @@ class Queue:
     def serve(self, worker: PoolWorker) -> None:
         """Send a worker as much as it has credit for."""
         if self.retry_queue.unsettled and self._serve_retry(worker):
+            if worker.chunks:
+                worker.watch()  # QUEUE-9
             return
         if self._sources and not worker.leaving:
             for _ in range(len(self._sources)):  # each once: other workers get a share too
@@ -349,7 +350,7 @@ class Queue:
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except (MemoryError, OSError) as refusal:  # OSError: of pass_to
+        except (MemoryError, OSError, RuntimeError) as refusal:  # the last two: of pass_to
             return self._send_alone(worker, owner, handles, items, refusal)
         rest = whole = None
         if count != total:
@@ -413,7 +414,7 @@ class Queue:
         owner: TaskOwner,
         handles: Handles,
         items: list[Any],
-        refusal: MemoryError | OSError,
+        refusal: Exception,
     ) -> int:
         """Send only the first item, after the system refused what all need; one alone fails."""
         if len(items) == 1:
@@ -468,12 +469,13 @@ class Queue:
         """Deliver what a frame reports, or pass it on. In one piece: each `apply` comes here."""
         if self._over and kind not in (LEAVING, LOG):
             return
-        if worker.taken and kind in ANSWERS:
-            count, offset, payload = worker.not_taken(kind, count, chunk_id, offset, payload)
-            if not count:
-                return
+        skip = count_taken(worker, kind, count, chunk_id, offset) if worker.taken else 0
+        if skip < 0:
+            return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
-        if kind == RESULTS:
+        if skip:
+            count, offset, values, errors = decode_rest(payload, count, offset, skip)
+        elif kind == RESULTS:
             values, errors = decode_items(payload, count)
         elif kind in (ERROR, REFUSED, TIMED_OUT):
             count, values, errors = 1, [None], {0: load_error(payload)}

@@ -13,8 +13,9 @@ RECOVERY-1  A worker goes on while its journal is read. So what is valid is copi
     that entry in both copies, the journal was not emptied between them. As for the time that a
     store may be delayed on its way to another CPU, PAGE-5 (_transport/shared_page.py) holds.
 RECOVERY-2  What was taken of a blocked worker also arrives in a frame, as the journal's entry and
-    the frame have the same place and the same bytes. `taken` says how many items and bytes of which
-    entry were taken; that part of the frame, or of the entry when it is read again, is skipped.
+    the frame have the same place and the same bytes. `taken` says how many items of which entry
+    were taken. These are skipped in the frame, or in the entry when it is read again: they are
+    decoded, because what follows may name their keys (CODEC-6), but not unpickled again.
 RECOVERY-3  What was reported before is skipped. Reading stops at the first invalid entry. A worker
     that lives and has one is killed, as for an invalid frame.
 RECOVERY-4  Values of streams and what follows them are taken of dead workers alone: a frame of
@@ -24,17 +25,36 @@ RECOVERY-4  Values of streams and what follows them are taken of dead workers al
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from .. import _accel
 from .._wire import journal
-from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode
-from .blocked import Taken
+from .._wire.frames import CorruptHeaderError, Handler, Kind, Mode, Payload
 
 if TYPE_CHECKING:
     from .stream_source import StreamSource
     from .worker import PoolWorker
 
+ERRORS = {Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT}  # of one item each
+
 log = logging.getLogger(__name__)
+
+
+def count_taken(worker: PoolWorker, kind: int, count: int, chunk_id: int, offset: int) -> int:
+    """How many items of an answer were taken before (RECOVERY-2); -1 if all were."""
+    if kind != Kind.RESULTS and kind not in ERRORS:
+        return 0
+    taken = worker.taken.pop((chunk_id, offset), 0)
+    return -1 if taken and taken >= (count if kind == Kind.RESULTS else 1) else taken
+
+
+def decode_rest(
+    payload: Payload, count: int, offset: int, skip: int
+) -> tuple[int, int, list[Any], dict[int, BaseException] | None]:
+    """Count, offset, values and failures of results without the first `skip` (RECOVERY-2)."""
+    values, failures = _accel.decode_items(payload, count, skip)
+    late = {at - skip: error for at, error in (failures or {}).items() if at >= skip}
+    return count - skip, offset + skip, values[skip:], late or None
 
 
 def take_results(worker: PoolWorker, on_frame: Handler) -> None:
@@ -69,16 +89,18 @@ def _pass_results(
 ) -> None:
     for kind, chunk_id, offset, count, payload in journal.read(results):
         place = chunk_id, offset
-        taken = worker.taken.pop(place, Taken())
-        if count > taken.items:
-            at = offset + taken.items
-            # RECOVERY-3
-            if _is_unreported(worker, kind, chunk_id, at, offset + count, streams=streams):
-                rest = payload[taken.size :]
-                on_frame(kind, 0, count - taken.items, chunk_id, at, 0, rest)
-                taken = Taken(count, len(payload))
-        if taken.items:
-            worker.taken[place] = taken  # RECOVERY-2
+        taken = worker.taken.get(place, 0)
+        at, end = offset + taken, offset + count
+        # RECOVERY-3
+        if count <= taken or not _is_unreported(worker, kind, chunk_id, at, end, streams=streams):
+            continue
+        chunk = worker.chunks[chunk_id]
+        try:
+            on_frame(kind, 0, count, chunk_id, offset, 0, payload)
+        finally:  # an interrupt may have struck before or after the report
+            reported = worker.chunks.get(chunk_id) is not chunk or not chunk.unreported(at, end)
+            if reported or taken:
+                worker.taken[place] = count if reported else taken
 
 
 def _are_next_values(worker: PoolWorker, chunk_id: int, offset: int, count: int) -> bool:
@@ -104,6 +126,6 @@ def _is_unreported(
         return False
     if chunk.owner.mode is Mode.STREAM and not streams:  # RECOVERY-4
         return False
-    if kind in (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT) and end - at != 1:
+    if kind in ERRORS and end - at != 1:
         raise CorruptHeaderError(f"one error of {end - at} tasks")
     return True

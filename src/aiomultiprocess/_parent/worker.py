@@ -41,11 +41,11 @@ from .._processes.exit import Exit
 from .._processes.spawn import process_class, report_exit
 from .._processes.start_arguments import at_its_caller
 from .._transport.link import ChildEnd, Link
-from .._wire.frames import Kind, Payload, without_first
+from .._wire.frames import Kind
 from .._wire.sharing import live
 from .._worker import main
 from ..core import Process
-from .blocked import BlockedWatch, Taken
+from .blocked import BlockedWatch
 from .credit import Credit
 from .serializers import PICKLE_ALONE, Choice
 from .sharing import note_fork, pickle_for
@@ -144,7 +144,7 @@ class PoolWorker(Process):
         self.link = link
         self.credit = Credit(options.concurrency, options.lifetime)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
-        self.taken: dict[tuple[int, int], Taken] = {}  # by chunk and offset (RECOVERY-2)
+        self.taken: dict[tuple[int, int], int] = {}  # by chunk and offset (RECOVERY-2)
         self.functions: set[int] = set()  # ids of those that were sent to the worker
         self.deadlines: Deadlines | None = None  # POOLWORKER-4
         self._grace = options.grace
@@ -241,17 +241,6 @@ class PoolWorker(Process):
         """It holds tasks: notice if one blocks it (BLOCKED-1)."""
         if self._blocked.timer is None and self.credit.in_flight > 1:
             self._blocked.arm()
-
-    def not_taken(
-        self, kind: int, count: int, chunk_id: int, offset: int, payload: Payload
-    ) -> tuple[int, int, Payload]:
-        """Count, offset and payload of answers without those taken before (RECOVERY-2)."""
-        items, size = self.taken.pop((chunk_id, offset), Taken())
-        return (
-            (count if kind == Kind.RESULTS else 1) - items,
-            offset + items,
-            without_first(payload, size),
-        )
 
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""

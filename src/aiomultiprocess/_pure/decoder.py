@@ -42,21 +42,21 @@ _RUNS: Final = {
 
 
 def decode_items(
-    payload: bytes | Payload, count: int
+    payload: bytes | Payload, count: int, skip: int = 0
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
-    """Decode a payload of `count` items.
+    """Decode a payload of `count` items; of the first `skip`, no pickle is loaded.
 
     Returns `count` values, and a dict of failures by the item's index, or None if all succeeded.
-    The value of an item that failed is None. Raises CorruptFrameError for a payload that no encoder
-    can have made (CODEC-7).
+    The value of an item that failed, or of a pickle that is not loaded, is None. Raises
+    CorruptFrameError for a payload that no encoder can have made (CODEC-7).
     """
     if isinstance(payload, PayloadParts):
-        return _decode(b"", count, payload.segments)
+        return _decode(b"", count, skip, payload.segments)
     with memoryview(payload) as view:
         if view.nbytes <= _COPY_MAX:
-            return _decode(bytes(view), count)
+            return _decode(bytes(view), count, skip)
         with view.cast("B") as data:
-            return _decode(data, count)
+            return _decode(data, count, skip)
 
 
 def loads(payload: bytes | memoryview) -> Any:
@@ -74,9 +74,10 @@ _receive_reference: Callable[[int], Any] | None = None  # CODEC-12
 
 
 def _decode(
-    data: bytes | memoryview, count: int, segments: Sequence[Part] = ()
+    data: bytes | memoryview, count: int, skip: int, segments: Sequence[Part] = ()
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
     decoder = _Decoder(data, segments)
+    decoder.skip = skip
     try:
         return decoder.items(count)
     except (IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
@@ -109,6 +110,7 @@ class _Decoder:
 
     def __init__(self, data: bytes | memoryview, segments: Sequence[Part] = ()) -> None:
         self.at = 0
+        self.skip = 0  # items whose pickles are not loaded
         self._data: Any = data
         self._in_segments = len(segments) > 0
         self._segments = list(segments)[::-1]  # those not read yet, the last first
@@ -176,7 +178,13 @@ class _Decoder:
             self._go_on()  # CODEC-10
         tag = self._byte()
         if tag == PICKLE:
-            values.append(self._unpickle(*self._pickled(), failures, len(values)))
+            pickled, buffers = self._pickled()
+            place = len(values)
+            if place < self.skip:
+                pickled.release()
+                values.append(None)
+            else:
+                values.append(self._unpickle(pickled, buffers, failures, place))
         else:
             self._add(values, tag, count, 0)
 

@@ -265,7 +265,9 @@ def receive(number: int) -> Shared[Any]:
     if memory is None:
         memory = sharing.live.get(number)
         if memory is None:
-            memory = _received[number] = Received(number)
+            memory = Received(number)
+            if endpoint.this_end is not None or not sharing.has_engines():
+                _received[number] = memory  # else the parent of the worker that returned it
     return Shared(memory)
 
 

@@ -100,17 +100,6 @@ def as_bytes(payload: Payload) -> bytes | memoryview:
 Payload: TypeAlias = memoryview | PayloadParts
 
 
-def without_first(payload: Payload, size: int) -> Payload:
-    """The payload without its first bytes, which are all in its first segment."""
-    if isinstance(payload, memoryview):
-        return payload[size:]
-    first, *rest = payload.segments
-    if size_of(first) < size:
-        raise CorruptHeaderError(f"a payload whose first segment has not {size} bytes")
-    left = first - size if isinstance(first, int) else first[size:]
-    return PayloadParts([left, *rest] if size_of(left) else rest, len(payload) - size)
-
-
 class Handler(Protocol):
     """A callable that takes the frames of a link, one in each call (FRAME-2)."""
 

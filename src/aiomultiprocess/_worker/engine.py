@@ -504,27 +504,12 @@ class WorkerEngine:
         task = self._places.get((chunk_id, offset))
         if timed_out is not None:
             if task is not None and self._limits is not None:  # LIMITS-2: else it has ended
-                self._end_by_limit(self._limits, task, _accel.loads(as_bytes(timed_out)))
+                self._limits.cancel(task, _accel.loads(as_bytes(timed_out)))
         elif task is not None:
             self._given_up.add(task)
             task.cancel()
         elif (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())
-
-    def _end_by_limit(
-        self, limits: TimeLimits, task: asyncio.Task[Any], what: Sequence[Any]
-    ) -> None:
-        in_thread = self._threads is not None and self._threads.is_calling(task)
-        place = self._running.get(task)
-        if not in_thread or place is None or self._in_burst:
-            limits.cancel(task, what)
-            return
-        timeout = limits.give_up(task, what)  # LIMITS-4
-        self._running[task] = None
-        del self._places[place]
-        self._given_up.add(task)
-        self._results.fail(*place, timeout, timed_out=True)
-        self._schedule_turn()
 
     def _on_cancel_range(self, chunk_id: int, offsets: range) -> None:
         """Cancel what runs of these items, and start no more of them."""
@@ -673,6 +658,10 @@ class WorkerEngine:
         del self._places[place]
         if self._limits is not None:
             self._limits.journaled(task)
+        try:
+            self._results.publish_unless_just_now()
+        except Exception as error:  # noqa: BLE001 - as in `_scheduled_turn`
+            self._give_up(error)
 
     def _finish_ended(self) -> None:
         """Finish tasks that ended because an item of the burst ran the loop (RESULTS-1)."""

@@ -12,15 +12,10 @@ LIMITS-1  An item with a limit is in the table from before its function is calle
     its result is in the journal. While it runs its first step it has entry 0; when it suspends, it
     gets an entry of its own before entry 0 is free.
 LIMITS-2  A cancellation by the limit is the item's end only if a CancelledError comes out. A value
-    or another exception stands, and a request that comes after the end changes nothing. A call in
-    a thread has no such choice (LIMITS-4).
+    or another exception stands, and a request that comes after the end changes nothing.
 LIMITS-3  The limit of a stream (streams.py) is one of each value: the start time is renewed when
     the generator is asked for the next, and the entry is free while the generator waits for its
     reader. Once the limit has cancelled it, neither happens: it has the grace period to end.
-LIMITS-4  A thread cannot be interrupted. So a call that is in one at its limit is answered then,
-    and what it returns or raises later is dropped, as with `asyncio.timeout` around
-    `asyncio.to_thread`. It stays in the table until it has returned, so that the parent kills the
-    worker if it does not (DEADLINE-3).
 """
 
 from __future__ import annotations
@@ -32,9 +27,6 @@ from typing import Any
 
 from .._transport.link import RunningItems
 from ..types import TaskTimeoutError
-
-#: The cause of an error by LIMITS-4, which has no traceback.
-IN_THREAD = "the call went on in its thread, and what it returns is dropped"
 
 
 class TimeLimits:
@@ -93,13 +85,6 @@ class TimeLimits:
         if task in self._clocks:
             self._clocks[task].stop()
         task.cancel()
-
-    def give_up(self, task: asyncio.Task[Any], what: Sequence[Any]) -> TaskTimeoutError:
-        """As `cancel`, of an item that does not end then; returns its error (LIMITS-4)."""
-        self.cancel(task, what)
-        timeout = TaskTimeoutError(*what)
-        timeout.__cause__ = asyncio.CancelledError(IN_THREAD)
-        return timeout
 
     def error_of(self, task: asyncio.Task[Any], error: BaseException) -> TaskTimeoutError | None:
         """The error of an item that its limit has cancelled, and that ended so (LIMITS-2)."""

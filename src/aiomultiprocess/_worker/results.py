@@ -12,6 +12,9 @@ RESULTS-1  One entry of the journal is open at a time. Either a burst opens it, 
     its call, is answered after the burst.
 RESULTS-2  A result that cannot be sent fails alone: its item gets an error instead. Other results
     of the same entry are sent as the journal has them.
+RESULTS-3  The result of an item that was suspended is sent as it ends, if none was sent in the last
+    millisecond: another item may block the loop before the turn that would send it. If some were
+    sent just now, the parent watches this worker (_parent/blocked.py).
 """
 
 from __future__ import annotations
@@ -20,11 +23,12 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from .. import _accel
 from .._pure.tasks import UnsendableError
-from .._wire import exceptions, journal
+from .._wire import exceptions, journal, sharing
 from .._wire.exceptions import Stage
 from .._wire.frames import Kind
 from .._wire.tracebacks import without_our_frames
@@ -32,6 +36,8 @@ from ..types import describe_error, import_hint, shown
 
 if TYPE_CHECKING:
     from .._transport.link import Link
+
+MOMENT_NS = 1_000_000  # RESULTS-3
 
 RESULTS = int(Kind.RESULTS)  # a member of an enum is found slowly, and each `apply` sends one
 
@@ -48,6 +54,7 @@ class ResultSender:
         self._exception_handler = exception_handler
         self._journal = _accel.Journal(journal.parts_of(link.journal)[0])
         self._next: tuple[int, int] | None = None  # the item that extends the entry of `add`
+        self._published = 0  # when results were sent last, in nanoseconds of the monotonic clock
 
     def close(self) -> None:
         """Release the journal, which is memory of the link."""
@@ -154,8 +161,16 @@ class ResultSender:
         link = self._link
         flush = link.flush  # as `send` above
         flush()
+        self._published = monotonic_ns()
         if not link.congested:
             self._journal.reset()
+        if sharing.collected:  # of results, which need no memory passed
+            sharing.take()
+
+    def publish_unless_just_now(self) -> None:
+        """Send all results, if none were in the last millisecond (RESULTS-3)."""
+        if monotonic_ns() - self._published > MOMENT_NS:
+            self.publish()
 
     def _send_added(self) -> None:
         """End the entry of `add`, if one is open."""

@@ -7,10 +7,10 @@ if its pool has threads.
 THREAD-1  An item starts when a thread takes it: while none is free, the engine starts neither it
     nor an item behind it (engine.py, WORKER-1). An item that is given up meanwhile is answered in
     its turn, without a thread, and does not hold up those behind it.
-THREAD-2  A thread cannot be interrupted. An item that is cancelled ends, by that cancellation, when
-    its thread has returned; until then it keeps its slot. If its time limit has cancelled it, its
-    answer does not wait for that (limits.py, LIMITS-4). A worker that is to exit does not wait for
-    it longer than the grace period (engine.py, WORKER-12).
+THREAD-2  A thread cannot be interrupted. An item that is cancelled ends when its thread has
+    returned, as its function did: a value or an exception stands (LIMITS-2). An awaitable that it
+    returns is not awaited any more. Until then the item keeps its slot. A worker that is to exit
+    does not wait for it longer than the grace period (engine.py, WORKER-12).
 THREAD-3  Only the call runs in the thread, in a copy of the item's context. An awaitable that it
     returns is awaited on the loop, and so is every answer written there.
 """
@@ -46,7 +46,6 @@ class Threads:
         self._limit = limit
         self._started = 0
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._calling: set[asyncio.Task[Any] | None] = set()  # items whose call runs in a thread
 
     @property
     def free(self) -> int:
@@ -56,10 +55,6 @@ class Threads:
     def must_wait(self, func: object) -> bool:
         """Whether an item of `func` cannot start now (THREAD-1)."""
         return not self.free and type(func) is ThreadedFunction
-
-    def is_calling(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the call of an item runs in a thread."""
-        return task in self._calling
 
     def start(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
         """Run `call` in a free thread."""
@@ -71,22 +66,6 @@ class Threads:
         self.busy += 1
         self._jobs.put((future, call))
         return future
-
-    async def wait(self, future: asyncio.Future[Outcome]) -> asyncio.CancelledError | None:
-        """Wait until a call has returned; returns the cancellation that came meanwhile."""
-        cancelled: asyncio.CancelledError | None = None
-        task = asyncio.current_task()
-        self._calling.add(task)
-        try:
-            while not future.done():
-                try:
-                    await asyncio.shield(future)
-                except asyncio.CancelledError as cancellation:  # THREAD-2
-                    cancelled = cancellation
-            return cancelled
-        finally:
-            self._calling.discard(task)
-            del cancelled  # its traceback and this frame would keep each other alive
 
     def close(self) -> None:
         """End the threads, each when its call has returned."""
@@ -132,16 +111,27 @@ class ThreadedFunction(Wrapper):
         context = contextvars.copy_context()
         # started here: the task of a task factory runs the coroutine a turn later (THREAD-1)
         future = self._threads.start(lambda: context.run(func, *args, **kwds))
-        return wait_for_thread(self._threads, future)
+        return wait_for_thread(future)
 
 
-async def wait_for_thread(threads: Threads, future: asyncio.Future[Outcome]) -> Any:
+async def wait_for_thread(future: asyncio.Future[Outcome]) -> Any:
     """The item: wait for a thread, and await what its call returns if it can (THREAD-3)."""
-    cancelled = await threads.wait(future)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as cancellation:  # THREAD-2
+            cancelled = cancellation
     value, error = future.result()
     try:
-        if cancelled is not None or error is not None:
-            raise cancelled or error  # type: ignore[misc]
+        if error is not None:
+            raise error
+        if not inspect.isawaitable(value):
+            return value
+        if cancelled is not None:
+            if inspect.iscoroutine(value):
+                value.close()
+            raise cancelled
     finally:
         del cancelled, error  # the traceback and this frame would keep each other alive
-    return await value if inspect.isawaitable(value) else value
+    return await value
