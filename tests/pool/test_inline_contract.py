@@ -44,6 +44,9 @@ MODULES = (
 )
 
 LEFT_OUT = {
+    "the caller and the worker have one loop, and a call that blocks the one blocks the other": """
+        test_a_parent_that_was_blocked_times_out_nothing_that_ended_meanwhile
+    """,
     "a worker is found by its process id": """
         test_a_pool_grows_and_the_new_workers_get_tasks
         test_a_pool_that_grows_again_gives_an_index_anew_after_its_worker_has_left
