@@ -70,6 +70,7 @@ LEFT_OUT = {
         test_without_cloudpickle_what_lives_in_a_session_names_the_extra
     """,
     "a process is killed, or kills itself": """
+        test_a_thread_that_never_returns_costs_its_worker_after_the_grace_period
         test_a_call_whose_worker_dies_after_it_was_cancelled_stays_cancelled
         test_a_copy_of_the_worker_that_a_call_forks_does_no_harm
         test_a_dead_worker_is_an_error_after_the_values_that_it_sent
