@@ -20,6 +20,7 @@ from aiomultiprocess._pure import journal as pure_journal
 from aiomultiprocess._wire import journal
 from aiomultiprocess._wire.frames import Kind, Mode
 from aiomultiprocess._worker import engine as child
+from aiomultiprocess._worker import results
 
 HOUR = 3_600_000_000_000  # nanoseconds: however slow this machine is, a burst is not over
 
@@ -164,6 +165,7 @@ def worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "python":
         monkeypatch.setattr(_accel, "Journal", pure_journal.Journal)
     monkeypatch.setattr(child, "BURST_NS", HOUR)
+    monkeypatch.setattr(results, "MOMENT_NS", 1 << 62)  # results wait for the end of the turn
     worker = Worker()
     yield worker
     worker.close()
@@ -202,6 +204,15 @@ def test_a_result_that_cancels_its_item_when_it_is_pickled_is_its_only_answer(
 ) -> None:
     assert worker.run(["a", "a cancels", "a"], "a") == [(Kind.RESULTS, 0, 3)]
     assert not worker.engine._running
+
+
+@pytest.mark.row("H135")
+def test_a_suspended_item_is_answered_as_it_ends_if_none_was_just_before(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RESULTS-3."""
+    monkeypatch.setattr(results, "MOMENT_NS", -1)
+    assert worker.run(["a"] * 3, "a") == [(Kind.RESULTS, at, 1) for at in range(3)]
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["suspended", "at once"])
