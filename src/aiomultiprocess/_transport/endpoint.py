@@ -142,6 +142,9 @@ class LargeBuffers:
 
     def close(self) -> None:
         """Drop all segments, and close the socket. Idempotent."""
+        global this_end
+        if this_end is self:
+            this_end = None
         fd, self._fd = self._fd, -1
         self._lender = self._borrower = None
         for _, descriptor in (*self._pending, *self._shared.items()):

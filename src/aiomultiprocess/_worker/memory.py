@@ -3,8 +3,9 @@
 `main` imports this module only in pools that have a limit.
 
 MEMORY-1  Memory is what is resident and not shared with other processes or files: what many workers
-    map counts for none of them. It is read once, after each turn that may have started items, so a
-    worker over its limit has started at least one, and recycling makes progress.
+    map counts for none of them. It is read at the end of each turn, and at its beginning if items
+    wait: suspended ones may have grown since. A worker over its limit has started at least one
+    item, so recycling makes progress.
 MEMORY-2  A worker over its limit retires (engine.py, WORKER-11). One that is over it before its
     first item breaks the pool, because its replacement would be too.
 """
@@ -45,7 +46,12 @@ class LimitedWorkerEngine(WorkerEngine):
         return exceptions.dump_exception(error, _accel.dumps)
 
     def _turn(self) -> None:
+        if self._chunks:
+            self._retire_if_over_limit()
         super()._turn()
+        self._retire_if_over_limit()
+
+    def _retire_if_over_limit(self) -> None:
         if self._in_burst or self._refuses or self._closing or not self._link.started:  # MEMORY-1
             return
         if self._memory() > self.memory_limit:
