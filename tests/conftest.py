@@ -70,8 +70,13 @@ def pytest_configure() -> None:
     main.__dict__.pop("__file__", None)
 
 
-def pytest_collection_finish() -> None:
-    """Spare the tests that collect garbage what no test has made: it is most of what there is."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_heap() -> None:
+    """Spare the tests that look at all objects what is older than their module: it is most of them.
+
+    Each async test looks for pending futures (leaks.py), which took half of the suite's time once
+    this process had imported dask, pandas and a notebook's kernel.
+    """
     gc.collect()
     gc.freeze()
 

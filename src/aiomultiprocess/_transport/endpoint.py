@@ -147,15 +147,18 @@ class LargeBuffers:
             this_end = None
         fd, self._fd = self._fd, -1
         self._lender = self._borrower = None
+        self._close_received()
+        if self._socket is not None:
+            self._socket.close()
+        elif fd >= 0:
+            os.close(fd)
+
+    def _close_received(self) -> None:
         for _, descriptor in (*self._pending, *self._shared.items()):
             if descriptor >= 0:
                 os.close(descriptor)
         self._pending = []
         self._shared.clear()
-        if self._socket is not None:
-            self._socket.close()
-        elif fd >= 0:
-            os.close(fd)
 
 
 #: In a worker: what travels beside its link to the parent.
