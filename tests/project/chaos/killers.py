@@ -58,8 +58,10 @@ class Census:
         for worker in self._known.keys() - present.keys():
             del self._known[worker]
             self._bury(worker)
-        if len({worker.index for worker in present}) != len(present):  # CHAOS-15
-            self._accounts.fault(f"workers share an index: {present}")
+        # CHAOS-15. One that exits, however long, has passed its index on (SUPERVISOR-4).
+        indices = [worker.index for worker in present if not worker.exiting]
+        if len(set(indices)) != len(indices):
+            self._accounts.fault(f"workers share an index: {indices}")
         for worker in present:
             if worker.ready and not self._known.get(worker):
                 self.spares_starting = False
@@ -82,6 +84,14 @@ class Census:
                 f"worker {worker.pid} ended with code {code}, sent: {sent} {worker.why_ended}"
             )
         self.deaths[way] += 1
+
+
+def _on_host(victim: PoolWorker) -> psutil.Process | None:
+    """The process of a worker on a host: it stands still, and outlives a host that dies now."""
+    if victim.host:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, which is not known yet
+            return psutil.Process(victim.pid)
+    return None
 
 
 class Killers:
@@ -123,7 +133,7 @@ class Killers:
         if stops:
             self._send(victim, signal.SIGSTOP, way)
             shortest, longest = STOPPED
-            process = psutil.Process(victim.pid) if victim.host else None
+            process = _on_host(victim)
             await asyncio.sleep(shortest + chance * (longest - shortest))
             if process is not None and victim not in self._pool.processes:  # its host was lost
                 with contextlib.suppress(psutil.NoSuchProcess):
