@@ -46,7 +46,7 @@ async def program(count: int, half_way: asyncio.Event | None = None, **pool: Any
 
 def start(folder: Path, part: str, *options: str) -> "subprocess.Popen[bytes]":
     """Start a part of a dask cluster, as `dask scheduler` and `dask worker` do."""
-    command = [sys.executable, "-m", f"distributed.cli.dask_{part}", "--no-dashboard", *options]
+    command = [sys.executable, "-Pm", f"distributed.cli.dask_{part}", "--no-dashboard", *options]
     with (folder / f"{part}.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
 

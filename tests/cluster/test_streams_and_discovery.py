@@ -10,10 +10,12 @@ from typing import Any
 import psutil
 import pytest
 
+import cluster_tasks
 import leaks
 from aiomultiprocess._cluster.cluster import Cluster
 from aiomultiprocess._cluster.stream import Stream
 from aiomultiprocess._wire.frames import Kind
+from conftest import BUILT
 
 
 class LateClient:
@@ -144,3 +146,8 @@ def test_what_ends_a_test_that_hangs_spares_what_other_tests_use() -> None:
         shared.communicate()  # the helper ends at the end of its input
         own.kill()
         own.communicate()
+
+
+async def test_the_processes_on_hosts_have_the_extension_where_it_is_built(dask_pool: Any) -> None:
+    async with dask_pool(2) as pool:
+        assert await pool.apply(cluster_tasks.has_extension) is BUILT

@@ -61,3 +61,10 @@ def set_patience(seconds: float) -> None:
     from aiomultiprocess._parent import blocked
 
     blocked.PATIENCE = seconds
+
+
+async def has_extension() -> bool:
+    """Whether this process has amp_ext."""
+    from aiomultiprocess import _accel
+
+    return _accel.EXTENSION_ERROR is None

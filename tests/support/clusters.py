@@ -102,9 +102,10 @@ class Dask:
     ) -> subprocess.Popen[bytes]:
         module = f"distributed.cli.dask_{part}"
         path = os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        # -P: not from the current folder, whose amp_ext has no modules if it is the project's root
         with (self.folder / f"{label or part}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*before, sys.executable, "-m", module, *options, "--no-dashboard", *self.options],
+                [*before, sys.executable, "-Pm", module, *options, "--no-dashboard", *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -121,6 +121,9 @@ class RemoteLink:
                 segments=payload,
             )
 
+    def lend_nothing(self) -> None:
+        """It never lends: there is no memory that both machines have."""
+
     def share(self, number: int, fd: int) -> tuple[Any, ...]:
         """Pass a shared object to the process, and to its host if that does not have it."""
         if number in self.shared or self._closed or self._memories is None:

@@ -11,6 +11,8 @@ HOSTED-2  The process does not import the main module of the dask worker, which 
     dask: what a client's main module defines travels by value.
 HOSTED-3  What a process has published, its journal, and how many items it has started reach the
     client before the news of its exit.
+HOSTED-4  Segments arrive from a client as views, whatever they were. Their bytes are copied into
+    the channel of the process: a view that was lent would not be the bytes that the codec expects.
 """
 
 from __future__ import annotations
@@ -92,6 +94,7 @@ class HostedProcess:
         """
         spec = ShippedSpec(pickle.loads(payload))
         self.link, end = self._channels.create(spec.concurrency)
+        self.link.lend_nothing()  # HOSTED-4
         spec.end = end
         spec.parent_pid = os.getpid()
         parent_fd = _own_pidfd()

@@ -55,6 +55,7 @@ class LargeBuffers:
     def __init__(self, fd: int, limits: Limits) -> None:
         """Take over `fd`, an end of a pair of Unix sockets; -1 if there is none."""
         self.limits = limits
+        self.lends = True  # False: `Endpoint.lend_nothing` was called
         self._fd = fd
         self._socket: DescriptorSocket | None = None
         self._lender: Lender | None = None
@@ -64,7 +65,7 @@ class LargeBuffers:
 
     def lend(self, payload: Sequence[Segment]) -> Lent | None:
         """The payload with large buffers replaced by what names them; None if there is none."""
-        if self._fd < 0:
+        if self._fd < 0 or not self.lends:
             return None
         if self._lender is None:
             if not any(type(one) is memoryview and len(one) >= LENT_MIN for one in payload):
@@ -223,6 +224,10 @@ class Endpoint:
     def journal(self) -> memoryview:
         """A new view of the worker's journal."""
         return self._memory.journal
+
+    def lend_nothing(self) -> None:
+        """The payloads that are sent here have views where they had bytes (link.py)."""
+        self._large.lends = False
 
     def share(self, number: int, fd: int) -> tuple[Endpoint, ...]:
         """Pass a shared object to the worker, unless it has it; itself if so."""

@@ -181,6 +181,12 @@ class Link(Protocol):
         for a copy of it (LINK-10).
         """
 
+    def lend_nothing(self) -> None:
+        """Call it before the first `send` of payloads that have views where they had bytes.
+
+        A view is lent, and arrives as one (FRAME-6), which the codec refuses where it wrote bytes.
+        """
+
     def share(self, number: int, fd: int, /) -> tuple[Any, ...]:
         """Pass a shared object to the worker, unless it has it.
 
