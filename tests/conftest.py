@@ -113,10 +113,10 @@ def pytest_runtest_makereport(
     """Fail a test during which asyncio or a resource tracker warned, in any process."""
     report = yield
     if report.when == "teardown" and report.passed:
-        said = leaks.COMPLAINTS.search(report.capstderr + report.caplog)
+        said = leaks.complaint(report.capstderr + report.caplog)
         if said:
             report.outcome = "failed"
-            report.longrepr = f"{item.nodeid}: {said.group()!r} was written to stderr or the log"
+            report.longrepr = f"{item.nodeid}: {said!r} was written to stderr or the log"
     return report
 
 

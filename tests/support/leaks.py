@@ -23,6 +23,11 @@ import psutil
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
+#: What a closed client of dask leaves: a timer of tornado's runs out, and no one asks its future.
+OF_TORNADO = re.compile(
+    r"Future exception was never retrieved\s+"
+    r"future: <Future finished exception=TimeoutError\('Timeout'\)"
+)
 OURS = re.compile(r"psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -211,6 +216,12 @@ def pending_futures() -> list[asyncio.Future[Any]]:
         and found is not this
         and not _is_of_tornado(found)
     ]
+
+
+def complaint(said: str) -> str | None:
+    """What asyncio or a resource tracker complains of in what was written, None if of nothing."""
+    found = COMPLAINTS.search(OF_TORNADO.sub("", said))
+    return None if found is None else found.group()
 
 
 def _is_of_tornado(future: asyncio.Future[Any]) -> bool:
