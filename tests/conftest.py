@@ -74,8 +74,8 @@ def pytest_configure() -> None:
 def _frozen_heap() -> None:
     """Spare the tests that look at all objects what is older than their module: it is most of them.
 
-    Each async test looks for pending futures (leaks.py), which took half of the suite's time once
-    this process had imported dask, pandas and a notebook's kernel.
+    Each async test looks through them for pending futures (leaks.py), and they are many once this
+    process has imported dask: a third of the suite's CPU time was this process's own.
     """
     gc.collect()
     gc.freeze()

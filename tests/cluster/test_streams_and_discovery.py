@@ -12,9 +12,10 @@ import pytest
 
 import cluster_tasks
 import leaks
+import workload
 from aiomultiprocess._cluster.cluster import Cluster
 from aiomultiprocess._cluster.stream import Stream
-from aiomultiprocess._wire.frames import Kind
+from aiomultiprocess._wire.frames import LENT_MIN, Kind
 from conftest import BUILT
 
 
@@ -151,3 +152,16 @@ def test_what_ends_a_test_that_hangs_spares_what_other_tests_use() -> None:
 async def test_the_processes_on_hosts_have_the_extension_where_it_is_built(dask_pool: Any) -> None:
     async with dask_pool(2) as pool:
         assert await pool.apply(cluster_tasks.has_extension) is BUILT
+
+
+@pytest.mark.row("H137")
+@pytest.mark.parametrize("make", [bytes, bytearray])
+async def test_large_bytes_reach_processes_on_hosts_and_come_back(
+    dask_pool: Any, make: Any
+) -> None:
+    async with dask_pool(1) as pool:
+        for size in (LENT_MIN - 1, LENT_MIN, 3 << 20):
+            value = make(b"\x05") * size
+            result = await pool.apply(workload.identity, (value,))
+            assert type(result) is make
+            assert result == value

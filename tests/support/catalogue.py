@@ -148,6 +148,7 @@ ROWS = {
     "H134": "results that were taken early change nothing of those after them in their payload",
     "H135": "a suspended item that ends does not wait for another that then blocks the loop",
     "H136": "a shared object that was released harms no pool that a worker gives it to",
+    "H137": "large bytes reach a process on a host as what they were, and it survives them",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -23,7 +23,7 @@ import psutil
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
-#: What a closed client of dask leaves: a timer of tornado's runs out, and no one asks its future.
+#: Of a closed client of dask: `gen.with_timeout` of tornado runs out, and no one asks its future.
 OF_TORNADO = re.compile(
     r"Future exception was never retrieved\s+"
     r"future: <Future finished exception=TimeoutError\('Timeout'\)"

@@ -226,7 +226,7 @@ class Endpoint:
         return self._memory.journal
 
     def lend_nothing(self) -> None:
-        """The payloads that are sent here have views where they had bytes (link.py)."""
+        """From now on send the bytes of views, and lend none (link.py)."""
         self._large.lends = False
 
     def share(self, number: int, fd: int) -> tuple[Endpoint, ...]:

@@ -182,9 +182,10 @@ class Link(Protocol):
         """
 
     def lend_nothing(self) -> None:
-        """Call it before the first `send` of payloads that have views where they had bytes.
+        """From now on send the bytes of views, and lend none (FRAME-6).
 
-        A view is lent, and arrives as one (FRAME-6), which the codec refuses where it wrote bytes.
+        For who passes on segments that it received as views, whatever they were: what is lent
+        arrives as a view, which the codec refuses where its encoder had bytes.
         """
 
     def share(self, number: int, fd: int, /) -> tuple[Any, ...]:
