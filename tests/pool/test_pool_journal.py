@@ -147,3 +147,18 @@ async def test_a_spoiled_journal_costs_its_own_tasks_and_no_more(
     lost = sum(isinstance(value, WorkerLostError) for value in found)
     if lost > 1 and at != 16:  # an unknown chunk is taken for one that was reported
         assert "its journal is broken" in caplog.text
+
+
+@pytest.mark.parametrize(("at", "damage"), [(4, b"\xff" * 2), (24, b"\x60")])
+async def test_a_spoiled_journal_of_a_blocked_worker_costs_no_task_that_was_not_started(
+    caplog: pytest.LogCaptureFixture, at: int, damage: bytes
+) -> None:
+    async with Pool(1) as pool:
+        func = mishaps.block_with_a_spoiled_journal
+        await warm_up(pool, func, b"", 0)
+        items = [([90], damage, at, i) for i in range(COUNT)]
+        found = await outcomes(pool.starmap(func, items))
+        assert isinstance(found[90], WorkerLostError)
+        assert found[91:] == list(range(91, COUNT))  # RECOVERY-3
+        assert await pool.apply(workload.two) == 2
+    assert "its journal is broken, it is killed" in caplog.text

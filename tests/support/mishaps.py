@@ -437,12 +437,23 @@ async def answer_and_die(value: int) -> int:
     return value
 
 
+def spoil_the_journal(damage: bytes, at: int) -> None:
+    links = [one for one in gc.get_objects() if type(one).__name__ in ("ShmLink", "PipeLink")]
+    (link,) = links
+    link.journal[at : at + len(damage)] = damage
+
+
 def die_with_a_spoiled_journal(deadly: list[int], damage: bytes, at: int, value: int) -> int:
     if value in deadly:
-        links = [one for one in gc.get_objects() if type(one).__name__ in ("ShmLink", "PipeLink")]
-        (link,) = links
-        link.journal[at : at + len(damage)] = damage
+        spoil_the_journal(damage, at)
         die("SIGKILL")
+    return value
+
+
+def block_with_a_spoiled_journal(blocking: list[int], damage: bytes, at: int, value: int) -> int:
+    if value in blocking:
+        spoil_the_journal(damage, at)
+        time.sleep(60)
     return value
 
 

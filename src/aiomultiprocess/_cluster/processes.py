@@ -164,8 +164,8 @@ class HostedProcess:
     def unsent_results(self) -> bytes | None:
         """What its journal has of results now (RECOVERY-1), None if there are none."""
         with self.link.journal as memory:
-            results, _ = journal.parts_of(memory)
-            with results:
+            results, values = journal.parts_of(memory)
+            with results, values:
                 return journal.snapshot(results)
 
     def send_signal(self, signum: int) -> None:

@@ -17,7 +17,9 @@ RECOVERY-2  What was taken of a blocked worker also arrives in a frame, as the j
     were taken. These are skipped in the frame, or in the entry when it is read again: they are
     decoded, because what follows may name their keys (CODEC-6), but not unpickled again.
 RECOVERY-3  What was reported before is skipped. Reading stops at the first invalid entry. A worker
-    that lives and has one is killed, as for an invalid frame.
+    that lives and has one is killed. Its death then costs the same as if it had died by itself a
+    moment before, which nobody could tell apart: its link, and its mark of what it has started,
+    count as valid.
 RECOVERY-4  Values of streams and what follows them are taken of dead workers alone: a frame of
     values does not say which they are, and may be on its way.
 """
@@ -61,13 +63,13 @@ def take_results(worker: PoolWorker, on_frame: Handler) -> None:
     """Pass to `on_frame` the results that a blocked worker has not sent (RECOVERY-1)."""
     try:
         with worker.link.journal as memory:
-            results, _ = journal.parts_of(memory)
-            with results:
+            results, values = journal.parts_of(memory)
+            with results, values:  # a record of the error below may keep this frame
                 copied = journal.snapshot(results)
         if copied is not None:
             _pass_results(worker, on_frame, memoryview(copied), streams=False)
     except Exception as error:  # noqa: BLE001 - as in a callback of the link (LINK-7)
-        worker.mark_corrupt(error)
+        worker.mark_journal_corrupt(error)
 
 
 def recover_results(worker: PoolWorker, on_frame: Handler) -> None:

@@ -341,8 +341,16 @@ class PoolWorker(Process):
 
     def mark_corrupt(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""
-        log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
         self.link_intact = False
+        log.error("worker %s: its link is broken, it is killed", self.pid, exc_info=error)
+        self._kill_broken()
+
+    def mark_journal_corrupt(self, error: Exception) -> None:
+        """The journal is not valid, while the worker lives: kill it. Its link still counts."""
+        log.error("worker %s: its journal is broken, it is killed", self.pid, exc_info=error)
+        self._kill_broken()
+
+    def _kill_broken(self) -> None:
         self.leaving = True  # what it would be sent now, it would not get
         self.kill()
 
