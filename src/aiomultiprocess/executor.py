@@ -43,9 +43,10 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from multiprocessing.context import BaseContext
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
 
 from ._arguments import any_seconds, check_callable, is_iterable, whole
+from ._parent.callers import refuse_to_pickle
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
 from .types import R
@@ -154,6 +155,9 @@ class PoolExecutor(Executor):
         self._has_context = bool(pool.contextvars)
         self._runner = _Runner(pool)
         weakref.finalize(self, self._runner.close).atexit = False  # EXECUTOR-2
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle(self)
 
     @overload
     def submit(

@@ -21,7 +21,7 @@ from collections.abc import (
 from functools import partial
 from multiprocessing import current_process, parent_process
 from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
 
 from . import _legacy
 from ._arguments import (
@@ -46,7 +46,7 @@ from ._arguments import (
     task_options,
     whole,
 )
-from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller
+from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller, refuse_to_pickle
 from ._parent.result import PoolResult
 from ._processes import loops
 from ._processes.cpus import usable_cpus
@@ -320,6 +320,9 @@ class Pool:
         """Terminate the pool, and wait until its workers have exited."""
         self.terminate()
         await self.join()
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle(self)
 
     @property
     def backend(self) -> str:

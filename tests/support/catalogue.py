@@ -149,6 +149,8 @@ ROWS = {
     "H135": "a suspended item that ends does not wait for another that then blocks the loop",
     "H136": "a shared object that was released harms no pool that a worker gives it to",
     "H137": "large bytes reach a process on a host as what they were, and it survives them",
+    "H144": "a map of a huge range that is given up takes no memory for what was never taken",
+    "H145": "a pool that is sent by mistake is named in the error",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

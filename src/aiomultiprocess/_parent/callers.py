@@ -7,7 +7,7 @@ must.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 from .._wire.tracebacks import without_our_frames
 from ..types import PoolTerminatedError
@@ -23,6 +23,14 @@ ANOTHER_LOOP = (
     "asyncio.run_coroutine_threadsafe(coroutine, loop). A program that makes a loop for each call "
     "(Flask, asgiref) does best with one pool in one loop that runs in a thread"
 )
+
+
+def refuse_to_pickle(obj: object) -> NoReturn:
+    """Raise the error for an object that stays in its process."""
+    raise TypeError(
+        f"a {type(obj).__name__} stays in its process: keep it out of what is sent to another, "
+        "such as the attributes of an object whose method is called there"
+    )
 
 
 def prepare_for_caller(error: BaseException) -> None:

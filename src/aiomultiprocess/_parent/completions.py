@@ -53,19 +53,27 @@ class CompletionLog:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.base = 0
         self._order: list[int] = []
+        self._rest = range(0)
         self._loop = loop
         self._waiters: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
         """How many were added, with those that were dropped."""
-        return self.base + len(self._order)
+        return self.base + len(self._order) + len(self._rest)
 
     def __getitem__(self, at: int) -> int:
-        return self._order[at - self.base]
+        at -= self.base
+        return self._order[at] if at < len(self._order) else self._rest[at - len(self._order)]
 
     def add(self, indices: Sequence[int]) -> None:
         """Add what is settled now."""
         self._order += indices
+        if self._waiters:
+            self.wake()
+
+    def add_rest(self, indices: range) -> None:
+        """Add what was given up before it was taken (JOB-10); nothing is added after it."""
+        self._rest = indices
         if self._waiters:
             self.wake()
 

@@ -31,6 +31,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
+from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from multiprocessing import util
@@ -612,11 +613,12 @@ class Engine:
         idle = {worker for worker in self.supervisor.workers if not worker.chunks}
         for queue in self.queues.values():
             queue.clear()
-        for source in sources:
-            source.fail_all(error)
-        for worker in list(self.supervisor.workers):
-            worker.end(idle=worker in idle)
-        self._check_finished()
+        with ExitStack() as steps:  # the last one first; all of them, whatever one may raise
+            steps.callback(self._check_finished)
+            for worker in list(self.supervisor.workers):
+                steps.callback(worker.end, idle=worker in idle)
+            for source in sources:
+                steps.callback(source.fail_all, error)
 
     def _check_finished(self) -> None:
         """ENGINE-1: let the workers go when nothing is left to do, and tell when they have gone."""

@@ -32,6 +32,9 @@ JOB-8  An error stands at the place of the result that it replaces. `return_exce
 JOB-9  A job is *marked* when an `await` of it, or a step of a reader, is cancelled, or a reader is
     closed by its user. A marked job is cancelled once no caller can wait for it: no `await` and no
     reader is left, and its PoolResult is gone.
+JOB-10  To give up a job takes neither memory nor time for the items that were never taken: an input
+    may be a `range` of any length. They have no places in the list of results; `_rest` stands for
+    each of them.
 """
 
 from __future__ import annotations
@@ -95,6 +98,7 @@ class Job:
     cancelled = False
     length: int | None = None  # how many items a bounded input had
     wanted_all = False
+    _rest: Any = PENDING  # JOB-10; PENDING: the job was not given up
 
     def __init__(
         self,
@@ -304,20 +308,17 @@ class Job:
         self._returned.clear()
         left = self.source.left or 0
         self.source.stop()
-        rest = [] if self._log is None else self._unsettled(left)
-        self._values = [stand_in if value is PENDING else value for value in self._values]
-        self._values += [stand_in] * left
+        waiting = [at for at, value in enumerate(self._values) if value is PENDING]
+        for at in waiting:
+            self._values[at] = stand_in
+        self._rest = stand_in
         self._taken += left
         self._error_of_the_rest = error
         if self._log is not None:
-            self._log.add(rest)
+            self._log.add([self._base + at for at in waiting])
+            self._log.add_rest(range(self._taken - left, self._taken))
         if not self._is_bounded:  # items that were never pulled fail as one, after the last
             self._fail_input(error)
-
-    def _unsettled(self, left: int) -> list[int]:
-        values, end = self._values, self._taken
-        waiting = [at for at, value in enumerate(values, self._base) if value is PENDING]
-        return [*waiting, *range(end, end + left)]
 
     def _count_late(self, count: int) -> None:
         """JOB-7: so many tasks of a cancelled job are reported, put back or dropped."""
@@ -401,6 +402,7 @@ class Job:
         rest = self._error_of_the_rest
         if rest is not None and (self.cancelled or not self._return_exceptions):  # JOB-8
             raise self._fresh(rest)
+        self._values += [self._rest] * (self._taken - self._base - len(self._values))  # JOB-10
         last = self._unreferenced and not self._awaiting  # JOB-5
         return self._values if last else self._values.copy()
 
@@ -421,7 +423,7 @@ class Job:
         if index >= self._taken:
             raise StopAsyncIteration
         self._require_kept(index)
-        value = self._values[index - self._base]
+        value = self.value_at(index)
         if value is DROPPED:
             self._require_all_kept()
         if value is FAILED:
@@ -432,7 +434,9 @@ class Job:
     def value_at(self, index: int) -> Any:
         """The result of one task, or PENDING or FAILED if there is none (yet, or any more)."""
         at = index - self._base
-        return self._values[at] if 0 <= at < len(self._values) else PENDING
+        if 0 <= at < len(self._values):
+            return self._values[at]
+        return self._rest if at >= 0 and index < self._taken else PENDING
 
     def add_reader(self) -> Reader:
         """A new position for an `async for`, at the first task."""
@@ -444,6 +448,7 @@ class Job:
         if log is None:  # results that are there come in the order of indices (COMPLETION-1)
             log = CompletionLog(self._loop)
             log.add([at for at, value in enumerate(self._values) if value is not PENDING])
+            log.add_rest(range(len(self._values), self._taken))
             if self.done:
                 self._log_error_of_input(log)
         reader = self._added(CompletionReader(self, log))
@@ -559,7 +564,7 @@ class Job:
 
     def _is_ready(self, index: int) -> bool:
         if index < self._taken:
-            return index < self._base or self._values[index - self._base] is not PENDING
+            return index < self._base or self.value_at(index) is not PENDING
         return self.done or index in self._errors
 
     async def _wait(self, index: int | None) -> None:

@@ -17,9 +17,8 @@ RECOVERY-2  What was taken of a blocked worker also arrives in a frame, as the j
     were taken. These are skipped in the frame, or in the entry when it is read again: they are
     decoded, because what follows may name their keys (CODEC-6), but not unpickled again.
 RECOVERY-3  What was reported before is skipped. Reading stops at the first invalid entry. A worker
-    that lives and has one is killed. Its death then costs the same as if it had died by itself a
-    moment before, which nobody could tell apart: its link, and its mark of what it has started,
-    count as valid.
+    that lives and has one is killed. Its death costs what it would have cost if the worker had died
+    by itself just before: its link, and its mark of what it has started, still count.
 RECOVERY-4  Values of streams and what follows them are taken of dead workers alone: a frame of
     values does not say which they are, and may be on its way.
 """

@@ -14,12 +14,12 @@ from collections.abc import (
     Coroutine,
     Generator,
 )
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, overload
 
 from .. import _legacy
 from .._arguments import check_flag
 from ..types import Progress, R
-from .callers import prepare_for_caller
+from .callers import prepare_for_caller, refuse_to_pickle
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -79,6 +79,9 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
         self.pool = pool
         self._job = job
         weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle(self)
 
     def __await__(self) -> Generator[Any, None, list[R]]:
         self.pool._check_loop()

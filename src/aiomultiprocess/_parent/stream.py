@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ..types import PoolTerminatedError
-from .callers import prepare_for_caller
+from .callers import prepare_for_caller, refuse_to_pickle
 
 if TYPE_CHECKING:
     from .stream_source import StreamSource
@@ -29,6 +29,9 @@ class Stream(AsyncIterator[Value]):
     def __init__(self, start: Callable[[], StreamSource]) -> None:
         self._start: Callable[[], StreamSource] | None = start
         self._source: StreamSource | None = None  # from the first step to the end
+
+    def __reduce__(self) -> NoReturn:
+        refuse_to_pickle(self)
 
     def __aiter__(self) -> Stream[Value]:
         return self
