@@ -220,8 +220,14 @@ async def prometheus(pool: Pool) -> None:
 
     from aiomultiprocess.prometheus import PoolCollector
 
-    REGISTRY.register(PoolCollector(pool, name="pages"))
+    collector = PoolCollector(pool, name="pages")
+    REGISTRY.register(collector)
     assert REGISTRY.get_sample_value("aiomultiprocess_workers", {"pool": "pages"})
+    async with Pool(1) as thumbnails:
+        collector.add(thumbnails, name="thumbnails")
+        await thumbnails.map(fetch, range(10))
+        assert REGISTRY.get_sample_value("aiomultiprocess_workers", {"pool": "thumbnails"})
+    collector.remove("thumbnails")
 
 
 async def what_pickle_refuses() -> None:

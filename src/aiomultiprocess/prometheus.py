@@ -1,15 +1,16 @@
 """Statistics of pools for Prometheus: `pip install aiomultiprocess[prometheus]`.
 
 from prometheus_client import REGISTRY
-REGISTRY.register(PoolCollector(pool, name="thumbnails"))
+REGISTRY.register(PoolCollector(pool, name="thumbnails").add(another, name="mails"))
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -40,34 +41,60 @@ class MeasuredPool(Protocol):
 
 
 class PoolCollector(Collector):
-    """A collector of prometheus_client over `Pool.stats()`.
+    """A collector of prometheus_client over `Pool.stats()` of one or more pools.
 
-    It does not keep the pool alive, and collects nothing once the pool is gone. It may be called in
+    A registry takes one PoolCollector, because it refuses a second collector of the same metrics
+    ("Duplicated timeseries in CollectorRegistry"). `add` gives that one further pools.
+
+    It does not keep a pool alive, and collects nothing of a pool that is gone. It may be called in
     any thread: the numbers are read in the pool's event loop.
 
     Arguments:
-        pool: the pool.
-        name: the value of the label `pool` of all its metrics; must be unique in a registry.
-        timeout: seconds to wait for the pool's event loop if it runs in another thread; after that
+        pool: the first pool; without it, the collector has no pools until `add`.
+        name: the value of the label `pool` of all metrics of that pool.
+        timeout: seconds to wait for a pool's event loop if it runs in another thread; after that
             `collect` raises TimeoutError.
     """
 
-    def __init__(self, pool: MeasuredPool, name: str = "default", timeout: float = 5.0) -> None:
-        self._pool = weakref.ref(pool)
-        self._name = name
+    def __init__(
+        self, pool: MeasuredPool | None = None, name: str = "default", timeout: float = 5.0
+    ) -> None:
+        self._lock = threading.Lock()  # around changes of `_pools`
+        # by name; replaced and never changed, since `collect` iterates over it in any thread
+        self._pools: Mapping[str, weakref.ref[MeasuredPool]] = {}
         self._timeout = timeout
+        if pool is not None:
+            self.add(pool, name)
+
+    def add(self, pool: MeasuredPool, name: str) -> Self:
+        """Collect another pool too, under a name that no living pool of this collector has."""
+        with self._lock:
+            alive = {key: ref for key, ref in self._pools.items() if ref() is not None}
+            if name in alive:
+                raise ValueError(
+                    f"name={name!r} belongs to a pool of this collector: choose another name, "
+                    f"or call remove({name!r}) first"
+                )
+            self._pools = {**alive, name: weakref.ref(pool)}
+        return self
+
+    def remove(self, name: str) -> None:
+        """Collect the pool of this name no longer; without effect if there is none."""
+        with self._lock:
+            self._pools = {key: ref for key, ref in self._pools.items() if key != name}
 
     def describe(self) -> Iterator[Any]:
         """The metrics without their values, so that a registry reads no pool to register this."""
-        return iter([*_pool_metrics(), *_worker_metrics()])
+        return iter(_with_values({}))
 
     def collect(self) -> Iterator[Any]:
-        """The metrics of the pool now."""
-        pool = self._pool()
-        if pool is None:
-            return
-        stats = self._read(pool)
-        yield from _with_values(self._name, stats)
+        """The metrics of the pools now: each once, with the samples of all pools."""
+        stats = self._read_all()
+        return iter(_with_values(stats) if stats else [])
+
+    def _read_all(self) -> dict[str, PoolStats]:
+        pools = ((name, ref()) for name, ref in self._pools.items())
+        return {name: self._read(pool) for name, pool in pools if pool is not None}
 
     def _read(self, pool: MeasuredPool) -> PoolStats:
         loop = None if pool._engine is None else pool._engine.loop
@@ -112,8 +139,16 @@ def _worker_metrics() -> list[Any]:
     ]
 
 
-def _with_values(name: str, stats: PoolStats) -> list[Any]:
-    tasks, retries, restarts, still_open, workers = metrics = _pool_metrics()
+def _with_values(pools: Mapping[str, PoolStats]) -> list[Any]:
+    of_pools, of_workers = _pool_metrics(), _worker_metrics()
+    for name, stats in pools.items():
+        _add_pool(of_pools, name, stats)
+        _add_workers(of_workers, name, stats)
+    return [*of_pools, *of_workers]
+
+
+def _add_pool(metrics: list[Any], name: str, stats: PoolStats) -> None:
+    tasks, retries, restarts, still_open, workers = metrics
     for outcome in ("done", "failed", "timed_out", "cancelled", "lost"):
         tasks.add_metric([name, outcome], getattr(stats, outcome))
     retries.add_metric([name], stats.retried)
@@ -122,11 +157,10 @@ def _with_values(name: str, stats: PoolStats) -> list[Any]:
     for state in ("waiting", "running"):
         still_open.add_metric([name, state], getattr(stats, state))
     workers.add_metric([name], len(stats.workers))
-    return [*metrics, *_with_workers(name, stats)]
 
 
-def _with_workers(name: str, stats: PoolStats) -> list[Any]:
-    running, waiting, uptime, memory, busy, lag = metrics = _worker_metrics()
+def _add_workers(metrics: list[Any], name: str, stats: PoolStats) -> None:
+    running, waiting, uptime, memory, busy, lag = metrics
     # by index: of a worker that is slow to exit and its replacement, the younger
     workers = {each.index: each for each in sorted(stats.workers, key=lambda each: -each.uptime)}
     for worker in sorted(workers.values(), key=lambda each: each.index):
@@ -137,4 +171,3 @@ def _with_workers(name: str, stats: PoolStats) -> list[Any]:
         for metric, value in ((memory, worker.rss), (busy, worker.busy), (lag, worker.lag)):
             if value is not None:
                 metric.add_metric(labels, value)
-    return metrics

@@ -109,7 +109,8 @@ def test_a_collector_exports_one_worker_for_each_index() -> None:
         for index, pid, uptime in ((0, 1, 9.0), (0, 2, 0.5), (1, 3, 9.0))
     ]
     stats = PoolStats(0, 0, 0, 0, 0, 0, 0, 0, {}, tuple(workers))
-    running = prometheus._with_workers("pool", stats)[0]
+    metrics = {metric.name: metric for metric in prometheus._with_values({"pool": stats})}
+    running = metrics["aiomultiprocess_worker_running"]
     assert [(each.labels["index"], each.value) for each in running.samples] == [("0", 2), ("1", 3)]
 
 

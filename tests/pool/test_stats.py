@@ -190,6 +190,82 @@ async def test_a_collector_exports_the_stats_from_any_thread() -> None:
         assert 'aiomultiprocess_worker_running{index="1",pool="images"} 0.0' in text
 
 
+def pools_of(registry: Any, metric: str) -> dict[str, float]:
+    """A metric's value of each pool; each metric stands once in what the registry exports."""
+    from prometheus_client import generate_latest
+    from prometheus_client.openmetrics import exposition, parser
+
+    lines = generate_latest(registry).decode().splitlines()
+    for kind in ("# HELP ", "# TYPE "):
+        names = [line.split()[2] for line in lines if line.startswith(kind)]
+        assert len(names) == len(set(names))
+    exported = exposition.generate_latest(registry).decode()
+    families = parser.text_string_to_metric_families(exported)  # refuses a metric that comes twice
+    samples = [sample for family in families for sample in family.samples]
+    return {each.labels["pool"]: each.value for each in samples if each.name == metric}
+
+
+async def test_a_collector_exports_several_pools_as_one_set_of_metrics() -> None:
+    from prometheus_client import CollectorRegistry
+
+    from aiomultiprocess.prometheus import PoolCollector
+
+    registry = CollectorRegistry()
+    async with Pool(1) as first, Pool(2) as second:
+        collector = PoolCollector(first, name="a").add(second, name="b")
+        registry.register(collector)
+        assert pools_of(registry, "aiomultiprocess_workers") == {"a": 1, "b": 2}
+        there = await asyncio.to_thread(pools_of, registry, "aiomultiprocess_worker_running")
+        assert there == {"a": 0, "b": 0}
+        only = registry.restricted_registry(["aiomultiprocess_workers"])
+        assert pools_of(only, "aiomultiprocess_workers") == {"a": 1, "b": 2}
+        collector.remove("a")
+        assert pools_of(registry, "aiomultiprocess_workers") == {"b": 2}
+        registry.unregister(collector)
+        assert pools_of(registry, "aiomultiprocess_workers") == {}
+
+
+def test_a_collector_may_be_registered_before_there_are_pools() -> None:
+    from prometheus_client import CollectorRegistry
+
+    from aiomultiprocess.prometheus import PoolCollector
+
+    registry = CollectorRegistry()
+    collector = PoolCollector()
+    registry.register(collector)
+    assert list(registry.collect()) == []
+    pool: Any = Pool(1)
+    collector.add(pool, name="late")
+    assert pools_of(registry, "aiomultiprocess_workers") == {"late": 0}
+
+
+def test_a_registry_takes_one_collector() -> None:
+    from prometheus_client import CollectorRegistry
+
+    from aiomultiprocess.prometheus import PoolCollector
+
+    registry = CollectorRegistry()
+    registry.register(PoolCollector(name="a"))
+    with pytest.raises(ValueError, match="Duplicated timeseries in CollectorRegistry"):
+        registry.register(PoolCollector(name="b"))
+
+
+def test_pools_of_a_collector_have_names_of_their_own() -> None:
+    from aiomultiprocess.prometheus import PoolCollector
+
+    first: Any = Pool(1)
+    second: Any = Pool(1)
+    collector = PoolCollector(first, name="a")
+    with pytest.raises(ValueError, match=r"name='a' belongs to a pool .* or call remove\('a'\)"):
+        collector.add(second, name="a")
+    collector.remove("a")
+    collector.remove("a")  # without effect
+    collector.add(second, name="a")
+    del second
+    gc.collect()
+    collector.add(first, name="a")  # free again, since the pool is gone
+
+
 def test_a_collector_does_not_keep_its_pool() -> None:
     from aiomultiprocess.prometheus import PoolCollector
 
