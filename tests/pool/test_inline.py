@@ -497,3 +497,20 @@ def test_the_inline_engine_is_imported_by_those_alone_who_use_it(tmp_path: Path)
     """
     assert run_script(tmp_path, pool_script(body)).out == "[]\n"
     assert importlib.util.find_spec("aiomultiprocess._worker.inline") is not None
+
+
+async def test_a_pool_that_goes_without_a_thread_leaves_no_item_that_waits_for_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    try:
+        async with inline(threads=1, grace=0.1) as pool:
+            call = pool.apply(targets.wait_in_a_thread)
+            assert await asyncio.to_thread(targets.thread_started.wait, 10)
+            call.cancel()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=10)
+        assert all(task.done() for task in others)  # THREAD-2
+        assert "the pool ends without" in caplog.text
+    finally:
+        targets.thread_may_end.set()

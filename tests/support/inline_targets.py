@@ -18,6 +18,8 @@ from aiomultiprocess import current_worker
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="unset")
 started = asyncio.Event()  # an item runs
 go_on = asyncio.Event()
+thread_started = threading.Event()
+thread_may_end = threading.Event()
 events: list[Any] = []
 
 
@@ -169,3 +171,8 @@ def block(seconds: float) -> str:
 
 def make_local() -> object:
     return lambda: None
+
+
+def wait_in_a_thread() -> bool:
+    thread_started.set()
+    return thread_may_end.wait(60)

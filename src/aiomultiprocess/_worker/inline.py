@@ -85,7 +85,7 @@ class InlineWorkerEngine(WorkerEngine):
         self._results.close()
         self._functions.clear()
         if self._threads is not None:
-            self._threads.close()
+            self._threads.abandon()
 
     # -- what a process does in another way ----------------------------------------------------
 

@@ -10,7 +10,8 @@ THREAD-1  An item starts when a thread takes it: while none is free, the engine 
 THREAD-2  A thread cannot be interrupted. An item that is cancelled ends when its thread has
     returned, as its function did: a value or an exception stands (LIMITS-2). An awaitable that it
     returns is not awaited any more. Until then the item keeps its slot. A worker that is to exit
-    does not wait for it longer than the grace period (engine.py, WORKER-12).
+    does not wait for it longer than the grace period (engine.py, WORKER-12). An inline worker
+    that goes without it leaves the thread alone (`abandon`), and the item ends at once.
 THREAD-3  Only the call runs in the thread, in a copy of the item's context. An awaitable that it
     returns is awaited on the loop, and so is every answer written there.
 """
@@ -41,6 +42,7 @@ class Threads:
         self, loop: asyncio.AbstractEventLoop, limit: int, on_free: Callable[[], object]
     ) -> None:
         self.busy = 0
+        self.abandoned = False
         self._on_free = on_free
         self._loop = loop
         self._limit = limit
@@ -71,6 +73,11 @@ class Threads:
         """End the threads, each when its call has returned."""
         for _ in range(self._started):
             self._jobs.put(None)
+
+    def abandon(self) -> None:
+        """As `close`; items that are cancelled do not wait for their threads from now on."""
+        self.abandoned = True
+        self.close()
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -111,10 +118,10 @@ class ThreadedFunction(Wrapper):
         context = contextvars.copy_context()
         # started here: the task of a task factory runs the coroutine a turn later (THREAD-1)
         future = self._threads.start(lambda: context.run(func, *args, **kwds))
-        return wait_for_thread(future)
+        return wait_for_thread(future, self._threads)
 
 
-async def wait_for_thread(future: asyncio.Future[Outcome]) -> Any:
+async def wait_for_thread(future: asyncio.Future[Outcome], threads: Threads) -> Any:
     """The item: wait for a thread, and await what its call returns if it can (THREAD-3)."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -122,6 +129,8 @@ async def wait_for_thread(future: asyncio.Future[Outcome]) -> Any:
             await asyncio.shield(future)
         except asyncio.CancelledError as cancellation:  # THREAD-2
             cancelled = cancellation
+            if threads.abandoned:
+                raise
     value, error = future.result()
     try:
         if error is not None:
