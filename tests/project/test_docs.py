@@ -44,6 +44,7 @@ PROGRAMS = {
     for path in sorted(EXAMPLES.rglob("*.py"))
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = PROJECT["urls"]["Source"] + "/blob/main/"
 
 FENCE = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 
@@ -184,7 +185,7 @@ async def test_a_reader_who_saves_the_programs_of_the_tutorial_sees_what_it_show
     assert await python(tmp_path, "first.py") == (first, "")
     async with website(tmp_path, port):
         out, err = await python(tmp_path, "pages.py")
-        assert (re.sub(r"\d+\.\d s", "0.6 s", out), err) == (pages, "")
+        assert (re.sub(r"\d+\.\d s", "1.0 s", out), err) == (pages, "")
         assert await python(tmp_path, "scraper.py") == (scraper, "")
         program = (tmp_path / "pages.py").read_text(encoding="utf-8")
         (tmp_path / "pages.py").write_text(program.replace(", return_exceptions=True", ""))
@@ -306,7 +307,9 @@ def broken_links(page: str, text: str) -> list[str]:
     """Links of a page to files or headings that are not there."""
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
-        if link.startswith(SITE):
+        if link.startswith(SOURCES):
+            target, _, anchor = link.removeprefix(SOURCES).partition("#")
+        elif link.startswith(SITE):
             name = link.removeprefix(SITE).replace(".html", ".md") or "index.md"
             target, _, anchor = f"docs/{name}".partition("#")
         elif re.match(r"https?:|mailto:", link):
@@ -324,6 +327,11 @@ def broken_links(page: str, text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
     assert broken_links(page, PAGES[page]) == []
+
+
+def test_the_readme_has_no_link_that_is_dead_on_the_package_index() -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES["README.md"])
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_the_readme_is_short() -> None:
