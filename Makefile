@@ -1,6 +1,6 @@
 # On a machine with Python >= 3.11 and a C compiler, and nothing else prepared:
 #
-#   make demo      the library at work on real input, within a minute
+#   make demo      the library at work on real input; the first run also builds, a minute or more
 #   make cluster-demo  one program on this machine and on a dask cluster, of which a worker dies
 #   make test      build the extension, require it, run the suite over both backends
 #   make coverage  what of Python and Cython the tests run, and the floor of it
@@ -155,7 +155,7 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 
 # The demo needs two packages, and the library itself; what `make test` has installed will do.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
-	@echo "building aiomultiprocess (its C extension takes about half a minute), and installing it"
+	@echo "building aiomultiprocess (its C extension takes a minute or more), and installing it"
 	@echo "with what the demo needs, aiohttp and tqdm, into $(VENV)"
 	@rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[demo]'

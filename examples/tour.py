@@ -12,10 +12,6 @@ async def add(a: int, b: int) -> int:
     return a + b
 
 
-async def number(text: str) -> int:
-    return int(text)
-
-
 async def calls(pool: Pool) -> None:
     # All results, a list in the order of the input. A plain function will do as well.
     assert await pool.map(math.sqrt, [1.0, 4.0, 9.0]) == [1.0, 2.0, 3.0]
@@ -29,6 +25,10 @@ async def calls(pool: Pool) -> None:
     async for root in pool.map(math.sqrt, itertools.count()):
         if root > 10:
             break
+
+
+async def number(text: str) -> int:
+    return int(text)
 
 
 async def errors(pool: Pool) -> None:

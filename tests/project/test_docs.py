@@ -1,13 +1,15 @@
 """What the README and docs/ say is so: blocks run, links resolve, messages and commands exist.
 
 Each Python block of a page stands, word for word, in a program of examples/ (or in a cell of its
-notebook), and each of these programs is run by the suite. test_site.py builds the pages and opens
-them in a browser.
+notebook), and each of these programs is run by the suite; of the program's imports, a block begins
+with those that it needs. test_site.py builds the pages and opens them in a browser.
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import builtins
 import configparser
 import importlib
 import json
@@ -44,6 +46,7 @@ PROGRAMS = {
     for path in sorted(EXAMPLES.rglob("*.py"))
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = PROJECT["urls"]["Source"] + "/blob/main/"
 
 FENCE = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 
@@ -67,11 +70,65 @@ def cells() -> list[str]:
     return ["".join(cell["source"]) + "\n" for cell in notebook["cells"]]
 
 
+IMPORTS = re.compile(r"(?:(?:from|import) .*\n|\n)*")
+
+
+def imported(text: str) -> set[tuple[str | None, str]]:
+    """What a block or a program imports at its top level: modules and names."""
+    return {
+        (getattr(node, "module", None), name.name)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+
+
+def stands_in(block: str, program: str) -> bool:
+    """Whether a block is a part of a program, after imports that are the program's."""
+    if block in program:
+        return True
+    imports = IMPORTS.match(block)[0]
+    body = block.removeprefix(imports)
+    at_any_depth = [textwrap.indent(body, " " * 4 * depth) for depth in range(4)]
+    return any(part in program for part in at_any_depth) and imported(imports) <= imported(program)
+
+
 @pytest.mark.parametrize("block", blocks("python"))
 def test_every_python_block_stands_in_an_example(block: str) -> None:
-    at_any_depth = [textwrap.indent(block, " " * 4 * depth) for depth in range(4)]
-    programs = [*PROGRAMS.values(), *cells()]
-    assert any(part in program for part in at_any_depth for program in programs)
+    assert any(stands_in(block, program) for program in [*PROGRAMS.values(), *cells()])
+
+
+def names(blocks: list[str]) -> tuple[set[str], set[str]]:
+    """The names that blocks bind, and those that they use."""
+    bound, used = set(), set()
+    for node in [node for block in blocks for node in ast.walk(ast.parse(block))]:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                bound.add(node.name)
+            case ast.arg():
+                bound.add(node.arg)
+            case ast.alias():
+                bound.add(node.asname or node.name.partition(".")[0])
+            case ast.ExceptHandler(name=str()):
+                bound.add(node.name)
+            case ast.Name():
+                (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+    return bound, used
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/how-to/")])
+def test_a_how_to_page_imports_defines_or_names_all_that_its_blocks_use(page: str) -> None:
+    text = PAGES[page]
+    bound, used = names([match[3] for match in FENCE.finditer(text) if match[2] == "python"])
+    if "#a-frame-for-the-examples" in text:
+        bound |= names([PROGRAMS["frame.py"]])[0]
+    code = " ".join(re.findall(r"`([^`]+)`", FENCE.sub("", text)))
+    named = set(re.findall(r"\w+", code)) | {"__file__"}
+    assert used - bound - named - set(dir(builtins)) == set()
+
+
+def test_the_frame_of_the_how_to_pages_runs(tmp_path: Path) -> None:
+    assert run("frame.py", tmp_path) == ("['page 0', 'page 1', 'page 2']\n", "")
 
 
 def test_every_example_is_run_by_a_test() -> None:
@@ -184,7 +241,7 @@ async def test_a_reader_who_saves_the_programs_of_the_tutorial_sees_what_it_show
     assert await python(tmp_path, "first.py") == (first, "")
     async with website(tmp_path, port):
         out, err = await python(tmp_path, "pages.py")
-        assert (re.sub(r"\d+\.\d s", "0.6 s", out), err) == (pages, "")
+        assert (re.sub(r"\d+\.\d s", "1.0 s", out), err) == (pages, "")
         assert await python(tmp_path, "scraper.py") == (scraper, "")
         program = (tmp_path / "pages.py").read_text(encoding="utf-8")
         (tmp_path / "pages.py").write_text(program.replace(", return_exceptions=True", ""))
@@ -306,7 +363,9 @@ def broken_links(page: str, text: str) -> list[str]:
     """Links of a page to files or headings that are not there."""
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text)):
-        if link.startswith(SITE):
+        if link.startswith(SOURCES):
+            target, _, anchor = link.removeprefix(SOURCES).partition("#")
+        elif link.startswith(SITE):
             name = link.removeprefix(SITE).replace(".html", ".md") or "index.md"
             target, _, anchor = f"docs/{name}".partition("#")
         elif re.match(r"https?:|mailto:", link):
@@ -324,6 +383,11 @@ def broken_links(page: str, text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
     assert broken_links(page, PAGES[page]) == []
+
+
+def test_the_readme_has_no_link_that_is_dead_on_the_package_index() -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES["README.md"])
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_the_readme_is_short() -> None:
