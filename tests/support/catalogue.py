@@ -149,6 +149,8 @@ ROWS = {
     "H135": "a suspended item that ends does not wait for another that then blocks the loop",
     "H136": "a shared object that was released harms no pool that a worker gives it to",
     "H137": "large bytes reach a process on a host as what they were, and it survives them",
+    "H138": "a stopped dask worker keeps a new pool from no other host, and not from its end",
+    "H139": "a dask worker that the scheduler cannot connect to breaks no pool that has others",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
