@@ -150,3 +150,54 @@ async def test_a_worker_that_is_not_reached_breaks_a_pool_that_has_no_other(
     with pytest.raises(RuntimeError, match=r"cluster cannot be used .*tcp://unreached"):
         await asyncio.wait_for(cluster.broken, 10)
     await cluster.close()
+
+
+@pytest.mark.row("H140")
+async def test_a_refused_host_is_used_once_its_address_has_a_fit_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = Observed(ImitatedClient("tcp://other", outcome=answer))
+    cluster.start()
+    assert await cluster.next_host() == "tcp://other"
+    cluster.answers = [ImitatedHost("0.0.9")]
+    cluster.announce()
+    while HOST not in caplog.text:  # noqa: ASYNC110 - a log has no events
+        await asyncio.sleep(0.001)
+    assert caplog.text.count("it has aiomultiprocess 0.0.9") == 1
+    cluster.announce()
+    assert await cluster.next_host() == HOST
+    await cluster.close()
+
+
+@pytest.mark.row("H141")
+async def test_a_host_that_announces_itself_while_the_scheduler_answers_is_not_forgotten() -> None:
+    class Scheduler(ImitatedClient):
+        """Answers from what it knew before another worker came."""
+
+        async def identity(self, n_workers: int) -> dict[str, Any]:
+            cluster.announce()
+            return {"workers": []}
+
+    cluster = Observed(Scheduler(HOST, outcome=answer))
+    first = ImitatedHost()
+    cluster.answers = [first]
+    cluster.start()
+    assert await cluster.next_host() == HOST
+    first.abort()  # the host is lost
+    assert await cluster.next_host() == HOST
+    await cluster.close()
+
+
+@pytest.mark.row("H141")
+async def test_an_announcement_ends_the_pause_before_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_module, "FIRST_PAUSE", 60.0)
+    cluster = Observed(ImitatedClient(HOST, outcome=answer))
+    cluster.answers = [OSError("refused")]
+    cluster.start()
+    while cluster.answers or not cluster._failures:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    cluster.announce()
+    assert await cluster.next_host() == HOST
+    await cluster.close()

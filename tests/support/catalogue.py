@@ -151,6 +151,8 @@ ROWS = {
     "H137": "large bytes reach a process on a host as what they were, and it survives them",
     "H138": "a stopped dask worker keeps a new pool from no other host, and not from its end",
     "H139": "a dask worker that the scheduler cannot connect to breaks no pool that has others",
+    "H140": "a host that was refused is used once a fit one announces itself at its address",
+    "H141": "a host that announces itself while its address is tried is not forgotten",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -21,6 +21,9 @@ CLUSTER-5  dask's connecting is not interrupted, as that leaves a socket behind.
 CLUSTER-6  The scheduler fails to give the plugin to a worker that it cannot connect to, or that
     ends just then. As others announce themselves all the same, this is logged; without any
     announcement for another `TIMEOUT` seconds it is the end of the pool (CLUSTER-3).
+CLUSTER-7  Another dask worker may start at the address of one that has ended, or was refused. So an
+    announcement from an address that is tried ends the pause there, and the address is not
+    forgotten by what the scheduler has answered before.
 """
 
 from __future__ import annotations
@@ -87,7 +90,8 @@ class Cluster:
         self._routes: Routes
         self._owns_client = False
         self._registered = False
-        self._wanted: set[str] = set()  # addresses of hosts that are reached, or tried
+        # addresses of hosts that are reached, or tried; set by an announcement (CLUSTER-7)
+        self._wanted: dict[str, asyncio.Event] = {}
         self._failures = 0  # to reach a first host
         self._ever_reached = False
         self._closed = False
@@ -205,27 +209,42 @@ class Cluster:
             self._found(event[1]["address"])
 
     def _found(self, address: str) -> None:
-        if not self._closed and address not in self._wanted:
-            self._wanted.add(address)
+        if address in self._wanted:
+            self._wanted[address].set()  # CLUSTER-7
+        elif not self._closed:
+            self._wanted[address] = asyncio.Event()
             self._spawn(self._reach(address))
 
     async def _reach(self, address: str) -> None:
         """Open the stream to a host (CLUSTER-1)."""
         pause = FIRST_PAUSE
         while not self._closed:
+            self._wanted[address].clear()
             try:
                 await self._open(address)
                 return
             except IncompatibleError as error:
                 self._on_unreached(address, error, final=True)
-                return
+                known = False
             except Exception as error:  # noqa: BLE001 - whatever the network, or dask, raises
                 self._on_unreached(address, error, final=False)
-            await asyncio.sleep(pause)
+                known = await self._is_known_after(pause, address)
             pause = min(2 * pause, LONGEST_PAUSE)
-            if not await self._is_known(address):
-                self._wanted.discard(address)
+            if not self._keeps(address, known=known):
                 return
+
+    async def _is_known_after(self, pause: float, address: str) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wanted[address].wait()
+        return await self._is_known(address)
+
+    def _keeps(self, address: str, *, known: bool) -> bool:
+        """Whether to go on with an address, which is forgotten otherwise (CLUSTER-7)."""
+        if known or self._wanted[address].is_set():
+            return True
+        del self._wanted[address]
+        return False
 
     async def _open(self, address: str) -> None:
         comm, greeting = await self._routes.open(address)
@@ -269,10 +288,8 @@ class Cluster:
     async def _return(self, address: str) -> None:
         """A host was lost: try it again, if the scheduler still knows its worker."""
         await asyncio.sleep(FIRST_PAUSE)
-        if await self._is_known(address):
+        if self._keeps(address, known=await self._is_known(address)):
             await self._reach(address)
-        else:
-            self._wanted.discard(address)
 
     # -- the end -------------------------------------------------------------------------------
 
