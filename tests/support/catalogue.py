@@ -153,6 +153,7 @@ ROWS = {
     "H139": "a dask worker that the scheduler cannot connect to breaks no pool that has others",
     "H140": "a host that was refused is used once a fit one announces itself at its address",
     "H141": "a host that announces itself while its address is tried is not forgotten",
+    "H142": "a client that is closed is refused where it is given, and named",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
