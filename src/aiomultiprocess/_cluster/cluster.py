@@ -46,7 +46,7 @@ ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
 HEAR_TIMEOUT = 2.0  # seconds for the scheduler to say something (ROUTE-5)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
-LATE_TIMEOUT = 0.5  # seconds for that once some dask worker has not answered
+LATE_TIMEOUT = 1.0  # seconds for that once some dask worker has not answered
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Cluster:
         except Exception as error:  # noqa: BLE001 - of the network, or of dask
             self._give_up(_explain_begin(error))
             return
-        if self._registered:
+        if not self._closed:
             await self._install()
 
     async def _join(self) -> None:
@@ -128,13 +128,13 @@ class Cluster:
             return
         self._watch = self._new_task(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
-        self._registered = True
         await self._wait_for_subscription()
 
     async def _install(self) -> None:
         """Register the plugin, which dask gives to all its workers (CLUSTER-4)."""
         from .plugin import HostPlugin  # imports distributed
 
+        self._registered = True
         try:
             await self._client.register_plugin(HostPlugin(self._name), name=self._name)
         except OSError as error:
@@ -333,9 +333,9 @@ class Cluster:
         answered = await self._end_beginning()
         with contextlib.suppress(OSError, TimeoutError, Exception):
             async with asyncio.timeout(END_TIMEOUT if answered else LATE_TIMEOUT):
+                if not self._owns_client:  # else it ends with the client
+                    self._client.unsubscribe_topic(self._name)
                 if self._registered:
-                    if not self._owns_client:  # else it ends with the client
-                        self._client.unsubscribe_topic(self._name)
                     await self._client.unregister_worker_plugin(self._name)
         if self._scheduler is not None:
             self._scheduler.abort()
