@@ -101,6 +101,31 @@ async def test_a_synchronous_client_gives_the_cluster_and_stays_open(dask: Dask)
         await asyncio.to_thread(client.close)
 
 
+@pytest.mark.row("H142")
+async def test_a_client_that_is_closed_is_refused_by_name(dask: Dask) -> None:
+    from distributed import Client
+
+    async with Client(dask.address, asynchronous=True, set_as_default=False) as client:
+        pass
+    with pytest.raises(ValueError, match="client is closed: pass one that is connected"):
+        Pool(backend="dask", client=client)
+
+
+@pytest.mark.row("H142")
+async def test_a_client_that_is_closed_as_the_pool_begins_is_named(dask: Dask) -> None:
+    from distributed import Client
+
+    async with Client(dask.address, asynchronous=True, set_as_default=False) as client:
+        pass
+    client.status = "running"
+    pool = Pool(backend="dask", client=client)
+    client.status = "closed"
+    with pytest.raises(RuntimeError, match=r"cluster cannot be used .*client is closed"):
+        await pool.apply(workload.two)
+    pool.terminate()
+    await pool.join()
+
+
 def test_who_does_not_use_a_cluster_imports_nothing_of_dask() -> None:
     code = (
         "import asyncio, sys; from aiomultiprocess import Pool\n"

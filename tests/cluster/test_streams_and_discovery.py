@@ -52,9 +52,6 @@ class LateClient:
         if len(self.events) > 2:
             asyncio.get_running_loop().call_soon(self.deliver, self.events[-1])
 
-    async def get_events(self, topic: str) -> list[tuple[float, dict[str, str]]]:
-        return list(self.events)
-
 
 class Finder(Cluster):
     """A cluster of which only the addresses of hosts are asked for."""

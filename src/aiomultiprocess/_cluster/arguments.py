@@ -32,6 +32,7 @@ class ClusterTarget:
         new_client: Any = AnyClient
         client, loop = self.client, asyncio.get_running_loop()
         if client is not None:
+            _check_open(client)  # it may have been closed since it was given
             if client.asynchronous and client.loop.asyncio_loop is loop:
                 return client, False
             address, security = client.scheduler.address, client.security
@@ -88,8 +89,15 @@ def _check_kinds(client: object, security: object) -> None:
         raise RuntimeError(f"{INSTALL} ({error})") from None
     if client is not None and not isinstance(client, Client):
         raise TypeError(f"client must be a distributed.Client, got {client!r}")
+    if client is not None:
+        _check_open(client)
     if security is not None and not isinstance(security, Security):
         raise TypeError(f"security must be a distributed.Security, got {security!r}")
+
+
+def _check_open(client: Any) -> None:
+    if client.status in ("closing", "closed"):
+        raise ValueError(f"client is {client.status}: pass one that is connected, got {client!r}")
 
 
 def refuse_stray(backend: str | None, **arguments: object) -> None:

@@ -12,11 +12,18 @@ CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where
     others are logged. A cluster without workers is no error: they may come. How a host is reached
     is the business of routes.py.
 CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
-    delivered. So the pool announces something itself until that arrives, and then reads once what
-    was announced before.
+    delivered. So the pool announces something itself until that arrives, and only then registers
+    the plugin. That call returns when all dask workers have answered, which one that is stopped
+    never does: the pool waits for announcements, and not for the answers.
 CLUSTER-5  dask's connecting is not interrupted, as that leaves a socket behind. A pool that ends
     meanwhile waits for its client up to `END_TIMEOUT` seconds, and ends other connections when they
     are there.
+CLUSTER-6  The scheduler fails to give the plugin to a worker that it cannot connect to, or that
+    ends just then. As others announce themselves all the same, this is logged; without any
+    announcement for another `TIMEOUT` seconds it is the end of the pool (CLUSTER-3).
+CLUSTER-7  Another dask worker may start at the address of one that has ended, or was refused. So an
+    announcement from an address that is tried ends the pause there, and the address is not
+    forgotten by what the scheduler has answered before.
 """
 
 from __future__ import annotations
@@ -39,6 +46,7 @@ ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
 HEAR_TIMEOUT = 2.0  # seconds for the scheduler to say something (ROUTE-5)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
+LATE_TIMEOUT = 1.0  # seconds for that once some dask worker has not answered
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +90,8 @@ class Cluster:
         self._routes: Routes
         self._owns_client = False
         self._registered = False
-        self._wanted: set[str] = set()  # addresses of hosts that are reached, or tried
+        # addresses of hosts that are reached, or tried; set by an announcement (CLUSTER-7)
+        self._wanted: dict[str, asyncio.Event] = {}
         self._failures = 0  # to reach a first host
         self._ever_reached = False
         self._closed = False
@@ -102,12 +111,13 @@ class Cluster:
     async def _begin(self) -> None:
         try:
             await self._join()
-        except Exception as error:  # noqa: BLE001 - of the network, of dask, or of the plugin there
+        except Exception as error:  # noqa: BLE001 - of the network, or of dask
             self._give_up(_explain_begin(error))
+            return
+        if not self._closed:
+            await self._install()
 
     async def _join(self) -> None:
-        from .plugin import HostPlugin  # imports distributed
-
         self._client, self._owns_client = self._target.new_client()
         await self._client
         if self._closed:  # CLUSTER-5
@@ -118,12 +128,29 @@ class Cluster:
             return
         self._watch = self._new_task(self._watch_scheduler())
         self._client.subscribe_topic(self._name, self._on_announcement)
-        self._registered = True
-        for address in await self._client.register_plugin(HostPlugin(self._name), name=self._name):
-            self._found(address)
         await self._wait_for_subscription()
-        for announcement in await self._client.get_events(self._name):
-            self._on_announcement(announcement)
+
+    async def _install(self) -> None:
+        """Register the plugin, which dask gives to all its workers (CLUSTER-4)."""
+        from .plugin import HostPlugin  # imports distributed
+
+        self._registered = True
+        try:
+            await self._client.register_plugin(HostPlugin(self._name), name=self._name)
+        except OSError as error:
+            self._spawn(self._on_missing_answer(error))
+        except Exception as error:  # noqa: BLE001 - of the plugin there
+            self._give_up(_explain_install(error))
+
+    async def _on_missing_answer(self, error: OSError) -> None:
+        """CLUSTER-6; or the scheduler is gone, which is noticed elsewhere (CLUSTER-2)."""
+        await self._hear_scheduler()
+        if self._watch.done():
+            return
+        log.warning("a dask worker cannot be made a host (%s)", describe_error(error))
+        await asyncio.sleep(TIMEOUT)
+        if not (self._wanted or self._ever_reached):
+            self._give_up(_explain_begin(error))
 
     async def _wait_for_subscription(self) -> None:
         """Until what is announced arrives here (CLUSTER-4)."""
@@ -182,27 +209,42 @@ class Cluster:
             self._found(event[1]["address"])
 
     def _found(self, address: str) -> None:
-        if not self._closed and address not in self._wanted:
-            self._wanted.add(address)
+        if address in self._wanted:
+            self._wanted[address].set()  # CLUSTER-7
+        elif not self._closed:
+            self._wanted[address] = asyncio.Event()
             self._spawn(self._reach(address))
 
     async def _reach(self, address: str) -> None:
         """Open the stream to a host (CLUSTER-1)."""
         pause = FIRST_PAUSE
         while not self._closed:
+            self._wanted[address].clear()
             try:
                 await self._open(address)
                 return
             except IncompatibleError as error:
                 self._on_unreached(address, error, final=True)
-                return
+                known = False
             except Exception as error:  # noqa: BLE001 - whatever the network, or dask, raises
                 self._on_unreached(address, error, final=False)
-            await asyncio.sleep(pause)
+                known = await self._is_known_after(pause, address)
             pause = min(2 * pause, LONGEST_PAUSE)
-            if not await self._is_known(address):
-                self._wanted.discard(address)
+            if not self._keeps(address, known=known):
                 return
+
+    async def _is_known_after(self, pause: float, address: str) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wanted[address].wait()
+        return await self._is_known(address)
+
+    def _keeps(self, address: str, *, known: bool) -> bool:
+        """Whether to go on with an address, which is forgotten otherwise (CLUSTER-7)."""
+        if known or self._wanted[address].is_set():
+            return True
+        del self._wanted[address]
+        return False
 
     async def _open(self, address: str) -> None:
         comm, greeting = await self._routes.open(address)
@@ -246,10 +288,8 @@ class Cluster:
     async def _return(self, address: str) -> None:
         """A host was lost: try it again, if the scheduler still knows its worker."""
         await asyncio.sleep(FIRST_PAUSE)
-        if await self._is_known(address):
+        if self._keeps(address, known=await self._is_known(address)):
             await self._reach(address)
-        else:
-            self._wanted.discard(address)
 
     # -- the end -------------------------------------------------------------------------------
 
@@ -290,14 +330,12 @@ class Cluster:
         await self._leave_scheduler()
 
     async def _leave_scheduler(self) -> None:
-        if self._beginning is not None:  # CLUSTER-5
-            await asyncio.wait([self._beginning], timeout=END_TIMEOUT)
-            self._beginning.cancel()
+        answered = await self._end_beginning()
         with contextlib.suppress(OSError, TimeoutError, Exception):
-            async with asyncio.timeout(END_TIMEOUT):
+            async with asyncio.timeout(END_TIMEOUT if answered else LATE_TIMEOUT):
+                if not self._owns_client:  # else it ends with the client
+                    self._client.unsubscribe_topic(self._name)
                 if self._registered:
-                    if not self._owns_client:  # else it ends with the client
-                        self._client.unsubscribe_topic(self._name)
                     await self._client.unregister_worker_plugin(self._name)
         if self._scheduler is not None:
             self._scheduler.abort()
@@ -305,6 +343,18 @@ class Cluster:
             with contextlib.suppress(OSError, TimeoutError, Exception):
                 async with asyncio.timeout(END_TIMEOUT):
                     await self._client.close()
+
+    async def _end_beginning(self) -> bool:
+        """Whether it has ended by itself (CLUSTER-5).
+
+        An announcement shows that the plugin is registered: then only answers are missing.
+        """
+        if self._beginning is None:
+            return True
+        patience = LATE_TIMEOUT if self._wanted else END_TIMEOUT
+        _, late = await asyncio.wait([self._beginning], timeout=patience)
+        self._beginning.cancel()
+        return not late
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         _ = self._new_task(coroutine)
@@ -335,12 +385,18 @@ def _abort_comm(connecting: asyncio.Task[Any]) -> None:
 
 def _explain_begin(error: Exception) -> BaseException:
     """Why a pool has no cluster."""
-    if isinstance(error, ModuleNotFoundError | AttributeError | pickle.UnpicklingError):
-        refusal = RuntimeError(
-            f"the dask workers cannot be hosts of a pool ({describe_error(error)}): install "
-            f"aiomultiprocess {__version__} there too"
-        )
-    else:
-        refusal = RuntimeError(f"the dask cluster cannot be used ({describe_error(error)})")
+    refusal = RuntimeError(f"the dask cluster cannot be used ({describe_error(error)})")
+    refusal.__cause__ = error
+    return refusal
+
+
+def _explain_install(error: Exception) -> BaseException:
+    """Why the dask workers did not take the plugin."""
+    if not isinstance(error, ModuleNotFoundError | AttributeError | pickle.UnpicklingError):
+        return _explain_begin(error)
+    refusal = RuntimeError(
+        f"the dask workers cannot be hosts of a pool ({describe_error(error)}): install "
+        f"aiomultiprocess {__version__} there too"
+    )
     refusal.__cause__ = error
     return refusal

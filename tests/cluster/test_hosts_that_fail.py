@@ -1,0 +1,203 @@
+"""How a pool gets its hosts where some fail: stopped, unreachable, refused, or replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import Any
+
+import pytest
+from test_streams_and_discovery import LateClient, SilentComm
+
+from aiomultiprocess import __version__
+from aiomultiprocess._cluster import cluster as cluster_module
+from aiomultiprocess._cluster.cluster import Cluster
+from aiomultiprocess._cluster.connection import Connection
+from aiomultiprocess._cluster.messages import FORMAT
+
+pytest.importorskip("distributed")
+
+HOST = "tcp://host"
+
+
+class ImitatedClient(LateClient):
+    """A client of dask whose workers announce themselves, and then answer as `outcome` does."""
+
+    def __init__(self, *workers: str, outcome: Any) -> None:
+        super().__init__()
+        self.workers = list(workers)
+        self.outcome = outcome
+
+    async def register_plugin(self, plugin: object, name: str) -> dict[str, str]:
+        for address in self.workers:
+            await self.log_event(name, {"address": address})
+        await asyncio.sleep(0)
+        await self.outcome()
+        return {}
+
+    async def identity(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": self.workers}
+
+
+class ImitatedHost(SilentComm):
+    """A stream to a host; of another version if that is given."""
+
+    allow_offload = deserialize = False
+
+    def __init__(self, version: str = __version__) -> None:
+        super().__init__()
+        self.greeting: dict[str, Any] | None = {
+            "version": version,
+            "format": FORMAT,
+            "python": sys.version_info[:2],
+            "threads": 1,
+            "name": "it",
+        }
+
+    async def read(self) -> Any:
+        greeting, self.greeting = self.greeting, None
+        return greeting or await super().read()
+
+    async def write(self, message: object) -> None:
+        pass
+
+
+class Observed(Cluster):
+    """A cluster over an imitated client, with what it says of its hosts."""
+
+    def __init__(self, client: ImitatedClient) -> None:
+        super().__init__(self, asyncio.get_running_loop(), self)
+        self.client = client
+        self.hosts: asyncio.Queue[str] = asyncio.Queue()
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answers: list[Any] = []  # what each connection to a host gives
+
+    def new_client(self) -> tuple[Any, bool]:
+        return self.client, False
+
+    async def _connect(self, address: str, patience: float = 0) -> Any:
+        if address == self.client.address:
+            return SilentComm()
+        answer = self.answers.pop(0) if self.answers else ImitatedHost()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def announce(self, address: str = HOST) -> None:
+        self._on_announcement((0.0, {"address": address}))
+
+    def on_host(self, connection: Connection) -> None:
+        self.hosts.put_nowait(connection.address)
+
+    async def next_host(self) -> str:
+        async with asyncio.timeout(10):
+            return await self.hosts.get()
+
+    def before_host_lost(self, connection: Connection) -> None:
+        pass
+
+    on_host_lost = on_host_draining = before_host_lost
+
+    def on_no_cluster(self, error: BaseException) -> None:
+        self.broken.set_exception(error)
+
+
+async def answer() -> None:
+    """All workers answer."""
+
+
+async def never_answer() -> None:
+    await asyncio.Event().wait()
+
+
+async def fail_to_connect() -> None:
+    raise OSError("Timed out trying to connect to tcp://unreached after 30 s")
+
+
+@pytest.mark.row("H138")
+async def test_a_worker_that_never_answers_keeps_no_other_host_from_the_pool() -> None:
+    cluster = Observed(ImitatedClient(HOST, outcome=never_answer))
+    cluster.start()
+    assert await cluster.next_host() == HOST
+    begin = time.monotonic()
+    await cluster.close()
+    assert time.monotonic() - begin < cluster_module.END_TIMEOUT
+    assert cluster.client.removed.is_set()
+
+
+@pytest.mark.row("H139")
+async def test_a_worker_that_is_not_reached_is_logged_where_another_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "TIMEOUT", 0.01)
+    cluster = Observed(ImitatedClient(HOST, outcome=fail_to_connect))
+    cluster.start()
+    assert await cluster.next_host() == HOST
+    await asyncio.sleep(0.1)
+    assert not cluster.broken.done()
+    assert "a dask worker cannot be made a host (OSError: Timed out" in caplog.text
+    await cluster.close()
+
+
+@pytest.mark.row("H139")
+async def test_a_worker_that_is_not_reached_breaks_a_pool_that_has_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_module, "TIMEOUT", 0.01)
+    cluster = Observed(ImitatedClient(outcome=fail_to_connect))
+    cluster.start()
+    with pytest.raises(RuntimeError, match=r"cluster cannot be used .*tcp://unreached"):
+        await asyncio.wait_for(cluster.broken, 10)
+    await cluster.close()
+
+
+@pytest.mark.row("H140")
+async def test_a_refused_host_is_used_once_its_address_has_a_fit_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = Observed(ImitatedClient("tcp://other", outcome=answer))
+    cluster.start()
+    assert await cluster.next_host() == "tcp://other"
+    cluster.answers = [ImitatedHost("0.0.9")]
+    cluster.announce()
+    while HOST not in caplog.text:  # noqa: ASYNC110 - a log has no events
+        await asyncio.sleep(0.001)
+    assert caplog.text.count("it has aiomultiprocess 0.0.9") == 1
+    cluster.announce()
+    assert await cluster.next_host() == HOST
+    await cluster.close()
+
+
+@pytest.mark.row("H141")
+async def test_a_host_that_announces_itself_while_the_scheduler_answers_is_not_forgotten() -> None:
+    class Scheduler(ImitatedClient):
+        """Answers from what it knew before another worker came."""
+
+        async def identity(self, n_workers: int) -> dict[str, Any]:
+            cluster.announce()
+            return {"workers": []}
+
+    cluster = Observed(Scheduler(HOST, outcome=answer))
+    first = ImitatedHost()
+    cluster.answers = [first]
+    cluster.start()
+    assert await cluster.next_host() == HOST
+    first.abort()  # the host is lost
+    assert await cluster.next_host() == HOST
+    await cluster.close()
+
+
+@pytest.mark.row("H141")
+async def test_an_announcement_ends_the_pause_before_the_next_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_module, "FIRST_PAUSE", 60.0)
+    cluster = Observed(ImitatedClient(HOST, outcome=answer))
+    cluster.answers = [OSError("refused")]
+    cluster.start()
+    while cluster.answers or not cluster._failures:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    cluster.announce()
+    assert await cluster.next_host() == HOST
+    await cluster.close()
