@@ -149,6 +149,7 @@ ROWS = {
     "H135": "a suspended item that ends does not wait for another that then blocks the loop",
     "H136": "a shared object that was released harms no pool that a worker gives it to",
     "H137": "large bytes reach a process on a host as what they were, and it survives them",
+    "H143": "a slow link is not a silent host, and one that stops midway in a message is",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
