@@ -56,9 +56,8 @@ class Link:
         with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.CancelledError):
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
             with contextlib.closing(far_writer):
-                await asyncio.gather(
-                    self._pass(reader, far_writer), self._pass(far_reader, writer)
-                )
+                ways = (reader, far_writer), (far_reader, writer)
+                await asyncio.gather(*(self._pass(*way) for way in ways))
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -123,9 +122,10 @@ async def test_a_link_that_stops_in_the_middle_of_a_large_value_is_noticed(
     link: Link, far_dask: Dask, way: str
 ) -> None:
     async with pool_behind(link, far_dask) as pool:
-        call = pool.apply(len, (bytes(LARGE),)) if way == "there" else pool.apply(
-            large_result, (LARGE,)
-        )
+        if way == "there":
+            call = pool.apply(workload.identity, (bytes(LARGE),))
+        else:
+            call = pool.apply(large_result, (LARGE,))
         link.stop_at = link.passed + LARGE // 3
         with pytest.raises(WorkerLostError, match=r"lost with its host \(it has not answered"):
             async with asyncio.timeout(8):

@@ -101,7 +101,7 @@ Message: TypeAlias = Sequence[Any]
 
 
 class Frame(NamedTuple):
-    """One frame, as an `Inbox` finds it. `segments` are views of the message, or sizes (FRAME-5)."""
+    """One frame, as an `Inbox` finds it. `segments` are views, or sizes (FRAME-5)."""
 
     slot: int
     kind: int

@@ -110,9 +110,7 @@ class Stream:
 
     def _may_write(self) -> bool:
         has_room = self._under_way < WINDOW
-        return not self.closed and bool(
-            self._owed or self._ahead or (has_room and self._outbox)
-        )
+        return not self.closed and bool(self._owed or self._ahead or (has_room and self._outbox))
 
     async def read(self) -> list[Frame]:
         """The frames that the next message completes, which may be none.

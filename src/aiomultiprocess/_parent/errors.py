@@ -206,9 +206,9 @@ def explain_start(worker: EndedWorker) -> WorkerLostError:
 def _lost(what: str, worker: EndedWorker, why: str = "") -> WorkerLostError:
     reason = worker.why_ended or None if worker.exitcode is None and worker.host else None
     error = WorkerLostError(what, worker.pid, worker.exitcode, worker.host, reason)
-    note = why or ("" if reason else worker.why_ended)
-    if note:
-        error.add_note(note)
+    why = why or ("" if reason else worker.why_ended)
+    if why:
+        error.add_note(why)
     return error
 
 
