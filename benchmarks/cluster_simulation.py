@@ -27,6 +27,7 @@ from aiomultiprocess._wire.frames import Kind
 
 RATE = 250_000  # items a second that each imitated process runs
 SECONDS = 2.0  # about how long each measurement takes
+NOTICE = 1 << 20  # bytes after which a host says that it has read them
 
 
 async def same(value: Any) -> Any:
@@ -46,6 +47,8 @@ class Comm:
         self._delay = delay
         self._arrived: asyncio.Queue[Any] = asyncio.Queue()
         self._free_at = 0.0
+        self._inbox = messages.Inbox()
+        self._unnoticed = 0
         self.messages = self.bytes = 0
 
     async def read(self) -> Any:
@@ -55,15 +58,19 @@ class Comm:
     async def write(self, msg: Any) -> None:
         """Take a message of the client."""
         self.messages += 1
-        self.bytes += len(msg[0])
         out, items = messages.Outbox(), 0
-        large = [part.data for part in msg[1:]]
-        self.bytes += sum(map(len, large))
-        for frame in messages.read([bytes(msg[0]), *large]):
+        message = [bytes(msg[0]), *(part.data for part in msg[1:])]
+        size = messages.size_of_message(message)
+        self.bytes += size
+        self._unnoticed += size
+        for frame in self._inbox.take(message):
             items += answer(frame, out)
-        if out:
-            now = self._loop.time()
-            self._free_at = max(self._free_at, now) + items / RATE  # a process runs one at a time
+        if self._unnoticed >= NOTICE:
+            self._arrived.put_nowait(messages.read_notice(self._unnoticed))
+            self._unnoticed = 0
+        now = self._loop.time()
+        self._free_at = max(self._free_at, now) + items / RATE  # a process runs one at a time
+        while out:
             self._loop.call_at(self._free_at + self._delay, self._arrived.put_nowait, out.take())
 
     def abort(self) -> None:

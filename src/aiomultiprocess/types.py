@@ -109,6 +109,7 @@ class WorkerLostError(RuntimeError):
         pid: its process id.
         exitcode: its exit code, negative if a signal ended it, or None if that is not known.
         host: of a pool over a dask cluster, the address of the dask worker where it ran.
+        reason: why that host was lost, if it was.
 
     Attributes:
         signal: the signal that ended it; None if no signal did, or if that is not known.
@@ -120,9 +121,12 @@ class WorkerLostError(RuntimeError):
         pid: int | None = None,
         exitcode: int | None = None,
         host: str | None = None,
+        reason: str | None = None,
     ) -> None:
-        super().__init__(task, pid, exitcode, *([] if host is None else [host]))  # so it pickles
+        more = [] if host is None else [host] if reason is None else [host, reason]
+        super().__init__(task, pid, exitcode, *more)  # so it pickles
         self.host = host
+        self.reason = reason
         self.task = task
         self.pid = pid
         self.exitcode = exitcode
@@ -135,7 +139,7 @@ class WorkerLostError(RuntimeError):
 
     def _end(self) -> str:
         if self.exitcode is None and self.host is not None:
-            return "was lost with its host"
+            return "was lost with its host" + (f" ({self.reason})" if self.reason else "")
         if self.exitcode is None:
             return "ended, and another part of the program took its exit code,"
         if self.signal is not None:

@@ -267,9 +267,8 @@ async def test_a_host_that_is_silent_is_lost_and_comes_back(
             done, _ = await asyncio.wait(
                 [asyncio.ensure_future(call) for call in calls], return_when="FIRST_COMPLETED"
             )
-            with pytest.raises(WorkerLostError, match="lost with its host") as caught:
+            with pytest.raises(WorkerLostError, match=r"lost with its host \(it has not answered"):
                 await done.pop()
-            assert "has not answered" in "".join(caught.value.__notes__)
         finally:
             own_dask.signal("left", signal.SIGCONT)
         await until_hosts(pool, 2)

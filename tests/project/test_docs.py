@@ -416,9 +416,8 @@ INTERNAL = [
 
 #: Texts that a call puts together elsewhere: of each, where the suite sees its text on the page.
 COMPOSED = {
-    ("WorkerLostError", "task_label(owner, handle)"): "its __str__, tried below",
     ("WorkerLostError", "self.function.label"): "its __str__",
-    ("WorkerLostError", "what"): "its __str__",
+    ("WorkerLostError", "what"): "its __str__, tried below",
     ("ExecutorWorkerLostError", "error.task"): "its __str__",
     ("TaskTimeoutError", "task_label(owner, handle)"): "its __str__, tried below",
     ("TaskTimeoutError", "*what"): "its __str__",

@@ -154,6 +154,7 @@ ROWS = {
     "H140": "a host that was refused is used once a fit one announces itself at its address",
     "H141": "a host that announces itself while its address is tried is not forgotten",
     "H142": "a client that is closed is refused where it is given, and named",
+    "H143": "a slow link is not a silent host, and one that stops midway in a message is",
     "H144": "a map of a huge range that is given up takes no memory for what was never taken",
     "H145": "a pool that is sent by mistake is named in the error",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",

@@ -8,7 +8,8 @@ CONNECTION-1  A connection is an epoch of its host. After its end nothing that c
     handed over; a host that is reached again gets a new connection, and new processes.
 CONNECTION-2  A host from which nothing has come for `INTERVAL` seconds is asked for an answer, and
     is lost if none has come after as many more. So a silent one is noticed within three times that.
-    Time in which this loop did not run does not count.
+    Time in which this loop did not run does not count. Each piece of a large frame counts as heard,
+    and so does the news that the host has read one (COMM-3): a slow link is not silence.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from .messages import (
     TABLE,
     Frame,
     as_payload,
-    read,
 )
 from .stream import Comm, Stream
 
@@ -123,9 +123,10 @@ class Connection:
         why = "its stream ended"
         try:
             while True:
-                message = await self._stream.read()
-                self._heard = True
-                self._put(*read(message))
+                frames = await self._stream.read()
+                self._heard = True  # also by a piece of a frame, or a notice (CONNECTION-2)
+                if frames:
+                    self._put(*frames)
         except asyncio.CancelledError:
             self.cancelled = True
             raise
@@ -217,8 +218,7 @@ class Connection:
 
     def _ask(self) -> None:
         self._asked = True
-        self._stream.send(0, PING)
-        self._stream.flush()
+        self._stream.send_ahead(PING)
 
     def _lose(self, why: str) -> None:
         if self.lost:
@@ -227,5 +227,5 @@ class Connection:
         self._before_lost(self)
         links, self._links = list(self._links.values()), {}
         for link in links:
-            link.lose(f"the dask worker {self.address} was lost ({why})")
+            link.lose(why)
         self._on_lost(self)

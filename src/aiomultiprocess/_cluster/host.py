@@ -57,7 +57,6 @@ from .messages import (
     as_payload,
     packed_exit,
     packed_table,
-    read,
     segments_of,
 )
 from .processes import HostedProcess, segments_to_send
@@ -92,10 +91,10 @@ class Host:
         try:
             while not self._ended:
                 try:
-                    message = await self._stream.read()
+                    frames = await self._stream.read()
                 except OSError:  # the end of the stream
                     break
-                self._take(message)
+                self._take(frames)
         finally:
             self._end()
 
@@ -111,9 +110,9 @@ class Host:
 
     # -- from the client -----------------------------------------------------------------------
 
-    def _take(self, message: Any) -> None:
+    def _take(self, frames: list[Frame]) -> None:
         touched: dict[int, HostedProcess] = {}
-        for frame in read(message):
+        for frame in frames:
             process = self._processes.get(frame.slot)
             if frame.kind >= START:
                 self._obey(frame, process)
@@ -162,7 +161,7 @@ class Host:
         elif kind == FORGET:
             self._memories.drop(frame.chunk_id)
         elif kind == PING:
-            self._stream.send(0, PONG)
+            self._stream.send_ahead(PONG)
         elif kind == LEAVE:
             self._end()
         elif process is None:  # it has exited meanwhile

@@ -2,22 +2,32 @@
 
 The frames are those of a link (_wire/frames.py), each with the number of the process that it is
 about. What the two sides say to each other beside that are frames too, of kinds of their own. An
-`Outbox` collects the frames of one turn of the loop, and makes one message of them; `read` takes a
-message apart. The messages themselves are dask's business (distributed.comm).
+`Outbox` collects the frames of one turn of the loop, and makes messages of them; an `Inbox` takes
+these apart. The messages themselves are dask's business (distributed.comm).
 
 MESSAGE-1  A message is a list: first the headers with all small payloads, as one bytes-like object,
     then the large segments of payloads, each as dask's serialization carries it without a copy. So
     dask pickles nothing, and its cost does not depend on the number of tasks.
 MESSAGE-2  Each frame is what its segments were when it was added (LINK-10).
+MESSAGE-3  A message has little more than `PIECE` bytes, so that a slow link brings one every few
+    seconds, and the reader sees that the stream makes progress. A larger segment travels in pieces:
+    a BEGIN says its size, with the first piece. A frame's segments are in the message with its
+    header, and in messages before that, in order: a header comes when its frame is complete. Frames
+    without such segments may come between pieces.
+MESSAGE-4  The reader copies each piece to its place in an object of the announced size. More than
+    the largest payload is refused, and so is another size than what is announced. A segment for
+    which there is no memory arrives without its bytes (FRAME-5).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from struct import Struct, unpack_from
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .._wire.frames import (
+    MAX_PAYLOAD,
     WRITABLE,
     Payload,
     PayloadParts,
@@ -28,7 +38,7 @@ from .._wire.frames import (
 )
 
 #: The version of this format: a client and its hosts must have the same.
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 # What a client says of a process. All these kinds are above those of frames.py.
 # payload: numbers of `count` shared objects that a new process gets, and its start-up message
@@ -55,6 +65,10 @@ BLOCKED: Final = 87  # an item blocks it; payload: the results that it has finis
 PONG: Final = 84
 DRAIN: Final = 85  # this dask worker is about to close: let its processes finish and go
 
+# What both say; chunk_id: so many more bytes of messages were read
+READ: Final = 88
+BEGIN: Final = 89  # the next pieces are one segment; chunk_id: its size
+
 FIRST_CONTROL: Final = START
 
 # What SIGNAL may send, as on every POSIX system: Windows does not name the second.
@@ -66,6 +80,14 @@ SIGKILL: Final = 9
 _HEAD: Final = Struct("<IBBHIQIIQ")
 #: A segment of this size or more travels by itself.
 LARGE: Final = 32 << 10
+#: MESSAGE-3: how much of large segments a message has at most, and a piece.
+PIECE: Final = 1 << 20
+#: From this size on, the part of a message with the headers gets no more frames; a frame whose
+#: small segments are more than this together sends those of `SPLIT` bytes or more by themselves.
+SMALL_MOST: Final = 256 << 10
+SPLIT: Final = 1 << 10
+#: So much memory is taken for an announced segment at once, more when its bytes arrive (FRAME-3).
+TRUSTED: Final = 64 << 20
 _APART: Final = 1 << 62  # in the size of a segment: it is in the message by itself
 _MISSING: Final = 1 << 61  # there was no memory for it (FRAME-5)
 _SIZE: Final = _MISSING - 1
@@ -73,8 +95,13 @@ _PAIR: Final = Struct("<QQ")
 _EXIT: Final = Struct("<qq??")
 
 
+_WRONG_SIZE: Final = "a segment of {} bytes where {} were announced"
+
+Message: TypeAlias = Sequence[Any]
+
+
 class Frame(NamedTuple):
-    """One frame, as `read` finds it. `segments` are views of the message, or sizes (FRAME-5)."""
+    """One frame, as an `Inbox` finds it. `segments` are views, or sizes (FRAME-5)."""
 
     slot: int
     kind: int
@@ -87,14 +114,16 @@ class Frame(NamedTuple):
 
 
 class Outbox:
-    """The frames that the next message carries."""
+    """The frames that the next messages carry."""
 
     def __init__(self) -> None:
+        self._full: deque[list[Segment]] = deque()  # messages
         self._small = bytearray()
         self._large: list[Segment] = []
+        self._large_size = 0
 
     def __bool__(self) -> bool:
-        return bool(self._small)
+        return bool(self._small or self._large or self._full)
 
     def add(
         self,
@@ -112,48 +141,86 @@ class Outbox:
 
         `owned`: the segments are the caller's alone, who never changes them.
         """
-        if not segments:
-            self._small += _HEAD.pack(slot, kind, flags, 0, count, chunk_id, offset, function, 0)
+        length = sum(map(size_of, segments)) if segments else 0
+        parts = len(segments) if length >= LARGE or int in map(type, segments) else 0
+        head = _HEAD.pack(slot, kind, flags, parts, count, chunk_id, offset, function, length)
+        if parts:
+            self._add_large(head, segments, owned)
             return
-        length = sum(map(size_of, segments))
-        if length < LARGE and int not in map(type, segments):
-            self._small += _HEAD.pack(
-                slot, kind, flags, 0, count, chunk_id, offset, function, length
-            )
-            for segment in segments:
-                self._small += segment  # type: ignore[arg-type]
-            return
-        large: list[Any] = [segment for segment in segments if _travels_apart(segment)]
+        self._small += head
+        for segment in segments:
+            self._small += segment  # type: ignore[arg-type]
+        if len(self._small) >= SMALL_MOST:
+            self._seal()
+
+    def _add_large(self, head: bytes, segments: Sequence[Any], owned: bool) -> None:
+        """Append a frame that has parts, behind its pieces (MESSAGE-3)."""
+        least = _least_apart(segments)
+        large = [segment for segment in segments if _size_here(segment) >= least]
         if not owned:
             large = [segment if is_constant(segment) else bytes(segment) for segment in large]
-        head = _HEAD.pack(
-            slot, kind, flags, len(segments), count, chunk_id, offset, function, length
-        )
-        sizes = b"".join(_size_word(segment).to_bytes(8, "little") for segment in segments)
-        near: list[Any] = [segment for segment in segments if _is_near(segment)]
-        self._small += b"".join([head, sizes, *near])
-        self._large += large
+        sizes = b"".join(_size_word(segment, least).to_bytes(8, "little") for segment in segments)
+        near = [segment for segment in segments if 0 <= _size_here(segment) < least]
+        tail = b"".join([head, sizes, *near])
+        for segment in large:
+            self._add_segment(segment)
+        self._small += tail
+        if len(self._small) + self._large_size >= PIECE or len(self._small) >= SMALL_MOST:
+            self._seal()
+
+    def _add_segment(self, segment: Any) -> None:
+        size = len(segment)
+        if self._large_size + size > PIECE and (self._small or self._large):
+            self._seal()
+        if size > PIECE:
+            self._small += _HEAD.pack(0, BEGIN, 0, 0, 0, size, 0, 0, 0)
+            segment = memoryview(segment)
+        while len(segment) > PIECE:
+            self._large.append(segment[:PIECE])
+            self._seal()
+            segment = segment[PIECE:]
+        self._large.append(segment)
+        self._large_size += len(segment)
+
+    def _seal(self) -> None:
+        """The next frames and pieces go into another message."""
+        self._full.append([self._small, *self._large])
+        self._small, self._large, self._large_size = bytearray(), [], 0
 
     def take(self) -> list[Segment]:
-        """The message of all frames, in order; the outbox is empty then."""
-        message = [self._small, *self._large]
-        self._small, self._large = bytearray(), []
-        return message
+        """The next message of what was added."""
+        if not self._full:
+            self._seal()
+        return self._full.popleft()
 
 
-def _travels_apart(segment: Any) -> bool:
-    return not isinstance(segment, int) and len(segment) >= LARGE
+def _size_here(segment: Any) -> int:
+    """How many bytes a segment has here; -1 if there was no memory for it (FRAME-5)."""
+    return -1 if isinstance(segment, int) else len(segment)
 
 
-def _is_near(segment: Any) -> bool:
-    return not isinstance(segment, int) and len(segment) < LARGE
+def _least_apart(segments: Sequence[Any]) -> int:
+    """From which size on the segments of a frame travel by themselves."""
+    sizes = map(_size_here, segments)
+    small = sum(size for size in sizes if 0 < size < LARGE)
+    return LARGE if small < SMALL_MOST else SPLIT
 
 
-def _size_word(segment: Any) -> int:
+def _size_word(segment: Any, least: int) -> int:
     if isinstance(segment, int):
         return segment | _MISSING
     word = len(segment) | (0 if is_readonly(segment) else WRITABLE)
-    return word | _APART if _travels_apart(segment) else word
+    return word | _APART if len(segment) >= least else word
+
+
+def size_of_message(message: Message) -> int:
+    """How many bytes a message has, as both sides count them."""
+    return sum(memoryview(part).nbytes for part in message)
+
+
+def read_notice(size: int) -> list[Segment]:
+    """A message that says how many more bytes were read."""
+    return [_HEAD.pack(0, READ, 0, 0, 0, size, 0, 0, 0)]
 
 
 def wrapped(message: Sequence[Segment], wrap: Callable[[memoryview], Any]) -> list[Any]:
@@ -161,50 +228,115 @@ def wrapped(message: Sequence[Segment], wrap: Callable[[memoryview], Any]) -> li
     return [message[0], *(wrap(memoryview(segment)) for segment in message[1:])]
 
 
-Message: TypeAlias = Sequence[Any]
+class Inbox:
+    """Takes the messages of a stream apart."""
 
+    def __init__(self) -> None:
+        self._segments: deque[memoryview | int] = deque()  # of frames that are not complete
+        self._held = 0  # bytes of these
+        self._whole: bytearray | None = None  # what the pieces are copied into
+        self._size = self._left = 0  # bytes of that segment, and what has not arrived of it
 
-def read(message: Message) -> Iterator[Frame]:
-    """The frames of a message. ValueError if it is none."""
-    if not message or not isinstance(message[0], bytes | bytearray | memoryview):
-        raise ValueError("a message of a host, or of a client, that holds no frames")
-    small = memoryview(message[0])
-    large = iter(message[1:])
-    at = 0
-    while at < len(small):
-        slot, kind, flags, parts, count, chunk_id, offset, function, length = _HEAD.unpack_from(
-            small, at
-        )
-        at += _HEAD.size
-        segments: list[memoryview | int] = []
-        if parts:
-            sizes = unpack_from(f"<{parts}Q", small, at)
-            at += 8 * parts
-            for size in sizes:
-                segment, at = _segment(size, small, at, large)
-                segments.append(segment)
-        elif length:
-            segments.append(small[at : at + length].toreadonly())
+    def take(self, message: Message) -> list[Frame]:
+        """The frames that a message completes. ValueError if it is none."""
+        if not message or not isinstance(message[0], bytes | bytearray | memoryview):
+            raise ValueError("a message of a host, or of a client, that holds no frames")
+        small = memoryview(message[0])
+        if _begins(small):
+            self._begin(_HEAD.unpack_from(small)[5])
+            small = small[_HEAD.size :]
+        for part in message[1:]:
+            self._add(memoryview(part).cast("B"))
+        return list(self._frames(small))
+
+    def _begin(self, size: int) -> None:
+        """The next pieces are a segment of so many bytes (MESSAGE-4)."""
+        if self._left:
+            raise ValueError(_WRONG_SIZE.format(self._size - self._left, self._size))
+        self._size = self._left = size
+        self._hold(size)
+        try:
+            self._whole = bytearray(min(size, TRUSTED))
+        except MemoryError:
+            self._whole = None
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > MAX_PAYLOAD:
+            raise ValueError(f"segments of {self._held} bytes that belong to no frame yet")
+
+    def _add(self, piece: memoryview) -> None:
+        if not self._left:
+            self._hold(len(piece))
+            self._segments.append(piece)
+            return
+        at = self._size - self._left
+        self._left -= len(piece)
+        if self._left < 0:
+            raise ValueError(_WRONG_SIZE.format(at + len(piece), self._size))
+        self._fill(at, piece)
+        if not self._left:
+            whole, self._whole = self._whole, None
+            self._segments.append(self._size if whole is None else memoryview(whole))
+
+    def _fill(self, at: int, piece: memoryview) -> None:
+        whole, end = self._whole, at + len(piece)
+        if whole is None:
+            return
+        if end <= len(whole):
+            with memoryview(whole) as view:  # a slice of a bytearray takes a copy of the piece
+                view[at:end] = piece
+            return
+        try:
+            del whole[at:]
+            whole += piece
+        except MemoryError:
+            self._whole = None
+
+    def _frames(self, small: memoryview) -> Iterator[Frame]:
+        at = 0
+        while at < len(small):
+            head = _HEAD.unpack_from(small, at)
+            slot, kind, flags, parts, count, chunk_id, offset, function, length = head
+            at += _HEAD.size
+            segments: list[memoryview | int] = []
+            if parts:
+                sizes = unpack_from(f"<{parts}Q", small, at)
+                at += 8 * parts
+                for size in sizes:
+                    segment, at = self._segment(size, small, at)
+                    segments.append(segment)
+            elif length:
+                segments.append(small[at : at + length].toreadonly())
+                at += length
+            yield Frame(slot, kind, flags, count, chunk_id, offset, function, segments)
+
+    def _segment(self, size: int, small: memoryview, at: int) -> tuple[memoryview | int, int]:
+        length = size & _SIZE
+        if size & _MISSING:
+            return length, at
+        segment: memoryview | int
+        if size & _APART:
+            segment = self._segments.popleft() if self._segments else memoryview(b"")
+            self._held -= size_of(segment)
+        else:
+            segment = small[at : at + length]
             at += length
-        yield Frame(slot, kind, flags, count, chunk_id, offset, function, segments)
+        if size_of(segment) != length:
+            raise ValueError(_WRONG_SIZE.format(size_of(segment), length))
+        return _as_sent(segment, bool(size & WRITABLE)), at
 
 
-def _segment(
-    size: int, small: memoryview, at: int, large: Iterator[Any]
-) -> tuple[memoryview | int, int]:
-    length = size & _SIZE
-    if size & _MISSING:
-        return length, at
-    if size & _APART:
-        segment = memoryview(next(large)).cast("B")
-    else:
-        segment = small[at : at + length]
-        at += length
-    if len(segment) != length:
-        raise ValueError(f"a segment of {len(segment)} bytes where {length} were announced")
-    if not size & WRITABLE:
-        return segment.toreadonly(), at
-    return (memoryview(bytearray(segment)) if segment.readonly else segment), at
+def _begins(small: memoryview) -> bool:
+    return len(small) >= _HEAD.size and _HEAD.unpack_from(small)[1] == BEGIN
+
+
+def _as_sent(segment: memoryview | int, writable: bool) -> memoryview | int:
+    if isinstance(segment, int):
+        return segment
+    if not writable:
+        return segment.toreadonly()
+    return memoryview(bytearray(segment)) if segment.readonly else segment
 
 
 def as_payload(segments: list[memoryview | int]) -> Payload:
@@ -220,7 +352,10 @@ def as_payload(segments: list[memoryview | int]) -> Payload:
 def _owned(segment: memoryview | int) -> bytes | bytearray | int:
     if isinstance(segment, int):
         return segment
-    return bytes(segment) if segment.readonly else bytearray(segment)
+    make = bytes if segment.readonly else bytearray
+    whole = segment.obj
+    # one of pieces is not copied again
+    return whole if type(whole) is make and len(whole) == len(segment) else make(segment)
 
 
 def segments_of(payload: Payload) -> Sequence[Segment | int]:

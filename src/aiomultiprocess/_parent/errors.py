@@ -145,8 +145,7 @@ def explain_loss(
     owner: TaskOwner, handle: Any, worker: EndedWorker, why: str = ""
 ) -> WorkerLostError:
     """The error of a task that was started in a worker which then died; `why`, if that is known."""
-    lost = WorkerLostError(task_label(owner, handle), worker.pid, worker.exitcode, worker.host)
-    return _with_note(lost, why or worker.why_ended)
+    return _lost(task_label(owner, handle), worker, why)
 
 
 def explain_timeout(
@@ -201,12 +200,13 @@ def explain_start(worker: EndedWorker) -> WorkerLostError:
         "its start: importing the main module (its code that makes a pool must be below "
         '`if __name__ == "__main__":`), making its loop, then the initializer'
     )
-    return _with_note(
-        WorkerLostError(what, worker.pid, worker.exitcode, worker.host), worker.why_ended
-    )
+    return _lost(what, worker)
 
 
-def _with_note(error: WorkerLostError, why: str) -> WorkerLostError:
+def _lost(what: str, worker: EndedWorker, why: str = "") -> WorkerLostError:
+    reason = worker.why_ended or None if worker.exitcode is None and worker.host else None
+    error = WorkerLostError(what, worker.pid, worker.exitcode, worker.host, reason)
+    why = why or ("" if reason else worker.why_ended)
     if why:
         error.add_note(why)
     return error

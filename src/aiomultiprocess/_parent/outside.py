@@ -122,7 +122,9 @@ def broken_by(reason: BaseException) -> BaseException:
 def error_for_executor(error: BaseException) -> BaseException:
     """The error that a future gets for one of the pool's (OUTSIDE-3)."""
     if type(error) is WorkerLostError:
-        return ExecutorWorkerLostError(error.task, error.pid, error.exitcode)
+        return ExecutorWorkerLostError(
+            error.task, error.pid, error.exitcode, error.host, error.reason
+        )
     if issubclass(type(error), ProxyException):
         original = unwrap(error)
         # an awaiter of the future would take it for a cancellation of its own (EXC-4)
