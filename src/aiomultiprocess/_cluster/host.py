@@ -27,7 +27,6 @@ import logging
 import time
 from functools import partial
 from struct import unpack_from
-from typing import Any
 
 from .. import _accel
 from .._transport import select
