@@ -20,6 +20,9 @@ EXECUTOR-5  The first call waits until workers are launched, so that it raises w
 EXECUTOR-6  A Ctrl-C during the exit ends the workers, as `Pool.terminate`, and another one kills
     them. The exit goes on when the thread has ended: at its own exit multiprocessing joins all
     workers that are left, and the thread would close them meanwhile.
+EXECUTOR-7  A shared object that is released stays for the calls that were submitted before. Those
+    in the line, and the one that the thread takes out of it, are in no engine; so `hold` looks in
+    the order in which calls go: line, thread, engine.
 
 Every worker imports this module if the user's main module names `PoolExecutor`, so it imports
 little.
@@ -47,6 +50,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
 
 from ._arguments import any_seconds, check_callable, is_iterable, whole
 from ._parent.callers import refuse_to_pickle
+from ._wire import sharing
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
 from .types import R
@@ -312,6 +316,8 @@ class _Runner:
         self._pool = pool
         self._pid = os.getpid()
         self._incoming: deque[_Call] = deque()
+        self._taking: _Call | None = None  # out of the line, and perhaps not in the engine yet
+        sharing.engines.add(self)
         # reentrant: a collection, or a signal, may end an executor while this thread holds it
         self._lock = threading.RLock()
         self._woken = self._closed = False  # woken: the loop takes calls without another wake-up
@@ -340,6 +346,19 @@ class _Runner:
             self._incoming.append(call)
             if not self._woken:
                 self._wake()
+
+    def hold(self, memory: object) -> None:
+        """Keep the memory of a shared object for all calls that are not done (EXECUTOR-7)."""
+        if os.getpid() != self._pid:
+            return
+        waiting, taking = self._incoming.copy(), self._taking
+        if taking is not None:
+            waiting.append(taking)
+        for future, *_ in waiting:
+            held = [memory]  # a future that is done still has its callbacks
+            future.add_done_callback(partial(_let_go, held))
+        if self._engine is not None:
+            self._engine.hold(memory)
 
     def close(self, *, cancel: bool = False) -> None:
         """Take no more calls; with `cancel`, cancel those that wait."""
@@ -473,7 +492,9 @@ class _Runner:
         for _ in range(BATCH):
             if not self._incoming:
                 break
+            self._taking = self._incoming[0]
             calls = self._take_one(self._incoming.popleft())
+            self._taking = None
             if calls is not None:
                 to_offer[calls[1]] = calls[0]
         for source, queue in to_offer.items():
@@ -529,6 +550,11 @@ class _Runner:
             calls.fail_all(error)
         if self._engine is not None:
             self._pool.terminate()  # at once, as the loop is closed
+
+
+def _let_go(held: list[object], future: Future[Any]) -> None:
+    """A call that held the memory of a shared object is done."""
+    held.clear()
 
 
 def _fail(future: Future[Any], error: BaseException, *, broken: bool) -> None:

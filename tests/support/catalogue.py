@@ -157,6 +157,10 @@ ROWS = {
     "H143": "a slow link is not a silent host, and one that stops midway in a message is",
     "H144": "a map of a huge range that is given up takes no memory for what was never taken",
     "H145": "a pool that is sent by mistake is named in the error",
+    "H146": "a shared object that is released stays for the calls that an executor has in line",
+    "H147": "a lent buffer that its receiver cannot map fails its item and harms no other",
+    "H148": "an error is reported by a worker that has no descriptor left",
+    "H149": "a shared object may be released in another thread while calls come and go",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

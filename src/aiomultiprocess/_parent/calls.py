@@ -156,7 +156,7 @@ class CallQueue:
 
     def calls_unsettled(self) -> list[asyncio.Future[Any]]:
         """The calls that have no result yet."""
-        return [call for call in self._open if not call.done()]
+        return [call for call in list(self._open) if not call.done()]  # in any thread
 
     @property
     def unsettled(self) -> int:

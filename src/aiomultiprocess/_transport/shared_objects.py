@@ -49,6 +49,8 @@ ALIGNMENT: Final = 64  # bytes: what NumPy and Arrow ask for
 _HEAD: Final = Struct("<QQ")  # size of the pickle, number of buffers; then these: place and size
 _NOEXEC_SEAL: Final = 0x0008  # MFD_NOEXEC_SEAL: a kernel with vm.memfd_noexec=2 insists on it
 _MOST: Final = 1 << 30  # bytes of one write
+#: For `mmap`, which otherwise keeps a copy of the descriptor.
+_ONE_DESCRIPTOR: Final[Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 RELEASED: Final = (
@@ -98,6 +100,8 @@ class Memory(Links):
 
     def pass_to(self, link: Any) -> None:
         """Give it to a worker, unless that has it. OSError if that cannot be now."""
+        if self._fd < 0:  # another thread was about to free it
+            raise RuntimeError(RELEASED)
         self.pass_over(link, self._fd)
 
     @property
@@ -216,12 +220,12 @@ class Shared(Generic[T]):
 
     def release(self) -> None:
         """Give up the object, as the end of `with` does. Idempotent."""
-        memory, self._memory = self._memory, None
-        self._reference = None
-        self._released = os.getpid()  # a worker that is forked later may start with it
+        memory = self._memory
         if isinstance(memory, Memory):
             for engine in list(sharing.engines):
-                engine.hold(memory)
+                engine.hold(memory)  # first: what is pickled meanwhile finds the memory
+        self._memory = self._reference = None
+        self._released = os.getpid()  # a worker that is forked later may start with it
 
     def __repr__(self) -> str:
         memory = self._memory
@@ -337,7 +341,7 @@ def _layout(pickled: int, sizes: list[int]) -> tuple[list[int], int]:
 
 def load(fd: int) -> Any:
     """Map the memory, and unpickle what is in it (OBJECT-3)."""
-    view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))
+    view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ, **_ONE_DESCRIPTOR))
     pickled, count = _HEAD.unpack_from(view)
     fields = unpack_from(f"<{2 * count}Q", view, _HEAD.size)
     begin = _HEAD.size + 16 * count

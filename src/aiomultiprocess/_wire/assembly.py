@@ -200,7 +200,7 @@ class Assembly:
             handler(*self._fields, payload)
 
     def _deliver_parts(self, handler: Handler, length: int) -> None:
-        if any(type(part) is memoryview for part in self._parts):
+        if any(type(part) in (memoryview, int) for part in self._parts):  # what was lent has a size
             length = sum(map(size_of, self._parts))
             if length > MAX_PAYLOAD:
                 raise CorruptHeaderError(f"lent parts make a payload of {length} bytes")

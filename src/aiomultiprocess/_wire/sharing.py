@@ -24,7 +24,8 @@ collected: Final[dict[int, list[Any]]] = {}
 #: All memories of this process, by their numbers.
 live: Final[WeakValueDictionary[int, Any]] = WeakValueDictionary()
 #: Engines; a forked worker inherits those of its parent. Their `hold` keeps a memory that its user
-#: has released, as long as tasks that are not settled may need it.
+#: has released, as long as tasks that are not settled may need it. The same of executors, for calls
+#: that no engine has yet.
 engines: Final[WeakSet[Any]] = WeakSet()
 _processes: Final[set[int]] = set()  # those that have made engines: a forked one has them, too
 #: The types of shared objects, which items may share, as they cannot change them.

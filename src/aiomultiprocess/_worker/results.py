@@ -23,6 +23,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -121,9 +122,10 @@ class ResultSender:
         """
         if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
             return
-        from . import nested  # here: a start does not need it
+        with suppress(ImportError, OSError):  # no descriptor is left to import it
+            from . import nested  # here: a start does not need it
 
-        nested.explain(error)
+            nested.explain(error)
         if self._exception_handler is not None and not given_up:
             try:
                 self._exception_handler(error)
