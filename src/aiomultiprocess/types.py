@@ -138,8 +138,10 @@ class WorkerLostError(RuntimeError):
         return f"worker process {self.pid}{where} {self._end()}{doing}"
 
     def _end(self) -> str:
-        if self.exitcode is None and self.host is not None:
-            return "was lost with its host" + (f" ({self.reason})" if self.reason else "")
+        if self.reason is not None:
+            return f"was lost with its host ({self.reason})"
+        if self.pid is None and self.host is not None:
+            return "could not be started"
         if self.exitcode is None:
             return "ended, and another part of the program took its exit code,"
         if self.signal is not None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_streams_and_discovery import LateClient, SilentComm
 
-from aiomultiprocess import __version__
+import workload
+from aiomultiprocess import Pool, WorkerLostError, __version__
 from aiomultiprocess._cluster import cluster as cluster_module
 from aiomultiprocess._cluster.cluster import Cluster
 from aiomultiprocess._cluster.connection import Connection
 from aiomultiprocess._cluster.messages import FORMAT
+from clusters import Dask
 
 pytest.importorskip("distributed")
 
@@ -152,6 +155,31 @@ async def test_a_worker_that_is_not_reached_breaks_a_pool_that_has_no_other(
     await cluster.close()
 
 
+@pytest.mark.row("H150")
+async def test_a_worker_without_the_package_is_logged_where_another_has_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("bare", preload="bare_worker").add("equipped")
+        async with Pool(backend="dask", address=dask.address) as pool:
+            assert await pool.map(workload.double, range(100)) == [2 * n for n in range(100)]
+            while not caplog.messages:  # noqa: ASYNC110 - a log has no events
+                await asyncio.sleep(0.01)
+            assert await pool.apply(workload.double, (4,)) == 8
+        assert "cannot be a host: install aiomultiprocess" in caplog.text
+
+
+@pytest.mark.row("H150")
+async def test_workers_that_all_lack_the_package_break_a_pool(tmp_path: Path) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("one", "two", preload="bare_worker")
+        async with Pool(backend="dask", address=dask.address) as pool:
+            with pytest.raises(
+                RuntimeError, match="cannot be hosts of a pool: install aiomultiprocess"
+            ):
+                await pool.map(workload.double, range(100))
+
+
 @pytest.mark.row("H140")
 async def test_a_refused_host_is_used_once_its_address_has_a_fit_one(
     caplog: pytest.LogCaptureFixture,
@@ -201,3 +229,59 @@ async def test_an_announcement_ends_the_pause_before_the_next_attempt(
     cluster.announce()
     assert await cluster.next_host() == HOST
     await cluster.close()
+
+
+@pytest.mark.row("H152")
+async def test_a_host_that_is_refused_first_keeps_no_other_from_the_pool(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cluster = Observed(ImitatedClient(HOST, outcome=answer))
+    cluster.answers = [ImitatedHost("0.0.9")]
+    cluster.start()
+    while HOST not in caplog.text:  # noqa: ASYNC110 - a log has no events
+        await asyncio.sleep(0.001)
+    cluster.announce("tcp://other")
+    assert await cluster.next_host() == "tcp://other"
+    await asyncio.sleep(cluster_module.HEAR_TIMEOUT + 0.1)
+    assert not cluster.broken.done()
+    await cluster.close()
+
+
+@pytest.mark.row("H152")
+async def test_a_host_that_is_refused_breaks_a_pool_that_has_no_other() -> None:
+    cluster = Observed(ImitatedClient(HOST, outcome=answer))
+    cluster.answers = [ImitatedHost("0.0.9")]
+    cluster.start()
+    with pytest.raises(RuntimeError, match=r"it has aiomultiprocess 0\.0\.9"):
+        await cluster.broken
+    await cluster.close()
+
+
+@pytest.mark.row("H153")
+async def test_a_host_that_can_start_no_process_keeps_a_pool_from_no_other(tmp_path: Path) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("full", preload="full_worker").add("fit")
+        async with Pool(backend="dask", address=dask.address) as pool:
+            assert await pool.map(workload.double, range(100)) == [2 * n for n in range(100)]
+
+
+@pytest.mark.row("H153")
+async def test_hosts_that_can_start_no_process_break_a_pool_and_say_why(tmp_path: Path) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("full", preload="full_worker")
+        async with Pool(backend="dask", address=dask.address) as pool:
+            with pytest.raises(WorkerLostError, match="could not be started") as caught:
+                await pool.apply(workload.two)
+            assert "no process is left" in caught.value.__notes__[0]
+
+
+@pytest.mark.row("H156")
+async def test_a_worker_without_the_package_may_join_a_cluster_that_a_pool_uses(
+    tmp_path: Path,
+) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("equipped")
+        async with Pool(backend="dask", address=dask.address) as pool:
+            assert await pool.apply(workload.two) == 2
+            await asyncio.to_thread(dask.add, "bare", preload="bare_worker")
+            assert await pool.apply(workload.two) == 2

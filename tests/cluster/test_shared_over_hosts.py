@@ -71,3 +71,18 @@ async def test_what_a_task_over_hosts_returns_is_the_shared_object_itself(own_da
         async with Pool(backend="dask", address=own_dask.address) as pool:
             returned = await pool.apply(shared_targets.give_back, (numbers,))
             assert returned.value is numbers.value
+
+
+@pytest.mark.row("H154")
+async def test_a_shared_object_that_a_host_cannot_hold_fails_who_asks_for_it_alone(
+    tmp_path: Path,
+) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("cramped", preload="cramped_worker")
+        with share(shared_targets.table()) as table:
+            async with Pool(1, backend="dask", address=dask.address) as pool:
+                with pytest.raises(RuntimeError, match="its host had no room for it"):
+                    await pool.apply(shared_targets.at, (table, 7))
+                assert await pool.apply(workload.two) == 2
+                assert pool.stats().lost == 0
+        assert "cannot be used here (OSError: [Errno 28]" in dask.said("cramped")

@@ -16,11 +16,13 @@ import pytest
 
 import workload
 from aiomultiprocess import Pool, WorkerLostError, share
+from aiomultiprocess._cluster.stream import WINDOW
 from clusters import Dask
 
 INTERVAL = 0.3  # seconds: the patience of the client
 RATE = 10e6  # bytes a second: a message of 1 MiB takes less than that patience
 LARGE = 12 << 20  # bytes: takes five times as long
+LARGEST = 3 * WINDOW  # bytes: more than may be under way
 
 
 def free_port() -> int:
@@ -131,3 +133,23 @@ async def test_a_link_that_stops_in_the_middle_of_a_large_value_is_noticed(
             async with asyncio.timeout(8):
                 await call
         assert link.passed >= link.stop_at
+
+
+@pytest.mark.row("H151")
+async def test_a_host_that_is_retired_behind_a_slow_link_loses_no_result(
+    link: Link, far_dask: Dask
+) -> None:
+    from distributed import Client
+
+    async with (
+        Client(far_dask.address, asynchronous=True) as client,  # type: ignore[no-untyped-call]
+        pool_behind(link, far_dask) as pool,
+    ):
+        (worker,) = pool.processes
+        before = link.passed
+        call = pool.apply(large_result, (LARGEST,))
+        while link.passed < before + LARGEST // 24:  # noqa: ASYNC110 - the link has no events
+            await asyncio.sleep(0.001)
+        await client.retire_workers([worker.host])
+        assert await call == bytes(LARGEST)
+        await asyncio.to_thread(far_dask.workers["far"].wait, 30)

@@ -9,8 +9,9 @@ CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again fo
     scheduler knows the worker, each time after a longer pause.
 CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
 CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
-    others are logged. A cluster without workers is no error: they may come. How a host is reached
-    is the business of routes.py.
+    others are logged. One that is refused may answer before the others: these have `HEAR_TIMEOUT`
+    seconds. A cluster without workers is no error: they may come. How a host is reached is the
+    business of routes.py.
 CLUSTER-4  A subscription takes effect some time after its call, and what is announced before is not
     delivered. So the pool announces something itself until that arrives, and only then registers
     the plugin. That call returns when all dask workers have answered, which one that is stopped
@@ -19,8 +20,10 @@ CLUSTER-5  dask's connecting is not interrupted, as that leaves a socket behind.
     meanwhile waits for its client up to `END_TIMEOUT` seconds, and ends other connections when they
     are there.
 CLUSTER-6  The scheduler fails to give the plugin to a worker that it cannot connect to, or that
-    ends just then. As others announce themselves all the same, this is logged; without any
-    announcement for another `TIMEOUT` seconds it is the end of the pool (CLUSTER-3).
+    ends just then; one that lacks this package says so (PLUGIN-1). Others announce themselves all
+    the same, so this is logged. It may be known before the others have answered. So these are asked
+    for a sign of life, for up to `TIMEOUT` seconds, and announce themselves within `HEAR_TIMEOUT`
+    after that. Without an announcement it is the end of the pool (CLUSTER-3).
 CLUSTER-7  Another dask worker may start at the address of one that has ended, or was refused. So an
     announcement from an address that is tried ends the pause there, and the address is not
     forgotten by what the scheduler has answered before.
@@ -44,7 +47,7 @@ from .routes import TIMEOUT, IncompatibleError, Routes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
 ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
-HEAR_TIMEOUT = 2.0  # seconds for the scheduler to say something (ROUTE-5)
+HEAR_TIMEOUT = 2.0  # seconds for who is there to say something (ROUTE-5, CLUSTER-6)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
 LATE_TIMEOUT = 1.0  # seconds for that once some dask worker has not answered
 
@@ -93,7 +96,8 @@ class Cluster:
         # addresses of hosts that are reached, or tried; set by an announcement (CLUSTER-7)
         self._wanted: dict[str, asyncio.Event] = {}
         self._failures = 0  # to reach a first host
-        self._ever_reached = False
+        self._reached = asyncio.Event()  # some host was (CLUSTER-3)
+        self._announced = asyncio.Event()  # some host was (CLUSTER-6)
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduler: Any = None  # a comm
@@ -138,19 +142,42 @@ class Cluster:
         try:
             await self._client.register_plugin(HostPlugin(self._name), name=self._name)
         except OSError as error:
-            self._spawn(self._on_missing_answer(error))
+            self._spawn(self._on_failed_install(error, _explain_begin(error)))
         except Exception as error:  # noqa: BLE001 - of the plugin there
-            self._give_up(_explain_install(error))
+            self._spawn(self._on_failed_install(error, _explain_install(error)))
 
-    async def _on_missing_answer(self, error: OSError) -> None:
+    async def _on_failed_install(self, error: Exception, refusal: BaseException) -> None:
         """CLUSTER-6; or the scheduler is gone, which is noticed elsewhere (CLUSTER-2)."""
         await self._hear_scheduler()
         if self._watch.done():
             return
         log.warning("a dask worker cannot be made a host (%s)", describe_error(error))
-        await asyncio.sleep(TIMEOUT)
-        if not (self._wanted or self._ever_reached):
-            self._give_up(_explain_begin(error))
+        await self._await_others(refusal)
+
+    async def _await_others(self, refusal: BaseException) -> None:
+        """Some worker is no host: the end of the pool if none is (CLUSTER-6)."""
+        hearing = self._new_task(self._hear_workers())
+        announced = self._new_task(self._wait_for(self._announced))
+        await asyncio.wait([hearing, announced], timeout=TIMEOUT, return_when="FIRST_COMPLETED")
+        hearing.cancel()
+        await self._give_up_without(self._announced, refusal)
+        announced.cancel()
+
+    async def _hear_workers(self) -> None:
+        """Until all dask workers that can be reached have answered something (CLUSTER-6)."""
+        with contextlib.suppress(Exception):
+            await self._client.scheduler.broadcast(msg={"op": "identity"}, on_error="ignore")
+
+    async def _wait_for(self, event: asyncio.Event) -> None:
+        await event.wait()
+
+    async def _give_up_without(self, event: asyncio.Event, reason: BaseException) -> None:
+        """The end of the pool, unless something happens soon."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_TIMEOUT):
+                await event.wait()
+                return
+        self._give_up(reason)
 
     async def _wait_for_subscription(self) -> None:
         """Until what is announced arrives here (CLUSTER-4)."""
@@ -205,10 +232,25 @@ class Cluster:
 
     def _on_announcement(self, event: tuple[float, dict[str, str]]) -> None:
         self._subscribed.set()
-        if event[1]["address"]:
+        if "lacks" in event[1]:  # PLUGIN-1
+            self._on_unequipped(event[1]["lacks"])
+        elif event[1]["address"]:
             self._found(event[1]["address"])
 
+    def _on_unequipped(self, address: str) -> None:
+        log.warning(
+            "the dask worker %s cannot be a host: install aiomultiprocess %s there too",
+            address,
+            __version__,
+        )
+        refusal = RuntimeError(
+            f"the dask workers cannot be hosts of a pool: install aiomultiprocess {__version__} "
+            "there too"
+        )
+        self._spawn(self._await_others(refusal))
+
     def _found(self, address: str) -> None:
+        self._announced.set()
         if address in self._wanted:
             self._wanted[address].set()  # CLUSTER-7
         elif not self._closed:
@@ -255,7 +297,7 @@ class Cluster:
         connection = Connection(
             comm, greeting, self._loop, user.before_host_lost, self._on_lost, user.on_host_draining
         )
-        self._ever_reached = True
+        self._reached.set()
         self.connections.append(connection)
         self._user.on_host(connection)
 
@@ -267,10 +309,9 @@ class Cluster:
         else:
             reason = ConnectionError(f"the dask worker {address} cannot be used ({why})")
         reason.__cause__ = error
-        if not self._ever_reached and (final or self._failures >= ATTEMPTS):
-            self._give_up(reason)
-        else:
-            log.warning("the dask worker %s cannot be used (%s)", address, why)
+        if not self._reached.is_set() and (final or self._failures >= ATTEMPTS):
+            self._spawn(self._give_up_without(self._reached, reason))
+        log.warning("the dask worker %s cannot be used (%s)", address, why)
 
     async def _is_known(self, address: str) -> bool:
         with contextlib.suppress(OSError):
@@ -392,7 +433,10 @@ def _explain_begin(error: Exception) -> BaseException:
 
 def _explain_install(error: Exception) -> BaseException:
     """Why the dask workers did not take the plugin."""
-    if not isinstance(error, ModuleNotFoundError | AttributeError | pickle.UnpicklingError):
+    # a scheduler unpickles no error of a worker: it raises an Exception with its repr
+    kinds = (ModuleNotFoundError, AttributeError, pickle.UnpicklingError)
+    names = tuple(f"{kind.__name__}(" for kind in kinds)
+    if not (isinstance(error, kinds) or str(error).startswith(names)):
         return _explain_begin(error)
     refusal = RuntimeError(
         f"the dask workers cannot be hosts of a pool ({describe_error(error)}): install "

@@ -10,6 +10,8 @@ CONNECTION-2  A host from which nothing has come for `INTERVAL` seconds is asked
     is lost if none has come after as many more. So a silent one is noticed within three times that.
     Time in which this loop did not run does not count. Each piece of a large frame counts as heard,
     and so does the news that the host has read one (COMM-3): a slow link is not silence.
+CONNECTION-3  The client leaves a host that closes (HOST-6) once all its processes have ended. The
+    news of an exit is the last that comes of a process, so nothing is under way then.
 """
 
 from __future__ import annotations
@@ -178,6 +180,8 @@ class Connection:
             touched[frame.slot] = link
         else:
             self._report(link, frame)
+        if self.draining and not self._links:
+            self.leave()  # CONNECTION-3
 
     def _report(self, link: RemoteLink, frame: Frame) -> None:
         """What the host says of a process."""

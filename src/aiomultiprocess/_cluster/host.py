@@ -17,6 +17,10 @@ HOST-4  The host measures how long a process takes for its items, because the cl
     count the way of the messages, and the time that they wait at a client with many hosts.
 HOST-5  What a process has finished, and cannot send because an item blocks it (QUEUE-9), is sent
     from its journal, as a copy that counts with the client as the journal of its own machine does.
+HOST-6  A host whose dask worker closes says so ahead of all else, and ends when the client leaves,
+    which has everything from here by then (CONNECTION-3): no end of a stream shows that.
+HOST-7  A shared object that this host cannot hold, or pass on, is logged, and fails the items that
+    ask for it.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from .._transport import select
 from .._transport.link import Backend
 from .._wire import exceptions
 from .._wire.frames import MAX_COUNT, Kind, Payload, PayloadParts
+from ..types import describe_error
 from .host_memories import KeptMemories
 from .messages import (
     BLOCKED,
@@ -80,9 +85,8 @@ class Host:
         self._processes: dict[int, HostedProcess] = {}
         self._memories = KeptMemories()
         self._marks: dict[int, int] = {}  # what the client knows of each process (HOST-1)
-        self._empty = asyncio.Event()
-        self._empty.set()
         self._ended = False
+        self._end_event = asyncio.Event()
         self._marking: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -98,14 +102,12 @@ class Host:
             self._end()
 
     async def drain(self, patience: float) -> None:
-        """This dask worker closes: let the client's processes finish what they hold."""
-        if self._processes and not self._ended:
-            self._stream.send(0, DRAIN)
-            self._stream.flush()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._empty.wait()
-        await self._stream.finish()
+        """This dask worker closes: let the client's processes finish what they hold (HOST-6)."""
+        self._stream.send_ahead(DRAIN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._end_event.wait()
+        self._end()
 
     # -- from the client -----------------------------------------------------------------------
 
@@ -113,7 +115,9 @@ class Host:
         touched: dict[int, HostedProcess] = {}
         for frame in frames:
             process = self._processes.get(frame.slot)
-            if frame.kind >= START:
+            if frame.kind in (SHARE, PASS):
+                self._share(frame, process)
+            elif frame.kind >= START:
                 self._obey(frame, process)
             elif process is not None:  # else it has exited meanwhile
                 self._pass_on(process, frame)
@@ -155,8 +159,6 @@ class Host:
         slot, kind = frame.slot, frame.kind
         if kind == START:
             self._start(slot, frame.number, bytes(as_payload(frame.segments)))
-        elif kind == SHARE:
-            self._memories.keep(frame.chunk_id, memoryview(as_payload(frame.segments)))  # type: ignore[arg-type]
         elif kind == FORGET:
             self._memories.drop(frame.chunk_id)
         elif kind == PING:
@@ -167,13 +169,24 @@ class Host:
             return
         elif kind == SIGNAL:
             process.send_signal(frame.number)
-        elif kind == PASS:
-            self._memories.pass_to(process.link, frame.chunk_id)
         elif kind == LOOK:
             table = packed_table(process.link.counter.running(), time.monotonic_ns())
             self._stream.send(slot, TABLE, segments=[table])
         else:
             raise ValueError(f"a frame of kind {kind} from a client")
+
+    def _share(self, frame: Frame, process: HostedProcess | None) -> None:  # HOST-7
+        try:
+            if frame.kind == SHARE:
+                self._memories.keep(frame.chunk_id, segments_to_send(frame.segments))
+            elif process is not None:
+                self._memories.pass_to(process.link, frame.chunk_id)
+        except (OSError, MemoryError) as error:
+            log.error(
+                "a shared object of the client %s cannot be used here (%s)",
+                self._peer,
+                describe_error(error),
+            )
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -198,7 +211,6 @@ class Host:
             self._stream.send(slot, FAILED, segments=[f"{type(error).__name__}: {error}".encode()])
             return
         self._processes[slot] = process
-        self._empty.clear()
         self._stream.send(slot, STARTED, count=pid)
 
     def _forward(
@@ -260,15 +272,14 @@ class Host:
         report = ExitReport(process.exitcode, process.link.started, process.intact, process.journal)
         self._stream.send(slot, EXITED, segments=packed_exit(report))
         self._stream.flush()
-        if not self._processes:
-            self._empty.set()
-            if self._ended:
-                self._channels.close()
+        if self._ended and not self._processes:
+            self._channels.close()
 
     def _end(self) -> None:  # HOST-3
         if self._ended:
             return
         self._ended = True
+        self._end_event.set()
         if self._marking is not None:
             self._marking.cancel()
         self._stream.close()

@@ -16,8 +16,8 @@ import asyncio
 import contextlib
 import mmap
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .messages import FORGET, SHARE
 
@@ -64,15 +64,20 @@ class KeptMemories:
     def __init__(self) -> None:
         self._descriptors: dict[int, int] = {}  # by the numbers of the memories
 
-    def keep(self, number: int, content: memoryview) -> None:
+    def keep(self, number: int, segments: Sequence[Any]) -> None:
         """Put the content of a shared object into a memory. OSError if there is none."""
         from .._transport.shared_objects import store  # here: few pools need it
 
-        self._descriptors[number] = store(content)
+        (content,) = segments
+        self._descriptors[number] = store(memoryview(content))
 
     def pass_to(self, link: Link, number: int) -> None:
-        """Give a shared object to a process. OSError if that cannot be now."""
-        link.share(number, self._descriptors[number])
+        """Give a shared object to a process. OSError or MemoryError if that cannot be."""
+        fd = self._descriptors.get(number, -1)
+        if fd < 0:
+            raise MemoryError("this host had no room for a shared object")
+        link.share(number, fd)
+        link.pass_shared()
 
     def drop(self, number: int) -> None:
         """The client has released it."""

@@ -36,8 +36,8 @@ class ReportedProcess(Protocol):
     def on_started(self, pid: int) -> None:
         """The process runs."""
 
-    def on_ended(self, exitcode: int | None, why: str) -> None:
-        """The process has ended; `why`, if it could not be started or its host was lost."""
+    def on_ended(self, exitcode: int | None, why: str, why_lost: str = "") -> None:
+        """It has ended; `why` it could not be started, `why_lost` its host, if it was so."""
 
 
 class RemoteLink:
@@ -133,6 +133,9 @@ class RemoteLink:
         if self._launched:  # else it travels with the start-up message
             self._stream.send(self.slot, PASS, chunk_id=number)
         return (self, *new)
+
+    def pass_shared(self) -> None:
+        """Do nothing: `share` has passed it."""
 
     def unshare_soon(self, number: int) -> None:
         """In any thread: let the process drop a shared object."""
@@ -267,14 +270,14 @@ class RemoteLink:
     def lose(self, why: str) -> None:
         """The host is lost, and the process with it (REMOTELINK-1)."""
         self._started = EVERYTHING
-        self._end(None, why)
+        self._end(None, "", why)
 
-    def _end(self, exitcode: int | None, why: str) -> None:
+    def _end(self, exitcode: int | None, why: str, why_lost: str = "") -> None:
         if not self.ended:
             self.ended = True
             self._running = {}
             if self.process is not None:
-                self.process.on_ended(exitcode, why)
+                self.process.on_ended(exitcode, why, why_lost)
 
     def _break(self, error: BaseException) -> None:
         if not (self._broken or self._closed):

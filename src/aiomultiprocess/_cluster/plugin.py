@@ -3,6 +3,10 @@
 `Cluster` (cluster.py) registers one for its pool. dask gives it to the workers that there are, and
 to each that joins later; there it adds a handler of its own to the worker, by which the client
 opens a stream, and announces the worker under a topic of the pool. With the pool it is removed.
+
+PLUGIN-1  A dask worker that lacks this package could not unpickle the plugin, and one that joins
+    would fail to start for that. So the plugin is pickled as an expression, which makes of it
+    there one that only announces what is missing.
 """
 
 from __future__ import annotations
@@ -24,6 +28,15 @@ if TYPE_CHECKING:
 DRAIN_SECONDS: Final = 30.0  # that the processes of a closing worker have to finish what they hold
 
 
+_LOADED: Final = """(
+    __import__("aiomultiprocess._cluster.plugin", fromlist=["HostPlugin"]).HostPlugin(name)
+    if all(map(__import__("importlib.util").util.find_spec, names))
+    else type("NoHostPlugin", (__import__("distributed").WorkerPlugin,), {
+        "setup": lambda self, worker: worker.log_event(name, {"lacks": worker.address})
+    })()
+)"""  # PLUGIN-1
+
+
 class HostPlugin(WorkerPlugin):
     """Makes a dask worker a host of one pool."""
 
@@ -42,8 +55,9 @@ class HostPlugin(WorkerPlugin):
         worker.handlers.pop(self.name, None)
         await asyncio.gather(*(host.drain(DRAIN_SECONDS) for host in list(self._hosts)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name}
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = ["aiomultiprocess", "aiomultiprocess._cluster"]  # 0.9.1 has the first
+        return eval, (_LOADED, {"name": self.name, "names": names})
 
     async def _serve(self, comm: Comm) -> Status:
         """Turn the connection of a client into a stream, for as long as that lasts."""

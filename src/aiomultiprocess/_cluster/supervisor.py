@@ -7,19 +7,25 @@ CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what i
     they finish.
 CSUPERVISOR-3  A pool that is forgotten before it has reached a host leaves the cluster as any
     other, so that no host starts processes for it.
+CSUPERVISOR-4  A process that its host cannot start is tried again later, whether or not one was
+    ever ready: other hosts may start theirs. `START_ATTEMPTS` in a row without any worker break the
+    pool, as on one machine.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Any, cast
 
-from .._parent.supervisor import Supervisor
+from .._parent.supervisor import START_ATTEMPTS, Supervisor
 from .._parent.worker import PoolWorker
 from .._transport.link import DEFAULT_LIMITS, Limits, Link
 from ..types import QueueID
 from .connection import Connection
 from .worker import HostEnd, RemoteWorker
+
+log = logging.getLogger(__name__)
 
 
 class HostChannels:
@@ -108,6 +114,15 @@ class ClusterSupervisor(Supervisor):
             and self._places.get(worker.place) is connection
             and super()._wants_replacement(worker)
         )
+
+    def _on_failed_start(self, worker: PoolWorker, qid: QueueID) -> None:
+        refused = worker.exitcode is None and worker.why_ended  # CSUPERVISOR-4
+        if refused and (self._failed_starts + 1 < START_ATTEMPTS or self._queues[qid].workers):
+            self._failed_starts += 1
+            log.error("host %s could not start a worker (%s)", worker.host, worker.why_ended)
+            self._replace_later(worker.place, qid)
+        else:
+            super()._on_failed_start(worker, qid)
 
     def _is_usable(self, connection: Connection) -> bool:
         return not (connection.lost or connection.draining)

@@ -118,7 +118,7 @@ class RemoteProcess:
         self.exitcode: int | None = None
         self.ended = False
         self._end = asyncio.Event()
-        self.why_ended = ""
+        self.why_ended = self.why_lost = ""
         self.link = link
         link.process = self
         self._payload = payload
@@ -167,12 +167,12 @@ class RemoteProcess:
         """It runs."""
         self.pid = pid
 
-    def on_ended(self, exitcode: int | None, why: str) -> None:
-        """It has ended, could not be started, or its host was lost; `why` says the last two."""
+    def on_ended(self, exitcode: int | None, why: str, why_lost: str = "") -> None:
+        """It has ended; `why` it could not be started, `why_lost` its host, if it was so."""
         self.ended = True
         self._end.set()
         self.exitcode = exitcode
-        self.why_ended = why
+        self.why_ended, self.why_lost = why, why_lost
         on_exit, self._on_exit = self._on_exit, None
         if on_exit is not None:
             on_exit()
@@ -223,8 +223,13 @@ class RemoteWorker(PoolWorker):
 
     @property
     def why_ended(self) -> str:  # type: ignore[override]
-        """Why it could not be started, or that its host was lost."""
+        """Why it could not be started."""
         return self.process.why_ended
+
+    @property
+    def why_lost(self) -> str:  # type: ignore[override]
+        """Why its host was lost, if it was."""
+        return self.process.why_lost
 
     def _is_started(self) -> bool:
         return True

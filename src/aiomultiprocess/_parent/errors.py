@@ -193,6 +193,10 @@ class EndedWorker(Protocol):
     def why_ended(self) -> str:
         """A sentence, if more is known than the exit code."""
 
+    @property
+    def why_lost(self) -> str:
+        """Why its host was lost, if it was."""
+
 
 def explain_start(worker: EndedWorker) -> WorkerLostError:
     """The error of a worker that died before it was ready."""
@@ -204,7 +208,7 @@ def explain_start(worker: EndedWorker) -> WorkerLostError:
 
 
 def _lost(what: str, worker: EndedWorker, why: str = "") -> WorkerLostError:
-    reason = worker.why_ended or None if worker.exitcode is None and worker.host else None
+    reason = worker.why_lost or None
     error = WorkerLostError(what, worker.pid, worker.exitcode, worker.host, reason)
     why = why or ("" if reason else worker.why_ended)
     if why:

@@ -111,6 +111,7 @@ class PoolWorker(Process):
     """Whether its items and its lifespan have ended."""
     host: str | None = None  # the address of the dask worker where it runs; None: this machine
     why_ended = ""  # a sentence, if more is known than the exit code
+    why_lost = ""  # the same of its host
     # as in Endpoint (endpoint.py): few workers change these
     retired = ""
     """Why it takes no more tasks, if that was its own decision."""
