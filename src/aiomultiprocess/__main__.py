@@ -41,7 +41,7 @@ def _parser() -> ArgumentParser:
     facts.add_argument("--json", action="store_true", help="for programs")
     timing = commands.add_parser("bench", help="compare with the standard library for a minute")
     timing.add_argument(
-        "--seconds", type=float, default=60.0, metavar="N", help="about how long (default: 60)"
+        "--seconds", type=_duration, default=60.0, metavar="N", help="about how long (default: 60)"
     )
     timing.add_argument("--svg", metavar="FILE", help="write the bars into this file, too")
     watching = commands.add_parser("top", help="watch the pools of a running process")
@@ -60,6 +60,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _duration(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < 1e6:  # nor NaN, which never ends
+        raise ValueError
+    return seconds
+
+
+_duration.__name__ = "number of seconds"
 _positive.__name__ = "process number"  # in argparse's message
 
 

@@ -384,6 +384,10 @@ class Worker(Process):
         self._receiver.pump(limit=sys.maxsize)
         self._receiver.close()
         incoming = self._receiver.incoming
+        if incoming.lacked:
+            raise MemoryError(
+                f"the result of {self._label} has {incoming.lacked} bytes: there is no memory here"
+            )
         if incoming.message is None:
             what = self._label if incoming.started else _start_of(self._label)
             raise WorkerLostError(what, self.pid, self.exitcode)

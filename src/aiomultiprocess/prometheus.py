@@ -20,6 +20,7 @@ except ImportError as error:
         "aiomultiprocess.prometheus needs prometheus_client: install aiomultiprocess[prometheus]"
     ) from error
 
+from ._arguments import duration
 from ._parent.stats import PoolStats
 from ._processes import loops
 
@@ -59,15 +60,20 @@ class PoolCollector(Collector):
     def __init__(
         self, pool: MeasuredPool | None = None, name: str = "default", timeout: float = 5.0
     ) -> None:
+        limit = duration("timeout", timeout)
         self._lock = threading.Lock()  # around changes of `_pools`
         # by name; replaced and never changed, since `collect` iterates over it in any thread
         self._pools: Mapping[str, weakref.ref[MeasuredPool]] = {}
-        self._timeout = timeout
+        self._timeout = limit
         if pool is not None:
             self.add(pool, name)
 
     def add(self, pool: MeasuredPool, name: str) -> Self:
         """Collect another pool too, under a name that no living pool of this collector has."""
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        if not callable(getattr(pool, "stats", None)):
+            raise TypeError(f"pool must be a Pool, not {pool!r}")
         with self._lock:
             alive = {key: ref for key, ref in self._pools.items() if ref() is not None}
             if name in alive:
@@ -101,7 +107,14 @@ class PoolCollector(Collector):
         if loop is None or not loop.is_running() or loops.running_loop() is loop:
             return pool.stats()
         read: concurrent.futures.Future[PoolStats] = concurrent.futures.Future()
-        loop.call_soon_threadsafe(lambda: read.set_result(pool.stats()))
+
+        def read_now() -> None:
+            try:
+                read.set_result(pool.stats())
+            except Exception as error:  # noqa: BLE001 - it is the collector's
+                read.set_exception(error)
+
+        loop.call_soon_threadsafe(read_now)
         return read.result(self._timeout)
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,23 @@ async def test_forked_workers_close_what_they_have_inherited() -> None:
         set_start_method()
 
 
+@pytest.mark.row("H159")
+@FORK_WARNING
+async def test_a_worker_that_is_forked_while_a_thread_loads_a_value_loads_it_too() -> None:
+    from aiomultiprocess import set_start_method
+
+    set_start_method("fork")
+    try:
+        with share(targets.Slow()) as shared:
+            loader = threading.Thread(target=lambda: shared.value)
+            loader.start()
+            async with asyncio.timeout(20), Pool(1) as pool:
+                assert await pool.apply(targets.value_of, (shared,)) == "slow"
+            loader.join()
+    finally:
+        set_start_method()
+
+
 @pytest.mark.row("H109")
 async def test_a_task_that_lost_its_worker_finds_it_in_the_next(tmp_path: Path) -> None:
     async with Pool(1) as pool:
@@ -290,6 +308,16 @@ async def test_many_shared_objects_come_and_go() -> None:
                 assert await pool.apply(targets.at, (shared, 3)) == i
         await settle()
         assert await pool.apply(targets.held) == (0, 0)
+
+
+@pytest.mark.row("H158")
+async def test_hundreds_of_them_reach_a_worker_at_once_whether_or_not_it_uses_them() -> None:
+    shared = [share([i]) for i in range(400)]
+    async with Pool(1) as pool:
+        assert await pool.map(type, shared) == [Shared] * 400  # more than its socket can hold
+        assert await pool.apply(len, (shared,)) == 400
+    async with Pool(1, initializer=targets.ignore, initargs=shared) as pool:
+        assert await pool.apply(workload.two) == 2
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -291,3 +291,18 @@ async def test_a_terminated_pool_counts_each_cancelled_call_once() -> None:
         await pool.join()
         await asyncio.gather(first, calls[9], return_exceptions=True)
         assert pool.stats().cancelled == 11
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": None}, "name must be a string, not None"),
+        ({"pool": "pool"}, "pool must be a Pool, not 'pool'"),
+        ({"timeout": "5"}, "timeout must be a positive number of seconds, got '5'"),
+    ],
+)
+def test_a_collector_refuses_bad_arguments_by_name(arguments: Any, message: str) -> None:
+    from aiomultiprocess.prometheus import PoolCollector
+
+    with pytest.raises(TypeError, match=message):
+        PoolCollector(**{"pool": Pool(1), **arguments})

@@ -45,6 +45,15 @@ def seen() -> Iterator[Collecting]:
     logger.removeHandler(handler)
 
 
+@pytest.mark.row("H160")
+async def test_what_a_lifespan_logs_arrives_before_any_task(seen: Collecting) -> None:
+    async with Pool(1, logs=True, lifespan=logging_targets.talkative):
+        async with asyncio.timeout(20):
+            while len(seen.records) < 2:  # noqa: ASYNC110 - a log has no events
+                await asyncio.sleep(0.01)
+    assert seen.texts == ["entering", "entered"]
+
+
 async def test_records_reach_the_handlers_of_the_same_logger(
     seen: Collecting, start_method: str
 ) -> None:

@@ -114,11 +114,16 @@ def test_garbage_is_collected_from_the_initializer_on_and_not_before(tmp_path: P
     assert worker == f"[True, True, True, {usual}, [], {usual}]"
 
 
+@pytest.mark.row("H161")
 def test_a_module_that_chooses_how_garbage_is_collected_is_heeded_in_workers(
     tmp_path: Path,
 ) -> None:
     (usual, *_) = gc.get_threshold()
     for line in observed(tmp_path, "gc.disable()"):
         assert line.startswith(f"[True, True, False, {usual}, ")
+    for factor in (2, 10):
+        choice = f"gc.set_threshold({factor} * gc.get_threshold()[0])"
+        for line in observed(tmp_path, choice):
+            assert line.startswith(f"[True, True, True, {factor * usual}, ")
     for line in observed(tmp_path, "gc.set_threshold(321)"):
         assert line.startswith("[True, False, True, 321, ")

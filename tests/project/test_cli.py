@@ -311,6 +311,18 @@ def test_rates_are_those_since_the_last_picture() -> None:
     assert part.workers[0][-1] == "20.0"
 
 
+@pytest.mark.row("H155")
+def test_workers_of_two_hosts_with_one_process_id_have_rates_of_their_own() -> None:
+    made = pictures.Pictures(5)
+    first, second = (answer(uptime, 0, workers=2) for uptime in (10.0, 11.0))
+    for given, done in ((first, (5000, 100)), (second, (5010, 110))):
+        for worker, number in zip(given["stats"]["workers"], done, strict=True):
+            worker.update(pid=20, done=number, uptime=given["uptime"])
+    made.picture([first])
+    (part,) = made.picture([second])
+    assert [row[-1] for row in part.workers] == ["10.0", "10.0"]
+
+
 def test_workers_that_do_not_fit_are_counted() -> None:
     (part,) = pictures.Pictures(5).picture([answer(1.0, 1, workers=30)], height=24)
     assert len(part.workers) == 16

@@ -18,6 +18,7 @@ import pytest
 
 import aiomultiprocess as amp
 import core_targets as targets
+import scarcity
 from aiomultiprocess import Process, Worker, WorkerLostError
 from aiomultiprocess._processes import child
 from aiomultiprocess._processes import result as _result
@@ -37,6 +38,19 @@ def _default_context() -> Iterator[None]:
 
 async def test_a_result_larger_than_any_pipe_arrives(start_method: str) -> None:
     assert len(await Worker(target=targets.zeros, args=(30_000_000,))) == 30_000_000
+
+
+@posix
+@pytest.mark.row("H157")
+async def test_a_result_too_large_for_this_process_is_a_memory_error(start_method: str) -> None:
+    worker = Worker(target=targets.zeros, args=(200_000_000,))
+    worker.start()
+    with (
+        scarcity.limited(100 * scarcity.MIB),
+        pytest.raises(MemoryError, match=r"the result of .*zeros has 200"),
+    ):
+        await worker.join(timeout=30)
+    assert worker.exitcode == 0
 
 
 async def test_an_argument_larger_than_any_pipe_arrives(start_method: str) -> None:

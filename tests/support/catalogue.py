@@ -161,6 +161,18 @@ ROWS = {
     "H147": "a lent buffer that its receiver cannot map fails its item and harms no other",
     "H148": "an error is reported by a worker that has no descriptor left",
     "H149": "a shared object may be released in another thread while calls come and go",
+    "H150": "a dask worker without this package breaks no pool that has others",
+    "H151": "a host that is retired behind a slow link has sent all before it ends",
+    "H152": "a host that is refused keeps a pool from no other, whichever answers first",
+    "H153": "a host that can start no process keeps a pool from no other",
+    "H154": "a shared object that a host cannot hold fails who asks for it, and no other task",
+    "H155": "workers of several hosts with one process id have rates of their own in top",
+    "H156": "a dask worker without this package may join a cluster that a pool uses",
+    "H157": "the result of a Worker that does not fit into this process is a MemoryError",
+    "H158": "hundreds of shared objects reach a worker that does not ask for their values",
+    "H159": "a worker that is forked while a thread loads a shared object can load it too",
+    "H160": "what a lifespan logs arrives before the first task",
+    "H161": "a program that multiplies the threshold of collection finds it so in its workers",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

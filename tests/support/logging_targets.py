@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import signal
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 log = logging.getLogger("of.worker")
@@ -26,6 +28,15 @@ class Local:
 def say(text: str, *args: Any, level: int = logging.WARNING, name: str = "of.worker") -> int:
     logging.getLogger(name).log(level, text, *args)
     return os.getpid()
+
+
+@contextlib.asynccontextmanager
+async def talkative() -> AsyncIterator[None]:
+    """A lifespan that logs, and suspends, while it is entered."""
+    log.warning("entering")
+    await asyncio.sleep(0.01)
+    log.warning("entered")
+    yield
 
 
 async def say_after_a_turn(number: int) -> int:

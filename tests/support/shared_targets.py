@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import pickle
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,6 +17,26 @@ import workload
 from aiomultiprocess import Pool, Shared, current_worker, share
 
 initial: list[Any] = []
+
+
+class Slow:
+    """Takes a second to load, as a string."""
+
+    def __reduce__(self) -> Any:
+        return _slowly, ()
+
+
+def _slowly() -> str:
+    time.sleep(1)
+    return "slow"
+
+
+def value_of(shared: Shared[Any]) -> Any:
+    return shared.value
+
+
+def ignore(*_: object) -> None:
+    """An initializer."""
 
 
 def at(shared: Shared[Any], index: int) -> float:

@@ -478,7 +478,7 @@ async def test_an_object_outlives_both_ends_of_the_link(made: Backend) -> None:
 async def test_a_worker_that_shares_breaks_its_link_alone(channel: Channel) -> None:
     keeper = support.Keeper(channel.parent)
     reader, writer = os.pipe()
-    channel.worker.link._large.share(endpoint.FIRST_SHARED + 5, reader)  # type: ignore[attr-defined]
+    channel.worker.link._large.share([(endpoint.FIRST_SHARED + 5, reader)])  # type: ignore[attr-defined]
     os.close(reader)
     support.send(channel.worker.link, view_of(buffer()))
     await channel.parent.until(lambda: channel.parent.broken)

@@ -57,14 +57,19 @@ class Pictures:
             f"pool {answer['pool']}, {answer['backend']}, {answer['state']}, "
             f"{_duration(answer['uptime'])}, {many(len(workers), 'worker')}"
         )
-        past = {worker["pid"]: worker for worker in before["stats"]["workers"]} if before else {}
-        rows = [_row(worker, past.get(worker["pid"]), elapsed) for worker in workers]
+        past = {_key(worker): worker for worker in before["stats"]["workers"]} if before else {}
+        rows = [_row(worker, past.get(_key(worker)), elapsed) for worker in workers]
         hidden = 0 if room is None else len(rows) - max(room, 1)
         lines = _totals(stats, before["stats"] if before else None, elapsed)
         if hidden > 0:
             del rows[-hidden:]
             lines.append(f"{many(hidden, 'more worker')} not shown: the terminal is too low")
         return Part(title, lines, rows)
+
+
+def _key(worker: Any) -> tuple[int, int | None]:
+    """What a worker is known by: those of several hosts may have the same process id."""
+    return worker["index"], worker["pid"]
 
 
 def _totals(stats: Any, before: Any, elapsed: float) -> list[str]:

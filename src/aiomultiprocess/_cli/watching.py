@@ -45,7 +45,10 @@ def processes() -> dict[int, list[Answer | None]]:
     """What each process of this user that has such pools answers, by number."""
     if sys.platform == "win32":
         raise CannotWatchError(WINDOWS)
-    found = {pid: answers(pid) for pid in sorted({place.pid for place in monitor_folder.places()})}
+    found = {}
+    for pid in sorted({place.pid for place in monitor_folder.places()}):
+        with contextlib.suppress(CannotWatchError):  # of another version: it hides no other
+            found[pid] = answers(pid)
     return {pid: each for pid, each in found.items() if each}
 
 

@@ -174,7 +174,7 @@ class Monitor:
         answer = {
             "format": monitor_folder.FORMAT,
             "pid": self._pid,
-            "program": os.path.basename(getattr(sys, "argv", [""])[0]),
+            "program": os.path.basename((getattr(sys, "argv", None) or [""])[0]),
             "pool": self._number,
             "backend": self._backend,
             "state": engine.state.value,

@@ -33,9 +33,13 @@ def pass_collected(link: Link) -> tuple[Any, ...]:
 
 def pass_to(link: Link, memories: tuple[Any, ...]) -> None:
     """Pass memories to a worker, those that it does not have."""
-    for memory in memories:
-        if memory.number not in link.shared:
+    new = [memory for memory in memories if memory.number not in link.shared]
+    try:
+        for memory in new:
             memory.pass_to(link)
+    finally:
+        if new:
+            link.pass_shared()
 
 
 def pickle_for(link: Link, held: list[tuple[Any, ...]]) -> Callable[[Callable[[], bytes]], bytes]:

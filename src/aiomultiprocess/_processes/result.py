@@ -67,6 +67,7 @@ class Incoming:
 
     def __init__(self) -> None:
         self.started = False
+        self.lacked = 0  # bytes of a result for which there is no memory
         self._head = bytearray(len(STARTED) + HEADER.size)
         self._body: bytearray | None = None
         self._kind = RESULT
@@ -87,8 +88,12 @@ class Incoming:
         if not self._unread and self._body is None:
             # PROCRESULT-2
             self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
-            self._body = bytearray(length)
-            self._unread = memoryview(self._body)
+            try:
+                self._body = bytearray(length)
+            except MemoryError:
+                self.lacked = length
+            else:
+                self._unread = memoryview(self._body)
         return count
 
 
@@ -178,7 +183,7 @@ class PipeReceiver:
             except BlockingIOError:
                 return
             limit -= count
-            if not count or self.incoming.message is not None:
+            if not count or self.incoming.lacked or self.incoming.message is not None:
                 self.close()
 
     def _is_open(self) -> bool:
@@ -276,7 +281,7 @@ class ThreadReceiver:
 
     def _receive(self) -> None:
         try:
-            while self.incoming.message is None:
+            while self.incoming.message is None and not self.incoming.lacked:
                 data = memoryview(self._ours.recv_bytes())
                 while data:
                     data = data[self.incoming.read(functools.partial(_copy, data)) :]

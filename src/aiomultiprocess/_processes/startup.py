@@ -17,8 +17,9 @@ import signal
 import sys
 from typing import Final
 
-#: The amount by which the threshold is raised, and later lowered.
-HELD: Final = 10**9
+#: The amount by which the threshold is raised, and later lowered. A threshold is a C int: a module
+#: of the user's may multiply what it finds.
+HELD: Final = 10**8
 
 #: The first statement that a spawned child runs (STARTUP-2).
 HOLD_GARBAGE: Final = f"import gc; gc.set_threshold(gc.get_threshold()[0] + {HELD}); "
@@ -35,4 +36,4 @@ def collect_garbage() -> None:
     threshold = gc.get_threshold()[0]
     if threshold >= HELD:
         gc.freeze()
-        gc.set_threshold(threshold - HELD)
+        gc.set_threshold(threshold % HELD)  # what a user's module may have added or multiplied

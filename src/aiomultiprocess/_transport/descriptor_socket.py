@@ -1,7 +1,9 @@
 """The socket over which the two ends of a link pass descriptors; endpoint.py makes it when needed.
 
-Each message is a number of eight bytes and one descriptor. It is there as soon as it was sent, so
-an end that learns of it by a frame receives without waiting. No event loop listens to the socket.
+Each message is numbers of eight bytes, at most `MOST`, and a descriptor for each. Linux holds some
+280 messages, however long each is, until the other end receives them. A message is there as soon as
+it was sent, so an end that learns of it by a frame receives without waiting. No event loop listens
+to the socket.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any, Final
 from .._wire.frames import CorruptHeaderError
 
 _socket: Any = socket  # on Windows it has not all of this
+#: The most descriptors of one message; Linux takes 253.
+MOST: Final = 250
 _NUMBER: Final = Struct("<Q")
 _FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # a fork in between inherits nothing
 
@@ -27,34 +31,45 @@ class DescriptorSocket:
         # with all arguments given, Python makes no system call
         self._socket = _socket.socket(_socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
         self._socket.setblocking(False)
+        self._received: list[tuple[int, int]] = []  # with the one that was returned last
 
-    def send(self, number: int, fd: int) -> None:
-        """Send a number with a copy of a descriptor.
+    def send(self, *numbered: tuple[int, int]) -> None:
+        """Send at most `MOST` numbers, each with a copy of a descriptor, in one message.
 
         OSError if that is not possible now: the other end has not received so many others.
         """
-        _socket.send_fds(self._socket, [_NUMBER.pack(number)], [fd])
+        numbers = b"".join(_NUMBER.pack(number) for number, _ in numbered)
+        _socket.send_fds(self._socket, [numbers], [fd for _, fd in numbered])
 
     def receive(self) -> tuple[int, int] | None:
         """The next number and its descriptor, which the caller owns; None if there is none.
 
         The descriptor is -1 if this process has no room for it.
         """
+        if self._received:
+            return self._received.pop(0)
         try:
-            data, fds, _, _ = _socket.recv_fds(self._socket, _NUMBER.size, 1, _FLAGS)
+            data, fds, _, _ = _socket.recv_fds(self._socket, MOST * _NUMBER.size, MOST, _FLAGS)
         except (BlockingIOError, ConnectionError):
             return None
         if not data:
             return None
         for fd in fds:
             os.set_inheritable(fd, False)
-        if len(data) != _NUMBER.size or len(fds) > 1:
+        if len(data) % _NUMBER.size or len(fds) > len(data) // _NUMBER.size:
             for fd in fds:
                 with contextlib.suppress(OSError):
                     os.close(fd)
             raise CorruptHeaderError(f"a message of {len(data)} bytes and {len(fds)} descriptors")
-        return _NUMBER.unpack(data)[0], fds[0] if fds else -1
+        numbers = [number for (number,) in _NUMBER.iter_unpack(data)]
+        lacking = [-1] * (len(numbers) - len(fds))
+        self._received = list(zip(numbers, [*fds, *lacking], strict=True))
+        return self._received.pop(0)
 
     def close(self) -> None:
         """Close it; what was not received is closed too."""
+        for _, fd in self._received:
+            if fd >= 0:
+                os.close(fd)
+        self._received = []
         self._socket.close()

@@ -95,9 +95,9 @@ class LargeBuffers:
             self._borrower = Borrower(self._receive)
         return self._borrower.borrow(part, writable=writable)
 
-    def share(self, number: int, fd: int) -> None:
-        """Pass a shared object to the other end. OSError if that is not possible now."""
-        self._descriptors().send(number, fd)
+    def share(self, numbered: Sequence[tuple[int, int]]) -> None:
+        """Pass shared objects to the other end. OSError if that is not possible now."""
+        self._descriptors().send(*numbered)
 
     def take_shared(self, number: int) -> int:
         """The descriptor of a shared object that was passed, or -1.
@@ -203,6 +203,7 @@ class Endpoint:
         """`links` holds the parent's endpoints while they are open."""
         self._large = LargeBuffers(-1, DEFAULT_LIMITS) if large_buffers is None else large_buffers
         self.shared: set[int] = set()  # numbers of the shared objects that the worker has
+        self._sharing: list[tuple[int, int]] = []  # of which these are still to be passed
         self.counter: RunningItems = memory
         self._memory = memory
         self._links = Links() if links is None else links
@@ -236,9 +237,21 @@ class Endpoint:
         """Pass a shared object to the worker, unless it has it; itself if so."""
         if number in self.shared or self._closed:
             return ()
-        self._large.share(number, fd)
+        self._sharing.append((number, fd))
         self.shared.add(number)
         return (self,)
+
+    def pass_shared(self) -> None:
+        """Pass what was shared since the last call. OSError if that is not possible now."""
+        from .descriptor_socket import MOST  # here: few pools need it
+
+        try:
+            while self._sharing:
+                self._large.share(self._sharing[:MOST])
+                del self._sharing[:MOST]
+        finally:
+            self.shared.difference_update(number for number, _ in self._sharing)
+            self._sharing = []
 
     def unshare_soon(self, number: int) -> None:
         """In any thread: let the worker drop a shared object."""

@@ -92,6 +92,9 @@ class InlineLink(Endpoint):
         """Nothing is passed: both ends are in the process that has the shared object."""
         return ()
 
+    def pass_shared(self) -> None:
+        """Nothing is passed."""
+
     # Sending
 
     def send(

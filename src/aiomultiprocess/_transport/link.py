@@ -195,6 +195,12 @@ class Link(Protocol):
         this link, and its host. OSError if that is not possible now (shared_objects.py).
         """
 
+    def pass_shared(self) -> None:
+        """Pass to the worker what was shared since the last call, before the frame that needs it.
+
+        OSError if that is not possible now.
+        """
+
     def flush(self) -> None:
         """Make what was sent visible to the other side, and wake it if it sleeps."""
 

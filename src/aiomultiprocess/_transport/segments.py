@@ -254,7 +254,7 @@ class Lender:
         try:
             memory = segment.Segment.create(capacity, buffer)
             self._made += 1
-            self._descriptors.send(self._made, memory.fd)
+            self._descriptors.send((self._made, memory.fd))
         except MemoryError:
             return None
         except OSError as error:

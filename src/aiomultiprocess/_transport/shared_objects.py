@@ -54,8 +54,8 @@ _ONE_DESCRIPTOR: Final[Any] = {"trackfd": False} if sys.version_info >= (3, 13) 
 
 
 RELEASED: Final = (
-    "a shared object has no memory here any more: the process that made it has released it. Use it "
-    "in tasks that get it as an argument"
+    "a shared object has no memory here any more: the process that made it has released it, or its "
+    "host had no room for it, and has logged that. Use it in tasks that get it as an argument"
 )
 
 
@@ -158,6 +158,16 @@ class Received(Links):
 
 #: In a worker: the memories that it has got, until they are released.
 _received: dict[int, Received] = {}
+
+
+def _renew_locks() -> None:
+    """In a forked child: another thread of the parent may have held them."""
+    for memory in (*sharing.live.values(), *_received.values()):
+        memory._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def drop(number: int) -> None:
@@ -272,6 +282,10 @@ def receive(number: int) -> Shared[Any]:
             memory = Received(number)
             if endpoint.this_end is not None or not sharing.has_engines():
                 _received[number] = memory  # else the parent of the worker that returned it
+            if endpoint.this_end is not None:
+                # now, whether or not a task asks for the value: the socket holds only so many
+                with contextlib.suppress(OSError):
+                    endpoint.this_end.take_shared(number)
     return Shared(memory)
 
 

@@ -213,6 +213,7 @@ class WorkerEngine:
             self._loop.call_soon(self._turn)
         elif failure is None:
             self._handle_sigterm()
+            self._results.publish()  # log records of the lifespan
             self._link.send(Kind.READY)
         else:
             self.broken = self._refuses = self._closing = True
