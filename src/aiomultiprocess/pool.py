@@ -687,7 +687,9 @@ class Pool:
         ahead = positive("ahead", ahead)
         positional, named = checked_sequence("args", args), checked_keywords("kwds", kwds)
         options = task_options(0, task_timeout, 0)
-        return Stream(lambda: self._use().submit_stream(func, positional, named, ahead, options))
+        return Stream(
+            self, lambda: self._use().submit_stream(func, positional, named, ahead, options)
+        )
 
     def _submit(
         self,

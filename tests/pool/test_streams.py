@@ -55,6 +55,20 @@ async def test_a_stream_runs_under_each_start_method(start_method: str) -> None:
         assert await read(pool.stream(streams.count_up, (100,))) == list(range(100))
 
 
+@pytest.mark.row("H162")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_stream_keeps_its_pool(backend: str) -> None:
+    found = []
+    async with (
+        asyncio.timeout(20),
+        aclosing(Pool(1, backend=backend).stream(streams.slow, (3,))) as stream,
+    ):
+        async for value in stream:
+            gc.collect()
+            found.append(value)
+    assert found == [0, 1, 2]
+
+
 async def test_many_streams_run_side_by_side_with_calls(backend: str) -> None:
     async with Pool(2, backend=backend) as pool:
         results = await asyncio.gather(

@@ -173,6 +173,7 @@ ROWS = {
     "H159": "a worker that is forked while a thread loads a shared object can load it too",
     "H160": "what a lifespan logs arrives before the first task",
     "H161": "a program that multiplies the threshold of collection finds it so in its workers",
+    "H162": "a stream, as any other call, keeps a pool that the program has no reference to",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -26,7 +26,8 @@ class Stream(AsyncIterator[Value]):
     by `break` leaves that to the collection of this object.
     """
 
-    def __init__(self, start: Callable[[], StreamSource]) -> None:
+    def __init__(self, pool: object, start: Callable[[], StreamSource]) -> None:
+        self._pool = pool  # which ends if the program has no reference to it
         self._start: Callable[[], StreamSource] | None = start
         self._source: StreamSource | None = None  # from the first step to the end
 
