@@ -45,10 +45,14 @@ def processes() -> dict[int, list[Answer | None]]:
     """What each process of this user that has such pools answers, by number."""
     if sys.platform == "win32":
         raise CannotWatchError(WINDOWS)
-    found = {}
+    found, refusal = {}, None
     for pid in sorted({place.pid for place in monitor_folder.places()}):
-        with contextlib.suppress(CannotWatchError):  # of another version: it hides no other
+        try:
             found[pid] = answers(pid)
+        except CannotWatchError as error:  # of another version: it hides no other
+            refusal = error
+    if refusal is not None and not any(found.values()):
+        raise refusal
     return {pid: each for pid, each in found.items() if each}
 
 

@@ -165,7 +165,7 @@ class Cluster:
 
     async def _hear_workers(self) -> None:
         """Until all dask workers that can be reached have answered something (CLUSTER-6)."""
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a question that fails has no answer to wait for
             await self._client.scheduler.broadcast(msg={"op": "identity"}, on_error="ignore")
 
     async def _wait_for(self, event: asyncio.Event) -> None:

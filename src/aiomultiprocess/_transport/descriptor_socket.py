@@ -31,7 +31,7 @@ class DescriptorSocket:
         # with all arguments given, Python makes no system call
         self._socket = _socket.socket(_socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
         self._socket.setblocking(False)
-        self._received: list[tuple[int, int]] = []  # with the one that was returned last
+        self._received: list[tuple[int, int]] = []  # of the last message, not returned yet
 
     def send(self, *numbered: tuple[int, int]) -> None:
         """Send at most `MOST` numbers, each with a copy of a descriptor, in one message.
