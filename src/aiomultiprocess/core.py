@@ -9,7 +9,7 @@ import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _legacy, types
 from ._arguments import (
@@ -129,6 +129,7 @@ class Process:
 
     _exit: Exit | None = None
     _closed = False
+    _travels = False  # to its own process, which is being started
 
     def __init__(
         self,
@@ -176,6 +177,24 @@ class Process:
             target=child.run, name=name, args=(self._unit,), daemon=daemon
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What its own process gets, if the target, or an argument, refers to this object.
+
+        TypeError for any other process.
+        """
+        if not self._travels:
+            from ._parent.callers import refuse_to_pickle  # here: few programs need it
+
+            refuse_to_pickle(self)
+        mine = ("_unit", "aio_process", "_travels")
+        return {name: value for name, value in vars(self).items() if name not in mine}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In its own process."""
+        vars(self).update(state)
+        self._unit = None
+        self.aio_process = cast("Any", multiprocessing.current_process())
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
         super().__init_subclass__(**kwargs)
@@ -201,10 +220,13 @@ class Process:
             raise RuntimeError("a process can be started only once")
         unit = self._unit
         unit.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
+        self._travels = True
         try:
             self._launch()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise at_its_caller(error) from error.__cause__
+        finally:
+            self._travels = False
         self._exit = Exit(self.aio_process)
         self._unit = None  # the child has its copy by now; ours may be large
 
@@ -228,6 +250,8 @@ class Process:
         """
         if not self._is_started():
             raise ValueError("must start process before joining it")
+        if self._is_current():
+            raise ValueError("a process cannot wait for its own end")
         limit = seconds("timeout", timeout)
         if not self._ended():
             async with asyncio.timeout(limit):
@@ -297,7 +321,11 @@ class Process:
         return self._exit
 
     def _ended(self) -> bool:
-        return self._exit_of_process().check()
+        return not self._is_current() and self._exit_of_process().check()
+
+    def _is_current(self) -> bool:
+        """Whether this is called in the process itself."""
+        return self.aio_process is multiprocessing.current_process()
 
 
 class Worker(Process):

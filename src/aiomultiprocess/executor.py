@@ -367,8 +367,7 @@ class _Runner:
         with self._lock:
             self._closed = True
             self._cancelled = self._cancelled or cancel
-            if self._is_running():
-                self._wake()
+            self._wake()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the thread has ended, and with it all workers; or for `timeout` seconds."""
@@ -394,8 +393,7 @@ class _Runner:
     def terminate(self) -> None:
         """End the workers now: what they run is lost."""
         with self._lock:
-            if self._is_running() and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._pool.terminate)
+            self._call_soon(self._pool.terminate)
 
     def _check_open(self) -> None:
         engine = self._engine
@@ -408,13 +406,15 @@ class _Runner:
         if self._closed:
             raise RuntimeError(AFTER_SHUTDOWN)
 
-    def _is_running(self) -> bool:
-        return self._loop is not None and not self._loop.is_closed()
-
     def _wake(self) -> None:
-        assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._take)
+        self._call_soon(self._take)
         self._woken = True  # last: if Ctrl-C strikes before, there is a wake-up more, and not less
+
+    def _call_soon(self, callback: Callable[[], object]) -> None:
+        """Call in the loop; not if that is closed, and with it every call has ended, or will."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it is closed, perhaps since a moment
+                self._loop.call_soon_threadsafe(callback)
 
     def _start(self) -> None:
         """Make loop and thread. RuntimeError if the system, or the exit, refuses a thread."""

@@ -15,8 +15,9 @@ import workload
 from aiomultiprocess import Pool, WorkerLostError, __version__
 from aiomultiprocess._cluster import cluster as cluster_module
 from aiomultiprocess._cluster.cluster import Cluster
-from aiomultiprocess._cluster.connection import Connection
-from aiomultiprocess._cluster.messages import FORMAT
+from aiomultiprocess._cluster.connection import Connection, Greeting
+from aiomultiprocess._cluster.messages import DRAIN, FORMAT, LEAVE, Inbox, Outbox
+from aiomultiprocess._cluster.supervisor import HostChannels
 from clusters import Dask
 
 pytest.importorskip("distributed")
@@ -64,6 +65,26 @@ class ImitatedHost(SilentComm):
 
     async def write(self, message: object) -> None:
         pass
+
+
+class ClosingHost(SilentComm):
+    """A stream to a host that says, once it is told to, that its dask worker closes."""
+
+    allow_offload = deserialize = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closes, self.left = asyncio.Event(), asyncio.Event()
+        self.outbox, self.inbox = Outbox(), Inbox()
+        self.outbox.add(0, DRAIN)
+
+    async def read(self) -> Any:
+        await self.closes.wait()
+        return self.outbox.take() if self.outbox else await super().read()
+
+    async def write(self, message: Any) -> None:
+        if any(frame.kind == LEAVE for frame in self.inbox.take(message)):
+            self.left.set()
 
 
 class Observed(Cluster):
@@ -285,3 +306,22 @@ async def test_a_worker_without_the_package_may_join_a_cluster_that_a_pool_uses(
             assert await pool.apply(workload.two) == 2
             await asyncio.to_thread(dask.add, "bare", preload="bare_worker")
             assert await pool.apply(workload.two) == 2
+
+
+@pytest.mark.row("H166")
+async def test_a_host_that_closes_is_left_though_a_process_could_not_be_sent_to_it() -> None:
+    host, loop = ClosingHost(), asyncio.get_running_loop()
+
+    def ignore(connection: Connection) -> None:
+        """Nothing follows from it here."""
+
+    connection = Connection(host, Greeting(HOST, 1, "it"), loop, ignore, ignore, ignore)
+    channels = HostChannels()
+    channels.chosen = connection
+    link, end = channels.create()
+    link.close()  # as Supervisor.start_worker does for a worker that was refused
+    end.release()
+    host.closes.set()
+    async with asyncio.timeout(10):
+        await host.left.wait()
+    connection.close()

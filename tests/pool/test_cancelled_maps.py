@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import threading
@@ -520,3 +521,27 @@ async def test_a_time_out_of_gathered_maps_lets_the_pool_close() -> None:
             await pool.join()
         finally:
             gc.enable()
+
+
+@pytest.mark.row("H164")
+async def test_a_generator_that_suppresses_its_cancellation_is_read_no_further() -> None:
+    waits, closed = asyncio.Event(), asyncio.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 0
+            waits.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            for number in itertools.count():
+                await asyncio.sleep(0)
+                yield number
+        finally:
+            closed.set()
+
+    async with Pool(1) as pool:
+        results = pool.map(workload.double, numbers())
+        await waits.wait()
+        assert results.cancel()
+        await asyncio.wait_for(closed.wait(), 20)
+        assert await pool.apply(workload.double, (4,)) == 8

@@ -12,7 +12,7 @@ import pytest
 
 import mishaps
 import workload
-from aiomultiprocess import Pool, ProxyException, Scheduler
+from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, Scheduler
 from aiomultiprocess._processes import spawn
 from support import Meeting
 
@@ -150,3 +150,21 @@ async def test_queues_without_a_scheduler_are_served_in_turn() -> None:
         await meeting.release_all(2)
         ran = [pid for pid, _ in await results]
         assert ran[0] == ran[2] != ran[1] == ran[3]
+
+
+@pytest.mark.row("H165")
+@pytest.mark.parametrize("kind", [list, iter])
+async def test_a_scheduler_that_ends_the_pool_is_asked_no_more(kind: Any) -> None:
+    class Ending(ByParity):
+        def schedule_task(self, task_id: Any, *call: Any) -> Any:
+            if len(self.scheduled) == 3:
+                pool.terminate()
+            return super().schedule_task(task_id, *call)
+
+    scheduler = Ending()
+    pool = Pool(2, queuecount=2, scheduler=scheduler)
+    async with pool:
+        with pytest.raises(PoolTerminatedError):
+            await pool.map(workload.double, kind(range(100)))
+    assert len(scheduler.scheduled) == 4
+    assert sorted(scheduler.completed) == sorted(scheduler.scheduled)

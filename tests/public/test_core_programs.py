@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Iterator
@@ -251,3 +252,28 @@ def test_importing_the_module_loads_nothing_heavy() -> None:
     )
     heavy = {"argparse", "multiprocessing.managers", "multiprocessing.shared_memory", "tempfile"}
     assert not heavy & set(out.stdout.split())
+
+
+# -- objects of the program ------------------------------------------------------------------------
+
+
+@posix
+@forks
+@pytest.mark.row("H163")
+@pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+async def test_the_target_may_be_a_method_of_the_object(method: str) -> None:
+    amp.set_start_method(method)
+    worker = targets.Own(5)
+    assert await worker == (5, True, "own", True, "a process cannot wait for its own end")
+    with pytest.raises(RuntimeError, match="started only once"):
+        worker.start()
+
+
+@pytest.mark.row("H163")
+async def test_a_process_is_not_sent_to_another() -> None:
+    other = Worker(target=targets.process_name)
+    with pytest.raises(TypeError, match="a Worker stays in its process"):
+        Worker(target=targets.echo, args=(other,)).start()
+    with pytest.raises(TypeError, match="a Worker stays in its process"):
+        pickle.dumps(other)
+    assert await other

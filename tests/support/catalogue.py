@@ -174,6 +174,10 @@ ROWS = {
     "H160": "what a lifespan logs arrives before the first task",
     "H161": "a program that multiplies the threshold of collection finds it so in its workers",
     "H162": "a stream, as any other call, keeps a pool that the program has no reference to",
+    "H163": "the target of a Process may be a method of its own, and the object finds itself there",
+    "H164": "an async generator that suppresses its cancellation is not read on for ever",
+    "H165": "a scheduler that ends the pool is asked about no further task of the map",
+    "H166": "a host need not wait for a process that could not be sent to it",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -15,6 +15,8 @@ from multiprocessing import reduction, resource_tracker
 from pathlib import Path
 from typing import Any
 
+from aiomultiprocess import Worker
+
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 CONSTANT: object = None
 
@@ -284,3 +286,18 @@ add_two = functools.partial(Adder(2).add)
 
 async def process_name() -> str:
     return multiprocessing.current_process().name
+
+
+class Own(Worker):
+    """A worker whose target is a method of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(target=self.work, name="own")
+        self.number = number
+
+    async def work(self) -> tuple[int, bool, str, bool, str]:
+        try:
+            await self.join()
+        except ValueError as error:
+            refusal = str(error)
+        return self.number, self.pid == os.getpid(), self.name, self.is_alive(), refusal

@@ -100,6 +100,10 @@ class Connection:
         self._links[link.slot] = link
         return link
 
+    def forget(self, link: RemoteLink) -> None:
+        """No process was started for a link: a host that closes need not wait for one."""
+        self._links.pop(link.slot, None)
+
     def leave(self) -> None:
         """The pool needs the host no more: its processes end."""
         if not self.lost:

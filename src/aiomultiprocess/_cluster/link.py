@@ -55,7 +55,7 @@ class RemoteLink:
         self._stream = stream
         self._memories = memories
         self.shared: set[int] = set()  # numbers of the shared objects that the process has
-        self._launched = False
+        self.launched = False  # its process, or what will be one
         self._started = 0
         self._busy = 0  # microseconds
         self._running: dict[int, int] = {}
@@ -130,7 +130,7 @@ class RemoteLink:
             return ()
         new = self._memories.share(number, fd)
         self.shared.add(number)
-        if self._launched:  # else it travels with the start-up message
+        if self.launched:  # else it travels with the start-up message
             self._stream.send(self.slot, PASS, chunk_id=number)
         return (self, *new)
 
@@ -193,7 +193,7 @@ class RemoteLink:
 
     def launch(self, payload: bytes) -> None:
         """Have the host start the process, with the shared objects that it was passed by now."""
-        self._launched = True
+        self.launched = True
         numbers = b"".join(number.to_bytes(8, "little") for number in self.shared)
         self._stream.send(self.slot, START, count=len(self.shared), segments=[numbers + payload])
         self._stream.flush()

@@ -104,7 +104,9 @@ class HostEnd:
         raise NotImplementedError
 
     def release(self) -> None:
-        """Nothing."""
+        """The worker was started, or refused: of one that was refused nothing is left (HOST-6)."""
+        if not self.link.launched:
+            self.connection.forget(self.link)
 
 
 class RemoteProcess:

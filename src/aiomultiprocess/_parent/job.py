@@ -187,6 +187,11 @@ class Job:
     def gave_up(self, handle: int) -> bool:
         return self.cancelled
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it was cancelled, or ended with its pool: its tasks are not to be sent."""
+        return self._error_of_the_rest is not None
+
     def at_hand(self, n: int) -> int:
         returned = len(self._returned)
         if n <= returned:

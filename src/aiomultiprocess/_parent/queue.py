@@ -266,8 +266,9 @@ class Queue:
     def _serve_retry(self, worker: PoolWorker) -> bool:
         """Send retry tasks that this worker can run; True if it gets no other work (RETRY-3)."""
         while (retry_task := self.retry_queue.next_for(worker)) is not None:
+            # first, in case of a KeyboardInterrupt: the worker kept free for it may get other work
+            self._dispatch_soon()
             self._send_chunk(worker, retry_task, [retry_task.handle], [retry_task.item])
-            self._dispatch_soon()  # the worker that was kept free for it may get other work
         if worker.credit.spent:
             worker.leave()
         worker.link.flush()

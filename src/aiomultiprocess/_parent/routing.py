@@ -121,9 +121,9 @@ class Router:
     def _route_one(self, index: int, item: Any) -> bool:
         """Put a task into its share; if the scheduler fails, fail the task and return False.
 
-        The input or the scheduler may cancel the job meanwhile (JOB-7).
+        The input or the scheduler may cancel the job meanwhile (JOB-7), or end the pool (JOB-6).
         """
-        if self.job.cancelled:
+        if self.job.is_given_up:
             self.drop([index], [item])
             return False
         try:
@@ -137,7 +137,7 @@ class Router:
             if isinstance(error, INTERRUPTS):
                 raise
             return False
-        if self.job.cancelled:
+        if self.job.is_given_up:
             self.drop([index], [item])
             return False
         share.waiting.append((index, item))
@@ -156,7 +156,7 @@ class Router:
             self._completed(self._ids.pop(index))
 
     def drop(self, handles: Handles, items: list[Any]) -> None:
-        """Give tasks of a cancelled job up, and report to the scheduler that they have ended."""
+        """Give up tasks of a job that ended, and report to the scheduler that they have, too."""
         for index in handles:
             self.complete(index)
         self.job.put_back(handles, items)

@@ -230,6 +230,8 @@ class AsyncSource:
             iterator = aiter(iterable)
             try:
                 async for item in iterator:
+                    if self._ended:  # the iterator has suppressed the cancellation of stop()
+                        break
                     await self._put(item)
             finally:
                 close = getattr(iterator, "aclose", None)
@@ -247,8 +249,6 @@ class AsyncSource:
             self._on_items()
 
     async def _put(self, item: Any) -> None:
-        if self._ended:
-            return
         self._buffer.append(item)
         self._on_items()
         while len(self._buffer) >= self.AHEAD:
