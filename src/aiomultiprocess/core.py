@@ -182,7 +182,7 @@ class Process:
 
         TypeError for any other process.
         """
-        if not self._travels:
+        if not self._travels or self._is_current():  # the second: it was forked meanwhile
             from ._parent.callers import refuse_to_pickle  # here: few programs need it
 
             refuse_to_pickle(self)

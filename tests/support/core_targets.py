@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import faulthandler
 import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -296,6 +298,9 @@ class Own(Worker):
         self.number = number
 
     async def work(self) -> tuple[int, bool, str, bool, str]:
+        with contextlib.suppress(TypeError):
+            pickle.dumps(self)
+            raise AssertionError("it can leave its process")
         try:
             await self.join()
         except ValueError as error:
