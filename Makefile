@@ -105,7 +105,7 @@ workflows: $(VENV)/.tools
 	for platform in linux macos; do \
 	  $(BIN)/cibuildwheel --print-build-identifiers --platform $$platform || exit 1; done
 
-# What would be released: sdist, pure wheel, repaired wheel, each tested in an empty environment.
+# What would be released: sdist, pure wheel, repaired wheel, each tested without the checkout.
 wheels: $(VENV)/.tools
 	$(BUILD) .ci/wheels $(BIN)
 
