@@ -12,6 +12,8 @@ STREAM-5  A generator that finds its values unread waits; one that does not susp
 STREAM-6  Values outlive the process before the generator is asked for the next: they wait in a part
     of the journal, of one stream at a time, until they are sent (_wire/journal.py, JOURNAL-6). As
     with results, one that fits neither there nor into a congested link waits in this process.
+STREAM-7  Values for whose frame there is no memory are lost. The stream then ends with that error,
+    and sends no value that would come after them.
 """
 
 from __future__ import annotations
@@ -60,10 +62,13 @@ class Batch:
         """Send the values of the owner."""
         self.owner = None
         chunk_id, _, count, payload = self._journal.take()
-        if count:
-            channel.count += count
-            self._link.send(Kind.VALUES, count=count, chunk_id=chunk_id, payload=payload)
-            self._link.flush()
+        try:
+            if count:
+                channel.count += count
+                self._link.send(Kind.VALUES, count=count, chunk_id=chunk_id, payload=payload)
+                self._link.flush()
+        except MemoryError as error:
+            channel.error = error
         if not self._link.congested:  # JOURNAL-3
             self._journal.reset()
 
@@ -90,6 +95,7 @@ class Channel:
         clock: ValueClock | None,
     ) -> None:
         self.count = 0  # values that were sent
+        self.error: MemoryError | None = None  # STREAM-7
         self.chunk_id = chunk_id
         self.clock = clock  # if it has a time limit
         self._loop = loop
@@ -106,6 +112,7 @@ class Channel:
 
     async def put(self, value: object) -> None:
         """Send a value, and wait as long as too many are unread."""
+        self.check()
         if self._batch.owner is not self:
             self._batch.begin(self)
             self._loop.call_soon(self.flush)
@@ -144,6 +151,11 @@ class Channel:
                 self.clock.renew()
         self._since = time.monotonic_ns()
 
+    def check(self) -> None:
+        """Raise the error by which values were lost (STREAM-7)."""
+        if self.error is not None:
+            raise self.error
+
     def flush(self) -> None:
         """Send the values that wait."""
         if self._batch.owner is self:
@@ -169,6 +181,7 @@ async def run_stream(values: Any, channel: Channel, on_end: Callable[[], object]
     finally:
         channel.flush()
         on_end()
+    channel.check()
     return channel.count
 
 
