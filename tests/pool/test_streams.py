@@ -67,6 +67,10 @@ async def test_a_stream_keeps_its_pool(backend: str) -> None:
             gc.collect()
             found.append(value)
     assert found == [0, 1, 2]
+    del stream
+    gc.collect()
+    if leaving := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(leaving, timeout=20)  # over hosts, whose pools are left in a task
 
 
 async def test_many_streams_run_side_by_side_with_calls(backend: str) -> None:
