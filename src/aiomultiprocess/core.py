@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import multiprocessing
+import os
 import pickle
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from . import _legacy, types
 from ._arguments import (
@@ -129,7 +130,7 @@ class Process:
 
     _exit: Exit | None = None
     _closed = False
-    _travels = False  # to its own process, which is being started
+    _sender = 0  # the id of the process that starts this one now
 
     def __init__(
         self,
@@ -176,24 +177,18 @@ class Process:
         self.aio_process = process_class(context)(
             target=child.run, name=name, args=(self._unit,), daemon=daemon
         )
+        self._unit.process = self.aio_process
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What its own process gets, if the target, or an argument, refers to this object.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For its own process, if the target or an argument refers to this object (child.py).
 
         TypeError for any other process.
         """
-        if not self._travels or self._is_current():  # the second: it was forked meanwhile
+        if self._sender != os.getpid():
             from ._parent.callers import refuse_to_pickle  # here: few programs need it
 
             refuse_to_pickle(self)
-        mine = ("_unit", "aio_process", "_travels")
-        return {name: value for name, value in vars(self).items() if name not in mine}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """In its own process."""
-        vars(self).update(state)
-        self._unit = None
-        self.aio_process = cast("Any", multiprocessing.current_process())
+        return super().__reduce_ex__(protocol)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """TypeError for a subclass that overrides a method of 0.9.1 that is never called now."""
@@ -216,19 +211,22 @@ class Process:
             RuntimeError: it was started before, or this is a process whose main module has no
                 `if __name__ == "__main__":` guard.
         """
-        if self._unit is None:
-            raise RuntimeError("a process can be started only once")
-        unit = self._unit
+        unit = self._unstarted()
         unit.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
-        self._travels = True
+        self._sender = os.getpid()
         try:
             self._launch()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise at_its_caller(error) from error.__cause__
         finally:
-            self._travels = False
+            self._sender = 0
         self._exit = Exit(self.aio_process)
         self._unit = None  # the child has its copy by now; ours may be large
+
+    def _unstarted(self) -> child.Unit:
+        if self._unit is None or self._is_current():
+            raise RuntimeError("a process can be started only once")
+        return self._unit
 
     def _launch(self) -> None:
         try:
@@ -348,9 +346,9 @@ class Worker(Process):
         from ._processes.result import Receiver
         from ._pure.encoder import dumps  # by value: a result outlives its process (CODEC-9)
 
+        unit = self._unstarted()
         receiver = Receiver()
-        if self._unit is not None:
-            self._unit.sender, self._unit.dumps = receiver.sender, dumps
+        unit.sender, unit.dumps = receiver.sender, dumps
         try:
             super().start()
         except BaseException:

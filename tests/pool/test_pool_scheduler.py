@@ -154,17 +154,24 @@ async def test_queues_without_a_scheduler_are_served_in_turn() -> None:
 
 @pytest.mark.row("H165")
 @pytest.mark.parametrize("kind", [list, iter])
-async def test_a_scheduler_that_ends_the_pool_is_asked_no_more(kind: Any) -> None:
+@pytest.mark.parametrize("raises", [False, True])
+async def test_a_scheduler_that_ends_the_pool_is_asked_no_more(kind: Any, raises: bool) -> None:
     class Ending(ByParity):
         def schedule_task(self, task_id: Any, *call: Any) -> Any:
             if len(self.scheduled) == 3:
                 pool.terminate()
+                if raises:
+                    raise ValueError("it has ended")
             return super().schedule_task(task_id, *call)
 
     scheduler = Ending()
     pool = Pool(2, queuecount=2, scheduler=scheduler)
     async with pool:
+        results = pool.map(workload.double, kind(range(100)))
         with pytest.raises(PoolTerminatedError):
-            await pool.map(workload.double, kind(range(100)))
-    assert len(scheduler.scheduled) == 4
+            await results
+    assert len(scheduler.scheduled) == 4 - raises
     assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
+    assert results.progress.done == (100 if kind is list else 4)
+    stats = pool.stats()
+    assert stats.done + stats.failed + stats.cancelled == results.progress.done

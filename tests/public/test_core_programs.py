@@ -261,10 +261,22 @@ def test_importing_the_module_loads_nothing_heavy() -> None:
 @forks
 @pytest.mark.row("H163")
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-async def test_the_target_may_be_a_method_of_the_object(method: str) -> None:
+@pytest.mark.parametrize("kind", [targets.Own, targets.OwnWithState, targets.OwnWithSlots])
+async def test_the_target_may_be_a_method_of_the_object(
+    kind: type[targets.Own], method: str
+) -> None:
     amp.set_start_method(method)
-    worker = targets.Own(5)
-    assert await worker == (5, True, "own", True, "a process cannot wait for its own end")
+    worker = kind(5)
+    ours = worker.number
+    number, *about_itself, refusals = await worker
+    assert number == 10
+    assert about_itself == [True, "own", True]
+    assert refusals[:2] == [
+        "a process cannot wait for its own end",
+        "a process can be started only once",
+    ]
+    assert f"a {kind.__name__} stays in its process" in refusals[2]
+    assert worker.number == ours
     with pytest.raises(RuntimeError, match="started only once"):
         worker.start()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import faulthandler
 import functools
@@ -12,7 +11,9 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from multiprocessing import reduction, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -294,15 +295,62 @@ class Own(Worker):
     """A worker whose target is a method of its own."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(target=self.work, name="own")
+        super().__init__(target=self.work, name="own", initializer=self.double)
         self.number = number
 
-    async def work(self) -> tuple[int, bool, str, bool, str]:
-        with contextlib.suppress(TypeError):
-            pickle.dumps(self)
-            raise AssertionError("it can leave its process")
-        try:
-            await self.join()
-        except ValueError as error:
-            refusal = str(error)
-        return self.number, self.pid == os.getpid(), self.name, self.is_alive(), refusal
+    def double(self) -> None:
+        self.number *= 2
+
+    async def work(self) -> tuple[int, bool, str, bool, list[str]]:
+        refusals = [
+            await refusal(self.join),
+            await refusal(self.start),
+            await refusal(pickle.dumps, self),
+        ]
+        return self.number, self.pid == os.getpid(), self.name, self.is_alive(), refusals
+
+
+async def refusal(func: Callable[..., Any], *args: Any) -> str:
+    """The error of a call."""
+    try:
+        returned = func(*args)
+        if returned is not None:
+            await returned
+    except (RuntimeError, ValueError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+class OwnWithState(Own):
+    """One that says itself what is pickled, as the documentation of pickle shows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.lock = threading.Lock()
+
+    async def work(self) -> Any:
+        with self.lock:
+            return await super().work()
+
+
+class OwnWithSlots(Own):
+    """One with an attribute in a slot."""
+
+    __slots__ = ("more",)
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number - 1)
+        self.more = 2
+
+    async def work(self) -> Any:
+        self.number += self.more
+        return await super().work()

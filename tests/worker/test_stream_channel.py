@@ -59,3 +59,16 @@ async def test_a_stream_whose_values_were_lost_ends_with_the_reason(more: int) -
     assert link.sent == [1]
     assert closed == [min(more, 2)]  # the third value is asked for, and finds the error
     batch.close()
+
+
+@pytest.mark.row("H167")
+@pytest.mark.parametrize(("count", "ahead"), [(2, 1), (100, 1), (65, 64), (1000, 64)])
+async def test_a_stream_does_not_wait_for_a_reader_of_lost_values(count: int, ahead: int) -> None:
+    link: Any = FullLink()
+    link.sent.append(0)  # it holds no frame at all
+    batch = Batch(link)
+    channel = Channel(asyncio.get_running_loop(), batch, 1, ahead, None)
+    async with asyncio.timeout(20):
+        with pytest.raises(MemoryError, match=REFUSED):
+            await run_stream(iter(range(count)), channel, lambda: None)
+    batch.close()

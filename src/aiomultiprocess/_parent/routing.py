@@ -133,7 +133,10 @@ class Router:
                 item = tuple(item)
             self._ids[index], share = self._assign(self, item)
         except BaseException as error:
-            self.job.refuse(index, as_exception(error, "the scheduler"))
+            if self.job.is_given_up:
+                self.drop([index], [item])
+            else:
+                self.job.refuse(index, as_exception(error, "the scheduler"))
             if isinstance(error, INTERRUPTS):
                 raise
             return False

@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import current_process
 from typing import TYPE_CHECKING, Any
 
 from . import loops
@@ -17,13 +18,19 @@ from .start_arguments import StartArguments
 from .startup import accept_interrupts, collect_garbage
 
 if TYPE_CHECKING:
+    from multiprocessing.process import BaseProcess
+
     from .result import Sender
 
 log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 
 
 class Unit:
-    """What the child runs. It is pickled as `StartArguments`, and complete after `load`."""
+    """What the child runs. It is pickled as `StartArguments`, and complete after `load`.
+
+    The target may be a method of the `Process` object, and so bring that along, which refers to
+    this unit and to the process of multiprocessing. In the child it has None, and that process.
+    """
 
     def __init__(
         self,
@@ -43,6 +50,7 @@ class Unit:
         self.initializer = initializer
         self.initargs = initargs
         self.loop = loop
+        self.process: BaseProcess | None = None  # that will be the child
         # Of a Worker: where its result goes, and what pickles it.
         self.sender: Sender | None = None
         self.dumps: Callable[[Any], bytes] = pickle.dumps
@@ -51,7 +59,9 @@ class Unit:
         parts = vars(self).copy()
         state = {name: parts.pop(name) for name in ("label", "sender", "dumps")}
         parts["loop_initializer"] = parts.pop("loop")
-        state["arguments"] = StartArguments(f"the process that runs {self.label}", parts)
+        there = [(self, (type(None), ())), (parts.pop("process"), (current_process, ()))]
+        where = f"the process that runs {self.label}"
+        state["arguments"] = StartArguments(where, parts, there=there)
         return state
 
     def load(self) -> None:

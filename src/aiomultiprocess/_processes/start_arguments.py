@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Final
 
@@ -33,6 +33,8 @@ class StartArguments:
         seal: makes of a value that pickle refused, and of its error, one that pickle takes, or
             None.
         pickled_by: called with what pickles all, and returns the bytes; None: that alone.
+        there: objects that the new process has, each with how it gets its own, as `__reduce__`
+            would return it.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class StartArguments:
         values: Mapping[str, Any],
         seal: Callable[[Any, BaseException], Any] | None = None,
         pickled_by: Callable[[Callable[[], bytes]], bytes] | None = None,
+        there: Sequence[tuple[Any, tuple[Any, ...]]] = (),
     ) -> None:
         self._seal = seal
         self._pickled_by = pickled_by
         self._where = where
         self._values = values
+        self._there = there
 
     def __reduce__(self) -> tuple[Any, ...]:
         pickled = self._pickled() if self._pickled_by is None else self._pickled_by(self._pickled)
@@ -53,7 +57,7 @@ class StartArguments:
 
     def _pickled(self) -> bytes:
         buffer = io.BytesIO()
-        pickler = ForkingPickler(buffer)
+        pickler = _Pickler(buffer, self._there) if self._there else ForkingPickler(buffer)
         for name, value in self._values.items():
             try:
                 pickler.dump(value)
@@ -70,6 +74,20 @@ class StartArguments:
         if sealed is None:
             raise _named(error, name, self._where) from error
         self._values = {**self._values, name: sealed}
+
+
+class _Pickler(ForkingPickler):
+    """A pickler that does not send what the new process has."""
+
+    def __init__(self, buffer: io.BytesIO, there: Sequence[tuple[Any, tuple[Any, ...]]]) -> None:
+        super().__init__(buffer)
+        self._there = there
+
+    def reducer_override(self, obj: Any) -> Any:
+        for own, reduced in self._there:
+            if obj is own:
+                return reduced
+        return NotImplemented
 
 
 class StartArgumentsReceived:

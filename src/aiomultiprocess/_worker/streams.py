@@ -125,6 +125,7 @@ class Channel:
             self.flush()
         if self._room <= 0 or time.monotonic_ns() - self._since > BURST_NS:
             self.flush()
+            self.check()  # no reader would end the pause for values that were lost
             await self._pause()
         elif self.clock is not None:
             self.clock.renew()
