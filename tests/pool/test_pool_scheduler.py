@@ -12,7 +12,13 @@ import pytest
 
 import mishaps
 import workload
-from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, Scheduler
+from aiomultiprocess import (
+    Pool,
+    PoolTerminatedError,
+    ProxyException,
+    Scheduler,
+    WorkerLostError,
+)
 from aiomultiprocess._processes import spawn
 from support import Meeting
 
@@ -175,3 +181,21 @@ async def test_a_scheduler_that_ends_the_pool_is_asked_no_more(kind: Any, raises
     assert results.progress.done == (100 if kind is list else 4)
     stats = pool.stats()
     assert stats.done + stats.failed + stats.cancelled == results.progress.done
+
+
+@pytest.mark.row("H168")
+@pytest.mark.parametrize("name", [None, 0, "", ()])
+async def test_the_id_of_a_queue_may_be_anything(name: Any) -> None:
+    class Plain(ByParity):
+        def register_queue(self, tx: Any) -> Any:
+            return name
+
+        def schedule_task(self, *call: Any) -> Any:
+            return name
+
+    async with Pool(1, scheduler=Plain()) as pool:
+        with pytest.raises(WorkerLostError):
+            await pool.apply(mishaps.die, ("SIGKILL",))
+        assert await pool.map(workload.double, range(10)) == [2 * n for n in range(10)]
+        pool.terminate()
+        await asyncio.wait_for(pool.join(), 20)

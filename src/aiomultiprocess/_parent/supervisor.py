@@ -207,9 +207,9 @@ class Supervisor:
     def _on_exit(self, worker: PoolWorker) -> None:
         """A worker process has ended, for whatever reason: replace it (SUPERVISOR-1)."""
         worker.link.drain_dead()
-        qid = self.workers.pop(worker, None)
-        if qid is None:  # a result that was unpickled has dropped the pool: it was killed meanwhile
+        if worker not in self.workers:  # a result that was unpickled has dropped the pool meanwhile
             return
+        qid = self.workers.pop(worker)
         queue = self._queues[qid]
         queue.on_death(worker)
         worker.link.close()
