@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]
-FLOORS = {"Python": SETTINGS["report"]["fail_under"], "Cython": 85}
+FLOORS = {"Python": SETTINGS["report"]["fail_under"], "Cython": 86}
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 
 
