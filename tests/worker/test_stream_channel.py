@@ -57,7 +57,8 @@ async def test_a_stream_whose_values_were_lost_ends_with_the_reason(more: int) -
         with pytest.raises(MemoryError, match=REFUSED):
             await run_stream(values(), channel, lambda: None)
     assert link.sent == [1]
-    assert closed == [min(more, 2)]  # the third value is asked for, and finds the error
+    (last,) = closed
+    assert last <= min(more, 2)  # the third value finds the error, or, after a long burst, the second
     batch.close()
 
 
