@@ -58,7 +58,7 @@ async def test_a_stream_whose_values_were_lost_ends_with_the_reason(more: int) -
             await run_stream(values(), channel, lambda: None)
     assert link.sent == [1]
     (last,) = closed
-    assert last <= min(more, 2)  # the third value finds the error, or, after a long burst, the second
+    assert last <= min(more, 2)  # the third value finds the error; after a long burst, the second
     batch.close()
 
 
