@@ -96,6 +96,7 @@ LEFT_OUT = {
         test_streams_side_by_side_lose_no_value_when_their_worker_is_killed
         test_a_worker_that_gets_sigterm_while_it_enters_its_lifespan_is_replaced
         test_stats_count_lost_and_retried_tasks_and_restarts
+        test_the_id_of_a_queue_may_be_anything
         test_tasks_that_were_not_started_return_to_their_priority
     """,
     "a task that blocks its loop, or goes on when it is cancelled, holds up its worker alone": """

@@ -178,9 +178,10 @@ async def test_a_scheduler_that_ends_the_pool_is_asked_no_more(kind: Any, raises
             await results
     assert len(scheduler.scheduled) == 4 - raises
     assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
-    assert results.progress.done == (100 if kind is list else 4)
-    stats = pool.stats()
-    assert stats.done + stats.failed + stats.cancelled == results.progress.done
+    done, stats = results.progress.done, pool.stats()
+    least = 100 if kind is list else 4  # of an iterator, those that were taken by then
+    assert least <= done <= 100
+    assert stats.done + stats.failed + stats.cancelled == done
 
 
 @pytest.mark.row("H168")
