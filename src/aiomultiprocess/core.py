@@ -107,7 +107,8 @@ class Process:
 
     Args:
         group: None; it is here because multiprocessing has it.
-        target: the coroutine function; importable, unless the start method is "fork".
+        target: the coroutine function; importable, unless the start method is "fork". It may be a
+            method of this object, of which the process has a copy.
         name: name of the process; None lets multiprocessing choose it.
         args, kwargs: arguments of the target; pickled, unless the start method is "fork".
         daemon: whether the process ends with this one; None means as for this process.
@@ -244,7 +245,7 @@ class Process:
 
         Raises:
             TimeoutError: the process did not end in time; it keeps running.
-            ValueError: the process was not started.
+            ValueError: the process was not started, or is the one that calls this.
         """
         if not self._is_started():
             raise ValueError("must start process before joining it")
@@ -368,7 +369,7 @@ class Worker(Process):
         Raises:
             WorkerLostError: the process ended without a result, for example because it was killed.
             TimeoutError: the process did not end in time; it keeps running.
-            ValueError: the process was not started.
+            ValueError: the process was not started, or is the one that calls this.
         """
         self._listen()
         await super().join(timeout)
