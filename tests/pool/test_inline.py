@@ -31,6 +31,7 @@ from aiomultiprocess import (
     set_start_method,
 )
 from aiomultiprocess._transport import select
+from leaks import pending_futures
 from support import pool_script, run_script
 
 LIMIT = 0.01  # seconds
@@ -511,6 +512,8 @@ async def test_a_pool_that_goes_without_a_thread_leaves_no_item_that_waits_for_i
         if others:
             await asyncio.wait(others, timeout=10)
         assert all(task.done() for task in others)  # THREAD-2
+        await asyncio.sleep(0)  # the task that waited until now calls back
+        assert not pending_futures()  # though the thread has not returned
         assert "the pool ends without" in caplog.text
     finally:
         targets.thread_may_end.set()
