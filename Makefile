@@ -153,6 +153,8 @@ $(VENV)/.installed: $(VENV)/.made $(SOURCES)
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
 	touch $(VENV)/.demo $(VENV)/.docs $@
 
+# What is installed has its extras too: where those alone are added, nothing is built once more.
+
 # The demo needs two packages, and the library itself; what `make test` has installed will do.
 $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 	@echo "building aiomultiprocess (its C extension takes a minute or more), and installing it"
@@ -163,11 +165,11 @@ $(VENV)/.demo: $(VENV)/.made $(SOURCES)
 
 $(VENV)/.cluster: $(VENV)/.demo
 	@echo "installing distributed into $(VENV)"
-	@$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dask]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[dask]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.installed
-	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[bench]'
 	touch $@
 
 # What the site needs: Sphinx, and the library, whose docstrings it shows; `.installed` has both.
@@ -177,5 +179,5 @@ $(VENV)/.docs: $(VENV)/.made $(SOURCES)
 	touch $@
 
 $(VENV)/.tools: pyproject.toml | $(VENV)/.installed
-	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[dev]'
 	touch $@

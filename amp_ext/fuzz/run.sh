@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fuzzes ring.h with arbitrary bytes as the whole mapping. If the fuzzer finds an error, the exit
 # code is not 0 and the input stays in the current directory. CLANG names a clang with its runtimes
-# (Debian: clang, libclang-rt-14-dev), and PYTHON the interpreter that makes the first inputs.
+# (Debian: clang, libclang-rt-dev), and PYTHON the interpreter that makes the first inputs.
 #
 #   amp_ext/fuzz/run.sh [seconds] [an input that was found, to run it again]
 set -eu
