@@ -5,6 +5,8 @@ plots are made from all of these files, and say for which versions there is none
 """
 
 import json
+import math
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ Runs = dict[str, Found]
 VERSIONS = ("3.11", "3.13", "3.14")
 NEEDS = "needs Python"  # so begins the reason of a peer that this version cannot have
 
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+#: What stands between these is written by each run; so the README has no figures of another one.
+MARKERS = "<!-- {0}: begin -->", "<!-- {0}: end -->"
+WIDTH = 124  # columns of the README
 README_OTHERS = "old", "multiprocessing"
 README_ROWS = frozenset(
     [
@@ -51,7 +55,9 @@ def write_page(out: Path, readme: Path | None) -> None:
     (out / "benchmarks.md").write_text(page)
     print(page)
     if readme is not None and runs:
-        insert(readme, short_table(next(iter(runs.values()))))
+        oldest = next(iter(runs.values()))
+        insert(readme, "benchmarks", short_table(oldest))
+        insert(readme, "figures", bullets(oldest))
 
 
 def load(folder: Path) -> Runs:
@@ -73,14 +79,14 @@ def columns_of(runs: Runs) -> list[str]:
     return in_order({*VERSIONS, *runs})
 
 
-def insert(readme: Path, table: str) -> None:
-    """Replace what stands between the markers."""
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def insert(readme: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of that name."""
+    first, last = (marker.format(name) for marker in MARKERS)
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{readme.name} has no place for the table, between {BEGIN} and {END}")
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+        raise SystemExit(f"{readme.name} has no place for this, between {first} and {last}")
+    readme.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
 
 
 # Figures as people read them
@@ -189,6 +195,31 @@ def short_table(found: Found) -> str:
     ]
     header = ["", *map(heading, columns), "best other peer"]
     return f"{table(header, rows)}\n\n{circumstances(found)} {TWINS}"
+
+
+def bullets(found: Found) -> str:
+    """For the README: what the library is for, with its figures in the table."""
+    results = found["results"]
+
+    def figure(workload: str, metric: str, peer: str = "shm") -> float:
+        return value(results, workload, peer, metric) or math.nan
+
+    waits, alone = figure("wait", "efficiency"), figure("wait", "efficiency", "multiprocessing")
+    rate = figure("ints", "rate")
+    calls = f"{rate / 1e6:.1f} million" if rate >= 1e6 else f"{rate:,.0f}"
+    texts = (
+        "**It waits and computes.** With tasks that wait for 10 ms, two workers do "
+        f"{waits:.0%} of what is possible; pools that run one task at a time in each process "
+        f"reach {alone:.0%}.",
+        f"**It is quick.** {calls} trivial calls a second through `map`, "
+        f"{rate / figure('ints', 'rate', 'old'):.0f} times as many as 0.9.1; one call and its "
+        f"answer take {_seconds(figure('apply', 'p50'))}. Nothing polls: an idle pool makes no "
+        "system call.",
+    )
+    return "\n".join(
+        textwrap.fill(text.replace("%", " %"), WIDTH, initial_indent="- ", subsequent_indent="  ")
+        for text in texts
+    )
 
 
 TWINS = (

@@ -247,6 +247,11 @@ class Pool:
             `python -m aiomultiprocess top PID`: a unix socket in a private folder (below
             XDG_RUNTIME_DIR or the folder for temporary files) gives its statistics. Not on Windows.
 
+    Attributes:
+        process_count: how many workers there are to be, as the last `resize` has it; over a cluster
+            those of each host, and 0 if each has one for each CPU.
+        queue_count: the number of queues.
+
     Raises:
         ValueError, TypeError: an argument has a wrong value or type; the message names it.
         RuntimeError: the backend is not available, or `maxmemoryperchild` where memory cannot be

@@ -28,7 +28,7 @@ def share(obj: T) -> Shared[T]:
 
     The memory is freed when no one needs it: neither the object that this returns (`with` gives it
     up at the end of its block), nor a task that is not settled, nor a pool that starts its workers
-    with it. Writing takes about a second for two GB; in a running loop, call it by
+    with it. Writing takes half a second to a second for each GB; in a running loop, call it by
     `asyncio.to_thread`.
 
     Raises:

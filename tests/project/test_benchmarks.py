@@ -163,6 +163,21 @@ def test_a_peer_that_this_python_cannot_have_is_no_failure(tmp_path: Path) -> No
 
 
 @needs_process_groups
+def test_the_readme_has_the_figures_of_the_last_run(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import report\n"
+        "last = next(iter(report.load(pathlib.Path(sys.argv[1])).values()))\n"
+        "print(report.bullets(last), report.short_table(last), sep='\\n\\n')\n"
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for part in run(script, ROOT / "docs").strip().split("\n\n"):
+        assert part in readme
+
+
+@needs_process_groups
 def test_the_table_of_the_readme_goes_between_its_markers(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
@@ -172,7 +187,7 @@ def test_the_table_of_the_readme_goes_between_its_markers(tmp_path: Path) -> Non
         f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
         "import report\n"
         "for table in ('first', '| second |'):\n"
-        "    report.insert(pathlib.Path(sys.argv[1]), table)\n"
+        "    report.insert(pathlib.Path(sys.argv[1]), 'benchmarks', table)\n"
     )
     run(script, readme)
     text = readme.read_text(encoding="utf-8")

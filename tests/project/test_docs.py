@@ -413,6 +413,12 @@ INTERNAL = [
     ("_transport/shm.py", "the links of one backend"),
     ("executor.py", "its pool is broken"),  # stands in for the reason, which is always known
 ]
+#: Of amp_ext, by its type: `_transport` and the codec of this package are the only callers.
+INTERNAL_TYPES = {"IndexError", "RingError", "TypeError", "ValueError"}
+INTERNAL += [
+    ("amp_ext/journal.pyx", ""),
+    ("amp_ext/ring.pyx", ""),  # RingCorruptError is shown as the cause of a WorkerLostError
+]
 
 #: Texts that a call puts together elsewhere: of each, where the suite sees its text on the page.
 COMPOSED = {
@@ -434,6 +440,12 @@ COMPOSED = {
 }
 
 FOUND, UNKNOWN = messages.found(ROOT / "src" / "aiomultiprocess")
+FOUND += [
+    message
+    for message in messages.of_extension(ROOT / "amp_ext")
+    if message.kind not in INTERNAL_TYPES
+]
+FOUND += messages.reasons(ROOT / "src/aiomultiprocess/_transport/select.py", "_probe")
 
 
 def headings() -> list[str]:
@@ -473,6 +485,8 @@ def test_the_page_of_errors_has_no_message_that_is_gone() -> None:
         WorkerLostError("main.f", 7, -9),
         WorkerLostError("main.f", 7, 1),
         WorkerLostError("main.f", 7, None),
+        WorkerLostError("main.f", 7, None, "tcp://a:1", "it has not answered for 9 s"),
+        WorkerLostError("main.f", None, None, "tcp://a:1"),
         TaskTimeoutError("main.f", 0.5),
         TaskTimeoutError("main.f", 0.5, killed=True),
         PoolTerminatedError("the pool was terminated"),
@@ -481,6 +495,9 @@ def test_the_page_of_errors_has_no_message_that_is_gone() -> None:
     for heading in set(headings()) - texts:
         pattern = re.escape(heading).replace(messages.FILLED, ".+?")
         assert any(re.fullmatch(pattern, str(error)) for error in raised), heading
+    patterns = [re.escape(heading).replace(messages.FILLED, ".+?") for heading in headings()]
+    for error in raised:
+        assert any(re.fullmatch(pattern, str(error)) for pattern in patterns), str(error)
 
 
 def test_no_message_is_explained_twice() -> None:

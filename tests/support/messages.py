@@ -1,7 +1,8 @@
 """The texts of errors, log records, warnings and notes in the library's source, found by `ast`.
 
-`found()` lists them as templates: each value that is put in at run time is `…`. test_docs.py
-compares them with docs/errors.md.
+`found()` lists them as templates: each value that is put in at run time is `…`. `of_extension()`
+does so for Cython, by the look of it, and `reasons()` for functions that return a text. The tests
+of the docs compare them with docs/errors.md.
 """
 
 from __future__ import annotations
@@ -59,6 +60,32 @@ def found(package: Path) -> tuple[list[Message], list[Unknown]]:
             if node.args and not texts:
                 unknown.append(Unknown(ast.unparse(node.args[0]), module, kind))
     return messages, unknown
+
+
+def of_extension(folder: Path) -> list[Message]:
+    """The texts of the errors that .pyx files raise."""
+    raised = re.compile(r'raise (\w+)\(\s*(f?"(?:[^"\\]|\\.)*")')
+    return [
+        Message(
+            text, f"{folder.name}/{path.name}", code.count("\n", 0, match.start()) + 1, match[1]
+        )
+        for path in sorted(folder.glob("*.pyx"))
+        if (code := path.read_text(encoding="utf-8"))
+        for match in raised.finditer(code)
+        for text in _texts(ast.parse(match[2], mode="eval").body, {})
+    ]
+
+
+def reasons(module: Path, prefix: str) -> list[Message]:
+    """The texts that functions of a module return whose names begin so."""
+    return [
+        Message(text, module.name, node.lineno, "reason")
+        for function in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(function, ast.FunctionDef) and function.name.startswith(prefix)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Return) and node.value is not None
+        for text in _texts(node.value, {})
+    ]
 
 
 def _constants(tree: ast.Module) -> dict[str, str]:
