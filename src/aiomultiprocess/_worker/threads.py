@@ -130,7 +130,7 @@ async def wait_for_thread(future: asyncio.Future[Outcome], threads: Threads) -> 
         except asyncio.CancelledError as cancellation:  # THREAD-2
             cancelled = cancellation
             if threads.abandoned:
-                future.cancel()  # nobody waits for it, and its thread may never return
+                future.cancel()  # its thread may never return
                 raise
     value, error = future.result()
     try:
