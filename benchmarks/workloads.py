@@ -99,7 +99,10 @@ def payload(key: str, title: str, make: Any, size: int) -> Workload:
 
 def computing(key: str, title: str, make: Any, size: int) -> Workload:
     measure = m.mapping(items.BURN, make, m.efficiency(WORKERS))
-    return Workload(key, measure, titled(title, EFFICIENCY), size, size // 4, MAPS)
+    # an odd number of items would leave one worker idle during the last
+    return Workload(
+        key, measure, titled(title, EFFICIENCY), size, size // 4, MAPS, multiple=WORKERS
+    )
 
 
 def waiting(key: str, title: str, concurrency: int, size: int, quick: int) -> Workload:

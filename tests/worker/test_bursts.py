@@ -41,7 +41,7 @@ class Item:
 
 
 class Starter:
-    """Notes how long it may run; the first item of a chunk becomes a task if it is "suspends"."""
+    """Notes how long it may run; an item "suspends", or is "slow" and uses up the time."""
 
     def __init__(self) -> None:
         self.bursts: list[int] = []  # nanoseconds
@@ -60,8 +60,10 @@ class Starter:
         self.bursts.append(deadline)  # it is always the moment 0
         if items[at] == "suspends":
             return at, _accel.SUSPENDED, Item()
-        for item in items[at:stop]:
+        for end, item in enumerate(items[at:stop], at + 1):
             out.append(item)
+            if item == "slow":
+                return end, _accel.DONE, None
         return stop, _accel.DONE, None
 
 
@@ -112,3 +114,13 @@ def test_suspended_items_do_not_make_bursts_longer(worker: Worker) -> None:
     worker.receive(["a"], SHORT)
     worker.engine._turn()
     assert worker.starter.bursts == [1000 * SHORT] * 2
+
+
+def test_a_burst_that_used_up_its_time_is_not_begun_once_more(worker: Worker) -> None:
+    worker.receive(["a", "slow", "b"], LONG)
+    worker.engine._turn()
+    assert len(worker.starter.bursts) == 1
+    assert worker.engine._turn_scheduled
+    worker.engine._turn()
+    assert len(worker.starter.bursts) == 2
+    assert not worker.engine._chunks

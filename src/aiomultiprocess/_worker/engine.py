@@ -617,7 +617,7 @@ class WorkerEngine:
         if chunk.timed and self._limits is not None:
             self._limits.end_first_step()  # LIMITS-1: all that has ended is in the journal
         del outcome  # an exception and this frame would keep each other alive
-        return bool(status != DONE or end > at)
+        return bool(status != DONE or end >= stop)
 
     def _fail(
         self, chunk: ReceivedChunk, offset: int, func: Callable[..., Any], error: BaseException
