@@ -58,7 +58,7 @@ static inline PyObject *amp_bytearray(Py_ssize_t size)
 
 /* Makes room for `more` bytes behind the first `used`: doubles the size if memory allows, else adds
  * what is needed. Returns the new size; or -1 with a MemoryError set, and the object unchanged. */
-static inline Py_NO_INLINE Py_ssize_t amp_bytes_grow(
+static __attribute__((noinline, unused)) Py_ssize_t amp_bytes_grow(
     PyObject **bytes, Py_ssize_t used, Py_ssize_t more)
 {
     Py_ssize_t least, size = Py_SIZE(*bytes);
