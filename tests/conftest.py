@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,10 @@ os.environ.setdefault("PYTHONFAULTHANDLER", "1")
 os.environ.setdefault("AIOMULTIPROCESS_SERIALIZER", "pickle")
 # NumPy's threads would make every fork a fork of a process with threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# An example may take as long as it does: no test asserts a time.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 import leaks  # noqa: E402  (after sys.path is right)
 

@@ -143,7 +143,7 @@ def poke(call: Callable[[], Any]) -> None:
 
 
 @pytest.mark.row("C30")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_bytes_as_the_mapping_are_an_error_or_data(data: st.DataObject) -> None:
     capacity = data.draw(st.sampled_from([64, 256]))

@@ -167,4 +167,4 @@ class RingMachine(RuleBasedStateMachine):
 
 
 TestRingModel = pytest.mark.row("C26")(RingMachine.TestCase)
-TestRingModel.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestRingModel.settings = settings(max_examples=150, stateful_step_count=60)

@@ -246,7 +246,7 @@ def test_a_closed_journal_holds_no_memory(kind: Any) -> None:
     memory.clear()  # BufferError if there were a view
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_bytes_are_entries_or_an_error(data: st.DataObject) -> None:
     """JOURNAL-5. Whole words that are nearly right are worse than noise."""
