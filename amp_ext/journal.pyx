@@ -38,6 +38,7 @@ cdef enum:
     RESULTS = 18  # frames.Kind
 
 
+@cython.no_gc  # a collector that saw `view` would drop its object, and never release the buffer
 @cython.final
 cdef class Journal:
     """The worker's side of a journal."""

@@ -180,6 +180,7 @@ ROWS = {
     "H166": "a host need not wait for a process that could not be sent to it",
     "H167": "a stream whose values found no memory ends with that error, and with no gap before it",
     "H168": "a scheduler may name a queue by any value: by None, too, deaths are noticed",
+    "H169": "what the collector finds holds no buffer of a memory: neither a lock nor a complaint",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

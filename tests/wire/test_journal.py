@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import weakref
@@ -236,6 +237,17 @@ def test_misuse_is_refused(kind: Any) -> None:
     writer.begin(1, 0)
     with pytest.raises(RuntimeError, match="an entry is open"):
         writer.begin(1, 0)
+
+
+@pytest.mark.row("H169")
+def test_a_journal_that_is_collected_as_garbage_releases_its_memory(kind: Any) -> None:
+    memory = bytearray(SIZE)
+    writer = kind(memoryview(memory))
+    garbage: list[Any] = [writer]
+    garbage.append(garbage)
+    del writer, garbage
+    gc.collect()  # an error in it would fail the test: pytest sees what cannot be raised
+    memory.append(0)  # a BufferError as long as it is exported
 
 
 def test_a_closed_journal_holds_no_memory(kind: Any) -> None:
