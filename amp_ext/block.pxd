@@ -115,17 +115,20 @@ cdef inline void store(void *out, int64_t number, int shift) noexcept:
 
 cdef inline bint put_int(Block *block, PyObject *value) except -1:
     """Put an int; False if it has more than 64 bits."""
-    cdef int overflow = 0, shift
+    cdef int overflow = 0
     cdef int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow)
-    cdef uint8_t *out
     if overflow:
         return False
-    out = room_for(block, 9)
-    shift = shift_for(number, number)
+    block.size += write_int(room_for(block, 9), number)
+    return True
+
+
+cdef inline Py_ssize_t write_int(uint8_t *out, int64_t number) noexcept:
+    """Write an int with its tag; returns their size, at most 9."""
+    cdef int shift = shift_for(number, number)
     out[0] = <uint8_t>(INT8 + shift)
     store(out + 1, number, shift)
-    block.size += 1 + (1 << shift)
-    return True
+    return 1 + (1 << shift)
 
 
 # -- runs (CODEC-5) ----------------------------------------------------------------------------

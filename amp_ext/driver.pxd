@@ -2,7 +2,6 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport uint64_t
 
 cdef extern from "Python.h":
@@ -15,13 +14,7 @@ cdef extern from "Python.h":
 
 cdef extern from "starter.h":
     PyObject *amp_take_error()
-
-
-cdef inline object take(PyObject *reference):
-    """The object of an owned reference; the ownership passes to the variable that receives it."""
-    value = <object>reference
-    Py_XDECREF(reference)
-    return value
+    object amp_taken(PyObject *)
 
 
 cdef enum Stage:
@@ -35,6 +28,7 @@ cdef enum Stage:
 @cython.final
 cdef class ItemCoroutine:
     cdef public bint _asyncio_future_blocking
+    cdef public bint marked    # anything was attached to the task (STARTER-1)
     cdef object __weakref__
     cdef Stage stage
     cdef bint cancelled        # the task was cancelled while it waited at the gate

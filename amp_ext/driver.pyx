@@ -138,12 +138,12 @@ cdef class ItemCoroutine:
         cdef PyObject *result = NULL
         cdef PySendResult sent = PyIter_Send(<PyObject *>self.inner, <PyObject *>None, &result)
         if sent == PYGEN_NEXT:
-            return take(result)
+            return amp_taken(result)
         if sent == PYGEN_RETURN:
-            value = take(result)
+            value = amp_taken(result)
             self.report(value)
             raise StopIteration(value)
-        error = take(amp_take_error())
+        error = amp_taken(amp_take_error())
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return self.end_later(error)
         raise error

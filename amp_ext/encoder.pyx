@@ -17,8 +17,7 @@ import sys
 
 cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
-from libc.stdint cimport uint8_t, uint16_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from amp_ext cimport block, collector, seen
 from amp_ext.block cimport Block
@@ -517,18 +516,21 @@ cdef object new_payload():
 
 
 cdef Py_ssize_t put_quickly(object payload, object item, uint8_t *copy) noexcept:
-    """Encode an int and copy its bytes, at most 9; returns how many.
+    """Encode an int twice, into the payload and to `copy`; returns its size, at most 9.
 
-    0, and nothing encoded, if `item` is no int of 64 bits or the block has no room.
+    0, and nothing encoded, if `item` is no int of 64 bits or the block has no room. A copy of what was
+    just encoded would wait until the stores of tag and number have left the CPU's store buffer.
     """
     cdef Block *out = &(<Encoder>payload).block
-    cdef Py_ssize_t size = out.size
-    if not PyLong_CheckExact(<PyObject *>item) or out.capacity - size < 9:
+    cdef int overflow = 0
+    cdef int64_t number
+    if not PyLong_CheckExact(<PyObject *>item) or out.capacity - out.size < 9:
         return 0
-    if not block.put_int(out, <PyObject *>item):
+    number = PyLong_AsLongLongAndOverflow(<PyObject *>item, &overflow)
+    if overflow:
         return 0
-    memcpy(copy, PyBytes_AS_STRING(out.data) + size, 9)  # a fixed size takes no call
-    return out.size - size
+    out.size += block.write_int(<uint8_t *>PyBytes_AS_STRING(out.data) + out.size, number)
+    return block.write_int(copy, number)
 
 
 cdef Py_ssize_t put_item(object payload, object item, const char **data) except -2:

@@ -35,6 +35,12 @@ static inline int64_t amp_monotonic_coarse_ns(void)
 #endif
 }
 
+/* The object of an owned reference, which passes to the variable that receives it. */
+static inline PyObject *amp_taken(PyObject *reference)
+{
+    return reference;
+}
+
 /* Clear the exception that is set, and return it: a new reference. */
 static inline PyObject *amp_take_error(void)
 {
@@ -53,6 +59,15 @@ static inline PyObject *amp_take_error(void)
 #endif
 }
 
+/* What a task and its context are like at the start of a burst. References are borrowed: to count
+   them took a tenth of the time of an item that returns at once, as the check runs after each. */
+typedef struct {
+    PyObject *task, *context, *coro;
+    PyObject *attributes; /* the task's __dict__ */
+    Py_ssize_t attribute_count, variable_count;
+    Py_ssize_t task_references, context_references, coro_references, weak_references;
+} amp_task_state;
+
 /* weakref.getweakrefcount(); the object's type must support weak references. */
 static inline Py_ssize_t amp_weakrefs(PyObject *object)
 {
@@ -64,21 +79,25 @@ static inline Py_ssize_t amp_weakrefs(PyObject *object)
     return count;
 }
 
-/* Read an attribute of an object, or call its method without arguments, by the descriptor of its
-   type: no lookup. A new reference. */
-static inline PyObject *amp_peek(PyObject *descriptor, PyObject *object)
+static inline void amp_remember(amp_task_state *state)
 {
-    if (Py_IS_TYPE(descriptor, &PyGetSetDescr_Type)) {
-        PyGetSetDef *def = ((PyGetSetDescrObject *)descriptor)->d_getset;
-        return def->get(object, def->closure);
-    }
-    if (Py_IS_TYPE(descriptor, &PyMethodDescr_Type)) {
-        PyMethodDef *def = ((PyMethodDescrObject *)descriptor)->d_method;
-        if (def->ml_flags == METH_NOARGS) {
-            return def->ml_meth(object, NULL);
-        }
-    }
-    return PyObject_CallOneArg(descriptor, object);
+    state->task_references = Py_REFCNT(state->task);
+    state->context_references = Py_REFCNT(state->context);
+    state->coro_references = Py_REFCNT(state->coro);
+    state->weak_references = amp_weakrefs(state->task);
+}
+
+/* Whether nothing was added to the task (STARTER-1) or to its context (STARTER-2), and no code kept
+   one of them. */
+static inline int amp_is_untouched(const amp_task_state *state)
+{
+    PyObject *context = state->context;
+    return Py_REFCNT(state->task) == state->task_references &&
+           Py_REFCNT(context) == state->context_references &&
+           Py_REFCNT(state->coro) == state->coro_references &&
+           amp_weakrefs(state->task) == state->weak_references &&
+           PyDict_GET_SIZE(state->attributes) == state->attribute_count &&
+           Py_TYPE(context)->tp_as_mapping->mp_length(context) == state->variable_count;
 }
 
 /* func(*args, **kwargs), kwargs may be NULL. */

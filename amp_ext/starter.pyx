@@ -1,33 +1,30 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
 """The starter, compiled: aiomultiprocess/_pure/starter.py has theory and rules (STARTER-1 to -9).
 
-Two things differ from the twin. There, a task marks itself when an item attaches something to it;
-here, the starter looks for that in the task after each item. And while items finish quickly, the
-starter reads the exact clock before every STRIDE-th of them, and a coarse clock before the others.
+Two things differ from the twin. There, a task notes that an item has set an attribute of it; here,
+the starter counts the attributes. And while items finish quickly, the starter reads the exact clock
+before every STRIDE-th of them, and a coarse clock before the others.
 
 `aiomultiprocess._accel` calls `share` once, before a Starter is made, with what both starters use:
 no module of amp_ext imports aiomultiprocess.
 """
 
 import sys
-from _asyncio import Task
 from asyncio.tasks import _enter_task as enter_task
 from asyncio.tasks import _leave_task as leave_task
 from asyncio.tasks import _register_task as register
 from asyncio.tasks import _unregister_task as unregister
 from contextvars import copy_context
-from inspect import getattr_static
 
 cimport cython
 from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_Size
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_REFCNT
 from libc.stdint cimport int64_t, uint64_t
 
 from amp_ext.driver cimport (
     PYGEN_ERROR, PYGEN_NEXT, PYGEN_RETURN, ItemCoroutine, PyIter_Send, PySendResult,
-    amp_take_error, take,
+    amp_take_error, amp_taken,
 )
 from amp_ext.journal cimport Journal
 from amp_ext.ring cimport Mapping
@@ -35,13 +32,20 @@ from amp_ext.ring cimport Mapping
 cdef extern from "Python.h":
     bint PyCoro_CheckExact(PyObject *)
     object PyObject_GenericGetDict(object, void *)
-    Py_ssize_t PyObject_Size(object) except -1
 
 cdef extern from "starter.h":
+    ctypedef struct amp_task_state:
+        PyObject *task
+        PyObject *context
+        PyObject *coro
+        PyObject *attributes
+        Py_ssize_t attribute_count
+        Py_ssize_t variable_count
+
     int64_t amp_monotonic_ns()
     int64_t amp_monotonic_coarse_ns()
-    Py_ssize_t amp_weakrefs(object)
-    object amp_peek(object, object)
+    void amp_remember(amp_task_state *)
+    bint amp_is_untouched(const amp_task_state *)
     PyObject *amp_call(int, object, object, object)
 
 cdef enum:
@@ -67,8 +71,6 @@ cdef object outcome = None
 cdef object waiting_task = None
 cdef object traceback_of = None
 cdef object unsendable = None
-cdef object READ_CALLBACKS = getattr_static(Task, "_callbacks")
-cdef object READ_NAME = getattr_static(Task, "get_name")
 
 # asyncio lists eagerly started tasks in a set, and others in a WeakSet, which takes four times as
 # long. A reusable task is listed during each burst: so as an eager one, where Python has them.
@@ -114,24 +116,23 @@ cdef class ReusableTask:
     cdef object coro           # the task's; `get_coro()` returns it in a plain function
     cdef ItemCoroutine item_coro
     cdef object attributes     # the task's __dict__
-    cdef object name           # that the task has until an item sets one
+    cdef amp_task_state state  # at the start of the burst
     cdef bint listed           # in the WeakSet of all tasks, and not among the eager ones
     cdef bint quiet            # asyncio logs nothing if the task is dropped
-    cdef Py_ssize_t attribute_count
-    cdef Py_ssize_t task_references
-    cdef Py_ssize_t context_references
-    cdef Py_ssize_t coro_references
-    cdef Py_ssize_t weak_references
 
-    def __cinit__(self, loop, context):
+    def __cinit__(self, loop, context, Py_ssize_t variable_count):
         self.context = context
         self.item_coro = ItemCoroutine(loop)
         self.coro = drive(self.item_coro)
         self.task = waiting_task(item_type, self.item_coro, self.coro, loop, context)
         self.attributes = PyObject_GenericGetDict(self.task, NULL)
-        self.attribute_count = PyDict_Size(self.attributes)
-        self.name = amp_peek(READ_NAME, self.task)
         self.listed = True
+        self.state.task = <PyObject *>self.task
+        self.state.context = <PyObject *>self.context
+        self.state.coro = <PyObject *>self.coro
+        self.state.attributes = <PyObject *>self.attributes
+        self.state.attribute_count = PyDict_Size(self.attributes)
+        self.state.variable_count = variable_count
 
     cdef int list(self) except -1:
         """List the task in the WeakSet, as asyncio does once an eagerly started task waits."""
@@ -142,26 +143,12 @@ cdef class ReusableTask:
                 unregister_eager(self.task)
         return 0
 
-    cdef int remember(self) except -1:
-        """Remember the state of the task, at the start of a burst."""
-        self.task_references = Py_REFCNT(self.task)
-        self.context_references = Py_REFCNT(self.context)
-        self.coro_references = Py_REFCNT(self.coro)
-        self.weak_references = amp_weakrefs(self.task)
-        return 0
-
     cdef bint untouched(self, tuple inherited) except -1:
         """Whether task (STARTER-1) and context (STARTER-2) still have the state remembered."""
         return (
-            Py_REFCNT(self.task) == self.task_references
-            and Py_REFCNT(self.context) == self.context_references
-            and Py_REFCNT(self.coro) == self.coro_references
+            not self.item_coro.marked
             and not self.item_coro.cancelled
-            and amp_weakrefs(self.task) == self.weak_references
-            and PyDict_Size(self.attributes) == self.attribute_count
-            and not amp_peek(READ_CALLBACKS, self.task)
-            and amp_peek(READ_NAME, self.task) is self.name
-            and PyObject_Size(self.context) == len(inherited)
+            and amp_is_untouched(&self.state)
             and (not inherited or inherits(self.context, inherited))
         )
 
@@ -292,7 +279,7 @@ cdef class Starter:
         cdef PyObject *result = NULL
         cdef PySendResult sent
         value = error = None
-        reusable.remember()
+        amp_remember(&reusable.state)
         while at[0] < stop:
             if unclocked == 0:
                 now = amp_monotonic_ns()
@@ -313,12 +300,12 @@ cdef class Starter:
             if sent == PYGEN_NEXT and not has_factory:
                 sent = PyIter_Send(<PyObject *>item_coro.inner, <PyObject *>None, &result)
                 if sent == PYGEN_NEXT:
-                    self.value = take(result)
+                    self.value = amp_taken(result)
                     return _SUSPENDED
             if sent == PYGEN_RETURN:
-                value = take(result)
+                value = amp_taken(result)
             elif sent == PYGEN_ERROR:
-                error = take(amp_take_error())
+                error = amp_taken(amp_take_error())
             else:
                 self.value, item_coro.inner = item_coro.inner, None
                 self.is_untouched = reusable.untouched(inherited)
@@ -384,7 +371,7 @@ cdef class Starter:
         cdef ReusableTask reusable = self.idle
         self.idle = None
         if reusable is None:
-            reusable = ReusableTask(self.loop, PyContext_Copy(self.base))
+            reusable = ReusableTask(self.loop, PyContext_Copy(self.base), len(self.inherited))
         elif EAGER:
             register_eager(reusable.task)
         else:
@@ -546,7 +533,7 @@ cdef inline PySendResult call(
     if called is NULL:
         return PYGEN_ERROR
     if PyCoro_CheckExact(called):
-        item_coro.inner = take(called)
+        item_coro.inner = amp_taken(called)
         return PYGEN_NEXT
     result[0] = called
     return PYGEN_RETURN

@@ -48,21 +48,13 @@ class BlockingFlag:
 
 
 class MarkedItem(tasks.Item):
-    """The task of an item. `marked` is True once anything was attached to it (STARTER-1)."""
+    """The task of an item, which notes attributes that are set, too."""
 
-    __slots__ = ("marked",)
+    __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
-        object.__setattr__(self, "marked", True)
-
-    def set_name(self, value: object) -> None:
-        super().set_name(value)
-        self.marked = True
-
-    def add_done_callback(self, fn: Callable[[Any], object], /, **context: Any) -> None:
-        super().add_done_callback(fn, **context)
-        self.marked = True
+        self._item_coro.marked = True
 
 
 class ItemCoroutine:
@@ -78,6 +70,7 @@ class ItemCoroutine:
         "cancel_message",
         "cancelled",
         "inner",
+        "marked",
         "number",
         "on_value",
     )
@@ -93,6 +86,7 @@ class ItemCoroutine:
         self.cancelled = False  # the task was cancelled while it waited at the gate
         #: Arguments of a cancellation in the first step, to be requested again after the adoption.
         self.cancel_message: list[Any] | None = None
+        self.marked = False  # anything was attached to the task (STARTER-1)
         self.inner = inner  # the item's coroutine; in a forked copy, a `Halted` (copies.py)
         self.number = 0  # of the item, counted over all that this worker started
         #: Gets what the item returns, before anything else can run.

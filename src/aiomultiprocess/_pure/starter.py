@@ -102,7 +102,7 @@ class ReusableTask:
 
     def remember(self) -> None:
         """Remember the state of the task, at the start of a burst."""
-        object.__setattr__(self.task, "marked", False)
+        self.item_coro.marked = False
         self._references = self._count()
         self._weakrefs = getweakrefcount(self.task)
 
@@ -111,8 +111,8 @@ class ReusableTask:
         return (
             self._count() == self._references
             and getweakrefcount(self.task) == self._weakrefs
+            and not self.item_coro.marked
             and not self.item_coro.cancelled
-            and not self.task.marked
             and len(self.context) == len(inherited)
             and (not inherited or all(self.context.get(var) is value for var, value in inherited))
         )

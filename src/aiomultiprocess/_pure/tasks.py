@@ -80,18 +80,28 @@ class _ItemCoroutine(Awaitable[Any], Protocol):
 
     inner: Coroutine[Any, Any, Any] | None  # the item's coroutine; None: a plain function
     number: int  # of the item, counted over all that this worker started
+    marked: bool  # anything was attached to the task (STARTER-1)
 
 
 class Item(asyncio.Task[Any]):
     """The task of an item. It shows the item's own coroutine, and a name of the item's own.
 
     The task itself runs another coroutine, that of `drive`, because one task serves many items that
-    finish at once. Coroutine and name of the item are looked up on demand.
+    finish at once. Coroutine and name of the item are looked up on demand. The task notes, in its
+    ItemCoroutine, that an item has attached something to it; others count its references.
     """
 
     __slots__ = ("_item_coro",)
 
     _item_coro: _ItemCoroutine
+
+    def set_name(self, value: object) -> None:
+        super().set_name(value)
+        self._item_coro.marked = True
+
+    def add_done_callback(self, fn: Callable[[Any], object], /, **context: Any) -> None:
+        super().add_done_callback(fn, **context)
+        self._item_coro.marked = True
 
     def get_coro(self) -> Any:
         """The coroutine of the item; that of the task, if the item is a plain function."""
