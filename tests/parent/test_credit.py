@@ -2,7 +2,14 @@
 
 import pytest
 
-from aiomultiprocess._parent.credit import CONTENTION_PARTS, GROWTH, HORIZON, MOST_BYTES, Credit
+from aiomultiprocess._parent.credit import (
+    ALONE_TIMES,
+    CONTENTION_PARTS,
+    GROWTH,
+    HORIZON,
+    MOST_BYTES,
+    Credit,
+)
 
 FUNCTION, OTHER = 1, 2
 
@@ -213,12 +220,15 @@ def test_no_call_overtakes_tasks_that_may_take_long() -> None:
     assert credit.overtake(credit.sent, FUNCTION) == 0
 
 
-def test_a_part_of_a_backlog_waits_while_calls_compete() -> None:
+def test_a_part_or_a_multiple_of_a_backlog_waits() -> None:
     credit = Credit(concurrency=16, lifetime=0)
     credit.send(1, FUNCTION, now=0.0)
     report(credit, 1, started=1, now=1e-6)
     assert credit.room(1, FUNCTION) == GROWTH + 1
-    assert credit.room(1, FUNCTION, contended=True) == GROWTH // CONTENTION_PARTS + 1
+    assert credit.backlog(FUNCTION) == GROWTH
+    assert credit.backlog(OTHER) == 0
+    assert credit.room(1, FUNCTION, scale=1 / CONTENTION_PARTS) == GROWTH // CONTENTION_PARTS + 1
+    assert credit.room(1, FUNCTION, scale=ALONE_TIMES) == GROWTH * ALONE_TIMES + 1
 
 
 def test_no_call_overtakes_beyond_the_lifetime_of_a_worker() -> None:

@@ -16,7 +16,13 @@ import workload
 from aiomultiprocess import _accel
 from aiomultiprocess._parent import queue as queues
 from aiomultiprocess._parent.calls import CallQueue
-from aiomultiprocess._parent.credit import BURST_US, CONTENTION_PARTS, MOST_BYTES, Credit
+from aiomultiprocess._parent.credit import (
+    ALONE_TIMES,
+    BURST_US,
+    CONTENTION_PARTS,
+    MOST_BYTES,
+    Credit,
+)
 from aiomultiprocess._parent.functions import Function, FunctionTable
 from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.queue import Queue
@@ -155,7 +161,6 @@ async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_cal
     while setting.worker.credit.in_flight < 1000:
         setting.report_next()
     alone = setting.worker.credit.in_flight
-    assert setting.worker.link.bursts[-1] == BURST_US
     [future] = setting.call(setting.table.of(workload.two), 1)
     while not future.done():
         setting.report_next()
@@ -163,6 +168,47 @@ async def test_a_map_waits_in_smaller_portions_and_answers_more_often_beside_cal
     assert setting.sent[-1][0] == setting.mapped.id
     assert setting.worker.link.bursts[-1] == BURST_US // CONTENTION_PARTS
     assert setting.worker.credit.in_flight < alone // 2
+
+
+async def test_a_map_that_is_alone_waits_in_larger_portions_until_little_is_left() -> None:
+    setting = Setting()
+    credit, link = setting.worker.credit, setting.worker.link
+    most = 0
+    while setting.worker.chunks:
+        most = max(most, credit.in_flight)
+        setting.report_next()
+    backlog = credit.backlog(setting.mapped.id)
+    assert ALONE_TIMES * backlog // 2 < most <= ALONE_TIMES * backlog + 2 * credit.concurrency_seen
+    assert ALONE_TIMES * BURST_US in link.bursts
+    assert link.bursts[-1] == BURST_US
+
+
+async def test_a_map_is_not_alone_after_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "CONTENTION_SECONDS", -1.0)
+    monkeypatch.setattr(queues, "ALONE_SECONDS", 1000.0)  # however slow this machine is
+    setting = Setting()
+    [future] = setting.call(setting.table.of(workload.two), 1)
+    while not future.done():
+        setting.report_next()
+    after = len(setting.worker.link.bursts)
+    while setting.worker.credit.in_flight > setting.worker.credit.backlog(setting.mapped.id):
+        setting.report_next()
+    setting.report_next()
+    assert set(setting.worker.link.bursts[after:]) == {BURST_US}
+
+
+async def test_two_maps_are_not_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "ALONE_SECONDS", 1000.0)
+    setting = Setting()
+    other = Job(
+        workload.two, setting.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+    )
+    other.open(source_of(range(100_000), ignore))
+    before = len(setting.worker.link.bursts)
+    setting.queue.offer(other)
+    while len(setting.worker.link.bursts) < before + 3:
+        setting.report_next()
+    assert set(setting.worker.link.bursts[before:]) == {BURST_US}
 
 
 async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_their_number() -> None:

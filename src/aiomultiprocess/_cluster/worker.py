@@ -61,11 +61,11 @@ class RemoteCredit(Credit):
         function: int,
         *,
         work_is_ample: bool | None = None,
-        contended: bool = False,
+        scale: float = 1,
     ) -> int:
         """How many tasks of `function` may be sent now."""
         ample = None if work_is_ample else work_is_ample
-        room = super().room(started, function, work_is_ample=ample, contended=contended)
+        room = super().room(started, function, work_is_ample=ample, scale=min(scale, 1))
         held = self.in_flight
         if work_is_ample is False or not held or self.bytes < held * LARGE_TASK:
             return room

@@ -26,9 +26,11 @@ CREDIT-4  Beyond CREDIT-1, calls may overtake at a worker whose waiting tasks ar
     may wait behind that backlog, and the next calls when all of these have started.
 CREDIT-5  A worker that holds `MOST_BYTES` or more gets tasks for its free slots and no backlog:
     what waits there takes memory in both processes.
-CREDIT-6  While calls have to wait for workers, a worker gets `1 / CONTENTION_PARTS` of a map's
-    backlog, and sends results `CONTENTION_PARTS` times as often: calls wait behind both. A map
-    that runs alone has fewer wake-ups.
+CREDIT-6  A call waits behind a map's backlog, and behind results that its worker has not sent. So
+    while calls have to wait, a worker gets `1 / CONTENTION_PARTS` of that backlog, and sends
+    results so many times as often. To a map that is alone both matter little, and each wake-up
+    costs time: its backlog is `ALONE_TIMES` as long, and results are sent so much less often, until
+    little of the map is left.
 CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
     have all slots, nothing waits that could start in another worker: no backlog of another
     function, and no call. One task of a plain function has all slots, as it blocks the loop.
@@ -44,6 +46,7 @@ HORIZON = 0.004  # seconds of work that may wait at a worker
 BURST_US = 2000  # microseconds that a worker may run before it sends results: HORIZON / 2, or it
 # would run dry while they travel
 CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
+ALONE_TIMES = 4  # by which backlog and burst of a map that is alone are multiplied (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
 GROWTH = 16  # a measurement enlarges a backlog at most by this factor: the first one is short
 
@@ -123,12 +126,12 @@ class Credit:
         function: int,
         *,
         work_is_ample: bool | None = None,
-        contended: bool = False,
+        scale: float = 1,
     ) -> int:
         """How many tasks of `function` may be sent now (all rules but CREDIT-4).
 
         `started`: how many tasks the worker has started in all. `work_is_ample`: whether many are
-        left (CREDIT-3), None if that is unknown. `contended`: whether calls wait (CREDIT-6).
+        left (CREDIT-3), None if that is unknown. `scale`: of the backlog (CREDIT-6).
         """
         pace = self._paces.get(function)
         running = started - self.finished
@@ -148,10 +151,15 @@ class Credit:
         ):
             # CREDIT-3
             if work_is_ample or work_is_ample is None or pace.backlog >= slots:
-                room += pace.backlog // CONTENTION_PARTS if contended else pace.backlog
+                room += pace.backlog if scale == 1 else int(pace.backlog * scale)
             if work_is_ample:
                 room += slots - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
+
+    def backlog(self, function: int) -> int:
+        """How many tasks of `function` this worker starts in `HORIZON` seconds; 0: unknown."""
+        pace = self._paces.get(function)
+        return pace.backlog if pace else 0
 
     def overtake(self, started: int, function: int) -> int:
         """How many calls of `function` may overtake (CREDIT-4, within CREDIT-2, -5 and -7)."""
