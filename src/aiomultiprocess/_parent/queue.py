@@ -76,9 +76,7 @@ decode_items, encode_items = _accel.decode_items, _accel.encode_items
 CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
 LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at most (QUEUE-6)
 CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
-ALONE_SECONDS = (
-    1  # for which no other source has used the workers of a map that is alone (CREDIT-6)
-)
+ALONE_SECONDS = 1  # so long after a call or another map, a map is not alone (CREDIT-6)
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
