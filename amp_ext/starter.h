@@ -59,8 +59,9 @@ static inline PyObject *amp_take_error(void)
 #endif
 }
 
-/* What a task and its context are like at the start of a burst. References are borrowed: to count
-   them took a tenth of the time of an item that returns at once, as the check runs after each. */
+/* What a task and its context are like at the start of a burst. References are borrowed: to take
+   and to drop them was a tenth of the time of an item that returns at once, after each of which the
+   check runs. */
 typedef struct {
     PyObject *task, *context, *coro;
     PyObject *attributes; /* the task's __dict__ */

@@ -178,7 +178,7 @@ async def test_a_map_that_is_alone_waits_in_larger_portions_until_little_is_left
         most = max(most, credit.in_flight)
         setting.report_next()
     backlog = credit.backlog(setting.mapped.id)
-    assert ALONE_TIMES * backlog // 2 < most <= ALONE_TIMES * backlog + 2 * credit.concurrency_seen
+    assert 0.5 < most / (ALONE_TIMES * backlog) < 1.1
     assert ALONE_TIMES * BURST_US in link.bursts
     assert link.bursts[-1] == BURST_US
 
@@ -195,6 +195,49 @@ async def test_a_map_is_not_alone_after_a_call(monkeypatch: pytest.MonkeyPatch) 
         setting.report_next()
     setting.report_next()
     assert set(setting.worker.link.bursts[after:]) == {BURST_US}
+
+
+async def test_a_map_is_alone_again_a_while_after_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "CONTENTION_SECONDS", -1.0)
+    monkeypatch.setattr(queues, "ALONE_SECONDS", -1.0)
+    setting = Setting()
+    [future] = setting.call(setting.table.of(workload.two), 1)
+    while not future.done():
+        setting.report_next()
+    after = len(setting.worker.link.bursts)
+    for _ in range(3):
+        setting.report_next()
+    assert ALONE_TIMES * BURST_US in setting.worker.link.bursts[after:]
+
+
+@pytest.mark.parametrize("items", [[1], iter(range(1000))], ids=["one item", "an iterator"])
+async def test_a_map_of_few_or_unknown_items_has_no_longer_bursts(items: Any) -> None:
+    setting = Setting()
+    while setting.worker.chunks:
+        setting.report_next()
+    before = len(setting.worker.link.bursts)
+    job = Job(
+        workload.double, setting.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+    )
+    job.open(source_of(items, ignore))
+    setting.queue.offer(job)
+    setting.queue.dispatch_all()
+    while setting.worker.chunks:
+        setting.report_next()
+    assert set(setting.worker.link.bursts[before:]) == {BURST_US}
+
+
+async def test_a_map_that_is_alone_over_unmeasured_items_has_no_longer_bursts() -> None:
+    setting = Setting()
+    while setting.worker.chunks:
+        setting.report_next()
+    before = len(setting.worker.link.bursts)
+    function = setting.table.of(workload.two)
+    job = Job(workload.two, function, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop())
+    job.open(source_of(range(1000), ignore))
+    setting.queue.offer(job)
+    setting.queue.dispatch_all()
+    assert setting.worker.link.bursts[before:] == [BURST_US]
 
 
 async def test_two_maps_are_not_alone(monkeypatch: pytest.MonkeyPatch) -> None:

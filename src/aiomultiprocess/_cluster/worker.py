@@ -6,9 +6,10 @@ by a host. What is decided about it, and when, is the base class's.
 REMOTEWORKER-1  Signals and the wish to leave travel behind the start-up message, on the same
     stream: so they need no process id, and reach a process that has not begun yet.
 REMOTEWORKER-2  More work waits at a process of a host than at one of this machine, because a
-    message takes milliseconds: what it starts in `HORIZON` seconds. If work is ample, no more than
-    that waits (without CREDIT-3), because what was sent to a host that is lost counts as started
-    (REMOTELINK-1).
+    message takes milliseconds: what it starts in `HORIZON` seconds. A map that is alone has no more
+    (CREDIT-6), and no longer bursts: reports must come while much of it waits. If work is ample, no
+    more than that waits (without CREDIT-3), because what was sent to a host that is lost counts as
+    started (REMOTELINK-1).
 REMOTEWORKER-3  Of large tasks that take less than that time, `AHEAD_BYTES` are on their way, as
     their transport takes longer than they do.
 """
@@ -47,6 +48,7 @@ class RemoteCredit(Credit):
     def __init__(self, concurrency: int, lifetime: int, link: RemoteLink) -> None:
         super().__init__(concurrency, lifetime)
         self.horizon = HORIZON
+        self.alone_times = 1
         self._link = link
 
     def settle(self, started: int, now: float) -> None:
@@ -65,7 +67,7 @@ class RemoteCredit(Credit):
     ) -> int:
         """How many tasks of `function` may be sent now."""
         ample = None if work_is_ample else work_is_ample
-        room = super().room(started, function, work_is_ample=ample, scale=min(scale, 1))
+        room = super().room(started, function, work_is_ample=ample, scale=scale)
         held = self.in_flight
         if work_is_ample is False or not held or self.bytes < held * LARGE_TASK:
             return room

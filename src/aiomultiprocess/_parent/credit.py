@@ -2,9 +2,9 @@
 
 A worker runs at most `childconcurrency` tasks at once, one in each *slot*. Credit decides how many
 more wait at the worker behind them. That *backlog* is what the worker can start in `HORIZON`
-seconds, by the rate measured so far for the function in question (`Pace`). So trivial tasks travel
-by the thousand. Behind a task that takes longer than `HORIZON`, or whose function was not measured
-yet, nothing waits while another worker may be idle.
+seconds (CREDIT-6 varies that), by the rate measured so far for the function in question (`Pace`).
+So trivial tasks travel by the thousand. Behind a task that takes longer than `HORIZON`, or whose
+function was not measured yet, nothing waits while another worker may be idle.
 
 Nothing tells in advance whether tasks wait (for a socket, say) and can therefore run side by side.
 `concurrency_seen` follows how many did; it is the number of slots that credit counts on, for a
@@ -30,7 +30,8 @@ CREDIT-6  A call waits behind a map's backlog, and behind results that its worke
     while calls have to wait, a worker gets `1 / CONTENTION_PARTS` of that backlog, and sends
     results so many times as often. To a map that is alone both matter little, and each wake-up
     costs time: its backlog is `ALONE_TIMES` as long, and results are sent so much less often, until
-    little of the map is left.
+    no more is left than twice what all workers may hold. A map is alone if no call and no other
+    source waited for a second, and if the number of its tasks is known.
 CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
     have all slots, nothing waits that could start in another worker: no backlog of another
     function, and no call. One task of a plain function has all slots, as it blocks the loop.
@@ -42,7 +43,7 @@ CREDIT-8  Credit counts on one slot for a function that was not measured yet, an
 
 from __future__ import annotations
 
-HORIZON = 0.004  # seconds of work that may wait at a worker
+HORIZON = 0.004  # seconds of work that may wait at a worker; CREDIT-6 varies this and the next
 BURST_US = 2000  # microseconds that a worker may run before it sends results: HORIZON / 2, or it
 # would run dry while they travel
 CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
@@ -82,16 +83,20 @@ class Credit:
         "_recent",
         "_reported",
         "_wanted",
+        "alone_times",
         "bytes",
         "concurrency_seen",
         "finished",
         "horizon",
+        "scale",
         "sent",
         "spent",
     )
 
     def __init__(self, concurrency: int, lifetime: int) -> None:
         self.horizon = HORIZON  # not of the class: `settle` of each `apply` loads it (engine.py)
+        self.alone_times = ALONE_TIMES
+        self.scale: float = 1  # of a map's backlog and bursts, when it was served last (CREDIT-6)
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
         self._paces: dict[int, Pace] = {}  # by function

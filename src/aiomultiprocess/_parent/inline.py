@@ -39,6 +39,10 @@ TERMINATED: Final = -int(signal.SIGTERM)
 class InlineWorker(PoolWorker):
     """A worker whose process is simulated in this one."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.credit.alone_times = 1  # a longer burst would hold the caller's own loop
+
     def _make_process(self, options: WorkerOptions, end: ChildEnd) -> InlineProcess:
         spec = self._spec_of(options, end, None)
         return InlineProcess(spec, pickles=options.context.get_start_method() != "fork")

@@ -49,7 +49,7 @@ from .._wire.sharing import collected
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
 from .counts import TaskCounts
-from .credit import ALONE_TIMES, BURST_US, CONTENTION_PARTS, MOST_BYTES
+from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import (
     INTERRUPTS,
     explain_each,
@@ -76,7 +76,7 @@ decode_items, encode_items = _accel.decode_items, _accel.encode_items
 CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
 LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at most (QUEUE-6)
 CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
-ALONE_SECONDS = 1  # so long after a call or another map, a map is not alone (CREDIT-6)
+ALONE_SECONDS = 1  # so long after a call or another map waited, a map is not alone (CREDIT-6)
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
@@ -106,7 +106,6 @@ class Queue:
         self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
         self._contended_until = 0.0
         self._alone_from = 0.0
-        self._is_alone = False  # whether the map served last has a backlog `ALONE_TIMES` as long
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
 
@@ -287,7 +286,10 @@ class Queue:
         work_is_ample = (
             None if left is None else left > 2 * len(self.workers) * credit.concurrency_seen
         )
-        scale = 1 if source.mode is APPLY else self._scale(worker, source)
+        if source.mode is not APPLY:
+            scale = credit.scale = self._scale(worker, source, left)
+        else:
+            scale = 1
         room = credit.room(
             link.started, source.function.id, work_is_ample=work_is_ample, scale=scale
         )
@@ -320,19 +322,18 @@ class Queue:
             self._sources.append(source)
         return True
 
-    def _scale(self, worker: PoolWorker, source: TaskSource) -> float:
-        """CREDIT-6: by what the backlog of a map is multiplied for this worker now."""
-        now, left = monotonic(), source.left
+    def _scale(self, worker: PoolWorker, source: TaskSource, left: int | None) -> float:
+        """CREDIT-6: by what backlog and bursts of a map are multiplied at this worker now."""
+        now = monotonic()
         if len(self._sources) > 1:
             self._alone_from = now + ALONE_SECONDS
-        self._is_alone = False
         if self._contended_until > now:
             return 1 / CONTENTION_PARTS
         if left is None or self._alone_from > now:
             return 1
-        long = ALONE_TIMES * worker.credit.backlog(source.function.id)
-        self._is_alone = left > 2 * long * len(self.workers)
-        return ALONE_TIMES if self._is_alone else 1
+        times = worker.credit.alone_times
+        most = times * worker.credit.backlog(source.function.id) * len(self.workers)
+        return times if 0 < 2 * most < left else 1
 
     def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
         """QUEUE-6: how many of the next `room` tasks of a source this worker gets now."""
@@ -389,7 +390,7 @@ class Queue:
                     flags=owner.mode if timeout is None else owner.mode | TIMED,
                     count=count,
                     chunk_id=chunk_id,
-                    offset=self._burst(owner, now),
+                    offset=self._burst(worker, owner, now),
                     function=function_id,
                     payload=payload,
                 )
@@ -401,14 +402,13 @@ class Queue:
                 worker.limit(timeout)
         return count if rest is None else count + self._after_rest(worker, owner, *rest, error)
 
-    def _burst(self, owner: TaskOwner, now: float) -> int:
+    def _burst(self, worker: PoolWorker, owner: TaskOwner, now: float) -> int:
         """CREDIT-6: how many microseconds the worker may run before it sends results."""
+        scale = worker.credit.scale
         if owner.mode is APPLY:
             self._alone_from = now + ALONE_SECONDS
-        if self._contended_until > now:
-            return BURST_US // CONTENTION_PARTS
-        alone = self._is_alone and owner.mode is not APPLY
-        return BURST_US * ALONE_TIMES if alone else BURST_US
+            scale = 1 / CONTENTION_PARTS if self._contended_until > now else 1
+        return int(BURST_US * scale)
 
     def _after_rest(
         self,

@@ -53,8 +53,9 @@ class MarkedItem(tasks.Item):
     __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> None:
+        if name != "_item_coro":
+            self._item_coro.marked = True
         object.__setattr__(self, name, value)
-        self._item_coro.marked = True
 
 
 class ItemCoroutine:

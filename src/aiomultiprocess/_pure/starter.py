@@ -22,7 +22,8 @@ asyncio's eager factory, because a starter itself starts tasks eagerly.)
 
 STARTER-1  An item runs in a real task that is no other item's at that time. The item finds it as a
     new task is: no callbacks, attributes, cancellation requests, references or weak references.
-    `untouched` checks this after each item.
+    `untouched` checks this after each item. (Code that calls a method of `asyncio.Task` past the
+    class of the task is not noticed.)
 STARTER-2  An item runs in a copy of the context in which the starter was made. No other item sees
     the variables that it sets.
 STARTER-3  A reusable task that is not untouched becomes a task that is done, with the outcome of
@@ -99,10 +100,10 @@ class ReusableTask:
         self._coro = tasks.drive(self.item_coro)  # `get_coro()` returns it in a plain function
         self.task = tasks.waiting_task(MarkedItem, self.item_coro, self._coro, loop, context)
         self.task._log_destroy_pending = False
+        self.item_coro.marked = False
 
     def remember(self) -> None:
         """Remember the state of the task, at the start of a burst."""
-        self.item_coro.marked = False
         self._references = self._count()
         self._weakrefs = getweakrefcount(self.task)
 

@@ -88,7 +88,7 @@ class Item(asyncio.Task[Any]):
 
     The task itself runs another coroutine, that of `drive`, because one task serves many items that
     finish at once. Coroutine and name of the item are looked up on demand. The task notes, in its
-    ItemCoroutine, that an item has attached something to it; others count its references.
+    ItemCoroutine, that an item has attached something to it; the starters count references.
     """
 
     __slots__ = ("_item_coro",)
@@ -96,12 +96,12 @@ class Item(asyncio.Task[Any]):
     _item_coro: _ItemCoroutine
 
     def set_name(self, value: object) -> None:
+        self._item_coro.marked = True  # first: a signal handler may raise in between
         super().set_name(value)
-        self._item_coro.marked = True
 
     def add_done_callback(self, fn: Callable[[Any], object], /, **context: Any) -> None:
-        super().add_done_callback(fn, **context)
         self._item_coro.marked = True
+        super().add_done_callback(fn, **context)
 
     def get_coro(self) -> Any:
         """The coroutine of the item; that of the task, if the item is a plain function."""
@@ -171,6 +171,14 @@ def as_coroutine(called: Any) -> Any:
     objects with `__await__`.
     """
     return _await(called) if inspect.isawaitable(called) else called
+
+
+def call_when_done(task: asyncio.Task[Any], callback: Callable[[Any], object]) -> None:
+    """Add a callback to the task of a suspended item, without the mark, which says nothing then."""
+    if isinstance(task, Item):
+        asyncio.Task.add_done_callback(task, callback)
+    else:  # by a task factory
+        task.add_done_callback(callback)
 
 
 def outcome(task: asyncio.Future[Any]) -> tuple[Any, BaseException | None]:

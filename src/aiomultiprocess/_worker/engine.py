@@ -637,7 +637,7 @@ class WorkerEngine:
         if timed and self._limits is not None:
             channel = self._streams.get(place[0])
             self._limits.suspend(task, None if channel is None else channel.clock)
-        task.add_done_callback(self._on_task_done)
+        tasks.call_when_done(task, self._on_task_done)
 
     def _on_value(self, value: object) -> None:
         """Journal what a suspended item returns, before code of others can run (WORKER-6).
