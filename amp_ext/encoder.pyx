@@ -518,8 +518,8 @@ cdef object new_payload():
 cdef Py_ssize_t put_quickly(object payload, object item, uint8_t *copy) noexcept:
     """Encode an int twice, into the payload and to `copy`; returns its size, at most 9.
 
-    0, and nothing encoded, if `item` is no int of 64 bits or the block has no room. A copy of what was
-    just encoded would wait until the stores of tag and number have left the CPU's store buffer.
+    0, and nothing encoded, if `item` is no int of 64 bits or the block has no room. A copy of what
+    was just encoded would wait until the stores of tag and number have left the CPU's store buffer.
     """
     cdef Block *out = &(<Encoder>payload).block
     cdef int overflow = 0
