@@ -304,8 +304,12 @@ cdef PyObject *read_sequence(Reader *reader, int tag, int depth) except NULL:
     check_count(reader, count, 1)
     values = PyList_New(count) if tag == LIST else PyTuple_New(count)
     slots = PySequence_Fast_ITEMS(<PyObject *>values)
+    if count:  # CODEC-12 runs Python code, which must not find a sequence with holes
+        PyObject_GC_UnTrack(<PyObject *>values)
     while at < count:
         at += fill(reader, read_byte(reader), slots + at, count - at, depth)
+    if count:
+        PyObject_GC_Track(<PyObject *>values)
     return new_reference(<PyObject *>values)
 
 

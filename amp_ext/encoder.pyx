@@ -65,7 +65,8 @@ def encode_items(items, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t max_bytes)
             if encoder.put_items(<PyObject *>items, stop, max_bytes):
                 break
             collector.resume(&encoder.pause)
-            encoder.put_pickle(<object>item_at(<PyObject *>items, encoder.at))
+            item = <object>item_at(<PyObject *>items, encoder.at)  # its reducer may empty `items`
+            encoder.put_pickle(item)
             encoder.at += 1
         except KeyboardInterrupt:
             raise

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from . import shared as shared
     from . import types as types
     from ._parent.stats import PoolStats, WorkerStats
+    from ._parent.stream import Stream
     from ._worker.current import WorkerInfo, current_worker
     from .core import Process, Worker, set_context, set_start_method
     from .executor import PoolExecutor
@@ -49,6 +50,7 @@ __all__ = [
     "RoundRobin",
     "Scheduler",
     "Shared",
+    "Stream",
     "TaskID",
     "TaskTimeoutError",
     "Worker",
@@ -77,6 +79,7 @@ _HOMES = {
     "RoundRobin": "scheduler",
     "Scheduler": "scheduler",
     "Shared": "shared",
+    "Stream": "_parent.stream",
     "TaskID": "types",
     "TaskTimeoutError": "types",
     "Worker": "core",

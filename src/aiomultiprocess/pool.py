@@ -172,9 +172,9 @@ class Pool:
         initializer: called as `initializer(*initargs)` in each worker before its first task; not a
             coroutine function. If it fails, the pool is broken and its calls raise that error.
         initargs: arguments of the initializer; None means no arguments.
-        maxtasksperchild: replace a worker after it ran this many tasks; 0 means never. A worker
+        maxtasksperchild: replace a worker after it ran this many tasks; 0 or less: never. A worker
             that does not exit then is killed after `grace` seconds, and replaced earlier.
-        childconcurrency: how many tasks one worker runs at once, at least 1.
+        childconcurrency: how many tasks one worker runs at once; below 1 means 1, as in 0.9.1.
         queuecount: number of queues that the workers are spread over, 1 to `processes`.
         scheduler: decides the queue of each task; round robin by default.
         loop_initializer: makes each worker's event loop; by default it is of the parent's kind.
@@ -200,7 +200,8 @@ class Pool:
             whatever `logs` says. `loop_initializer` and `maxmemoryperchild` are refused. "dask":
             the workers are on the hosts of a dask cluster, which `address` or `client` names (extra
             `dask`). Then `processes` counts for each host, and None means as many as its dask
-            worker has threads; `scheduler` and `queuecount` are refused. Hosts may join and leave.
+            worker has threads; `scheduler`, `queuecount` and `sharedmemory` are refused. Hosts may
+            join and leave.
         grace: seconds, positive. A task that was cancelled, because it was over its `task_timeout`
             or the pool was terminated, has so long to end; a worker has so long to exit when it
             has no more work. After that the worker is killed.
@@ -249,7 +250,7 @@ class Pool:
 
     Attributes:
         process_count: how many workers there are to be, as the last `resize` has it; over a cluster
-            those of each host, and 0 if each has one for each CPU.
+            those of each host, and 0 if each has as many as its dask worker has threads.
         queue_count: the number of queues.
 
     Raises:
@@ -536,7 +537,7 @@ class Pool:
         ahead of an `async for`, or to its end once the result is awaited. Until then a file or a
         cursor must stay open and a dict unchanged, and two maps over one iterator share its items.
         To have the input read at once, pass `list(...)` of it. If the input is an iterator, results
-        that an `async for` has read stay readable for about 65,536 items.
+        that an `async for` has read stay readable for about 65,536 items or 16 MiB.
 
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
         raises its error, `async for` raises it at its place. An item whose worker dies while it
@@ -823,8 +824,21 @@ class Pool:
             raise RuntimeError("pool is still open: call close() or terminate() before join()")
         if self._engine is not None:
             self._check_loop()
-            async with asyncio.timeout(limit):
-                await self._engine.join()
+            try:
+                async with asyncio.timeout(limit) as scope:
+                    await self._engine.join()
+            except TimeoutError:
+                if scope.expired():
+                    self._refuse_to_wait(limit)
+                raise
+
+    def _refuse_to_wait(self, limit: float | None) -> NoReturn:
+        stats = self.stats()
+        open_tasks = stats.waiting + stats.running
+        raise TimeoutError(
+            f"join(timeout={limit}): not all has ended (workers: {len(stats.workers)}, tasks: "
+            f"{open_tasks}): wait again, or call terminate()"
+        ) from None
 
     async def shutdown(self, timeout: float | None = None) -> int:  # noqa: ASYNC109 - as in `join`
         """Close the pool, let its tasks finish, terminate it, and wait for its workers.
@@ -968,7 +982,7 @@ class Pool:
         if self._cluster is not None:
             from ._cluster.arguments import selection  # here, as in _bind
 
-            return selection()
+            return selection(self.sharedmemory)
         selected = select.select(backend)
         if selected.name == "inline":
             refuse_inline(

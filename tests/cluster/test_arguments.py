@@ -47,6 +47,11 @@ REFUSED = {
         ValueError,
         "queuecount cannot be used with",
     ),
+    "a limit of shared memory": (
+        {"backend": "dask", "address": "tcp://here:1", "sharedmemory": 0},
+        ValueError,
+        "sharedmemory cannot be used with",
+    ),
 }
 
 

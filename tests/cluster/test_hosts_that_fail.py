@@ -6,7 +6,8 @@ import asyncio
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from test_streams_and_discovery import LateClient, SilentComm
@@ -16,8 +17,9 @@ from aiomultiprocess import Pool, WorkerLostError, __version__
 from aiomultiprocess._cluster import cluster as cluster_module
 from aiomultiprocess._cluster.cluster import Cluster
 from aiomultiprocess._cluster.connection import Connection, Greeting
+from aiomultiprocess._cluster.host import Host
 from aiomultiprocess._cluster.messages import DRAIN, FORMAT, LEAVE, Inbox, Outbox
-from aiomultiprocess._cluster.supervisor import HostChannels
+from aiomultiprocess._cluster.supervisor import ClusterSupervisor, HostChannels
 from clusters import Dask
 
 pytest.importorskip("distributed")
@@ -45,11 +47,11 @@ class ImitatedClient(LateClient):
 
 
 class ImitatedHost(SilentComm):
-    """A stream to a host; of another version if that is given."""
+    """A stream to a host; of another version, or one that refuses, if that is given."""
 
     allow_offload = deserialize = False
 
-    def __init__(self, version: str = __version__) -> None:
+    def __init__(self, version: str = __version__, **refusal: str) -> None:
         super().__init__()
         self.greeting: dict[str, Any] | None = {
             "version": version,
@@ -57,6 +59,7 @@ class ImitatedHost(SilentComm):
             "python": sys.version_info[:2],
             "threads": 1,
             "name": "it",
+            **refusal,
         }
 
     async def read(self) -> Any:
@@ -65,6 +68,15 @@ class ImitatedHost(SilentComm):
 
     async def write(self, message: object) -> None:
         pass
+
+
+class FleetingHost(ImitatedHost):
+    """A stream to a host that ends right after the greeting."""
+
+    async def read(self) -> Any:
+        if self.greeting is None:
+            raise OSError("closed")
+        return await super().read()
 
 
 class ClosingHost(SilentComm):
@@ -96,6 +108,8 @@ class Observed(Cluster):
         self.hosts: asyncio.Queue[str] = asyncio.Queue()
         self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answers: list[Any] = []  # what each connection to a host gives
+        self.attempts: list[float] = []  # when a host was tried
+        self.usual: Any = ImitatedHost  # makes what the further connections give
 
     def new_client(self) -> tuple[Any, bool]:
         return self.client, False
@@ -103,7 +117,8 @@ class Observed(Cluster):
     async def _connect(self, address: str, patience: float = 0) -> Any:
         if address == self.client.address:
             return SilentComm()
-        answer = self.answers.pop(0) if self.answers else ImitatedHost()
+        self.attempts.append(asyncio.get_running_loop().time())
+        answer = self.answers.pop(0) if self.answers else self.usual()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -124,7 +139,8 @@ class Observed(Cluster):
     on_host_lost = on_host_draining = before_host_lost
 
     def on_no_cluster(self, error: BaseException) -> None:
-        self.broken.set_exception(error)
+        if not self.broken.done():
+            self.broken.set_exception(error)
 
 
 async def answer() -> None:
@@ -325,3 +341,160 @@ async def test_a_host_that_closes_is_left_though_a_process_could_not_be_sent_to_
     async with asyncio.timeout(10):
         await host.left.wait()
     connection.close()
+
+
+@pytest.mark.row("H182")
+async def test_a_dask_worker_that_can_be_no_host_breaks_a_pool_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Dask(tmp_path) as dask:
+        monkeypatch.setenv("AIOMULTIPROCESS_BACKEND", "typo")
+        dask.add("unfit")
+        monkeypatch.delenv("AIOMULTIPROCESS_BACKEND")
+        async with asyncio.timeout(30), Pool(backend="dask", address=dask.address) as pool:
+            with pytest.raises(
+                ConnectionError, match=r"it cannot be a host now .*unknown backend 'typo'"
+            ):
+                await pool.apply(workload.two)
+
+
+async def test_a_dask_worker_that_can_be_no_host_is_logged_where_another_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Dask(tmp_path) as dask:
+        dask.add("fit")
+        monkeypatch.setenv("AIOMULTIPROCESS_BACKEND", "typo")
+        dask.add("unfit")
+        monkeypatch.delenv("AIOMULTIPROCESS_BACKEND")
+        async with asyncio.timeout(30), Pool(backend="dask", address=dask.address) as pool:
+            while "unknown backend 'typo'" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            assert await pool.map(workload.double, range(100)) == [2 * n for n in range(100)]
+            await asyncio.sleep(cluster_module.HEAR_TIMEOUT + 0.1)
+            assert await pool.apply(workload.two) == 2
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts are tried again sooner."""
+    monkeypatch.setattr(cluster_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(cluster_module, "HEAR_TIMEOUT", 0.1)
+
+
+@pytest.mark.row("H182")
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (lambda: ImitatedHost(refusal="OSError: none"), r"it cannot be a host now \(OSError: none"),
+        (FleetingHost, r"its stream ended: closed, before a process there was ready"),
+    ],
+)
+async def test_a_host_that_is_of_no_use_is_tried_less_and_less_and_breaks_a_pool_without_others(
+    host: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Observed(ImitatedClient(HOST, outcome=answer))
+    cluster.usual = host
+    cluster.start()
+    with pytest.raises(ConnectionError, match=reason):
+        await asyncio.wait_for(cluster.broken, 10)
+    assert len(cluster.attempts) >= cluster_module.ATTEMPTS
+    assert caplog.text.count("cannot be used") >= cluster_module.ATTEMPTS
+    first, second, third = cluster.attempts[:3]
+    assert second - first >= 0.05
+    assert third - second >= 0.1
+    await cluster.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_host_that_is_of_no_use_keeps_a_pool_from_no_other() -> None:
+    cluster = Observed(ImitatedClient("tcp://other", outcome=answer))
+    cluster.start()
+    assert await cluster.next_host() == "tcp://other"
+    cluster.usual = FleetingHost
+    cluster.client.workers.append(HOST)
+    cluster.announce()
+    while len(cluster.attempts) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.2)
+    assert not cluster.broken.done()
+    await cluster.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_pool_that_had_a_process_waits_for_hosts_that_come_and_go() -> None:
+    class Ready(Observed):
+        """A cluster of which the first host has a process that is ready."""
+
+        def on_host(self, connection: Connection) -> None:
+            connection.was_ready = len(self.attempts) == 1
+            super().on_host(connection)
+
+    cluster = Ready(ImitatedClient(HOST, outcome=answer))
+    cluster.usual = FleetingHost
+    cluster.start()
+    while len(cluster.attempts) < 5:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.2)
+    assert not cluster.broken.done()
+    cluster.usual = ImitatedHost
+    while await cluster.next_host():
+        if len(cluster.connections):
+            break
+    await cluster.close()
+
+
+class Places(ClusterSupervisor):
+    """A supervisor of which only the places of the processes that it starts are asked for."""
+
+    def __init__(self) -> None:
+        loop, queue = asyncio.get_running_loop(), SimpleNamespace(workers=[], dispatch_all=int)
+        super().__init__(loop, None, HostChannels(), {1: queue}, self)
+        self.started: list[tuple[int, Any]] = []
+
+    def wants_workers(self) -> bool:
+        return True
+
+    def on_worker_gone(self) -> None:
+        pass
+
+    def start_worker(self, place: int, qid: Any) -> None:
+        self.started.append((place, self._places[place]))
+
+
+@pytest.mark.row("H183")
+async def test_a_host_that_takes_the_place_of_a_lost_one_gets_one_process_there() -> None:
+    supervisor = Places()
+    supervisor._pause = 0.01
+    lost, other = (
+        cast("Connection", SimpleNamespace(lost=False, draining=False, greeting=greeting))
+        for greeting in (Greeting("tcp://lost", 1, ""), Greeting("tcp://other", 1, ""))
+    )
+    supervisor.on_host(lost)
+    supervisor._replace_later(0, cast("Any", 1))  # its process could not be started
+    lost.lost = True
+    supervisor.on_host_lost(lost)
+    supervisor.on_host(other)
+    await asyncio.sleep(0.05)
+    assert supervisor.started == [(0, lost), (0, other)]
+    assert supervisor._next_try is None
+    supervisor._replace_later(0, cast("Any", 1))  # nor could that of the other
+    while len(supervisor.started) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert supervisor.started[2] == (0, other)
+
+
+async def test_a_host_that_cannot_report_an_exit_ends_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: object, **fields: object) -> None:
+        raise MemoryError
+
+    comm: Any = SilentComm()
+    host = Host(comm, asyncio.get_running_loop())
+    monkeypatch.setattr(host._stream, "send", refuse)
+    link = SimpleNamespace(started=1)
+    process: Any = SimpleNamespace(exitcode=-9, link=link, intact=True, journal=b"results")
+    host._processes[3] = process
+    host._on_exit(3, process)
+    assert comm.closed()

@@ -99,6 +99,66 @@ def test_announced_sizes_that_are_wrong_are_refused() -> None:
             arrived(broken)
 
 
+class Scarce(bytearray):
+    """Memory of an outbox, which is there so many times; less than 0: always."""
+
+    left = -1
+
+    def __init__(self, *args: Any) -> None:
+        self._take()
+        super().__init__(*args)
+
+    def __iadd__(self, more: Any) -> Any:
+        self._take()
+        return super().__iadd__(more)
+
+    @staticmethod
+    def _take() -> None:
+        if Scarce.left == 0:
+            raise MemoryError
+        Scarce.left -= 1
+
+
+@pytest.mark.row("H184")
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [10, 20, 30],
+        [LARGE - 1],
+        [LARGE - 1] * 10,
+        [10, LARGE, 20],
+        [10, 2 * PIECE + 5, LARGE, 7, PIECE, PIECE // 2, 5 * PIECE],
+    ],
+)
+@pytest.mark.parametrize("before", [[], [10], [LARGE - 1] * 7, [PIECE - LARGE]])
+def test_nothing_is_added_of_a_frame_for_which_there_is_no_memory(
+    sizes: list[int], before: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "bytearray", Scarce, raising=False)
+    segments = [bytes([at + 1]) * size for at, size in enumerate(sizes)]
+    refused = 0
+    for left in range(100):
+        Scarce.left = -1
+        outbox = Outbox()
+        for size in before:
+            outbox.add(0, CHUNK, segments=[bytes(size)])
+        Scarce.left = left
+        try:
+            outbox.add(1, CHUNK, segments=segments)
+        except MemoryError:
+            refused += 1
+        else:
+            break
+        Scarce.left = -1
+        outbox.add(2, CHUNK, segments=[b"a", b"b"])
+        outbox.add(3, CHUNK, segments=[bytes(LARGE)])
+        frames = arrived(taken(outbox))
+        assert [frame.slot for frame in frames] == [*[0] * len(before), 2, 3]
+        found = [b"".join(map(bytes, frame.segments)) for frame in frames]
+        assert found == [*map(bytes, before), b"ab", bytes(LARGE)]
+    assert refused
+
+
 class Recorder:
     """A comm that takes everything and says what the test has it say."""
 

@@ -100,3 +100,26 @@ async def test_a_cancelled_job_stays_cancelled_when_the_pool_ends() -> None:
     assert events == ["cancelled"]
     with pytest.raises(asyncio.CancelledError):
         await job.await_all()
+
+
+async def test_what_is_added_wakes_as_many_steps_as_it_serves() -> None:
+    job = job_of(list(range(6)))
+    handles, items = job.take(6)
+    one, other = job.add_completion_reader(), job.add_completion_reader()
+    steps = [asyncio.ensure_future(one.next()) for _ in range(3)]
+    beside = asyncio.ensure_future(other.next())
+    await asyncio.sleep(0)
+    assert one.is_waiting
+    waiting = [step.get_coro().cr_await for step in steps]  # type: ignore[union-attr]
+    assert all(waiting)
+    job.deliver([handles[4]], [items[4]], 0)
+    await asyncio.sleep(0)
+    assert [step.done() for step in steps] == [True, False, False]
+    assert await beside == items[4]
+    job.deliver([handles[1], handles[2]], [items[1], items[2]], 0)
+    steps[1].cancel()  # it was woken: the step behind it gets what it would have taken
+    await asyncio.wait(steps)
+    assert [step.cancelled() for step in steps] == [False, True, False]
+    assert [steps[0].result(), steps[2].result(), await one.next()] == [4, 1, 2]
+    assert not one.is_waiting
+    job.cancel()

@@ -74,7 +74,7 @@ def test_a_sequence_takes_back_what_a_frame_had_no_room_for(kind: Callable[[Any]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
+async def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
     kind: Callable[[Any], Any],
 ) -> None:
     job = job_of(kind(range(100_000)))
@@ -88,13 +88,13 @@ def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
     assert len(job.take(LOOK_AHEAD_ITEMS)[0]) == 200
 
 
-def test_the_first_items_of_an_iterator_are_few() -> None:
+async def test_the_first_items_of_an_iterator_are_few() -> None:
     assert len(job_of(iter(range(100))).take(100)[0]) == FIRST_STEP
     assert len(job_of(range(100)).take(100)[0]) == 100
 
 
 @pytest.mark.parametrize("room", [1, 3, 100])
-def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: int) -> None:
+async def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: int) -> None:
     """Items are put back, taken and put back again, which says no more of the room than before."""
     pulled = 0
 

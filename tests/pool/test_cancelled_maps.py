@@ -231,7 +231,7 @@ async def test_a_scheduler_is_notified_of_the_end_of_each_task_once(endless: boo
         numbers = itertools.count() if endless else range(100)
         items = ((at, meeting.port) for at in numbers)
         results = pool.starmap(return_numbered_when_cancelled, items if endless else list(items))
-        running = len(await meeting.first(1 if endless else 4))
+        running = len(await meeting.first(4))
         results.cancel()
         scheduled, completed = set(scheduler.scheduled), list(scheduler.completed)
         assert len(completed) == len(set(completed))

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ async def test_a_thousand_arrays_take_a_constant_number_of_segments_and_descript
         assert after == before
         assert mapped < 200  # some are ahead of the loop, in each direction
         assert (await pool.apply(targets.held))[1] == mapped
+
+
+async def test_of_large_results_of_a_generator_few_are_kept_after_they_were_read() -> None:
+    """What is kept for a second reader is limited in bytes, however large each result is."""
+    size, most = 4 << 20, 16 << 20
+    async with Pool(1) as pool:
+        alive: list[weakref.ref[Any]] = []
+        results = pool.map(np.ones, (size // 8 for _ in range(40)))
+        async for array in results:
+            alive = [ref for ref in alive if ref() is not None]
+            assert len(alive) * size <= most + size
+            alive.append(weakref.ref(array))
+        with pytest.raises(RuntimeError, match="kept for about 65536 items or 16 MiB"):
+            await results
 
 
 # -- deaths, forks and ends ------------------------------------------------------------------------

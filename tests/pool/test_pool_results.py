@@ -91,6 +91,36 @@ async def test_results_are_freed_with_their_last_possible_reader_and_not_a_turn_
         assert [value() for value in values] == [None, None]
 
 
+@pytest.mark.row("H176")
+@pytest.mark.parametrize("queues", [1, 2])
+@pytest.mark.parametrize("kind", ["a list", "an iterator", "an async generator"])
+@pytest.mark.parametrize("reads", ["await", "as_completed"])
+async def test_no_cycle_keeps_results_of_any_input(queues: int, kind: str, reads: str) -> None:
+    inputs: dict[str, Callable[[list[Any]], Any]] = {
+        "a list": list,
+        "an iterator": iter,
+        "an async generator": each_of,
+    }
+    async with Pool(queues, queuecount=queues) as pool:
+        gc.disable()  # which would find the cycle at some time
+        try:
+            results = pool.map(workload.identity, inputs[kind]([{1}, {2}]))
+            iterator = results.as_completed() if reads == "as_completed" else None
+            found = [value async for value in iterator] if iterator else await results
+            assert sorted(map(min, found)) == [1, 2]
+            values = [weakref.ref(value) for value in found]
+            await asyncio.sleep(0)  # in which the task of an async input ends
+            del results, found
+            assert [value() for value in values] == [None, None]
+        finally:
+            gc.enable()
+
+
+async def each_of(values: list[Any]) -> AsyncIterator[Any]:
+    for value in values:
+        yield value
+
+
 @pytest.mark.row("A11")
 async def test_a_result_may_be_awaited_by_two_tasks() -> None:
     async with Meeting() as meeting, Pool(1) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import pickle
 from collections.abc import Iterator
@@ -131,3 +132,21 @@ async def test_a_value_that_is_no_bool_is_refused() -> None:
         for call in (pool.map, pool.starmap):
             with pytest.raises(TypeError, match="return_exceptions must be True or False, got 0"):
                 call(workload.double, [], return_exceptions=0)  # type: ignore[call-overload]
+
+
+@pytest.mark.row("H178")
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_large_errors_limit_how_far_an_endless_input_is_read_ahead(
+    return_exceptions: bool,
+) -> None:
+    asked = itertools.count()
+    items = (at for at in asked)
+    async with Pool(1) as pool:
+        iterator = aiter(pool.map(mishaps.raise_large, items, return_exceptions=return_exceptions))
+        for _ in range(100):
+            with contextlib.suppress(ValueError):
+                await anext(iterator)
+        await pool.map(workload.double, range(5000))  # time enough to run away
+        assert next(asked) < 1000
+        job = iterator._reader._job  # type: ignore[attr-defined]
+        assert len(job._values) + len(job._errors) < 1000

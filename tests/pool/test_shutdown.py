@@ -182,7 +182,7 @@ async def test_join_gives_up_and_leaves_the_pool_as_it_is() -> None:
         arrival = await meeting.arrivals.get()
         pool.close()
         for limit in (0, SOON):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match=r"\(workers: 1, tasks: 1\)"):
                 await pool.join(limit)
         arrival.release()
         await pool.join(60)

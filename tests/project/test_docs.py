@@ -2,7 +2,8 @@
 
 Each Python block of a page stands, word for word, in a program of examples/ (or in a cell of its
 notebook), and each of these programs is run by the suite; of the program's imports, a block begins
-with those that it needs. test_site.py builds the pages and opens them in a browser.
+with those that it needs. The few blocks that need a cluster of machines are parsed, and their names
+looked up. test_site.py builds the pages and opens them in a browser.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import builtins
 import configparser
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -30,7 +32,7 @@ import aiohttp
 import pytest
 
 import messages
-from aiomultiprocess import PoolTerminatedError, TaskTimeoutError, WorkerLostError
+from aiomultiprocess import Pool, PoolTerminatedError, TaskTimeoutError, WorkerLostError
 from aiomultiprocess.prometheus import PoolCollector
 from conftest import ROOT
 from test_examples import EXAMPLES, ON_POSIX, run
@@ -50,15 +52,21 @@ SOURCES = PROJECT["urls"]["Source"] + "/blob/main/"
 
 FENCE = re.compile(r"^(`{3,})([^`\n]*)\n(.*?)^\1$", re.DOTALL | re.MULTILINE)
 
+#: Stands before a block of a program that needs what no test can have.
+NOT_RUN = re.compile(r"<!-- not run: .+ -->\n\Z")
 
-def blocks(*languages: str) -> list[object]:
-    """The fenced blocks in these languages, as parameters of a test, named by their page."""
+
+def blocks(*languages: str, run: bool = True) -> list[object]:
+    """The fenced blocks in these languages, as parameters of a test, named by their page.
+
+    Those that no test can run are left out, or, with `run=False`, all others.
+    """
     return [
         pytest.param(block, id=f"{page}:{text[: match.start()].count(chr(10)) + 1}")
         for page, text in PAGES.items()
         for match in FENCE.finditer(text)
         for language, block in [(match[2], match[3])]
-        if language in languages
+        if language in languages and run is not bool(NOT_RUN.search(text[: match.start()]))
     ]
 
 
@@ -96,6 +104,30 @@ def stands_in(block: str, program: str) -> bool:
 @pytest.mark.parametrize("block", blocks("python"))
 def test_every_python_block_stands_in_an_example(block: str) -> None:
     assert any(stands_in(block, program) for program in [*PROGRAMS.values(), *cells()])
+
+
+@pytest.mark.parametrize("block", blocks("python", run=False))
+def test_a_block_that_cannot_run_is_python_and_uses_names_and_parameters_that_exist(
+    block: str,
+) -> None:
+    for module, name in imported(block):
+        if module in {"aiomultiprocess", "distributed"}:
+            assert hasattr(importlib.import_module(module), name)
+    known = set(inspect.signature(Pool).parameters)
+    of_pools = [
+        {keyword.arg for keyword in node.keywords}
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Pool"
+    ]
+    assert of_pools != []
+    assert all(parameters <= known for parameters in of_pools)
+    bound, used = names([block])
+    assert used <= bound
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_a_block_of_toml_is_read_as_such(block: str) -> None:
+    assert tomllib.loads(block) != {}
 
 
 def names(blocks: list[str]) -> tuple[set[str], set[str]]:
@@ -141,7 +173,7 @@ def test_every_example_is_run_by_a_test() -> None:
 def test_every_block_is_in_a_language_that_is_checked_here() -> None:
     languages = {match[2] for text in PAGES.values() for match in FENCE.finditer(text)}
     directives = {name for name in languages if re.fullmatch(r"\{[a-z-]+\}.*", name)}
-    assert languages - directives <= {"python", "sh", "text", "ini", "dockerfile"}
+    assert languages - directives <= {"python", "sh", "text", "ini", "toml", "dockerfile"}
 
 
 @pytest.mark.usefixtures("backend")

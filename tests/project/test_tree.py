@@ -1,8 +1,8 @@
 """The tree keeps its shape: who imports whom, the length of functions, names, words and rule codes.
 
-docs/architecture.md shows the wings. A rule here is a function over the import graph, which has an
-edge for each import, also one inside a function or for a type checker alone; a test breaks each
-rule once, to show that it would be noticed.
+docs/architecture.md shows the subpackages. A rule here is a function over the import graph, which
+has an edge for each import, also one inside a function or for a type checker alone; a test breaks
+each rule once, to show that it would be noticed.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def import_graph() -> Graph:
 GRAPH = import_graph()
 
 
-def wing(module: str) -> str:
-    """The wing of a module, or the name of one that stands at the top."""
+def subpackage(module: str) -> str:
+    """The subpackage of a module, or the name of one that stands at the top."""
     return module.partition(".")[0]
 
 
@@ -68,12 +68,12 @@ def wing(module: str) -> str:
 
 
 def only(importer: str, *allowed: str) -> Callable[[Edge], bool]:
-    """Whether a module of wing `importer` imports more than `allowed` and its own wing."""
+    """Whether a module of `importer` imports more than `allowed` and its own subpackage."""
 
     def broken(edge: Edge) -> bool:
         source, target = edge
-        return wing(source) == importer and not any(
-            target == name or wing(target) == name for name in (importer, *allowed)
+        return subpackage(source) == importer and not any(
+            target == name or subpackage(target) == name for name in (importer, *allowed)
         )
 
     return broken
@@ -81,7 +81,7 @@ def only(importer: str, *allowed: str) -> Callable[[Edge], bool]:
 
 def imports_pool(edge: Edge) -> bool:
     """`_cli` is a program that uses the public modules, and no part of the library."""
-    return edge[1] == "pool" and wing(edge[0]) not in ("__init__", "_cli", "executor")
+    return edge[1] == "pool" and subpackage(edge[0]) not in ("__init__", "_cli", "executor")
 
 
 def imports_core(edge: Edge) -> bool:
@@ -89,7 +89,7 @@ def imports_core(edge: Edge) -> bool:
 
 
 def imports_cluster(edge: Edge) -> bool:
-    return wing(edge[1]) == "_cluster" and wing(edge[0]) not in ("_cluster", "pool")
+    return subpackage(edge[1]) == "_cluster" and subpackage(edge[0]) not in ("_cluster", "pool")
 
 
 #: What each rule says, its check of one edge, and an edge that breaks it.
@@ -97,14 +97,18 @@ RULES: list[tuple[str, Callable[[Edge], bool], Edge]] = [
     ("of the library only `executor` imports `pool`", imports_pool, ("_parent.engine", "pool")),
     ("only `pool` imports `_cluster`", imports_cluster, ("_parent.engine", "_cluster.engine")),
     (
-        "`_cluster` imports the wings below it, and of `_worker` only `main`",
+        "`_cluster` imports the subpackages below it, and of `_worker` only `main`",
         only(
             "_cluster", "_parent", "_worker.main", "_transport", "_wire", "_processes", "_accel",
             "types", "__version__",
         ),
         ("_cluster.host", "_worker.engine"),
     ),
-    ("of the wings only `_parent.worker` imports `core`", imports_core, ("_parent.job", "core")),
+    (
+        "of the subpackages only `_parent.worker` imports `core`",
+        imports_core,
+        ("_parent.job", "core"),
+    ),
     (
         "`_parent` imports what is below it, and of `_worker` only `main` and `inline`",
         only(
@@ -200,10 +204,10 @@ def test_the_extension_imports_nothing_of_the_package() -> None:
 
 
 def test_a_wing_says_what_it_is_for_and_holds_no_code() -> None:
-    wings = {wing(name) for name in GRAPH if "." in name}
+    subpackages = {subpackage(name) for name in GRAPH if "." in name}
     expected = {"_cli", "_cluster", "_parent", "_worker", "_transport", "_wire", "_pure"}
-    assert expected | {"_processes"} <= wings
-    for name in wings:
+    assert expected | {"_processes"} <= subpackages
+    for name in subpackages:
         (docstring,) = ast.parse((PACKAGE / name / "__init__.py").read_text()).body
         assert isinstance(docstring, ast.Expr), name
 

@@ -114,6 +114,11 @@ class MuteOut:
         raise MuteError
 
 
+async def raise_large(_: object = None) -> NoReturn:
+    """An error that holds a megabyte."""
+    raise ValueError(bytes(1 << 20))
+
+
 def raise_mute() -> NoReturn:
     raise MuteError
 

@@ -21,7 +21,7 @@ import segment_support as support
 from aiomultiprocess import _accel
 from aiomultiprocess._transport import endpoint, segments, select
 from aiomultiprocess._transport.link import Backend, Limits
-from aiomultiprocess._wire.frames import LENT_MIN, MAX_PAYLOAD, CorruptHeaderError
+from aiomultiprocess._wire.frames import LENT_MIN, MAX_PAYLOAD, CorruptHeaderError, Kind
 from segment_support import SIZE, Channel, buffer, is_lent, view_of
 
 pytestmark = pytest.mark.skipif(not segments.works(), reason="segments need memfd and amp_ext")
@@ -149,6 +149,19 @@ async def test_a_frame_that_is_not_sent_gives_its_segments_back(channel: Channel
         support.send(channel.parent.link, view_of(buffer()))
     assert is_lent(await channel.pass_on(view_of(buffer(fill=3))))
     assert support.mapped() == 2
+
+
+@pytest.mark.row("H185")
+async def test_a_frame_that_is_not_sent_takes_back_no_segment_of_the_one_before(
+    channel: Channel,
+) -> None:
+    held = await channel.pass_on(view_of(buffer(fill=1)))
+    with no_memory_to_send(channel.parent.link):
+        too_many = [bytes(200)] * 2000  # to be parts, of which some could be lent
+        channel.parent.link.send(Kind.CHUNK, chunk_id=2, payload=too_many)
+    other = await channel.pass_on(view_of(buffer(fill=2)))
+    assert bytes(held) == bytes([1]) * SIZE
+    assert bytes(other) == bytes([2]) * SIZE
 
 
 @pytest.mark.row("H123")

@@ -6,6 +6,7 @@ The rules: CODEC-1 to CODEC-12 of _pure/codec.py.
 from __future__ import annotations
 
 import collections
+import gc
 import itertools
 import pickle
 import re
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import aiomultiprocess
 from aiomultiprocess._pure import tags
+from aiomultiprocess._transport import shared_objects
 from aiomultiprocess._wire import sharing
 from codec_support import (
     ALL,
@@ -355,6 +357,55 @@ def test_an_item_that_holds_a_shared_object_twice_holds_it_twice_afterwards(
     ((first, second),), failures = codec.decode_items(encode(codec, [[shared, shared]]), 1)
     assert first is second
     assert failures is None
+
+
+@pytest.mark.row("H186")
+def test_code_that_runs_while_an_object_is_found_sees_no_sequence_with_holes(
+    codec: Any, shared: Any
+) -> None:
+    seen = 0
+
+    def look(number: int) -> Any:
+        nonlocal seen
+        for found in gc.get_objects():
+            if type(found) in (list, tuple):
+                seen += len([*found])  # a hole would end this process
+        return shared_objects.receive(number)
+
+    item = [1, (2, [0, shared, 3], (), []), 4]
+    encoded = codec.encode_items([item], 0, 1, ALL)[0]
+    sharing.take()
+    codec.receive_references(look)
+    try:
+        ((one, inner, four),), failures = codec.decode_items(b"".join(encoded), 1)
+    finally:
+        codec.receive_references(shared_objects.receive)
+    assert failures is None
+    assert seen
+    assert (one, inner[0], inner[1][2], inner[2:], four) == (1, 2, 3, ((), []), 4)
+    found = gc.get_objects()
+    assert all(any(value is each for each in found) for value in (inner, inner[1]))
+
+
+@pytest.mark.row("H186")
+def test_a_reducer_may_empty_the_list_that_is_encoded(codec: Any) -> None:
+    items: list[Any] = []
+    items += [1, Emptying(items), 3]
+    segments, count, _ = codec.encode_items(items, 0, 3, ALL)
+    assert count in (1, 2)
+    assert items == []
+    assert decode(codec, b"".join(segments), count)[0] == 1
+
+
+class Emptying:
+    """Empties the list that holds it, and so loses its last reference, while it is pickled."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __reduce__(self) -> Any:
+        self.items.clear()
+        return complex, (1, 2)
 
 
 def test_a_released_object_is_pickled_while_a_task_may_need_it(codec: Any, shared: Any) -> None:

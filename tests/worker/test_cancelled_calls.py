@@ -12,7 +12,7 @@ import pytest
 from test_worker_results import Worker
 
 import workload
-from aiomultiprocess import Pool
+from aiomultiprocess import Pool, PoolResult
 from aiomultiprocess._wire.frames import Kind
 from support import Meeting
 
@@ -115,3 +115,35 @@ async def test_many_awaits_of_one_result_are_cancelled_one_by_one(backend: str) 
             return lines.total
 
     assert await lines(MANY) <= 9 * await lines(FEW)
+
+
+async def lines_to_cancel_maps(count: int) -> int:
+    """The lines that the parent runs to cancel so many maps that wait in line."""
+    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
+        blocker = pool.apply(workload.meet, (meeting.port, "blocker"))
+        arrival = await meeting.next()
+        maps = [
+            asyncio.ensure_future(whole(pool.map(workload.identity, [n]))) for n in range(count)
+        ]
+        await asyncio.sleep(0)
+        with Lines() as lines:
+            for task in maps:
+                task.cancel()
+            await asyncio.wait(maps)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert all(task.cancelled() for task in maps)
+        arrival.release()
+        assert await blocker == "go"
+        assert await pool.map(workload.double, [1, 2]) == [2, 4]
+        return lines.total
+
+
+async def whole(results: PoolResult[Any]) -> list[Any]:
+    return await results
+
+
+@pytest.mark.row("H177")
+async def test_the_cost_of_cancelling_maps_grows_with_their_number_and_not_its_square() -> None:
+    few, many = await lines_to_cancel_maps(FEW), await lines_to_cancel_maps(MANY)
+    assert many <= few * 9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -26,6 +27,16 @@ def hooks_of(start_method: str) -> list[str]:
     """What a process that multiprocessing has started runs when it ends (`endings.hook`)."""
     runs_atexit = start_method == "spawn" or sys.version_info >= (3, 13)
     return ["atexit", "finalizer"] if runs_atexit else ["finalizer"]
+
+
+@pytest.mark.row("H174")
+async def test_a_frame_that_arrives_while_a_worker_closes_its_loop_cuts_nothing_short() -> None:
+    """The parent sends FORGET to a worker that is to exit, for a function that has state."""
+    async with Pool(1, maxtasksperchild=1) as pool:
+        for value in range(20):
+            call = pool.apply(functools.partial(endings.use_the_executor, value))
+            assert await call == value
+        assert "died" not in pool.stats().restarts
 
 
 # -- a clean end (G59) -----------------------------------------------------------------------------

@@ -109,8 +109,13 @@ def refuse_stray(backend: str | None, **arguments: object) -> None:
             )
 
 
-def selection() -> Selection:
-    """The selection of a pool over a cluster; hosts have the channels."""
+def selection(sharedmemory: int | None) -> Selection:
+    """The selection of a pool over a cluster; hosts have the channels, and the memory of these."""
+    if sharedmemory is not None:
+        raise ValueError(
+            f'sharedmemory cannot be used with backend="dask", got {sharedmemory!r}: each host has '
+            "its own limit, by its memory"
+        )
     from .supervisor import HostChannels
 
     return Selection("dask", "requested by the argument", HostChannels)

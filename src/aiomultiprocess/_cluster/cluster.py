@@ -6,7 +6,8 @@ Each worker that gets the plugin announces itself under a topic of the pool; so 
 that join while it runs, without asking. A worker that leaves is noticed by the end of its stream.
 
 CLUSTER-1  A host whose stream has ended, or cannot be opened, is tried again for as long as the
-    scheduler knows the worker, each time after a longer pause.
+    scheduler knows the worker, each time after a longer pause. A host of which a process was ready
+    begins anew with the shortest.
 CLUSTER-2  A pool whose scheduler is gone is broken, at once: the dask workers end then, too.
 CLUSTER-3  Where no host can be reached, the pool is broken by the reason; where some can, the
     others are logged. One that is refused may answer before the others: these have `HEAR_TIMEOUT`
@@ -27,6 +28,10 @@ CLUSTER-6  The scheduler fails to give the plugin to a worker that it cannot con
 CLUSTER-7  Another dask worker may start at the address of one that has ended, or was refused. So an
     announcement from an address that is tried ends the pause there, and the address is not
     forgotten by what the scheduler has answered before.
+CLUSTER-8  A host that is lost before one of its processes was ready is of no more use than one that
+    cannot be reached: it is logged, and tried again after the longer pause. As long as no process
+    of the pool was ready, a host counts as reached while its stream lasts, and the loss of the last
+    one as a failure to reach a first (CLUSTER-3). So hosts that come and go keep no pool waiting.
 """
 
 from __future__ import annotations
@@ -95,8 +100,10 @@ class Cluster:
         self._registered = False
         # addresses of hosts that are reached, or tried; set by an announcement (CLUSTER-7)
         self._wanted: dict[str, asyncio.Event] = {}
+        self._pauses: dict[str, float] = {}  # seconds until the next attempt after the first
         self._failures = 0  # to reach a first host
-        self._reached = asyncio.Event()  # some host was (CLUSTER-3)
+        self._reached = asyncio.Event()  # some host was (CLUSTER-3, CLUSTER-8)
+        self._ever_ready = False  # a process of a host that is lost
         self._announced = asyncio.Event()  # some host was (CLUSTER-6)
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -259,7 +266,6 @@ class Cluster:
 
     async def _reach(self, address: str) -> None:
         """Open the stream to a host (CLUSTER-1)."""
-        pause = FIRST_PAUSE
         while not self._closed:
             self._wanted[address].clear()
             try:
@@ -270,12 +276,13 @@ class Cluster:
                 known = False
             except Exception as error:  # noqa: BLE001 - whatever the network, or dask, raises
                 self._on_unreached(address, error, final=False)
-                known = await self._is_known_after(pause, address)
-            pause = min(2 * pause, LONGEST_PAUSE)
+                known = await self._is_known_after_pause(address)
             if not self._keeps(address, known=known):
                 return
 
-    async def _is_known_after(self, pause: float, address: str) -> bool:
+    async def _is_known_after_pause(self, address: str) -> bool:
+        pause = self._pauses.get(address, FIRST_PAUSE)
+        self._pauses[address] = min(2 * pause, LONGEST_PAUSE)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._wanted[address].wait()
@@ -286,6 +293,7 @@ class Cluster:
         if known or self._wanted[address].is_set():
             return True
         del self._wanted[address]
+        self._pauses.pop(address, None)
         return False
 
     async def _open(self, address: str) -> None:
@@ -302,15 +310,16 @@ class Cluster:
         self._user.on_host(connection)
 
     def _on_unreached(self, address: str, error: BaseException, *, final: bool) -> None:
-        self._failures += 1
         why = describe_error(error)
         if final:
             reason: Exception = RuntimeError(f"the dask worker {address} cannot be used ({why})")
         else:
             reason = ConnectionError(f"the dask worker {address} cannot be used ({why})")
         reason.__cause__ = error
-        if not self._reached.is_set() and (final or self._failures >= ATTEMPTS):
-            self._spawn(self._give_up_without(self._reached, reason))
+        if not self._reached.is_set():
+            self._failures += 1
+            if final or self._failures >= ATTEMPTS:
+                self._spawn(self._give_up_without(self._reached, reason))
         log.warning("the dask worker %s cannot be used (%s)", address, why)
 
     async def _is_known(self, address: str) -> bool:
@@ -323,13 +332,25 @@ class Cluster:
     def _on_lost(self, connection: Connection) -> None:
         self.connections.remove(connection)
         self._user.on_host_lost(connection)
-        if not (self._closed or connection.cancelled):
-            self._spawn(self._return(connection.address))
+        self._ever_ready |= connection.was_ready
+        if self._closed or connection.cancelled:
+            return
+        if connection.was_ready:
+            self._pauses.pop(connection.address, None)
+        elif not connection.draining:
+            self._on_useless(connection)
+        self._spawn(self._return(connection.address))
+
+    def _on_useless(self, connection: Connection) -> None:
+        """CLUSTER-8: a host was lost before one of its processes was ready."""
+        if not (self.connections or self._ever_ready):
+            self._reached.clear()
+        error = ConnectionError(f"{connection.why_lost}, before a process there was ready")
+        self._on_unreached(connection.address, error, final=False)
 
     async def _return(self, address: str) -> None:
         """A host was lost: try it again, if the scheduler still knows its worker."""
-        await asyncio.sleep(FIRST_PAUSE)
-        if self._keeps(address, known=await self._is_known(address)):
+        if self._keeps(address, known=await self._is_known_after_pause(address)):
             await self._reach(address)
 
     # -- the end -------------------------------------------------------------------------------

@@ -73,6 +73,8 @@ class Connection:
         self.address = greeting.address
         self.greeting = greeting
         self.lost = False
+        self.why_lost = ""
+        self.was_ready = False  # a process there was
         self.draining = False
         self.cancelled = False  # the loop ends
         self._loop = loop
@@ -231,6 +233,7 @@ class Connection:
     def _lose(self, why: str) -> None:
         if self.lost:
             return
+        self.why_lost = why
         self.close()  # CONNECTION-1
         self._before_lost(self)
         links, self._links = list(self._links.values()), {}

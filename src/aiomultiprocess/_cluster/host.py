@@ -10,7 +10,11 @@ by the client, by the same rules as for a process of its own machine.
 
 HOST-1  How many items a process has started travels ahead of its results, some milliseconds after
     the last chunk, and again with the news of its exit.
-HOST-2  A frame that this host cannot hold for lack of memory fails its own items.
+HOST-2  A frame that this host cannot hold for lack of memory fails its own items. A process must
+    count these, as the client does: both number tasks by that. So it gets a small frame instead,
+    with the same header, which raises MemoryError where it is unpickled. Where there is no memory
+    for that either, or the frame is of another kind, the process is killed: what it was not sent
+    counts as not started.
 HOST-3  When the stream ends, for whatever reason, its client is gone: the processes are ended, and
     killed after `KILL_AFTER` seconds. No other client gets them.
 HOST-4  The host measures how long a process takes for its items, because the client's clock would
@@ -31,12 +35,20 @@ import logging
 import time
 from functools import partial
 from struct import unpack_from
+from typing import Any
 
 from .. import _accel
 from .._transport import select
 from .._transport.link import Backend
-from .._wire import exceptions
-from .._wire.frames import MAX_COUNT, Kind, Payload, PayloadParts
+from .._wire.frames import (
+    MAX_COUNT,
+    STATEFUL,
+    Kind,
+    Payload,
+    PayloadParts,
+    as_bytes,
+    size_of,
+)
 from ..types import describe_error
 from .host_memories import KeptMemories
 from .messages import (
@@ -67,6 +79,7 @@ from .processes import HostedProcess, segments_to_send
 from .stream import Comm, Stream
 
 CHUNK, UNSHARE = int(Kind.CHUNK), int(Kind.UNSHARE)
+FUNCTION, CONTEXT = int(Kind.FUNCTION), int(Kind.CONTEXT)
 SEVERAL = frozenset(map(int, (Kind.RESULTS, Kind.RETURNED)))  # these answer `count` items
 ONE = frozenset(map(int, (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT)))
 MARK_AFTER = 0.01  # seconds from a chunk until it is reported what has started (HOST-1)
@@ -74,10 +87,39 @@ MARK_AFTER = 0.01  # seconds from a chunk until it is reported what has started 
 log = logging.getLogger(__name__)
 
 
+class Missing:
+    """What did not arrive here: to unpickle it raises MemoryError, as FRAME-5 does."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_bytes, (PayloadParts([self._size], self._size),)
+
+
+def stand_in(frame: Frame) -> Frame:
+    """A small frame that a process counts as it does `frame`, and cannot load (HOST-2).
+
+    MemoryError if there is none.
+    """
+    missing = Missing(sum(map(size_of, frame.segments)))
+    if frame.kind == CHUNK:
+        item, _, error = _accel.encode_items([missing], 0, 1, 1)
+        if error is not None:
+            raise error
+        return frame._replace(segments=[memoryview(b"".join(item) * frame.number)])
+    if frame.kind not in (FUNCTION, CONTEXT):
+        raise MemoryError  # nothing can stand for it
+    # with STATEFUL each item would load a function of its own, and fail as if that were at fault
+    flags = frame.flags & ~STATEFUL if frame.kind == FUNCTION else frame.flags
+    return frame._replace(flags=flags, segments=[memoryview(_accel.dumps(missing))])
+
+
 class Host:
     """The processes of one client, in this dask worker."""
 
     def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
+        self._comm = comm
         self._loop = loop
         self._stream = Stream(comm, loop)
         self._peer = comm.peer_address
@@ -89,9 +131,10 @@ class Host:
         self._end_event = asyncio.Event()
         self._marking: asyncio.TimerHandle | None = None
 
-    async def serve(self) -> None:
-        """Do what the client says, until it is gone."""
+    async def serve(self, greeting: dict[str, Any]) -> None:
+        """Greet the client, and do what it says until it is gone."""
         try:
+            await self._comm.write(greeting)
             while not self._ended:
                 try:
                     frames = await self._stream.read()
@@ -119,7 +162,7 @@ class Host:
                 self._share(frame, process)
             elif frame.kind >= START:
                 self._obey(frame, process)
-            elif process is not None:  # else it has exited meanwhile
+            elif process is not None and not process.lacks_frame:  # else it has exited, or will
                 self._pass_on(process, frame)
                 touched[frame.slot] = process
                 if frame.kind == CHUNK and self._marking is None:
@@ -130,29 +173,33 @@ class Host:
 
     def _pass_on(self, process: HostedProcess, frame: Frame) -> None:
         try:
-            process.link.send(
-                frame.kind,
-                flags=frame.flags,
-                count=frame.number,
-                chunk_id=frame.chunk_id,
-                offset=frame.offset,
-                function=frame.function,
-                payload=segments_to_send(frame.segments),
-            )
-        except MemoryError as error:
-            self._refuse(frame, error)
-        else:
-            if frame.kind == CHUNK:
-                process.received(frame.number)
-            elif frame.kind == UNSHARE:
-                process.link.shared.discard(frame.chunk_id)
+            self._send(process, frame)
+        except MemoryError:
+            self._refuse(process, frame)
 
-    def _refuse(self, frame: Frame, error: MemoryError) -> None:
-        """HOST-2; a function that did not arrive fails each of its items in the process."""
-        payload = exceptions.dump_exception(error, _accel.dumps)
-        for at in range(frame.number if frame.kind == CHUNK else 0):
-            self._stream.send(
-                frame.slot, Kind.REFUSED, chunk_id=frame.chunk_id, offset=at, segments=[payload]
+    def _send(self, process: HostedProcess, frame: Frame) -> None:
+        process.link.send(
+            frame.kind,
+            flags=frame.flags,
+            count=frame.number,
+            chunk_id=frame.chunk_id,
+            offset=frame.offset,
+            function=frame.function,
+            payload=segments_to_send(frame.segments),
+        )
+        if frame.kind == CHUNK:
+            process.received(frame.number)
+        elif frame.kind == UNSHARE:
+            process.link.shared.discard(frame.chunk_id)
+
+    def _refuse(self, process: HostedProcess, frame: Frame) -> None:  # HOST-2
+        try:
+            self._send(process, stand_in(frame))
+        except MemoryError:
+            process.give_up()
+            log.error(
+                "a process of the client %s is killed: there is no memory for what it was sent",
+                self._peer,
             )
 
     def _obey(self, frame: Frame, process: HostedProcess | None) -> None:
@@ -270,7 +317,10 @@ class Host:
         del self._processes[slot]
         self._marks.pop(slot, None)
         report = ExitReport(process.exitcode, process.link.started, process.intact, process.journal)
-        self._stream.send(slot, EXITED, segments=packed_exit(report))
+        try:
+            self._stream.send(slot, EXITED, segments=packed_exit(report))
+        except MemoryError:  # a client that does not learn of it would wait for its tasks for ever
+            self._end()
         self._stream.flush()
         if self._ended and not self._processes:
             self._channels.close()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._wire import journal
-from .._wire.frames import CorruptHeaderError, Handler, Kind, Segment
+from .._wire.frames import CorruptHeaderError, Handler, Kind, Segment, check_payload
 from .messages import LOOK, PASS, SIGNAL, START, Frame, as_payload, read_exit, read_table
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class RemoteLink:
         payload: Sequence[Segment] = (),
     ) -> None:
         """Accept a frame; see the contract."""
+        if payload:
+            check_payload(sum(map(len, payload)))
         if not (self._closed or self._broken or self.ended):
             self._stream.send(
                 self.slot,

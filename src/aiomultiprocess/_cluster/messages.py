@@ -8,7 +8,8 @@ these apart. The messages themselves are dask's business (distributed.comm).
 MESSAGE-1  A message is a list: first the headers with all small payloads, as one bytes-like object,
     then the large segments of payloads, each as dask's serialization carries it without a copy. So
     dask pickles nothing, and its cost does not depend on the number of tasks.
-MESSAGE-2  Each frame is what its segments were when it was added (LINK-10).
+MESSAGE-2  Each frame is what its segments were when it was added (LINK-10). Of one for which there
+    is no memory nothing is added: a part of it would shift all that follows.
 MESSAGE-3  A message has little more than `PIECE` bytes, so that a slow link brings one every few
     seconds, and the reader sees that the stream makes progress. A larger segment travels in pieces:
     a BEGIN says its size, with the first piece. A frame's segments are in the message with its
@@ -113,6 +114,17 @@ class Frame(NamedTuple):
     segments: list[memoryview | int]
 
 
+class _Mark(NamedTuple):
+    """What an `Outbox` holds: its lists, and how long they are."""
+
+    full: int
+    small: bytearray
+    small_size: int
+    large: list[Segment]
+    large_count: int
+    large_size: int
+
+
 class Outbox:
     """The frames that the next messages carry."""
 
@@ -147,11 +159,17 @@ class Outbox:
         if parts:
             self._add_large(head, segments, owned)
             return
-        self._small += head
-        for segment in segments:
-            self._small += segment  # type: ignore[arg-type]
-        if len(self._small) >= SMALL_MOST:
-            self._seal()
+        small = self._small
+        size = len(small)
+        try:
+            small += head
+            for segment in segments:
+                small += segment  # type: ignore[arg-type]
+            if len(small) >= SMALL_MOST:
+                self._seal()
+        except MemoryError:  # MESSAGE-2
+            del small[size:]
+            raise
 
     def _add_large(self, head: bytes, segments: Sequence[Any], owned: bool) -> None:
         """Append a frame that has parts, behind its pieces (MESSAGE-3)."""
@@ -162,11 +180,30 @@ class Outbox:
         sizes = b"".join(_size_word(segment, least).to_bytes(8, "little") for segment in segments)
         near = [segment for segment in segments if 0 <= _size_here(segment) < least]
         tail = b"".join([head, sizes, *near])
-        for segment in large:
-            self._add_segment(segment)
-        self._small += tail
-        if len(self._small) + self._large_size >= PIECE or len(self._small) >= SMALL_MOST:
-            self._seal()
+        mark = self._mark()
+        try:
+            for segment in large:
+                self._add_segment(segment)
+            self._small += tail
+            if len(self._small) + self._large_size >= PIECE or len(self._small) >= SMALL_MOST:
+                self._seal()
+        except MemoryError:
+            self._take_back(mark)
+            raise
+
+    def _mark(self) -> _Mark:
+        large = self._large
+        return _Mark(
+            len(self._full), self._small, len(self._small), large, len(large), self._large_size
+        )
+
+    def _take_back(self, mark: _Mark) -> None:
+        """Drop what was added since a mark (MESSAGE-2): nothing of it was taken."""
+        while len(self._full) > mark.full:
+            self._full.pop()
+        self._small, self._large, self._large_size = mark.small, mark.large, mark.large_size
+        del self._small[mark.small_size :]
+        del self._large[mark.large_count :]
 
     def _add_segment(self, segment: Any) -> None:
         size = len(segment)
@@ -184,8 +221,9 @@ class Outbox:
 
     def _seal(self) -> None:
         """The next frames and pieces go into another message."""
+        small, large = bytearray(), list[Segment]()  # first, as there may be no memory for them
         self._full.append([self._small, *self._large])
-        self._small, self._large, self._large_size = bytearray(), [], 0
+        self._small, self._large, self._large_size = small, large, 0
 
     def take(self) -> list[Segment]:
         """The next message of what was added."""

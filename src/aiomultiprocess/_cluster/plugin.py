@@ -7,6 +7,8 @@ opens a stream, and announces the worker under a topic of the pool. With the poo
 PLUGIN-1  A dask worker that lacks this package could not unpickle the plugin, and one that joins
     would fail to start for that. So the plugin is pickled as an expression, which makes of it
     there one that only announces what is missing.
+PLUGIN-2  A dask worker that can be no host, as one whose settings ask for a transport that it does
+    not have, says so in its greeting, and why: a stream that ended would say nothing of it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from distributed import Worker, WorkerPlugin
 from distributed.core import Status
 
 from ..__version__ import __version__
+from ..types import describe_error
 from .host import Host
 from .messages import FORMAT
 
@@ -61,19 +64,21 @@ class HostPlugin(WorkerPlugin):
 
     async def _serve(self, comm: Comm) -> Status:
         """Turn the connection of a client into a stream, for as long as that lasts."""
-        await comm.write(
-            {
-                "version": __version__,
-                "format": FORMAT,
-                "python": sys.version_info[:2],
-                "threads": self._worker.state.nthreads,
-                "name": str(self._worker.name),
-            }
-        )
-        host = Host(comm, asyncio.get_running_loop())
+        greeting = {
+            "version": __version__,
+            "format": FORMAT,
+            "python": sys.version_info[:2],
+            "threads": self._worker.state.nthreads,
+            "name": str(self._worker.name),
+        }
+        try:
+            host = Host(comm, asyncio.get_running_loop())
+        except Exception as error:  # noqa: BLE001 - of the system, or of settings: PLUGIN-2
+            await comm.write({**greeting, "refusal": describe_error(error)})
+            return Status.dont_reply
         self._hosts.add(host)
         try:
-            await host.serve()
+            await host.serve(greeting)
         finally:
             self._hosts.discard(host)
         return Status.dont_reply

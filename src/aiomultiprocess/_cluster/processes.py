@@ -84,6 +84,7 @@ class HostedProcess:
         self.exitcode: int | None = None
         self.journal = b""
         self.intact = True  # the link
+        self.lacks_frame = False  # one did not reach it: it is killed, and gets no other (HOST-2)
         self._held = 0  # items that are not answered
         self._busy_since = 0.0
 
@@ -132,6 +133,11 @@ class HostedProcess:
                 parent_fd.close()
         assert self._process.pid is not None
         return int(self._process.pid)
+
+    def give_up(self) -> None:
+        """Kill it, as a frame cannot be passed on to it (HOST-2)."""
+        self.lacks_frame = True
+        self.kill()
 
     def kill(self) -> None:
         """End the process at once, if it has not ended."""

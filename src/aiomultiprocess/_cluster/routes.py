@@ -40,6 +40,10 @@ class IncompatibleError(RuntimeError):
     """A host has another version of this package or of Python."""
 
 
+class RefusedError(ConnectionError):
+    """A dask worker can be no host now (PLUGIN-2)."""
+
+
 class RelayedComm:
     """A comm through the scheduler (ROUTE-5). The attributes are not used: it passes bytes on."""
 
@@ -90,7 +94,7 @@ class Routes:
             return await self._open_through_scheduler(address)
         try:
             found = await self._open_straight(address)
-        except IncompatibleError:  # ROUTE-3
+        except (IncompatibleError, RefusedError):  # ROUTE-3
             raise
         except Exception as error:  # whatever the network, or dask, raises
             if self._choice is True:
@@ -103,7 +107,7 @@ class Routes:
         why = describe_error(error)
         try:
             found = await self._open_through_scheduler(address)
-        except IncompatibleError:
+        except (IncompatibleError, RefusedError):
             raise
         except Exception as other:  # noqa: BLE001 - as in `open`
             raise ConnectionError(
@@ -173,4 +177,6 @@ def _checked(answer: Any, address: str) -> Greeting:
             f"it has aiomultiprocess {theirs[0]} on Python {theirs[2][0]}.{theirs[2][1]}, and this "
             f"program has {ours[0]} on Python {ours[2][0]}.{ours[2][1]}: they must be the same"
         )
+    if "refusal" in answer:
+        raise RefusedError(f"it cannot be a host now ({answer['refusal']})")
     return Greeting(address, int(answer["threads"]), str(answer["name"]))

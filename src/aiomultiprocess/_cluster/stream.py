@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Comm(Protocol):
-    """What this wing uses of a `distributed.comm.Comm`."""
+    """What this subpackage uses of a `distributed.comm.Comm`."""
 
     allow_offload: bool
     deserialize: bool

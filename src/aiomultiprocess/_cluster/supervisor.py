@@ -2,7 +2,7 @@
 
 CSUPERVISOR-1  A host that is reached gets `processes` processes, or as many as its dask worker has
     threads. Their places are the lowest that are free; a process that replaces another is at the
-    same host. When the host is lost, its places are free.
+    same host. When the host is lost, its places are free, and nothing is started there later.
 CSUPERVISOR-2  A host that closes gets no new processes and no new tasks; what its processes hold,
     they finish.
 CSUPERVISOR-3  A pool that is forgotten before it has reached a host leaves the cluster as any
@@ -90,9 +90,11 @@ class ClusterSupervisor(Supervisor):
                 worker.leaving = True
 
     def on_host_lost(self, connection: Connection) -> None:
-        """Its processes were reported as ended."""
-        for place in [at for at, host in self._places.items() if host is connection]:
+        """CSUPERVISOR-1: its processes were reported as ended."""
+        freed = [at for at, host in self._places.items() if host is connection]
+        for place in freed:
             del self._places[place]
+        self._pending = [pending for pending in self._pending if pending[0] not in freed]
         self._pool.on_worker_gone()
 
     def on_host_draining(self, connection: Connection) -> None:
@@ -106,6 +108,10 @@ class ClusterSupervisor(Supervisor):
         self._pool.break_down(error)
 
     # -- exits and replacements ----------------------------------------------------------------
+
+    def _on_ready(self, worker: PoolWorker) -> None:
+        super()._on_ready(worker)
+        cast("RemoteWorker", worker).connection.was_ready = True
 
     def _wants_replacement(self, worker: PoolWorker) -> bool:
         connection = cast("RemoteWorker", worker).connection

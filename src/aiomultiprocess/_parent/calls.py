@@ -190,7 +190,7 @@ class CallQueue:
         for future in handles:
             future.pool = None
 
-    def fail(self, handle: Any, error: BaseException) -> None:
+    def fail(self, handle: Any, error: BaseException, size: int = 0) -> None:
         if not handle.done():
             fail(handle, error)
         self._settle(handle)

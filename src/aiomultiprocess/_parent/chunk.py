@@ -69,6 +69,6 @@ def settle_each(
     """Settle tasks of which those at the offsets in `errors` have failed."""
     for at, handle in enumerate(handles):
         if at in errors:
-            owner.fail(handle, errors[at])
+            owner.fail(handle, errors[at], size)
         else:
             owner.deliver([handle], [values[at]], size)

@@ -8,6 +8,9 @@ COMPLETION-1  An index is in the log once, and only if its outcome is there. The
 COMPLETION-2  A reader takes its next index when that is in the log, and not when a step begins to
     wait. So steps of several tasks, of which some are cancelled, lose nothing and give nothing
     twice.
+    What is added wakes as many steps of each reader, those that wait longest: to wake all each time
+    would take time in proportion to the square of their number. A step that is cancelled when it
+    was woken wakes the next.
 COMPLETION-3  For an unbounded input the job drops the first indices of the log with their results
     (JOB-2), after each reader has read them.
 """
@@ -15,6 +18,7 @@ COMPLETION-3  For an unbounded input the job drops the first indices of the log 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -55,7 +59,7 @@ class CompletionLog:
         self._order: list[int] = []
         self._rest = range(0)
         self._loop = loop
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[CompletionReader, deque[asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
         """How many were added, with those that were dropped."""
@@ -69,7 +73,7 @@ class CompletionLog:
         """Add what is settled now."""
         self._order += indices
         if self._waiters:
-            self.wake()
+            self._wake(len(indices))
 
     def add_rest(self, indices: range) -> None:
         """Add what was given up before it was taken (JOB-10); nothing is added after it."""
@@ -79,22 +83,35 @@ class CompletionLog:
 
     def wake(self) -> None:
         """Let each waiting step look again: there is more, or the job is done."""
-        waiters, self._waiters = self._waiters, []
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
+        for reader, steps in list(self._waiters.items()):
+            self._wake_steps(reader, len(steps))
 
-    async def wait(self) -> None:
+    def _wake(self, count: int) -> None:
+        for reader in list(self._waiters):
+            self._wake_steps(reader, count)
+
+    def _wake_steps(self, reader: CompletionReader, count: int) -> None:
+        steps = self._waiters.get(reader, ())
+        while steps and count:
+            future = steps.popleft()
+            if not future.done():  # else it was cancelled
+                future.set_result(None)
+                count -= 1
+        if not steps:
+            self._waiters.pop(reader, None)
+
+    async def wait(self, reader: CompletionReader) -> None:
         """Wait until more is added, or the job is done."""
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(ANOTHER_LOOP)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append(future)
+        self._waiters.setdefault(reader, deque()).append(future)
         try:
             await future
-        finally:
-            if future in self._waiters:  # it was cancelled
-                self._waiters.remove(future)
+        except BaseException:
+            if future.done() and not future.cancelled():  # it was woken, and does not look
+                self._wake_steps(reader, 1)
+            raise
 
     def drop(self, count: int, below: int | None) -> list[int]:
         """Drop up to `count` of the first indices, before the first that is not below `below`.
@@ -164,7 +181,7 @@ class CompletionReader:
                 raise StopAsyncIteration
             self._waiting += 1
             try:
-                await self._log.wait()
+                await self._log.wait(self)
             except asyncio.CancelledError:
                 self._job.mark()
                 raise

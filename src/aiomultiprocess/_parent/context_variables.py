@@ -22,7 +22,7 @@ from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes.context_variables import NamedVariable
 from .._wire import sharing
-from .._wire.frames import Kind, Mode
+from .._wire.frames import Kind, Mode, PayloadTooLargeError
 from .._wire.tracebacks import without_our_frames
 from ..types import describe_error, shown
 from .engine import CallT, Engine
@@ -45,7 +45,7 @@ class ContextQueue(Queue):
         if context is not None and context != worker.context:  # CAPTURE-2
             try:
                 worker.link.send(Kind.CONTEXT, payload=[context])
-            except MemoryError as refusal:
+            except (MemoryError, PayloadTooLargeError) as refusal:
                 return self._send_alone(worker, owner, handles, items, refusal)
             worker.context = context
         return super()._send_chunk(worker, owner, handles, items)

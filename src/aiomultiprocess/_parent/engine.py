@@ -19,6 +19,10 @@ ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be c
     workers ended.
 ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
     maps and streams need is imported at the first of them, while the workers start.
+ENGINE-4  What is cancelled is stopped at the end of the turn, and nothing of it is sent before: the
+    code that cancels may have interrupted this engine anywhere. It can be the input's, that of an
+    item that is pickled, a finalizer, or the handler by which `asyncio.run` answers Ctrl-C. It also
+    lets all that is cancelled in one turn be looked for together.
 """
 
 from __future__ import annotations
@@ -109,7 +113,9 @@ class Engine:
         self._only: Queue | None = None
         self._task_ids = itertools.count(1)
         self._open: set[CallQueue | Job | StreamSource] = set()
-        self._cancelled_jobs: set[Job] = set()  # in this turn
+        self._cancelled_jobs: set[Job] = set()  # in this turn (ENGINE-4)
+        self._cancelled_calls: list[tuple[CallQueue, asyncio.Future[Any]]] = []
+        self._flush_scheduled = False
         self.ends = EndCounts()
         self._to_flush: set[PoolWorker] = set()  # those that were sent cancellations in this turn
         self._reason: BaseException | None = None
@@ -242,9 +248,11 @@ class Engine:
             self._route(job)
 
     def _route(self, job: Job) -> None:
-        from .routing import Router  # ENGINE-3
+        from .routing import RoutedTasks, Router  # ENGINE-3
 
-        job.router = Router(job, self._assign, self._complete)
+        job.router = router = Router(job, self._assign, self._complete)
+        for qid, queue in self.queues.items():
+            router.shares[qid] = RoutedTasks(job, router, queue.offer)
         if job.left is None:
             job.router.route(1)
         else:
@@ -353,7 +361,7 @@ class Engine:
             on_done = partial(self._on_stream_done, tid)
         self.check_open()  # the scheduler, or pickling, may have ended the pool
         item = (args, kwds, ahead)
-        cancel = self._cancel_chunk
+        cancel = self._stop_stream
         source = StreamSource(
             function, item, options, cancel, on_done, loop=self.loop, ends=self.ends
         )
@@ -366,20 +374,29 @@ class Engine:
         self.on_settled(source)
 
     def _cancel_chunk(self, chunk: Chunk, offset: int = 0) -> bool:
-        """Cancel one task in the worker that holds its chunk; False if none does any more."""
+        """Cancel one task in the worker that holds its chunk; False if none does any more.
+
+        `_flush_cancelled` must follow.
+        """
         for worker in self.supervisor.workers:
             if worker.chunks.get(chunk.first) is chunk:
                 worker.link.send(Kind.CANCEL, chunk_id=chunk.first, offset=offset)
-                if not self._to_flush and not self._cancelled_jobs:
-                    self.loop.call_soon(self._flush_cancelled)
                 self._to_flush.add(worker)
                 return True
         return False
 
+    def _stop_stream(self, chunk: Chunk) -> None:
+        self._flush_soon()
+        self._cancel_chunk(chunk)
+
     def cancel_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
-        """The caller gave up on one of `calls`: stop it wherever it is (CALL-1, FEED-4)."""
-        if self.loop.is_closed():  # its workers will be killed
-            return
+        """The caller gave up on one of `calls`: stop it, at the end of this turn (ENGINE-4)."""
+        if not self.loop.is_closed():  # else its workers will be killed
+            self._flush_soon()
+            self._cancelled_calls.append((calls, future))
+
+    def _stop_call(self, calls: CallQueue, future: asyncio.Future[Any]) -> None:
+        """Stop a call wherever it is (CALL-1, FEED-4)."""
         chunk = calls.chunk_of(future)
         if chunk is not None and self._cancel_chunk(chunk, chunk.offset_of(future)):
             return
@@ -389,25 +406,29 @@ class Engine:
                 return
         calls.drop_cancelled()
 
+    def _flush_soon(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self._flush_cancelled)
+
     def _flush_cancelled(self) -> None:
-        """Wake each worker once for all cancellations of a turn."""
+        """Stop what was cancelled in this turn; wake each worker once for all of it."""
+        self._flush_scheduled = False  # first: from now on, what is cancelled is for the next time
+        calls, self._cancelled_calls = self._cancelled_calls, []
+        for source, future in calls:
+            self._stop_call(source, future)
         jobs, self._cancelled_jobs = self._cancelled_jobs, set()
         if jobs:
+            for queue in self.queues.values():
+                queue.drop(jobs)
             self._cancel_chunks(jobs)
         workers, self._to_flush = self._to_flush, set()
         for worker in workers:
             worker.link.flush()
 
     def on_cancelled(self, job: Job) -> None:
-        """A job was cancelled: drop what waits of it, and stop what workers hold.
-
-        Its chunks are looked for at the end of this turn: one may just be in the making, as the
-        code that cancels can be the input's, or that of an item that is pickled.
-        """
-        for queue in self.queues.values():
-            queue.drop(job)
-        if not self._to_flush and not self._cancelled_jobs:
-            self.loop.call_soon(self._flush_cancelled)
+        """A job was cancelled: drop what waits of it, and stop what workers hold (ENGINE-4)."""
+        self._flush_soon()
         self._cancelled_jobs.add(job)
 
     def _cancel_chunks(self, jobs: set[Job]) -> None:
@@ -433,6 +454,8 @@ class Engine:
             return
         if job.router is not None:
             job.router.route(1)
+        elif job.source.exhausted:
+            job.end_of_input()
         elif self._only is not None:
             self._only.offer(job)
 
@@ -494,12 +517,8 @@ class Engine:
         job = router.job
         args = item if job.mode is Mode.STAR else (item,)
         qid = self._scheduler.schedule_task(tid, job.func, args, {})
-        share = router.shares.get(qid)
-        if share is None:
-            from .routing import RoutedTasks  # ENGINE-3
-
-            share = router.shares[qid] = RoutedTasks(job, router, self._queue(qid).offer)
-        return tid, share
+        self._queue(qid)  # refuses a queue that is not there
+        return tid, router.shares[qid]
 
     def _complete(self, tid: TaskID) -> None:
         try:

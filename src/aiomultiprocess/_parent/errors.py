@@ -15,7 +15,7 @@ from .. import _accel
 from .._arguments import is_iterable, refuse_star
 from .._wire import exceptions
 from .._wire.exceptions import Failure, Stage, original_of
-from .._wire.frames import Kind, Mode, as_bytes
+from .._wire.frames import Kind, Mode, PayloadTooLargeError, as_bytes
 from .._wire.serializing import INSTALL, is_installed, opened
 from .._wire.tracebacks import without_our_frames
 from ..types import (
@@ -54,6 +54,8 @@ def explain_item(
     which = _item(owner, handle)
     if issubclass(type(error), MemoryError):
         return out_of_memory(f"{which} cannot be sent to a worker", error)
+    if type(error) is PayloadTooLargeError:
+        return PayloadTooLargeError(f"{which} cannot be sent to a worker: {error}")
     refusal = pickle.PicklingError(
         f"{which} cannot be sent to a worker ({describe_error(error)}); "
         f"pass plain data, not {_shown(owner, opened(item))}{hint}"

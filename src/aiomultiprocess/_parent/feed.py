@@ -59,8 +59,8 @@ class TaskOwner(Protocol):
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         """Settle tasks with their results, which travelled in `size` bytes."""
 
-    def fail(self, handle: Any, error: BaseException) -> None:
-        """Settle one task with its error."""
+    def fail(self, handle: Any, error: BaseException, size: int = 0) -> None:
+        """Settle one task with its error, which travelled in `size` bytes, if it did."""
 
 
 class TaskSource(TaskOwner, Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 from ..types import R
 from .callers import prepare_for_caller
 from .completions import CompletionReader
-from .job import Reader
 from .places import PENDING
+from .reader import Reader
 
 
 class ResultIterator(AsyncGenerator[R, None]):
@@ -103,7 +103,7 @@ class ResultIterator(AsyncGenerator[R, None]):
 class CompletionIterator(ResultIterator[R]):
     """One `as_completed`: results in the order in which they are ready, or pairs with the index."""
 
-    __slots__ = ("_completions", "_with_index")
+    __slots__ = ("_last", "_with_index")
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class CompletionIterator(ResultIterator[R]):
     ) -> None:
         super().__init__(result, reader, released)
         self._with_index = with_index
-        self._completions = reader
+        self._last: int | None = None  # once it has ended: the reader would keep all results
 
     @property
     def index(self) -> int | None:
@@ -123,10 +123,15 @@ class CompletionIterator(ResultIterator[R]):
 
         The error of the input itself, which comes last, has the index after its last item.
         """
-        return self._completions.last
+        reader = self._reader
+        return reader.last if isinstance(reader, CompletionReader) else self._last
+
+    def _close(self) -> None:
+        self._last = self.index
+        super()._close()
 
     async def __anext__(self) -> R:
         result = await super().__anext__()
         if self._with_index:
-            return self._completions.last, result  # type: ignore[return-value]
+            return self.index, result  # type: ignore[return-value]
         return result

@@ -2,18 +2,22 @@
 
 On one side a job is a *task source* (feed.py): queues take tasks from it and report their results
 to it. On the other side callers wait for results, either for all of them (`await_all`) or for one
-after another (`Reader`, one for each `async for`; `CompletionReader`, one for each `as_completed`,
-completions.py). The engine opens a job, and learns from it when it has more tasks (`on_more`), when
-its caller has cancelled it (`on_cancelled`), and when its last task is settled (`on_done`).
+after another (`Reader`, reader.py, one for each `async for`; `CompletionReader`, completions.py,
+one for each `as_completed`). The engine opens a job, and learns from it when it has more tasks
+(`on_more`), when its caller has cancelled it (`on_cancelled`), and when its last task is settled
+(`on_done`).
 
 The input is a `Source` (sources.py). An input is *bounded* if its length is known (a sequence); an
 iterator or async iterable is not.
 
 JOB-1  A list of results is complete: the values of a bounded input are never dropped.
 JOB-2  An unbounded input is pulled only as far ahead of its fastest reader as `LOOK_AHEAD_ITEMS`
-    and `LOOK_AHEAD_BYTES` allow, unless a caller awaits all results. Results that its slowest
-    reader has left far behind are dropped. It does not hold up the others, as it may be one of
-    them that it waits for: what they have read is kept for it, as by `itertools.tee`.
+    and `LOOK_AHEAD_BYTES` allow, unless a caller awaits all results. Results that all readers
+    have had are dropped, all but about the last `HISTORY_ITEMS` or `HISTORY_BYTES`. A slow reader
+    does not hold up the others, as it may be one of them that it waits for: what they have read is
+    kept for it, as by `itertools.tee`.
+JOB-3  An unbounded input is at its end when it says so, and a job with no task under way is asked
+    soon: its caller does not wait until a worker has room for an item that may not be there.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
     back, starts with `FIRST_STEP` items.
@@ -59,6 +63,7 @@ from .feed import Handles
 from .functions import Function
 from .places import DROPPED, FAILED, PENDING
 from .progress import Reporter
+from .reader import Reader
 from .sources import SequenceSource, Source
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
@@ -67,6 +72,7 @@ FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
 STEP_GROWTH = 8  # factor by which that number grows while frames have room for all
 CANCELLED = "the map was cancelled"
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
+HISTORY_BYTES = 16 << 20  # ... and about how many bytes of them: fewer of large results
 
 AnyReader = TypeVar("AnyReader", "Reader", CompletionReader)
 
@@ -98,7 +104,10 @@ class Job:
     cancelled = False
     length: int | None = None  # how many items a bounded input had
     wanted_all = False
+    _dropped = 0  # results below this index were dropped, but for those that are unread (READER-2)
     _rest: Any = PENDING  # JOB-10; PENDING: the job was not given up
+    _looks_for_end = False  # soon (JOB-3)
+    _input_ended = False  # before the job was given up
 
     def __init__(
         self,
@@ -147,7 +156,7 @@ class Job:
         self._lost: int | None = None  # the first result that was dropped
         self._pool_closes = False
         self._loop = loop
-        self._waiters: dict[asyncio.Future[None], int] = {}  # each for the result of an index
+        self._waiters: dict[int, list[asyncio.Future[None]]] = {}  # for results, by index
         self._waiters_for_all: dict[asyncio.Future[None], None] = {}
         self._readers: weakref.WeakSet[Reader | CompletionReader] = weakref.WeakSet()
 
@@ -162,7 +171,9 @@ class Job:
         if not self._is_bounded:
             self._step = FIRST_STEP
         if source.exhausted:
-            self._end_of_input()
+            self.end_of_input()
+        elif not self._is_bounded:
+            self._look_for_end_soon()
 
     def note_chunk(self, handles: Handles, chunk: object) -> None:
         """Nothing: tasks of a map are found by their offsets."""
@@ -207,7 +218,7 @@ class Job:
             items = self.source.take(min(n, self._step, self._look_ahead()))
         except INTERRUPTS:
             if self.source.exhausted:  # the interrupt ended the input: no later `take` would notice
-                self._end_of_input()
+                self.end_of_input()
             raise
         self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         self._last = len(items)
@@ -217,7 +228,7 @@ class Job:
         self._taken += len(items)
         self._values += [PENDING] * len(items)
         if self.source.exhausted:
-            self._end_of_input()
+            self.end_of_input()
         return range(first, self._taken), items  # FEED-3
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
@@ -256,9 +267,9 @@ class Job:
         self._bytes += size
         if self._log is not None:
             self._log.add(handles)
-        self._after_change()
+        self._after_change(handles)
 
-    def fail(self, handle: int, error: BaseException) -> None:
+    def fail(self, handle: int, error: BaseException, size: int = 0) -> None:
         if self.cancelled:  # JOB-7
             self._count_late(1)
             return
@@ -270,9 +281,10 @@ class Job:
             self._errors[handle] = error
         self._settled += 1
         self._failed += 1
+        self._bytes += size
         if self._log is not None:
             self._log.add((handle,))
-        self._after_change()
+        self._after_change((handle,))
 
     def refuse(self, handle: int, error: BaseException) -> None:
         """Settle one task that cannot be given to a queue."""
@@ -312,6 +324,7 @@ class Job:
         """Stop the input, and let all that is not settled fail: `stand_in` takes the places."""
         self._returned.clear()
         left = self.source.left or 0
+        self._input_ended = self.source.exhausted
         self.source.stop()
         waiting = [at for at, value in enumerate(self._values) if value is PENDING]
         for at in waiting:
@@ -322,7 +335,7 @@ class Job:
         if self._log is not None:
             self._log.add([self._base + at for at in waiting])
             self._log.add_rest(range(self._taken - left, self._taken))
-        if not self._is_bounded:  # items that were never pulled fail as one, after the last
+        if not self._is_bounded and not self._input_ended:  # what was never pulled fails as one
             self._fail_input(error)
 
     def _count_late(self, count: int) -> None:
@@ -353,7 +366,7 @@ class Job:
                     "the input was pulled no further: the pool was closed and its reader had left"
                 )
             )
-            self._after_change()
+            self._after_change((self._taken,))
 
     def pool_closes(self) -> None:
         """Depend on no reader from now on: the pool waits for this job before it closes."""
@@ -418,7 +431,7 @@ class Job:
 
     async def wait_for(self, index: int) -> None:
         """Wait until the outcome of one task is there."""
-        while not self._is_ready(index):
+        while not self.is_ready(index):
             await self._wait(index)
 
     def outcome(self, index: int) -> Any:
@@ -474,14 +487,17 @@ class Job:
         """JOB-9: a caller has given up."""
         self._marked = True
 
-    def is_waiting(self, reader: Reader) -> bool:
-        """Whether a step of the reader waits for its result."""
-        return reader.index > 0 and not self._is_ready(reader.index - 1)
+    def is_ready(self, index: int) -> bool:
+        """Whether the outcome of one task is there, or none will ever be."""
+        if index < self._taken:
+            return index < self._base or self.value_at(index) is not PENDING
+        return self.done or index in self._errors
 
     def progress(self) -> Progress:
         """How many tasks have ended, and of how many."""
         total = self.length
-        if total is None and self.source.exhausted and self._error_of_the_rest is None:
+        whole = self._error_of_the_rest is None or self._input_ended
+        if total is None and self.source.exhausted and whole:
             total = self._taken
         return Progress(self._settled, self._failed, total)
 
@@ -491,9 +507,9 @@ class Job:
             return
         if not self.queued and not self.source.exhausted and self._look_ahead() > 0:
             self._on_more(self)
-        kept = reader.index - (self._base if self._log is None else self._log.base)
-        if kept > 2 * HISTORY_ITEMS or (kept > 64 and self._bytes_of(kept) > LOOK_AHEAD_BYTES):
-            self._drop_read(max(64, kept // 2))
+        kept = reader.index - (self._dropped if self._log is None else self._log.base)
+        if kept > 2 * HISTORY_ITEMS or self._bytes_of(kept) > HISTORY_BYTES:
+            self._drop_read((kept + 1) // 2)
 
     # -- inside --------------------------------------------------------------------------------
 
@@ -522,13 +538,32 @@ class Job:
                 return
             self._log = None  # no other reader can begin: results are dropped
         # the last step of a closed reader may call this when no reader is left: nothing is dropped
-        slowest = min((reader.index for reader in self._readers), default=self._base)
-        count = min(count, slowest - self._base)
-        if count > 0:
-            self._lost = 0
-            self._drop_first(count)
-            for index in [index for index in self._errors if index < self._base]:
-                del self._errors[index]
+        begin = self._dropped
+        slowest = min((reader.index for reader in self._readers), default=begin)
+        end = min(begin + count, slowest)
+        if end <= begin:
+            return
+        unread = self._unread()
+        first = min(min(unread, default=end), end)
+        for index in range(max(first, begin), end):  # their places stay, as an older one does
+            if index not in unread:
+                self._values[index - self._base] = DROPPED
+                self._errors.pop(index, None)
+                self._note_lost(index)
+        if first > begin:
+            self._note_lost(begin)
+        self._dropped = end
+        self._drop_first(first - self._base)
+        for index in [index for index in self._errors if index < first]:
+            del self._errors[index]
+
+    def _note_lost(self, index: int) -> None:
+        self._lost = index if self._lost is None else min(index, self._lost)
+
+    def _unread(self) -> set[int]:
+        """READER-2; of readers that were closed, too, as far as their steps still wait."""
+        ordered = [reader for reader in self._readers if isinstance(reader, Reader)]
+        return set(self._waiters).union(*[reader.unread for reader in ordered])
 
     def _drop_logged(self, log: CompletionLog, count: int) -> None:
         """COMPLETION-3: drop those of the first `count` results of a log that all have read.
@@ -537,10 +572,11 @@ class Job:
         """
         ends = [reader.index for reader in self._readers if isinstance(reader, CompletionReader)]
         slowest = [reader.index for reader in self._readers if isinstance(reader, Reader)]
+        slowest += self._unread()
         read = log.drop(min(count, min(ends) - log.base), min(slowest, default=None))
         if not read:
             return
-        self._lost = read[0]
+        self._note_lost(min(read))
         for index in read:
             if index < self._taken:
                 self._values[index - self._base] = DROPPED
@@ -552,6 +588,7 @@ class Job:
     def _drop_first(self, count: int) -> None:
         del self._values[:count]
         self._base += count
+        self._dropped = max(self._dropped, self._base)
 
     def _require_all_kept(self) -> None:
         if self._lost is not None:
@@ -563,14 +600,10 @@ class Job:
 
     def _refuse_dropped(self, index: int) -> NoReturn:
         raise RuntimeError(
-            f"result {index} was dropped after it had been read: results of an iterator are "
-            f"kept for about {HISTORY_ITEMS} items; pass a list to read them again"
+            f"result {index} was dropped after it had been read: results of an iterator are kept "
+            f"for about {HISTORY_ITEMS} items or {HISTORY_BYTES >> 20} MiB; pass a list to read "
+            "them again"
         )
-
-    def _is_ready(self, index: int) -> bool:
-        if index < self._taken:
-            return index < self._base or self.value_at(index) is not PENDING
-        return self.done or index in self._errors
 
     async def _wait(self, index: int | None) -> None:
         loop = asyncio.get_running_loop()
@@ -580,12 +613,15 @@ class Job:
         if index is None:
             self._waiters_for_all[future] = None
         else:
-            self._waiters[future] = index
+            self._waiters.setdefault(index, []).append(future)
         try:
             await future
         finally:  # a cancelled waiter would stay here until its result is ready
             self._waiters_for_all.pop(future, None)
-            self._waiters.pop(future, None)
+            if index is not None and future in self._waiters.get(index, ()):
+                self._waiters[index].remove(future)
+                if not self._waiters[index]:
+                    del self._waiters[index]
 
     def _fresh(self, error: BaseException) -> BaseException:
         """`error` without the traceback that earlier raises of it have added."""
@@ -594,11 +630,28 @@ class Job:
         origin = self._origin if error is self.source.error else None
         return BaseException.with_traceback(error, origin)
 
-    def _end_of_input(self) -> None:
+    def end_of_input(self) -> None:
+        """The source has no more items."""
         error = self.source.error
         if error is not None:
             self._fail_input(error)
-        self._after_change()
+        self._after_change((self._taken,))
+
+    def _look_for_end_soon(self) -> None:
+        if not self._looks_for_end:
+            self._looks_for_end = True
+            self._loop.call_soon(self._look_for_end)
+
+    def _look_for_end(self) -> None:
+        """JOB-3: pull one item, unless a worker had room for some, or the reader is far behind."""
+        self._looks_for_end = False
+        if self.done or self._settled != self._taken or self._look_ahead() <= 0:
+            return
+        try:
+            self.source.at_hand(1)
+        finally:
+            if self.source.exhausted and not self.is_given_up:
+                self.end_of_input()
 
     def _fail_input(self, error: BaseException) -> None:
         """What the input raised, or why it was read no further, follows the last result."""
@@ -608,14 +661,17 @@ class Job:
         if error is self.source.error:
             self._origin = error.__traceback__
 
-    def _after_change(self) -> None:
+    def _after_change(self, settled: Handles) -> None:
+        """Tasks of these indices, or what follows the last of all, have an outcome now."""
         if self.source.exhausted and self._settled == self._taken and not self.done:
             if self.source.error is not None:  # an async iterable failed after the last take
                 self._fail_input(self.source.error)
             self._finish()
             return
+        if self._settled == self._taken and not self._is_bounded and self.router is None:
+            self._look_for_end_soon()
         if self._waiters or self._waiters_for_all:
-            self._wake()
+            self._wake(settled)
         if self._reporter is not None:
             self._reporter.note_change()
 
@@ -632,84 +688,21 @@ class Job:
         if self._log is not None:
             self._log_error_of_input(self._log)
             self._log.wake()
-        self._wake()
+        self._wake(list(self._waiters))
 
     def _log_error_of_input(self, log: CompletionLog) -> None:
         """COMPLETION-1: it follows the last result."""
         if self._taken in self._errors:
             log.add((self._taken,))
 
-    def _wake(self) -> None:
+    def _wake(self, settled: Handles) -> None:
+        ready: list[asyncio.Future[None]] = []
         if self.done or self._errors:
             ready, self._waiters_for_all = list(self._waiters_for_all), {}
-        else:
-            ready = []
-        ready += [future for future, index in self._waiters.items() if self._is_ready(index)]
+        few = settled if len(settled) < len(self._waiters) else list(self._waiters)
+        for index in few:
+            if index in self._waiters and self.is_ready(index):
+                ready += self._waiters.pop(index)
         for future in ready:
-            self._waiters.pop(future, None)
             if not future.done():
                 future.set_result(None)
-
-
-class Reader:
-    """The position of one `async for` over a job; after an error, the next result follows."""
-
-    __slots__ = ("__weakref__", "_job", "index")
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self.index = 0
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether one of its steps waits for a result."""
-        return self._job.is_waiting(self)
-
-    def close(self) -> None:
-        """Stop limiting which results the job drops, and how far it looks ahead."""
-        self._job.drop_reader(self)
-
-    def give_up(self) -> None:
-        """As `close`, by the user of the reader (JOB-9), unless a step still waits."""
-        if not self.is_waiting:
-            self._job.mark()
-        self.close()
-
-    def next_ready(self) -> Any:
-        """The next result, or PENDING if `next` has to be awaited: for an error, say.
-
-        Most results are ready when an `async for` comes to them, and a coroutine costs more than
-        all else here.
-        """
-        index, job = self.index, self._job
-        value = job.value_at(index)
-        if value is PENDING or value is FAILED:
-            return PENDING
-        self.index = index + 1
-        try:
-            job.has_moved(self)
-        except INTERRUPTS:  # raised by the input or a scheduler: the result is read again
-            self.index = index
-            raise
-        return value
-
-    async def next(self) -> Any:
-        index = self.index
-        self.index = index + 1
-        try:
-            await self._job.wait_for(index)
-        except asyncio.CancelledError:
-            self.index = index
-            self._job.mark()
-            raise
-        try:
-            return self._job.outcome(index)
-        except StopAsyncIteration:
-            self.index = index
-            raise
-        finally:
-            try:
-                self._job.has_moved(self)
-            except INTERRUPTS:  # raised by the input or a scheduler: the result is read again
-                self.index = index
-                raise

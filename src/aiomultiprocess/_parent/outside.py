@@ -85,7 +85,7 @@ class OutsideCalls(CallQueue):
             del value
             self._settle(future)
 
-    def fail(self, handle: Any, error: BaseException) -> None:
+    def fail(self, handle: Any, error: BaseException, size: int = 0) -> None:
         _conclude(handle, handle.set_exception, error_for_executor(error))
         self._settle(handle)
 

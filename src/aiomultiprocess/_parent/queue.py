@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from .. import _accel, _legacy
 from .._arguments import DEFAULT_OPTIONS
 from .._wire import exceptions
-from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode
+from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode, PayloadTooLargeError
 from .._wire.sharing import collected
 from .calls import CallQueue
 from .chunk import Chunk, settle_each
@@ -241,12 +241,15 @@ class Queue:
         for worker in self.workers:
             worker.chunks.clear()
 
-    def drop(self, job: object) -> None:
-        """Drop what waits of a cancelled job (JOB-7); chunks stay until they are reported."""
-        for source in [source for source in self._sources if source.origin is job]:
-            self._sources.remove(source)
-            source.queued = False
-        if self.retry_queue.drop_tasks_of(job):
+    def drop(self, jobs: Collection[object]) -> None:
+        """Drop what waits of cancelled jobs (JOB-7); chunks stay until they are reported."""
+        sources = list(self._sources)
+        self._sources.clear()
+        for source in sources:
+            source.queued = source.origin not in jobs
+            if source.queued:
+                self._sources.append(source)
+        if self.retry_queue.drop_tasks_of(jobs):
             self._dispatch_soon()  # a worker may have been kept free for them
 
     def drop_function(self, source: object, function: Function) -> None:
@@ -369,7 +372,7 @@ class Queue:
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except (MemoryError, OSError, RuntimeError) as refusal:  # the last two: of pass_to
+        except (MemoryError, OSError, RuntimeError, PayloadTooLargeError) as refusal:  # of pass_to
             return self._send_alone(worker, owner, handles, items, refusal)
         rest = whole = None
         if count != total:
@@ -394,7 +397,7 @@ class Queue:
                     function=function_id,
                     payload=payload,
                 )
-            except MemoryError as refusal:  # the link has sent nothing of it
+            except (MemoryError, PayloadTooLargeError) as refusal:  # nothing of it was sent
                 del worker.chunks[chunk_id]
                 credit.take_back(count, function_id, size)
                 return self._send_alone(worker, owner, *(whole or (handles, items)), refusal)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._wire.frames import Mode
@@ -112,9 +112,9 @@ class RetryTask:
         self._retry_queue.settle(self)
         self._owner.deliver(handles, values, size)
 
-    def fail(self, handle: Any, error: BaseException) -> None:
+    def fail(self, handle: Any, error: BaseException, size: int = 0) -> None:
         self._retry_queue.settle(self)
-        self._owner.fail(handle, error)
+        self._owner.fail(handle, error, size)
 
 
 class RetryQueue:
@@ -206,9 +206,9 @@ class RetryQueue:
         self.give_up(retry_task)
         return True
 
-    def drop_tasks_of(self, job: object) -> bool:
-        """Remove the tasks of a cancelled job from the line; False if none was there."""
-        waiting = [retry_task for retry_task in self.line if retry_task.origin is job]
+    def drop_tasks_of(self, jobs: Collection[object]) -> bool:
+        """Remove the tasks of cancelled jobs from the line; False if none was there."""
+        waiting = [retry_task for retry_task in self.line if retry_task.origin in jobs]
         for retry_task in waiting:
             del self.line[retry_task]
             self.give_up(retry_task)

@@ -206,6 +206,10 @@ def _retrieve_error(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
+def _nothing() -> None:
+    """What a source calls that has ended."""
+
+
 class AsyncSource:
     """An async iterable: a task of ours awaits its items, a bounded number ahead of need."""
 
@@ -246,7 +250,9 @@ class AsyncSource:
                 raise
         finally:
             self._ended = True
-            self._on_items()
+            on_items = self._on_items
+            self._on_items = _nothing  # it refers to the job, which refers to this
+            on_items()
 
     async def _put(self, item: Any) -> None:
         self._buffer.append(item)
@@ -270,6 +276,7 @@ class AsyncSource:
     def stop(self) -> None:
         self._ended = True
         self._buffer.clear()
+        self._on_items = _nothing
         self._task.cancel()
 
 

@@ -157,7 +157,7 @@ class StreamSource:
             exitcode = None if self._worker is None else self._worker.exitcode
             self._finish(WorkerLostError(self.function.label, pid, exitcode))
 
-    def fail(self, handle: object, error: BaseException) -> None:
+    def fail(self, handle: object, error: BaseException, size: int = 0) -> None:
         cancelled = isinstance(original_of(error), asyncio.CancelledError)
         if cancelled and self._failed and not self._dropped:  # by us, as it had failed here
             self._ends.cancelled -= 1

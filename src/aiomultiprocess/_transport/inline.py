@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from .._wire.frames import MAX_PAYLOAD, Segment, refuse_payload
+from .._wire.frames import Segment, check_payload
 from .endpoint import Endpoint, Links
 from .link import (
     BATCH_BYTES,
@@ -109,8 +109,7 @@ class InlineLink(Endpoint):
         payload: Sequence[Segment] = (),
     ) -> None:
         size = sum(map(len, payload))
-        if size > MAX_PAYLOAD:
-            refuse_payload(size)
+        check_payload(size)
         if not self._closed and not self._broken:
             data = b"".join(payload)
             self._outbox.append((kind, flags, count, chunk_id, offset, function, data))

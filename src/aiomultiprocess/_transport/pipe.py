@@ -39,13 +39,12 @@ from .._wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAX_PARTS,
-    MAX_PAYLOAD,
     PART_SIZE,
     Handler,
     Segment,
     check_header,
+    check_payload,
     is_constant,
-    refuse_payload,
 )
 from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
 from .link import (
@@ -264,8 +263,7 @@ class PipeLink(Endpoint):
         payload: Sequence[Segment] = (),
     ) -> None:
         size = sum(map(len, payload))
-        if size > MAX_PAYLOAD:
-            refuse_payload(size)
+        check_payload(size)
         if self._closed or self._broken or self._gone:
             return
         sizes, lent = b"", False
@@ -285,7 +283,8 @@ class PipeLink(Endpoint):
                 outbox.add(segment)
         except MemoryError:
             outbox.take_back(*mark)
-            self._large.undo()
+            if sizes:
+                self._large.undo()
             raise
         if lent or size + len(outbox.tail) >= EAGER:  # to copy the next large buffer takes long
             self.flush()

@@ -184,7 +184,7 @@ class Lender:
         return lent
 
     def undo(self) -> None:
-        """The frame of the last `lend` was not sent."""
+        """The frame of the last `lend` was not sent. For no other frame: that one may be held."""
         for own in self._last:
             own.loan -= 1  # so that the last answer is the answer again
         self._forgotten[:0] = self._told

@@ -49,13 +49,12 @@ from .._wire.frames import (
     HEADER,
     HEADER_SIZE,
     MAX_PARTS,
-    MAX_PAYLOAD,
     PART_SIZE,
     CorruptHeaderError,
     Segment,
     check_header,
+    check_payload,
     is_constant,
-    refuse_payload,
 )
 from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
 from .link import (
@@ -208,8 +207,7 @@ class ShmLink(Endpoint):
     ) -> None:
         """Send a frame that `Outlet` does not write: a large one, or one that finds no room now."""
         size = sum(map(len, payload))
-        if size > MAX_PAYLOAD:
-            refuse_payload(size)
+        check_payload(size)
         sizes, lent = b"", False
         if size + HEADER_SIZE > self._most and 1 < len(payload) <= self._most_parts:  # FRAME-4
             payload, sizes = self._in_parts(payload)
@@ -227,7 +225,8 @@ class ShmLink(Endpoint):
         except ring.RingCorruptError as error:
             self._break_soon(error)
         except MemoryError:
-            self._large.undo()
+            if sizes:
+                self._large.undo()
             raise
 
     def _defer(self, pending: PendingFrame) -> None:

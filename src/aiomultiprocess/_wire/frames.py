@@ -185,9 +185,15 @@ def check_header(parts: int, length: int) -> None:
         )
 
 
-def refuse_payload(size: int) -> None:
-    """Raise the ValueError for a payload that is over the limit."""
-    raise ValueError(
+class PayloadTooLargeError(ValueError):
+    """A payload is over the limit of one frame: nothing of it was sent."""
+
+
+def check_payload(size: int) -> None:
+    """Raise PayloadTooLargeError for a payload that is over the limit."""
+    if size <= MAX_PAYLOAD:
+        return
+    raise PayloadTooLargeError(
         f"a payload of {size} bytes is over the limit of {MAX_PAYLOAD} bytes for one frame: "
         "pass it in parts, or pass a file name"
     )

@@ -18,8 +18,8 @@ class WorkerInfo:
     Attributes:
         index: 0 to `processes` - 1. No two workers of a pool that run an initializer, a lifespan or
             tasks have the same at any time; the worker that replaces another has its index. If that
-            one still runs its open streams, it keeps the index, and the replacement has a higher
-            one, from `processes` on.
+            one still has open streams, or cancelled calls in threads, it keeps the index, and the
+            replacement has a higher one, from `processes` on.
         pid: the id of the worker's process.
         state: what the pool's lifespan has yielded; None without one, and before it is entered.
         started: how many tasks the worker had started at the call, the one that calls included.

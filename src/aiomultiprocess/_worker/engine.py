@@ -120,6 +120,8 @@ class WorkerEngine:
     _batch: Batch | None = None  # of values, from the first stream on
     _lifespan: Lifespan | None = None
     _leaving_lifespan = False
+    _stopped = False
+    """Whether it serves no more: frames may still arrive while the loop is closed."""
     _held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     def __init__(
@@ -195,6 +197,7 @@ class WorkerEngine:
         self._serve(failure)
         self._watch_turns()
         self._loop.run_forever()
+        self._stopped = True
         if self._turns is not None:
             self._turns.stop(idle=not self._copied)
 
@@ -352,7 +355,8 @@ class WorkerEngine:
             lifespan.leave()
 
     def _stop(self) -> None:
-        self._loop.stop()
+        if not self._stopped:  # else the loop runs what closes it, to its end
+            self._loop.stop()
 
     def _report_what_holds(self) -> None:
         """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _accel
 from .._pure import tasks
 from .._wire import journal, serializing
-from .._wire.frames import Kind
+from .._wire.frames import Kind, PayloadTooLargeError
 from ..types import shown
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Batch:
                 channel.count += count
                 self._link.send(Kind.VALUES, count=count, chunk_id=chunk_id, payload=payload)
                 self._link.flush()
-        except MemoryError as error:
+        except (MemoryError, PayloadTooLargeError) as error:
             channel.error = error
         if not self._link.congested:  # JOURNAL-3
             self._journal.reset()
@@ -95,7 +95,7 @@ class Channel:
         clock: ValueClock | None,
     ) -> None:
         self.count = 0  # values that were sent
-        self.error: MemoryError | None = None  # STREAM-7
+        self.error: Exception | None = None  # STREAM-7
         self.chunk_id = chunk_id
         self.clock = clock  # if it has a time limit
         self._loop = loop
