@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import pickle
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -72,6 +75,33 @@ async def test_a_map_of_low_priority_ends_though_the_line_is_never_empty() -> No
         assert not high.done()
         await meeting.release_all(3)
         assert await high == ["go"] * 3
+
+
+@pytest.mark.row("H175")
+async def test_a_map_over_two_queues_ends_though_neither_has_room(make: Callable[..., Any]) -> None:
+    async with Meeting() as meeting, Pool(2, queuecount=2, childconcurrency=1) as pool:
+        results = pool.starmap(workload.meet, make((meeting.port, "first")))
+        arrival = await meeting.next()
+        blockers = [pool.apply(workload.meet, (meeting.port, at)) for at in range(4)]
+        await meeting.next()
+        arrival.release()
+        assert await results == ["go"]
+        assert not any(call.done() for call in blockers)
+        pool.terminate()
+        await asyncio.gather(*blockers, return_exceptions=True)
+
+
+@pytest.mark.row("H187")
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_an_endless_input_of_what_cannot_be_sent_leaves_the_loop_alive(queues: int) -> None:
+    async with Pool(queues, queuecount=queues) as pool:
+        endless = (threading.Lock() for _ in itertools.count())
+        results = pool.map(workload.identity, endless)
+        with pytest.raises(pickle.PicklingError, match="item 0"):
+            await results
+        assert await pool.apply(workload.two) == 2
+        results.cancel()
+        assert await pool.map(workload.double, iter([1, 2])) == [2, 4]
 
 
 @pytest.mark.row("H175")

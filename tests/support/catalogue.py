@@ -198,6 +198,7 @@ ROWS = {
     "H184": "a message of a cluster that found no memory leaves nothing of itself behind",
     "H185": "a frame that is not sent takes back no segment that another has lent",
     "H186": "user code within the codec finds no sequence with holes, and may empty its own",
+    "H187": "an endless input of which nothing can be sent leaves the loop to others",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -668,7 +668,7 @@ class Job:
                 self._fail_input(self.source.error)
             self._finish()
             return
-        if self._settled == self._taken and not self._is_bounded and self.router is None:
+        if self._settled == self._taken and not self._is_bounded:
             self._look_for_end_soon()
         if self._waiters or self._waiters_for_all:
             self._wake(settled)

@@ -308,7 +308,7 @@ class Queue:
                 handles, items = source.take(room)
                 if not handles:
                     break
-                room -= self._send_chunk(worker, source, handles, items)
+                room -= self._send_chunk(worker, source, handles, items) or 1  # it may never end
                 if credit.bytes >= MOST_BYTES:  # CREDIT-5
                     room = min(
                         room,
@@ -323,6 +323,8 @@ class Queue:
         source.queued = source.left != 0 and bool(handles)
         if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)
+            if not worker.chunks:  # no report will come: nothing could be pickled
+                self._dispatch_soon()
         return True
 
     def _scale(self, worker: PoolWorker, source: TaskSource, left: int | None) -> float:
