@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from test_job import job_of
 
 import workload
 from aiomultiprocess import PoolTerminatedError, Progress, _accel
+from aiomultiprocess._parent.completions import CompletionLog
 from aiomultiprocess._parent.functions import FunctionTable
 from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.sources import source_of
@@ -123,3 +126,30 @@ async def test_what_is_added_wakes_as_many_steps_as_it_serves() -> None:
     assert [steps[0].result(), steps[2].result(), await one.next()] == [4, 1, 2]
     assert not one.is_waiting
     job.cancel()
+
+
+@pytest.mark.row("H188")
+async def test_a_step_that_was_cancelled_keeps_no_reader_alive() -> None:
+    job = job_of([0, 1])
+    job.take(2)
+    reader = job.add_completion_reader()
+    gone = weakref.ref(reader)
+    steps = [asyncio.ensure_future(reader.next()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for step in steps:
+        step.cancel()
+    await asyncio.wait(steps)
+    del reader, step, steps
+    gc.collect()  # the tracebacks of the cancellations
+    assert gone() is None
+
+
+async def test_few_large_results_of_a_log_are_dropped_and_many_small_ones_together() -> None:
+    log = CompletionLog(asyncio.get_running_loop())
+    log.add(range(10))
+    assert log.drop(5, None) == [0, 1, 2, 3, 4]
+    log.add(range(10, 1000))
+    assert log.drop(5, None) == []
+    assert log.drop(0, None) == []
+    assert len(log.drop(500, None)) == 500
+    assert log[505] == 505

@@ -121,6 +121,44 @@ async def test_steps_of_several_tasks_share_an_iterator_though_some_are_cancelle
         assert sorted(ended) == ["0", "1", "2", "3"]
 
 
+@pytest.mark.row("H188")
+async def test_a_map_is_cancelled_when_the_only_step_that_waits_for_it_is() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1)
+        results = pool.starmap(workload.meet, [(meeting.port, at) for at in range(3)])
+        (await meeting.first(3))[0].release()
+        first = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(read_on(results, first))
+        del results
+        assert await first == "go"
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        pool.close()
+        await pool.join()  # for ever, if the map were not cancelled
+
+
+async def read_on(results: Any, first: asyncio.Future[Any]) -> None:
+    async for value in results.as_completed():
+        first.set_result(value)
+
+
+async def test_a_step_that_waits_when_its_iterator_is_closed_gets_its_result_and_its_index() -> (
+    None
+):
+    async with Meeting() as meeting, Pool(1) as pool:
+        results = pool.starmap(workload.meet, [(meeting.port, at) for at in range(3)])
+        held = {arrival.token: arrival for arrival in await meeting.first(3)}
+        iterator = results.as_completed(with_index=True)
+        step = asyncio.ensure_future(anext(iterator))
+        await asyncio.sleep(0)
+        await iterator.aclose()
+        held["2"].release("two")
+        assert await step == (2, "two")
+        assert iterator.index == 2
+        results.cancel()
+
+
 async def test_aclose_ends_an_iterator() -> None:
     async with Pool(1) as pool:
         iterator = pool.map(workload.double, range(5)).as_completed()

@@ -389,3 +389,26 @@ async def test_an_empty_share_that_stands_in_line_keeps_no_result() -> None:
         assert await long == ["go"]
         assert await pool.map(workload.identity, [1, frozenset()]) == [1, frozenset()]
         assert not queue._sources
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_an_input_may_terminate_the_pool_while_a_share_is_served(kept: bool) -> None:
+    pool = Pool(2, queuecount=2)
+
+    def items() -> Iterator[int]:
+        yield from range(40)
+        pool.terminate()
+        yield from range(40, 100)
+
+    async def first_of() -> None:
+        async for _ in pool.map(workload.identity, items()):
+            pass
+
+    if kept:
+        results = pool.map(workload.identity, items())
+        with pytest.raises(PoolTerminatedError):
+            await results
+    else:
+        with pytest.raises(PoolTerminatedError):
+            await first_of()
+    await pool.join()

@@ -199,6 +199,7 @@ ROWS = {
     "H185": "a frame that is not sent takes back no segment that another has lent",
     "H186": "user code within the codec finds no sequence with holes, and may empty its own",
     "H187": "an endless input of which nothing can be sent leaves the loop to others",
+    "H188": "a step of as_completed that is cancelled keeps neither its reader nor its map",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -18,7 +18,7 @@ COMPLETION-3  For an unbounded input the job drops the first indices of the log 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, Protocol
@@ -59,7 +59,8 @@ class CompletionLog:
         self._order: list[int] = []
         self._rest = range(0)
         self._loop = loop
-        self._waiters: dict[CompletionReader, deque[asyncio.Future[None]]] = {}
+        # the steps that wait, of each reader; a dict, as one that is cancelled leaves at once
+        self._waiters: dict[CompletionReader, OrderedDict[asyncio.Future[None], None]] = {}
 
     def __len__(self) -> int:
         """How many were added, with those that were dropped."""
@@ -91,37 +92,45 @@ class CompletionLog:
             self._wake_steps(reader, count)
 
     def _wake_steps(self, reader: CompletionReader, count: int) -> None:
-        steps = self._waiters.get(reader, ())
+        steps = self._waiters.get(reader)
         while steps and count:
-            future = steps.popleft()
-            if not future.done():  # else it was cancelled
+            future, _ = steps.popitem(last=False)
+            if not future.done():  # else it was cancelled, and has not left yet
                 future.set_result(None)
                 count -= 1
         if not steps:
             self._waiters.pop(reader, None)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a step waits, also one of a reader that was closed."""
+        return bool(self._waiters)
 
     async def wait(self, reader: CompletionReader) -> None:
         """Wait until more is added, or the job is done."""
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError(ANOTHER_LOOP)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.setdefault(reader, deque()).append(future)
+        self._waiters.setdefault(reader, OrderedDict())[future] = None
         try:
             await future
         except BaseException:
-            if future.done() and not future.cancelled():  # it was woken, and does not look
-                self._wake_steps(reader, 1)
+            woken = future.done() and not future.cancelled()  # and does not look
+            if reader in self._waiters:
+                self._waiters[reader].pop(future, None)
+            self._wake_steps(reader, int(woken))
             raise
 
     def drop(self, count: int, below: int | None) -> list[int]:
         """Drop up to `count` of the first indices, before the first that is not below `below`.
 
-        None if these are fewer than `FEWEST`: each time costs a move of all that stay.
+        None if these are fewer than `FEWEST`, and few of all: each time costs a move of those that
+        stay.
         """
         if below is not None:
             first = enumerate(islice(self._order, max(count, 0)))
             count = next((at for at, index in first if index >= below), count)
-        if count < FEWEST:
+        if count <= 0 or (count < FEWEST and FEWEST * count < len(self._order)):
             return []
         read = self._order[:count]
         del self._order[:count]

@@ -131,7 +131,12 @@ class CompletionIterator(ResultIterator[R]):
         super()._close()
 
     async def __anext__(self) -> R:
-        result = await super().__anext__()
+        reader = self._reader
+        try:
+            result = await super().__anext__()
+        finally:
+            if self._reader is None and isinstance(reader, CompletionReader):
+                self._last = reader.last  # it was closed while this step waited
         if self._with_index:
             return self.index, result  # type: ignore[return-value]
         return result

@@ -536,15 +536,18 @@ class Job:
             if any(isinstance(reader, CompletionReader) for reader in self._readers):
                 self._drop_logged(self._log, count)
                 return
+            if self._log.is_awaited:
+                return
             self._log = None  # no other reader can begin: results are dropped
         # the last step of a closed reader may call this when no reader is left: nothing is dropped
         begin = self._dropped
         slowest = min((reader.index for reader in self._readers), default=begin)
-        end = min(begin + count, slowest)
+        end = min(begin + count, slowest, self._taken)  # the error of the input has no place
         if end <= begin:
             return
         unread = self._unread()
-        first = min(min(unread, default=end), end)
+        first = max(min(unread, default=end), self._base)
+        first = min(first, end)
         for index in range(max(first, begin), end):  # their places stay, as an older one does
             if index not in unread:
                 self._values[index - self._base] = DROPPED

@@ -181,7 +181,12 @@ class RetryQueue:
         """The retry task that a worker runs now, if it can run one alone (RETRY-2)."""
         if not self.line or worker.chunks or worker.leaving or worker.link.congested:
             return None
-        return self.line.popitem(last=False)[0]
+        while self.line:
+            retry_task, _ = self.line.popitem(last=False)
+            if not retry_task.gave_up(retry_task.handle):
+                return retry_task
+            self.give_up(retry_task)  # it was cancelled in this turn (ENGINE-4)
+        return None
 
     def claim(self, worker: PoolWorker, workers: Sequence[PoolWorker]) -> bool:
         """Whether `worker`, one of the queue's `workers`, is kept free of other work.

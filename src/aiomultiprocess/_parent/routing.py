@@ -22,7 +22,9 @@ ROUTING-3  A share that has no task when its queue asks for some leaves the line
     is known to have none (`_dry`). Nothing is offered while a share gives tasks: what that runs
     could raise, and the tasks would be lost. It is done in the next turn.
 ROUTING-4  A job keeps its router, and that its shares; the references back are weak. So results are
-    freed with the last reference to them, though an empty share may still stand in line.
+    freed with the last reference to them, though an empty share may still stand in line. The engine
+    keeps the job until its last task is settled, unless the pool is terminated: user code may do
+    that while a share is served, and what the share holds then is given up.
 """
 
 from __future__ import annotations
@@ -80,59 +82,69 @@ class RoutedTasks:
     def take(self, n: int) -> tuple[Handles, list[Any]]:
         n = min(n, self._step)
         self._fill(n)
+        if self._is_over():
+            self.waiting.clear()
+            return (), []
         pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
         if pairs:
             self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
             self._last = len(pairs)
-            self._live_router.note_taken()
+            self._note_taken()
         return [index for index, _ in pairs], [item for _, item in pairs]
 
     def put_back(self, handles: Handles, items: list[Any]) -> None:
-        if self._live_job.cancelled:
-            self._live_router.drop(handles, items)
+        job, router = self._job(), self._router()
+        if job is None or router is None:
+            return
+        if job.cancelled:
+            router.drop(handles, items)
             return
         self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
         self.waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def retries_of(self, handle: int) -> int:
-        return self._live_job.retries_of(handle)
+        job = self._job()
+        return 0 if job is None else job.retries_of(handle)
 
     def gave_up(self, handle: int) -> bool:
-        return self._live_job.gave_up(handle)
+        job = self._job()
+        return job is None or job.gave_up(handle)
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
-        job, router = self._live_job, self._live_router
+        job, router = self._job(), self._router()
+        if job is None or router is None:
+            return
         job.deliver(handles, values, size)
         for index in handles:
             router.complete(index)
 
     def fail(self, handle: int, error: BaseException, size: int = 0) -> None:
-        job, router = self._live_job, self._live_router
+        job, router = self._job(), self._router()
+        if job is None or router is None:
+            return
         job.fail(handle, error, size)
         router.complete(handle)
 
     def fail_all(self, error: BaseException) -> None:
         self.waiting.clear()
-        self._live_job.fail_all(error)
+        job = self._job()
+        if job is not None:
+            job.fail_all(error)
 
     def _fill(self, n: int, *, look: bool = False) -> None:
         router = self._router()
         if router is not None and len(self.waiting) < n:
             router.fill(self, n, look=look)
 
-    @property
-    def _live_job(self) -> Job:
-        """The job, which the engine keeps until its last task is settled."""
+    def _is_over(self) -> bool:
+        """Whether the job was given up: reading its input may have ended the pool (JOB-6)."""
         job = self._job()
-        assert job is not None
-        return job
+        return job is None or job.is_given_up
 
-    @property
-    def _live_router(self) -> Router:
-        """The router, which the job keeps."""
+    def _note_taken(self) -> None:
         router = self._router()
-        assert router is not None
-        return router
+        if router is not None:
+            router.note_taken()
 
 
 class Router:
