@@ -143,9 +143,7 @@ async def read_on(results: Any, first: asyncio.Future[Any]) -> None:
         first.set_result(value)
 
 
-async def test_a_step_that_waits_when_its_iterator_is_closed_gets_its_result_and_its_index() -> (
-    None
-):
+async def test_a_step_that_waits_when_its_iterator_is_closed_gets_result_and_index() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
         results = pool.starmap(workload.meet, [(meeting.port, at) for at in range(3)])
         held = {arrival.token: arrival for arrival in await meeting.first(3)}
