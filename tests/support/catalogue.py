@@ -200,6 +200,9 @@ ROWS = {
     "H186": "user code within the codec finds no sequence with holes, and may empty its own",
     "H187": "an endless input of which nothing can be sent leaves the loop to others",
     "H188": "a step of as_completed that is cancelled keeps neither its reader nor its map",
+    "H189": "a shared object can be read on a kernel that maps no sealed file with MAP_SHARED",
+    "H214": "what runs or waits beside a shared object that is released holds it only if it has it",
+    "H215": "a function by value that was collected leaves the shared objects that it had",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

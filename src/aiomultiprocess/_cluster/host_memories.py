@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,11 +34,15 @@ class HostMemories:
         self._numbers: set[int] = set()
 
     def share(self, number: int, fd: int) -> tuple[HostMemories, ...]:
-        """Send a shared object to the host, unless that has it; itself if so. OSError."""
+        """Send a shared object to the host, unless that has it; itself if so. OSError.
+
+        HOSTMEMORIES-1.
+        """
         if number in self._numbers:
             return ()
-        content = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ))  # HOSTMEMORIES-1
-        self._stream.send(0, SHARE, chunk_id=number, segments=[content], owned=True)
+        from .._transport.shared_objects import mapped  # here: few pools need it
+
+        self._stream.send(0, SHARE, chunk_id=number, segments=[mapped(fd)], owned=True)
         self._numbers.add(number)
         return (self,)
 

@@ -154,9 +154,17 @@ class CallQueue:
             if call.done():
                 self._drop(call)
 
-    def calls_unsettled(self) -> list[asyncio.Future[Any]]:
-        """The calls that have no result yet."""
-        return [call for call in list(self._open) if not call.done()]  # in any thread
+    def last_unsent(self, made: float) -> asyncio.Future[Any] | None:
+        """The last call that waits, as sharing.py asks for it: each may have any memory."""
+        return self._waiting[-1][0] if self._waiting else None
+
+    def unsent_until(self, last: asyncio.Future[Any]) -> asyncio.Future[Any] | None:
+        """The calls before `last` are sent before it, unless it is cancelled."""
+        if not self._waiting:
+            return None
+        if last.cancelled():
+            return self._waiting[-1][0]
+        return None if last.done() or self._open.get(last) is not None else last
 
     @property
     def unsettled(self) -> int:

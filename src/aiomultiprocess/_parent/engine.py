@@ -35,7 +35,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from enum import Enum
 from functools import partial
 from multiprocessing import util
@@ -104,7 +104,9 @@ class Engine:
         self.queues: dict[QueueID, Queue] = {}
         self.options = options
         self.supervisor = self.supervisor_class(loop, options, channels, self.queues, self)
-        self.functions = FunctionTable(_accel.dumps, options.choice, self._retire)
+        self.functions = FunctionTable(
+            _accel.dumps, options.choice, self._retire, self._retire_dead_soon
+        )
         self._choice = options.choice
         self._resizer = Resizer(self.supervisor, scheduler)
         self._channels = channels
@@ -121,7 +123,7 @@ class Engine:
         self._reason: BaseException | None = None
         self._pid = os.getpid()
         self._gone = asyncio.Event()
-        self._holding: Holding | None = None
+        self._holding = Holding()
         self._start_holds = options.shared
         self.at_end: Callable[[], object] | None = None  # for the pool's monitor
         sharing.add_engine(self)
@@ -138,6 +140,7 @@ class Engine:
                 kind = self.queue_class
                 queue = (preparing(kind) if self._choice.prepares else kind)(self.loop)
                 queue.choice, queue.threads = self._choice, self.options.threads
+                queue.holding = self._holding
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
@@ -422,6 +425,7 @@ class Engine:
             for queue in self.queues.values():
                 queue.drop(jobs)
             self._cancel_chunks(jobs)
+        self._holding.drop_sent()
         workers, self._to_flush = self._to_flush, set()
         for worker in workers:
             worker.link.flush()
@@ -447,6 +451,11 @@ class Engine:
             for calls in [calls for calls in queue.calls.values() if calls.function is function]:
                 calls.pool_closes()
             queue.drop_function(None, function)
+
+    def _retire_dead_soon(self) -> None:
+        """In any thread: functions by value were collected."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self.functions.retire_dead)
 
     def on_more(self, job: Job) -> None:
         """A job that had nothing to take may have more now."""
@@ -498,8 +507,7 @@ class Engine:
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
         self._open.discard(source)
-        if self._holding is not None:
-            self._holding.settled(source)
+        self._holding.settled(source)
         if not source.function.permanent:
             source.function.shared = ()
         for queue in self.queues.values():
@@ -507,10 +515,20 @@ class Engine:
         self._check_finished()
 
     def hold(self, memory: object) -> None:
-        """Hold the memory of a shared object that was released for the tasks that may have it."""
-        if self._holding is None:
-            self._holding = Holding()
-        self._holding.hold(memory, list(self._open))
+        """Hold the memory of a shared object that was released for the tasks that may have it.
+
+        In any thread. In the next turn of the loop, as this one may be about to send some of them.
+        """
+        if not self._open:
+            return
+        if loops.running_loop() is self.loop:
+            self.loop.call_soon(self._hold, memory)
+            return
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._hold, memory)
+
+    def _hold(self, memory: object) -> None:
+        self._holding.hold(memory, self._open)
 
     def _assign(self, router: Router, item: Any) -> tuple[TaskID, RoutedTasks]:
         tid = TaskID(next(self._task_ids))
@@ -601,7 +619,7 @@ class Engine:
         """All workers are gone: nothing is needed for them any more."""
         self._channels.close()
         self._start_holds.clear()
-        self._holding = None
+        self._holding.sources.clear()
         if self.at_end is not None:
             self.at_end()
 

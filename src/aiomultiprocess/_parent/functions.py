@@ -69,11 +69,16 @@ class FunctionTable:
         dumps: Callable[[object], bytes],
         choice: Choice = PICKLE_ALONE,
         retire: Callable[[Function], object] = lambda function: None,
+        on_dead: Callable[[], object] = lambda: None,
     ) -> None:
-        """`retire` is called for a function by value that no later call can name."""
+        """`retire` is called for a function by value that no later call can name.
+
+        `on_dead` is called, in any thread, when one was collected; it has `retire_dead` called.
+        """
         self._dumps = dumps
         self._choice = choice
         self._retire = retire
+        self._on_dead = on_dead
         self._by_value: dict[int, tuple[weakref.ref[Any], Function]] = {}
         # of functions that were collected, in any thread; with their keys in `_by_value`
         self._dead: list[tuple[int, Function]] = []
@@ -112,20 +117,29 @@ class FunctionTable:
 
         known[key] = weakref.ref(func, drop), function
 
-    def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
+    def retire_dead(self) -> None:
+        """Retire the functions by value that were collected: their state may be large."""
         while self._dead:
             key, dead_function = self._dead.pop()
             self._retire(dead_function)
             if self._by_value.get(key, (None, None))[1] is dead_function:
                 del self._by_value[key]
+
+    def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
+        self.retire_dead()
         ref, known = self._by_value.get(id(func), (None, None))
         if known is not None:
             if ref is not None and ref() is func and known.payload == payload:
                 return known
             self._retire(known)
         function = Function(next(self._ids), func, payload)
-        key, dead = id(func), self._dead.append
-        self._by_value[key] = weakref.ref(func, lambda _: dead((key, function))), function
+        key, dead, on_dead = id(func), self._dead.append, self._on_dead
+
+        def die(_: object) -> None:
+            dead((key, function))
+            on_dead()
+
+        self._by_value[key] = weakref.ref(func, die), function
         return function
 
     def _pickle(self, func: Callable[..., Any]) -> tuple[bytes, bool]:

@@ -45,10 +45,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
@@ -82,6 +84,9 @@ class Routing(Protocol):
 
     def route(self, n: int) -> None:
         """Take up to `n` more tasks from the job, and give each to its queue."""
+
+    def waits_before(self, index: float) -> bool:
+        """Whether a task before this index was given to a queue and not sent."""
 
     def complete_all(self) -> None:
         """Report to the scheduler that all tasks have ended."""
@@ -155,6 +160,7 @@ class Job:
         self._marked = False  # JOB-9
         self._lost: int | None = None  # the first result that was dropped
         self._pool_closes = False
+        self._submitted = monotonic()
         self._loop = loop
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}  # for results, by index
         self._waiters_for_all: dict[asyncio.Future[None], None] = {}
@@ -243,6 +249,23 @@ class Job:
             del self._values[handles.start - self._base :]
             return
         self._returned.extendleft(reversed(list(zip(handles, items, strict=True))))
+
+    def last_unsent(self, made: float) -> float | None:
+        """The end of the tasks that sharing.py asks for: an index, or infinity."""
+        if made <= self._submitted:
+            return self.unsent_until(math.inf)
+        if self._is_bounded:  # it was copied before
+            return None
+        return self.unsent_until(self._taken + self.source.at_hand(0))
+
+    def unsent_until(self, last: float) -> float | None:
+        """`last` while tasks before this index are in the input, or here, or wait in queues."""
+        if self.is_given_up:
+            return None
+        waits = self._taken < last and not self.source.exhausted
+        waits = waits or (bool(self._returned) and self._returned[0][0] < last)
+        waits = waits or (self.router is not None and self.router.waits_before(last))
+        return last if waits else None
 
     def retries_of(self, handle: int) -> int:
         return 0 if self.cancelled else self.options.retries

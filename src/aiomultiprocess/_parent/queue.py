@@ -64,7 +64,7 @@ from .functions import Function
 from .recovery import count_taken, decode_rest, recover_results, take_results
 from .retry import RetryQueue, RetryTask
 from .serializers import PICKLE_ALONE
-from .sharing import pass_collected, pass_to
+from .sharing import Holding, pass_collected, pass_to
 
 if TYPE_CHECKING:
     from .line import Line
@@ -101,6 +101,7 @@ class Queue:
         self.calls: dict[Hashable, CallQueue] = {}  # by their `key`
         self.retry_queue = RetryQueue()
         self.counts = TaskCounts()
+        self.holding = Holding()  # of the engine, which sets it
         self._sources: deque[TaskSource] | Line[TaskSource] = deque()
         self._loop = loop
         self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
@@ -203,6 +204,8 @@ class Queue:
                     break
             if self._call_backlog:
                 self._let_calls_overtake(worker)
+            if self.holding.sources:
+                self.holding.drop_sent()
             if worker.credit.spent:
                 worker.leave()
         worker.link.flush()
@@ -374,7 +377,7 @@ class Queue:
         except KeyboardInterrupt:
             owner.put_back(handles, items)
             raise
-        except (MemoryError, OSError, RuntimeError, PayloadTooLargeError) as refusal:  # of pass_to
+        except (MemoryError, OSError, ImportError, RuntimeError, PayloadTooLargeError) as refusal:
             return self._send_alone(worker, owner, handles, items, refusal)
         rest = whole = None
         if count != total:
@@ -579,6 +582,7 @@ class Queue:
         owner, end = chunk.owner, offset + count
         worker.credit.take_back(count, owner.function.id, 0 if chunk.left else chunk.size)
         owner.put_back(chunk.handles[offset:end], chunk.items[offset:end])
+        self.holding.hold_again(chunk)
         self._line_up_first(owner)
         self._dispatch_soon()
 
@@ -622,7 +626,7 @@ class Queue:
                     continue
                 why = "" if deadlines is None else deadlines.why_killed
                 error = explain_loss(owner, handle, worker, why)
-                self.retry_queue.lose(owner, handle, chunk.items[at], error)
+                self.retry_queue.lose(owner, handle, chunk.items[at], error, chunk.shared)
 
     def _put_back_unstarted(self, chunk: Chunk, started: int) -> None:
         """Return what a dead worker had not started; its source is served next."""
@@ -631,6 +635,7 @@ class Queue:
             return
         owner = chunk.owner
         owner.put_back([chunk.handles[at] for at in rest], [chunk.items[at] for at in rest])
+        self.holding.hold_again(chunk)
         self._line_up_first(owner)
 
     def _line_up_first(self, owner: TaskOwner) -> None:
@@ -662,7 +667,7 @@ class PreparingQueue(Queue):
     ) -> int:
         try:
             prepared = list(map(self.choice.prepared, items))
-        except KeyboardInterrupt:  # as in the base class
+        except BaseException:  # as in the base class; none but an interrupt is expected
             owner.put_back(handles, items)
             raise
         return super()._send_chunk(worker, owner, handles, prepared)

@@ -60,6 +60,7 @@ class RetryTask:
         "_losses",
         "_owner",
         "_retry_queue",
+        "_shared",
         "function",
         "handle",
         "item",
@@ -67,7 +68,14 @@ class RetryTask:
         "options",
     )
 
-    def __init__(self, retry_queue: RetryQueue, owner: TaskOwner, handle: Any, item: Any) -> None:
+    def __init__(
+        self,
+        retry_queue: RetryQueue,
+        owner: TaskOwner,
+        handle: Any,
+        item: Any,
+        shared: tuple[Any, ...] = (),
+    ) -> None:
         self.function = owner.function
         self.mode = owner.mode
         self.options = owner.options
@@ -76,6 +84,7 @@ class RetryTask:
         self._owner = owner
         self._losses = 0
         self._retry_queue = retry_queue
+        self._shared = shared  # memories of shared objects that its item may have (HOLD-1)
 
     def retries_of(self, handle: Any) -> int:
         """How many more times it may lose its worker and run again (RETRY-1)."""
@@ -159,8 +168,18 @@ class RetryQueue:
         self._deaths_before_start = 0
         return True
 
-    def lose(self, owner: TaskOwner, handle: Any, item: Any, error: BaseException) -> None:
-        """Let a lost task run again in another worker, or end it with `error` (RETRY-1)."""
+    def lose(
+        self,
+        owner: TaskOwner,
+        handle: Any,
+        item: Any,
+        error: BaseException,
+        shared: tuple[Any, ...] = (),
+    ) -> None:
+        """Let a lost task run again in another worker, or end it with `error` (RETRY-1).
+
+        `shared` are the memories of shared objects that were sent with it.
+        """
         if owner.retries_of(handle) <= 0:
             if owner.gave_up(handle):  # COUNTS-1
                 self.cancelled += 1
@@ -168,7 +187,9 @@ class RetryQueue:
                 self.lost += 1
             owner.fail(handle, error)
             return
-        retry_task = owner if isinstance(owner, RetryTask) else RetryTask(self, owner, handle, item)
+        retry_task = (
+            owner if isinstance(owner, RetryTask) else RetryTask(self, owner, handle, item, shared)
+        )
         self.retried += 1
         self.unsettled.add(retry_task)
         if retry_task.mode is Mode.APPLY:

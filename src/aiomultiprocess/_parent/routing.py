@@ -329,6 +329,10 @@ class Router:
         share.waiting.append((index, item))
         return share
 
+    def waits_before(self, index: float) -> bool:
+        """Whether a share has a task before this index that was not sent."""
+        return any(share.waiting and share.waiting[0][0] < index for share in self.shares.values())
+
     def complete(self, index: int) -> None:
         """Report to the scheduler that a task has ended."""
         if index in self._ids:  # else the scheduler has ended the pool: see complete_all

@@ -5,20 +5,27 @@ have pickled contained a shared object, and the engine when it may hold one that
 _transport/shared_objects.py has the memory.
 
 HOLD-1  A chunk, a function and the options of a pool hold what was pickled with them, until the
-    chunk is reported, the function is dropped, or the pool ends. A task that waits holds the
-    `Shared` object itself; if that is released meanwhile, each task of an engine that is not
-    settled by then holds the memory, as any of them may have it.
+    chunk is reported, the function is dropped, or the pool ends. A retry task holds what the chunk
+    did in which it was lost.
+HOLD-2  A task that was not sent has the `Shared` object itself. If that is released meanwhile, the
+    memory is held for the tasks that may have it, until they are sent: for all calls and streams
+    that wait, and of a map for all its items if it was submitted after the memory was made, else
+    for those that were read of an iterator. What runs at the release holds nothing that it was not
+    sent, so that one that runs for ever keeps nothing.
+HOLD-3  What goes back unsent to its source from a chunk is held as by HOLD-2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .._transport.link import Link
 from .._wire import sharing
-from .calls import CallQueue
+
+if TYPE_CHECKING:
+    from .chunk import Chunk
 
 
 def pass_collected(link: Link) -> tuple[Any, ...]:
@@ -67,25 +74,52 @@ def note_fork(link: Link, held: list[tuple[Any, ...]], *, holds: bool) -> None:
         held.append(memories)
 
 
+class Source(Protocol):
+    """What is asked of a source of tasks: a map, a stream, or the calls of a function."""
+
+    def last_unsent(self, made: float) -> Any:
+        """What stands for the last task that was not sent, of those that may have a memory.
+
+        None if there is no such task. `made` is when the memory was made, by the monotonic clock.
+        """
+
+    def unsent_until(self, last: Any) -> Any:
+        """`last`, or what replaces it, while tasks up to there were not sent; else None."""
+
+
 class Holding:
-    """What the tasks of one engine hold of what its user has released (HOLD-1)."""
+    """What the tasks of one engine hold of what its user has released (HOLD-2)."""
 
     def __init__(self) -> None:
-        self._held: dict[Any, list[Any]] = {}  # by the source of the tasks
+        #: By the source of tasks: memories, each with the task that it is held for at the longest.
+        self.sources: dict[Source, deque[tuple[Any, Any]]] = {}
 
-    def hold(self, memory: Any, sources: list[Any]) -> None:
-        """Hold a memory for the tasks of these sources."""
+    def hold(self, memory: Any, sources: Iterable[Source]) -> None:
+        """Hold a memory for the tasks of these sources that were not sent."""
         for source in sources:
-            if not isinstance(source, CallQueue):
-                self._held.setdefault(source, []).append(memory)
-                continue
-            for call in source.calls_unsettled():
-                call.add_done_callback(partial(_drop, memory))  # which holds it
+            last = source.last_unsent(memory.made)
+            if last is not None:
+                self.sources.setdefault(source, deque()).append((last, memory))
+
+    def hold_again(self, chunk: Chunk) -> None:
+        """HOLD-3: tasks of a chunk went back to their source."""
+        origin = chunk.owner.origin
+        if origin is not None:
+            for memory in chunk.shared:
+                self.hold(memory, [cast("Source", origin)])
+
+    def drop_sent(self) -> None:
+        """Tasks were sent, or were given up: drop what is held for none that waits."""
+        for source, held in list(self.sources.items()):
+            while held:
+                last, memory = held[0]
+                held[0] = source.unsent_until(last), memory
+                if held[0][0] is not None:
+                    break
+                del held[0]
+            if not held:
+                self.sources.pop(source, None)
 
     def settled(self, source: Any) -> None:
         """All tasks of a source are settled."""
-        self._held.pop(source, None)
-
-
-def _drop(memory: object, call: object) -> None:
-    """A call that held a memory is done."""
+        self.sources.pop(source, None)

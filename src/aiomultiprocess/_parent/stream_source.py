@@ -112,6 +112,14 @@ class StreamSource:
         else:
             [self._item] = items
 
+    def last_unsent(self, made: float) -> StreamSource | None:
+        """Itself while it waits, as sharing.py asks for it."""
+        return None if self._item is None else self
+
+    def unsent_until(self, last: StreamSource) -> StreamSource | None:
+        """The same."""
+        return self.last_unsent(0)
+
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
         """Record the chunk in which the task travels."""
         self._chunk = chunk

@@ -33,6 +33,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from struct import Struct, pack, unpack_from
 from typing import Any, Final, Generic, TypeVar
@@ -91,6 +92,7 @@ class Memory(Links):
         # no other process makes the same: workers may have memories of several
         self.number = FIRST | int.from_bytes(os.urandom(7), "big")
         self.size = size
+        self.made = time.monotonic()
         self._fd = fd
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -355,7 +357,7 @@ def _layout(pickled: int, sizes: list[int]) -> tuple[list[int], int]:
 
 def load(fd: int) -> Any:
     """Map the memory, and unpickle what is in it (OBJECT-3)."""
-    view = memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_READ, **_ONE_DESCRIPTOR))
+    view = mapped(fd)
     pickled, count = _HEAD.unpack_from(view)
     fields = unpack_from(f"<{2 * count}Q", view, _HEAD.size)
     begin = _HEAD.size + 16 * count
@@ -363,6 +365,18 @@ def load(fd: int) -> Any:
         view[place : place + size] for place, size in zip(fields[::2], fields[1::2], strict=True)
     ]
     return pickle.loads(view[begin : begin + pickled], buffers=buffers)
+
+
+def mapped(fd: int) -> memoryview:
+    """The content of a memory, read-only.
+
+    Up to Linux 6.6 a sealed file cannot be mapped with MAP_SHARED, not even to be read: EPERM. A
+    private mapping that cannot be written has the same pages; nothing can change them (OBJECT-1).
+    """
+    if sys.platform == "win32":
+        raise NotImplementedError
+    private = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, **_ONE_DESCRIPTOR)
+    return memoryview(private)
 
 
 def _anonymous_file() -> int:
