@@ -68,7 +68,7 @@ class Link:
 class Worker:
     """What a queue needs of a worker."""
 
-    leaving = False
+    leaving, takes_tasks = False, True
 
     def __init__(self) -> None:
         self.link = Link()

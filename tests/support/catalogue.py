@@ -203,6 +203,7 @@ ROWS = {
     "H189": "a shared object can be read on a kernel that maps no sealed file with MAP_SHARED",
     "H214": "what runs or waits beside a shared object that is released holds it only if it has it",
     "H215": "a function by value that was collected leaves the shared objects that it had",
+    "H228": "a worker that starts late gets no task before it has started if others take tasks",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

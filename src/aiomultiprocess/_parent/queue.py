@@ -30,6 +30,12 @@ QUEUE-8  A worker that retires returns the tasks that it has not started (_worke
     WORKER-11): these count as reported in their chunk, and are served next elsewhere.
 QUEUE-9  A result does not wait for a slow task that runs after its own in the same worker
     (recovery.py). A worker that holds one task has no such result and is not watched.
+QUEUE-10  A worker that replaces another, or comes by a resize, takes tasks once it has started, as
+    long as others of the queue take some. A start may take seconds, or never end, and what was sent
+    to it would wait as long. Of a map, each worker leaves a share for it that gets smaller with
+    what the others report, as they count it as one that holds as much as themselves (QUEUE-6); it
+    is served as soon as it is ready. The first workers of a pool start together, and take tasks
+    from the beginning.
 """
 
 from __future__ import annotations
@@ -120,7 +126,9 @@ class Queue:
         calls.expect(future)
         if not self._sources and not self.retry_queue.unsettled:
             for worker in self.workers:
-                if not worker.chunks and not worker.leaving and not worker.link.congested:
+                if worker.chunks or worker.leaving or worker.link.congested:
+                    continue
+                if worker.takes_tasks or not self._any_takes_tasks():
                     try:
                         self._send_chunk(worker, calls, (future,), [item])
                     except KeyboardInterrupt:  # raised to the caller, who then awaits nothing
@@ -150,7 +158,7 @@ class Queue:
             self._sources.append(source)
         if not self._dispatch_scheduled:
             for worker in self.workers:
-                if not worker.chunks:
+                if not worker.chunks and (worker.takes_tasks or not self._any_takes_tasks()):
                     self.serve(worker)
                     break
             if not self._sources:
@@ -179,6 +187,15 @@ class Queue:
 
             self._sources, self._call_backlog = Line(self._sources), Line(self._call_backlog)
 
+    def _any_takes_tasks(self) -> bool:
+        """Whether there is a worker that takes tasks and does not leave (QUEUE-10)."""
+        return any(worker.takes_tasks and not worker.leaving for worker in self.workers)
+
+    def on_ready(self, worker: PoolWorker) -> None:
+        """A worker has started (QUEUE-10)."""
+        if self._sources or self.retry_queue.unsettled:
+            self.serve(worker)
+
     def _dispatch_soon(self) -> None:
         if not self._dispatch_scheduled:
             self._dispatch_scheduled = True
@@ -194,6 +211,9 @@ class Queue:
 
     def serve(self, worker: PoolWorker) -> None:
         """Send a worker as much as it has credit for."""
+        if not worker.takes_tasks and self._any_takes_tasks():  # QUEUE-10
+            worker.link.flush()
+            return
         if self.retry_queue.unsettled and self._serve_retry(worker):
             if worker.chunks:
                 worker.watch()  # QUEUE-9
@@ -350,7 +370,12 @@ class Queue:
             return room
         if len(self.workers) == 1:
             return room
-        held = [other.credit.in_flight for other in self.workers if not other.leaving]
+        own, some = worker.credit.in_flight, self._any_takes_tasks()
+        held = [
+            other.credit.in_flight if other.takes_tasks or not some else own  # QUEUE-10
+            for other in self.workers
+            if not other.leaving
+        ]
         lacking = sum(top - count for count in held if count < top)
         if left is None:
             left = source.at_hand(min(lacking, LOOK_AHEAD))
@@ -358,7 +383,7 @@ class Queue:
                 return room
         if left >= lacking or not left:  # with none at hand, take() finds out whether more come
             return room
-        return min(room, level_of(held, left) - worker.credit.in_flight)
+        return min(room, level_of(held, left) - own)
 
     def _send_chunk(
         self, worker: PoolWorker, owner: TaskOwner, handles: Handles, items: list[Any]

@@ -219,6 +219,7 @@ class RetryQueue:
         if not self.line or worker.leaving or any(map(runs_retry, workers)):
             return False
         staying = [other for other in workers if not other.leaving]
+        staying = [other for other in staying if other.takes_tasks] or staying  # QUEUE-10
         return worker is min(staying, key=lambda other: other.credit.in_flight)
 
     # -- the end of a retry task ---------------------------------------------------------------

@@ -104,6 +104,7 @@ class Supervisor:
         try:
             index = self._index_for(place)
             worker = self._worker_class(self._options, link, end, index, place)
+            worker.takes_tasks = not self._ever_ready  # QUEUE-10
             queue = self._queues[qid]
             link.start(
                 self._loop,
@@ -197,10 +198,11 @@ class Supervisor:
             raise CorruptHeaderError(f"frame of kind {kind} from a worker")
 
     def _on_ready(self, worker: PoolWorker) -> None:
-        worker.ready = self._ever_ready = True
+        worker.ready = worker.takes_tasks = self._ever_ready = True
         worker.ready_since = self._loop.time()
         self._failed_starts = 0
         self._pause = FIRST_PAUSE
+        self._queues[self.workers[worker]].on_ready(worker)
 
     # -- exits and replacements ----------------------------------------------------------------
 

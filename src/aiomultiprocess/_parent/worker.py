@@ -151,6 +151,7 @@ class PoolWorker(Process):
         self._grace = options.grace
         self.context: bytes | None = None  # the last that was sent (CAPTURE-2)
         self.ready = False
+        self.takes_tasks = True  # before it is ready, too; the supervisor sets it (QUEUE-10)
         self.ready_since = 0.0  # in the loop's time
         self.link_intact = True
         self.leaving = False
