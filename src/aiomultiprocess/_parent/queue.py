@@ -211,10 +211,8 @@ class Queue:
 
     def serve(self, worker: PoolWorker) -> None:
         """Send a worker as much as it has credit for."""
-        if not worker.takes_tasks and self._any_takes_tasks():  # QUEUE-10
-            worker.link.flush()
-            return
-        if self.retry_queue.unsettled and self._serve_retry(worker):
+        starts = not worker.takes_tasks and self._any_takes_tasks()  # QUEUE-10
+        if starts or (self.retry_queue.unsettled and self._serve_retry(worker)):
             if worker.chunks:
                 worker.watch()  # QUEUE-9
             return
