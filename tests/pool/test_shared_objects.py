@@ -320,6 +320,22 @@ async def test_hundreds_of_them_reach_a_worker_at_once_whether_or_not_it_uses_th
         assert await pool.apply(workload.two) == 2
 
 
+# -- in several threads ----------------------------------------------------------------------------
+
+
+@pytest.mark.row("H190")
+async def test_threads_of_a_worker_may_use_objects_for_the_first_time_at_once() -> None:
+    count = 8
+    shared = [share(np.full(10, float(i))) for i in range(count)]
+    for _ in range(3):
+        pool = Pool(1, targets.keep_all, shared, threads=count, childconcurrency=count)
+        async with asyncio.timeout(40), pool:
+            for _ in range(2):
+                assert await pool.map(targets.kept_at_once, range(count)) == [*range(count)]
+            pool.close()
+            await pool.join()  # nothing of the worker is closed twice
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

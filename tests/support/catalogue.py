@@ -204,6 +204,7 @@ ROWS = {
     "H214": "what runs or waits beside a shared object that is released holds it only if it has it",
     "H215": "a function by value that was collected leaves the shared objects that it had",
     "H228": "a worker that starts late gets no task before it has started if others take tasks",
+    "H190": "the threads of a worker may use shared objects for the first time at the same moment",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

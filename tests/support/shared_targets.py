@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import pickle
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -75,6 +76,17 @@ def keep(shared: Shared[Any]) -> None:
 
 def kept_at(index: int) -> float:
     return float(initial[0].value[index])
+
+
+def keep_all(*shared: Shared[Any]) -> None:
+    """An initializer, for as many threads as there are objects."""
+    initial[:] = [*shared, threading.Barrier(len(shared))]
+
+
+def kept_at_once(index: int) -> float:
+    """The first number of a kept object, in a thread, when all threads have come so far."""
+    initial[-1].wait(20)
+    return float(initial[index].value[0])
 
 
 def keep_a_part(shared: Shared[Any]) -> None:

@@ -3,7 +3,7 @@
 Each message is numbers of eight bytes, at most `MOST`, and a descriptor for each. Linux holds some
 280 messages, however long each is, until the other end receives them. A message is there as soon as
 it was sent, so an end that learns of it by a frame receives without waiting. No event loop listens
-to the socket.
+to the socket. Who uses one in several threads holds a lock (endpoint.py, LARGE-1).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DescriptorSocket:
             raise CorruptHeaderError(f"a message of {len(data)} bytes and {len(fds)} descriptors")
         numbers = [number for (number,) in _NUMBER.iter_unpack(data)]
         lacking = [-1] * (len(numbers) - len(fds))
-        self._received = list(zip(numbers, [*fds, *lacking], strict=True))
+        self._received += zip(numbers, [*fds, *lacking], strict=True)
         return self._received.pop(0)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Sequence
 from struct import unpack_from
 from typing import TYPE_CHECKING, Any, Final
@@ -46,11 +47,29 @@ def watch_fd(
 #: What comes over the socket of descriptors: a segment, or from this number on a shared object.
 FIRST_SHARED: Final = 1 << 62
 
+#: LARGE-1. One for all links, as what it guards takes microseconds. Reentrant, as the garbage
+#: collector may close a link while this thread holds it.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread of its parent may have held it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
 
 class LargeBuffers:
     """What travels beside the channel of a link: segments and shared objects, once there are any.
 
     segments.py and shared_objects.py have both; here is what a link has before it needs them.
+
+    LARGE-1  Any thread of a worker may take a shared object, while the loop borrows, lends, drops
+        or closes. So the socket and what has come over it are used under a lock alone, and what a
+        thread receives for another is where that finds it before the lock is released.
     """
 
     def __init__(self, fd: int, limits: Limits) -> None:
@@ -100,16 +119,15 @@ class LargeBuffers:
         self._descriptors().send(*numbered)
 
     def take_shared(self, number: int) -> int:
-        """The descriptor of a shared object that was passed, or -1.
+        """In any thread: the descriptor of a shared object that was passed, or -1.
 
         OSError if this process had no room for the descriptor.
         """
-        if number not in self._shared and self._fd >= 0:
-            pending = []
-            while number not in self._shared and (received := self._receive()) is not None:
-                pending.append(received)
-            self._pending += pending
-        fd = self._shared.get(number)
+        with _lock:
+            if number not in self._shared and self._fd >= 0:
+                while (received := self._receive_next()) is not None:
+                    self._pending.append(received)
+            fd = self._shared.get(number)
         if fd == -1:
             raise OSError(errno.EMFILE, "no descriptor was left for a shared object")
         return -1 if fd is None else fd
@@ -118,14 +136,18 @@ class LargeBuffers:
         """Close the descriptor of a shared object."""
         with contextlib.suppress(OSError):
             self.take_shared(number)
-        fd = self._shared.pop(number, -1)
+        with _lock:
+            fd = self._shared.pop(number, -1)
         if fd >= 0:
             os.close(fd)
 
     def _receive(self) -> tuple[int, int] | None:
-        """The next segment that has come; shared objects that come before it are kept here."""
-        if self._pending:
-            return self._pending.pop(0)
+        """The next segment that has come."""
+        with _lock:
+            return self._pending.pop(0) if self._pending else self._receive_next()
+
+    def _receive_next(self) -> tuple[int, int] | None:
+        """The next segment of the socket; shared objects that come before it are kept here."""
         while (received := self._descriptors().receive()) is not None:
             number, fd = received
             if number < FIRST_SHARED:
@@ -138,24 +160,26 @@ class LargeBuffers:
         return None
 
     def _descriptors(self) -> DescriptorSocket:
-        if self._socket is None:
-            from .descriptor_socket import DescriptorSocket
+        with _lock:  # a second one would close the descriptor of the first
+            if self._socket is None:
+                from .descriptor_socket import DescriptorSocket
 
-            self._socket = DescriptorSocket(self._fd)
-        return self._socket
+                self._socket = DescriptorSocket(self._fd)
+            return self._socket
 
     def close(self) -> None:
         """Drop all segments, and close the socket. Idempotent."""
         global this_end
         if this_end is self:
             this_end = None
-        fd, self._fd = self._fd, -1
         self._lender = self._borrower = None
-        self._close_received()
-        if self._socket is not None:
-            self._socket.close()
-        elif fd >= 0:
-            os.close(fd)
+        with _lock:
+            fd, self._fd = self._fd, -1
+            self._close_received()
+            if self._socket is not None:
+                self._socket.close()
+            elif fd >= 0:
+                os.close(fd)
 
     def _close_received(self) -> None:
         for _, descriptor in (*self._pending, *self._shared.items()):
