@@ -91,6 +91,45 @@ def test_an_uncaught_error_of_a_launch_ends_the_program_with_its_traceback(
     assert [line for line in own if "Too many open files" not in line] == []
 
 
+#: The first large buffer and the first shared object of a pool, when no descriptor is free.
+LATE_PROGRAM = """
+import asyncio, os
+import numpy as np
+import shared_targets as targets
+from aiomultiprocess import Pool, share
+
+async def main():
+    async with Pool(1) as pool:
+        with share(targets.table(1000)) as shared:
+            assert await pool.apply(targets.total, (np.zeros(3),)) == 0
+            held = []
+            try:
+                while True:
+                    held.append(os.dup(0))
+            except OSError:
+                pass
+            assert await pool.apply(targets.total, (np.ones(100_000),)) == 100_000
+            assert await pool.apply(targets.at, (shared, 1)) == 1
+            for fd in held:
+                os.close(fd)
+            assert await pool.apply(targets.total, (np.ones(100_000),)) == 100_000
+
+if __name__ == "__main__":
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+    asyncio.run(main())
+    print("done")
+"""
+
+
+@pytest.mark.row("H191")
+def test_a_parent_without_descriptors_sends_large_data_and_shares(
+    backend: str, tmp_path: Path
+) -> None:
+    script = run_script(tmp_path, LATE_PROGRAM, "-Wignore", within=60)
+    assert script.out == "done\n", script.err
+
+
 @pytest.mark.row("G54")
 @pytest.mark.skipif("shm" not in conftest.BACKENDS, reason="the ring's view")
 def test_a_view_of_a_record_in_a_cycle_is_freed_in_any_order(

@@ -40,6 +40,10 @@ def ignore(*_: object) -> None:
     """An initializer."""
 
 
+def total(array: Any) -> float:
+    return float(array.sum())
+
+
 def at(shared: Shared[Any], index: int) -> float:
     return float(shared.value[index])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -19,7 +20,11 @@ import pytest
 from aiomultiprocess._transport import endpoint
 from aiomultiprocess._transport.descriptor_socket import DescriptorSocket
 from aiomultiprocess._transport.endpoint import FIRST_SHARED, LargeBuffers
+from aiomultiprocess._transport.inline import LocalMemory
 from aiomultiprocess._transport.link import Limits
+from aiomultiprocess._wire.frames import LENT_MIN
+
+LATE = [f"aiomultiprocess._transport.{name}" for name in ("segments", "descriptor_socket")]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no descriptors are passed there")
 
@@ -66,3 +71,31 @@ def test_a_segment_that_a_thread_finds_before_its_shared_object_is_the_loops(
     assert segment is not None
     assert segment[0] == 1
     os.close(segment[1])
+
+
+@pytest.mark.row("H191")
+def test_what_cannot_import_what_it_needs_passes_nothing_and_can_later(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, link = FIRST_SHARED + 5, endpoint.Endpoint(LocalMemory(1), None, ends.parent)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, LATE[1], None)
+        link.share(number, 0)
+        with pytest.raises(OSError, match=r"\[Errno 24\]"):
+            link.pass_shared()
+        assert not link.shared
+        with pytest.raises(OSError, match=r"\[Errno 24\]"):
+            ends.worker.take_shared(number)
+    link.share(number, 0)
+    link.pass_shared()
+    assert ends.worker.take_shared(number) >= 0
+
+
+@pytest.mark.row("H191")
+@pytest.mark.parametrize("late", LATE)
+def test_what_cannot_import_what_it_needs_neither_lends_nor_borrows_and_raises_nothing(
+    ends: Ends, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, late, None)
+    assert ends.parent.lend([memoryview(bytearray(LENT_MIN))]) is None
+    assert ends.worker.borrow(struct.pack("<3Q", 1, 1, LENT_MIN), writable=True) == LENT_MIN

@@ -33,13 +33,16 @@ class DescriptorSocket:
         self._socket.setblocking(False)
         self._received: list[tuple[int, int]] = []  # of the last message, not returned yet
 
-    def send(self, *numbered: tuple[int, int]) -> None:
-        """Send at most `MOST` numbers, each with a copy of a descriptor, in one message.
+    def send(self, *numbered: tuple[int, int]) -> int:
+        """Send numbers, each with a copy of a descriptor, in one message; returns how many.
 
-        OSError if that is not possible now: the other end has not received so many others.
+        These are the first, at most `MOST`. OSError if that is not possible now: the other end has
+        not received so many others.
         """
-        numbers = b"".join(_NUMBER.pack(number) for number, _ in numbered)
-        _socket.send_fds(self._socket, [numbers], [fd for _, fd in numbered])
+        first = numbered[:MOST]
+        numbers = b"".join(_NUMBER.pack(number) for number, _ in first)
+        _socket.send_fds(self._socket, [numbers], [fd for _, fd in first])
+        return len(first)
 
     def receive(self) -> tuple[int, int] | None:
         """The next number and its descriptor, which the caller owns; None if there is none.

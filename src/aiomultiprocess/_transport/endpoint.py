@@ -70,6 +70,9 @@ class LargeBuffers:
     LARGE-1  Any thread of a worker may take a shared object, while the loop borrows, lends, drops
         or closes. So the socket and what has come over it are used under a lock alone, and what a
         thread receives for another is where that finds it before the lock is released.
+    LARGE-2  What is imported here late needs a descriptor itself. If none is left, no buffer is
+        lent (SEGMENT-5), one that came is as one that cannot be mapped (FRAME-5), and a shared
+        object is not passed or taken, which is possible later.
     """
 
     def __init__(self, fd: int, limits: Limits) -> None:
@@ -90,12 +93,18 @@ class LargeBuffers:
         if self._lender is None:
             if not any(type(one) is memoryview and len(one) >= LENT_MIN for one in payload):
                 return None
+            self._lender = self._make_lender()
+            if self._lender is None:
+                return None
+        return self._lender.lend(payload)
+
+    def _make_lender(self) -> Lender | None:
+        try:
             from .segments import Lender, works  # here: few pools need it
 
-            if not works():
-                return None
-            self._lender = Lender(self._descriptors(), self.limits)
-        return self._lender.lend(payload)
+            return Lender(self._descriptors(), self.limits) if works() else None
+        except (ImportError, OSError):  # LARGE-2
+            return None
 
     def undo(self) -> None:
         """What was lent last was not sent."""
@@ -107,16 +116,22 @@ class LargeBuffers:
         if self._borrower is None:
             try:
                 from .segments import Borrower, works
-            except (ImportError, OSError):  # no descriptor is left to import it
+
+                if self._fd >= 0:
+                    self._descriptors()
+            except (ImportError, OSError):  # LARGE-2
                 return _size_of_loan(part)
             if self._fd < 0 or not works():
                 raise CorruptHeaderError("a lent part, on a link that has none")
             self._borrower = Borrower(self._receive)
         return self._borrower.borrow(part, writable=writable)
 
-    def share(self, numbered: Sequence[tuple[int, int]]) -> None:
-        """Pass shared objects to the other end. OSError if that is not possible now."""
-        self._descriptors().send(*numbered)
+    def share(self, numbered: Sequence[tuple[int, int]]) -> int:
+        """Pass the first of these shared objects to the other end; returns how many.
+
+        OSError if that is not possible now.
+        """
+        return self._descriptors().send(*numbered)
 
     def take_shared(self, number: int) -> int:
         """In any thread: the descriptor of a shared object that was passed, or -1.
@@ -162,8 +177,10 @@ class LargeBuffers:
     def _descriptors(self) -> DescriptorSocket:
         with _lock:  # a second one would close the descriptor of the first
             if self._socket is None:
-                from .descriptor_socket import DescriptorSocket
-
+                try:
+                    from .descriptor_socket import DescriptorSocket
+                except ImportError as error:  # LARGE-2
+                    raise OSError(errno.EMFILE, str(error)) from error
                 self._socket = DescriptorSocket(self._fd)
             return self._socket
 
@@ -267,13 +284,10 @@ class Endpoint:
 
     def pass_shared(self) -> None:
         """Pass what was shared since the last call. OSError if that is not possible now."""
-        from .descriptor_socket import MOST  # here: few pools need it
-
         try:
             while self._sharing:
-                self._large.share(self._sharing[:MOST])
-                del self._sharing[:MOST]
-        finally:
+                del self._sharing[: self._large.share(self._sharing)]
+        finally:  # also if what `share` imports cannot be imported (LARGE-2)
             self.shared.difference_update(number for number, _ in self._sharing)
             self._sharing = []
 

@@ -40,7 +40,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from .. import _accel
 from .._wire import sharing
-from . import endpoint
+# the first here: to import it when an object is passed needs a descriptor (LARGE-2)
+from . import descriptor_socket, endpoint  # noqa: F401
 
 T = TypeVar("T")
 
