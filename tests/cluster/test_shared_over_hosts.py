@@ -86,3 +86,17 @@ async def test_a_shared_object_that_a_host_cannot_hold_fails_who_asks_for_it_alo
                 assert await pool.apply(workload.two) == 2
                 assert pool.stats().lost == 0
         assert "cannot be used here (OSError: [Errno 28]" in dask.said("cramped")
+
+
+@pytest.mark.row("H192")
+async def test_a_process_of_a_host_that_had_no_descriptor_free_gets_an_object_later(
+    own_dask: Dask,
+) -> None:
+    with share(shared_targets.table()) as kept, share(shared_targets.table()) as table:
+        keep = shared_targets.keep
+        async with Pool(1, keep, (kept,), backend="dask", address=own_dask.address) as pool:
+            await pool.apply(shared_targets.allow_descriptors, (False,))
+            with pytest.raises(Exception, match="no descriptor was left"):
+                await pool.apply(shared_targets.at, (table, 7))
+            await pool.apply(shared_targets.allow_descriptors, (True,))
+            assert await pool.apply(shared_targets.at, (table, 7)) == 7.0

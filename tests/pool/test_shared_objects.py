@@ -320,6 +320,42 @@ async def test_hundreds_of_them_reach_a_worker_at_once_whether_or_not_it_uses_th
         assert await pool.apply(workload.two) == 2
 
 
+# -- without descriptors ---------------------------------------------------------------------------
+
+
+@pytest.mark.row("H192")
+async def test_a_worker_that_had_no_descriptor_free_gets_an_object_later() -> None:
+    with share(targets.table()) as kept, share(targets.table()) as shared:
+        async with Pool(1, targets.keep, (kept,)) as pool:
+            await pool.apply(targets.allow_descriptors, (False,))
+            for _ in range(3):  # each time it is asked for, and lost, again
+                with pytest.raises(Exception, match="no descriptor was left"):
+                    await pool.apply(targets.kept_at, (2,))
+                with pytest.raises(Exception, match="no descriptor was left"):
+                    await pool.apply(targets.at, (shared, 3))
+            await pool.apply(targets.allow_descriptors, (True,))
+            assert await pool.apply(targets.at, (shared, 3)) == 3
+            assert await pool.apply(targets.kept_at, (2,)) == 2
+            assert await pool.apply(targets.held) in ((2, 2), (4, 2))  # Python's mmap may have some
+            assert pool.stats().lost == 0
+
+
+@pytest.mark.row("H192")
+async def test_what_a_worker_had_no_descriptor_for_is_released_as_all_else() -> None:
+    async with Pool(1) as pool:
+        with share([0]) as first:
+            assert await pool.apply(targets.at, (first, 0)) == 0  # imports what that needs
+        with share(targets.table()) as shared:
+            await pool.apply(targets.allow_descriptors, (False,))
+            with pytest.raises(Exception, match="no descriptor was left"):
+                await pool.apply(targets.at, (shared, 3))
+        del shared
+        await settle()
+        await pool.apply(targets.allow_descriptors, (True,))
+        assert await pool.apply(targets.held) == (0, 0)
+        assert targets.memories() == (0, 0)
+
+
 # -- in several threads ----------------------------------------------------------------------------
 
 

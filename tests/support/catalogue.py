@@ -206,6 +206,7 @@ ROWS = {
     "H228": "a worker that starts late gets no task before it has started if others take tasks",
     "H190": "the threads of a worker may use shared objects for the first time at the same moment",
     "H191": "a parent without descriptors sends large data and shares all the same",
+    "H192": "a worker that has no descriptor free for a shared object gets it again, when it has",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

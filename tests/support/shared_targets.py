@@ -82,6 +82,20 @@ def kept_at(index: int) -> float:
     return float(initial[0].value[index])
 
 
+def allow_descriptors(allowed: bool) -> None:
+    """Whether this worker may open any more."""
+    import resource  # not on Windows
+
+    global _soft
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not allowed:
+        _soft = soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_soft if allowed else 0, hard))
+
+
+_soft = 0
+
+
 def keep_all(*shared: Shared[Any]) -> None:
     """An initializer, for as many threads as there are objects."""
     initial[:] = [*shared, threading.Barrier(len(shared))]

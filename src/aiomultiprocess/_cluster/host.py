@@ -78,7 +78,7 @@ from .messages import (
 from .processes import HostedProcess, segments_to_send
 from .stream import Comm, Stream
 
-CHUNK, UNSHARE = int(Kind.CHUNK), int(Kind.UNSHARE)
+CHUNK, UNSHARE, NEED_SHARED = int(Kind.CHUNK), int(Kind.UNSHARE), int(Kind.NEED_SHARED)
 FUNCTION, CONTEXT = int(Kind.FUNCTION), int(Kind.CONTEXT)
 SEVERAL = frozenset(map(int, (Kind.RESULTS, Kind.RETURNED)))  # these answer `count` items
 ONE = frozenset(map(int, (Kind.ERROR, Kind.REFUSED, Kind.TIMED_OUT)))
@@ -273,6 +273,8 @@ class Host:
     ) -> None:
         """Pass on a frame of a process."""
         process = self._processes[slot]
+        if kind == NEED_SHARED:  # the client will say that it is to be passed again
+            process.link.shared.discard(int.from_bytes(as_bytes(payload), "little"))
         answered = count if kind in SEVERAL else int(kind in ONE)
         self._mark(slot, process.link.started, process.answered(answered) if answered else 0)
         self._stream.send(

@@ -17,6 +17,7 @@ HOLD-3  What goes back unsent to its source from a chunk is held as by HOLD-2.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -47,6 +48,16 @@ def pass_to(link: Link, memories: tuple[Any, ...]) -> None:
     finally:
         if new:
             link.pass_shared()
+
+
+def pass_again(link: Link, number: int) -> None:
+    """A worker had no room for a shared object that it was passed (endpoint.py, LARGE-3)."""
+    if number in link.shared:  # else it was released meanwhile, or was never meant for this worker
+        link.shared.discard(number)
+        memory = sharing.live.get(number)
+        if memory is not None:  # else it is of a parent of this worker: the next task passes it
+            with contextlib.suppress(OSError, RuntimeError):  # the same
+                pass_to(link, (memory,))
 
 
 def pickle_for(link: Link, held: list[tuple[Any, ...]]) -> Callable[[Callable[[], bytes]], bytes]:

@@ -38,6 +38,7 @@ from ..types import QueueID
 from .errors import explain_start, load_error
 from .kinds import worker_class
 from .queue import Queue
+from .sharing import pass_again
 from .worker import PoolWorker, WorkerOptions
 
 START_ATTEMPTS = 3
@@ -190,6 +191,8 @@ class Supervisor:
             worker.begin_exit(threads, lambda: self._replace_early(worker))
         elif kind == Kind.HELD:
             self._on_held(worker, count, payload)
+        elif kind == Kind.NEED_SHARED:
+            pass_again(worker.link, int.from_bytes(as_bytes(payload), "little"))
         elif kind == Kind.LOG:
             from . import logs  # here: few pools need it
 

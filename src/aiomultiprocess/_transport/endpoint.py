@@ -73,6 +73,10 @@ class LargeBuffers:
     LARGE-2  What is imported here late needs a descriptor itself. If none is left, no buffer is
         lent (SEGMENT-5), one that came is as one that cannot be mapped (FRAME-5), and a shared
         object is not passed or taken, which is possible later.
+    LARGE-3  A worker that had no room for the descriptor of a shared object asks its parent to pass
+        it again, once for each that was lost (NEED_SHARED). What is passed again is received when a
+        shared object or a segment is needed next, so this goes on no longer than tasks come. A
+        short lack costs what needs the object meanwhile, and no more.
     """
 
     def __init__(self, fd: int, limits: Limits) -> None:
@@ -84,6 +88,8 @@ class LargeBuffers:
         self._lender: Lender | None = None
         self._borrower: Borrower | None = None
         self._shared: dict[int, int] = {}  # descriptors of shared objects that have come
+        self.lacking: dict[int, bool] = {}  # which found no room; whether one was asked for again
+        self.ask_for: Callable[[int], object] | None = None  # as long as that is possible (LARGE-3)
         self._pending: list[tuple[int, int]] = []  # segments that came before one of these
 
     def lend(self, payload: Sequence[Segment]) -> Lent | None:
@@ -136,25 +142,30 @@ class LargeBuffers:
     def take_shared(self, number: int) -> int:
         """In any thread: the descriptor of a shared object that was passed, or -1.
 
-        OSError if this process had no room for the descriptor.
+        OSError if this process had no room for the descriptor; it is passed again (LARGE-3).
         """
         with _lock:
-            if number not in self._shared and self._fd >= 0:
-                while (received := self._receive_next()) is not None:
-                    self._pending.append(received)
-            fd = self._shared.get(number)
-        if fd == -1:
-            raise OSError(errno.EMFILE, "no descriptor was left for a shared object")
-        return -1 if fd is None else fd
+            fd = self._find_shared(number)
+            if number in self.lacking:
+                self._ask_again(number)
+                raise OSError(errno.EMFILE, "no descriptor was left here for a shared object")
+        return fd
 
     def drop_shared(self, number: int) -> None:
         """Close the descriptor of a shared object."""
-        with contextlib.suppress(OSError):
-            self.take_shared(number)
         with _lock:
+            with contextlib.suppress(OSError):
+                self._find_shared(number)
+            self.lacking.pop(number, None)
             fd = self._shared.pop(number, -1)
         if fd >= 0:
             os.close(fd)
+
+    def _find_shared(self, number: int) -> int:
+        if number not in self._shared and self._fd >= 0:
+            while (received := self._receive_next()) is not None:
+                self._pending.append(received)
+        return self._shared.get(number, -1)
 
     def _receive(self) -> tuple[int, int] | None:
         """The next segment that has come."""
@@ -171,8 +182,18 @@ class LargeBuffers:
                 if fd >= 0:
                     os.close(fd)
                 raise CorruptHeaderError(f"the descriptor of shared object {number:x}")
-            self._shared[number] = fd
+            if fd < 0:
+                self.lacking[number] = False
+                self._ask_again(number)
+            else:
+                self.lacking.pop(number, None)
+                self._shared[number] = fd
         return None
+
+    def _ask_again(self, number: int) -> None:
+        if self.ask_for is not None and not self.lacking[number]:
+            self.lacking[number] = True
+            self.ask_for(number)
 
     def _descriptors(self) -> DescriptorSocket:
         with _lock:  # a second one would close the descriptor of the first
@@ -189,7 +210,7 @@ class LargeBuffers:
         global this_end
         if this_end is self:
             this_end = None
-        self._lender = self._borrower = None
+        self._lender = self._borrower = self.ask_for = None
         with _lock:
             fd, self._fd = self._fd, -1
             self._close_received()
@@ -204,6 +225,7 @@ class LargeBuffers:
                 os.close(descriptor)
         self._pending = []
         self._shared.clear()
+        self.lacking.clear()
 
 
 #: In a worker: what travels beside its link to the parent.
@@ -293,15 +315,26 @@ class Endpoint:
 
     def unshare_soon(self, number: int) -> None:
         """In any thread: let the worker drop a shared object."""
-        loop = self._loop
-        if loop is not None and not self._closed:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._unshare, number)
+        self._call_soon(self._unshare, number)
 
     def _unshare(self, number: int) -> None:
         self.shared.discard(number)
         self.send(Kind.UNSHARE, chunk_id=number)
         self.flush()
+
+    def _ask_for_soon(self, number: int) -> None:
+        """In any thread of a worker: ask the parent for a shared object again (LARGE-3)."""
+        self._call_soon(self._ask_for, number)
+
+    def _ask_for(self, number: int) -> None:
+        self.send(Kind.NEED_SHARED, payload=[number.to_bytes(8, "little")])
+        self.flush()
+
+    def _call_soon(self, func: Callable[[int], object], number: int) -> None:
+        loop = self._loop
+        if loop is not None and not self._closed:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(func, number)
 
     def _in_parts(self, payload: Sequence[Segment]) -> tuple[Sequence[Segment], bytes]:
         """A payload as its parts, large buffers lent, and their sizes (FRAME-4, FRAME-6)."""
@@ -327,6 +360,8 @@ class Endpoint:
         self._on_room = on_room
         self._on_broken = on_broken
         self._on_drained = on_drained
+        if self._large is this_end:
+            self._large.ask_for = self._ask_for_soon
         self._listen(loop)
 
     def _turn(self, work: Callable[[], bool]) -> None:

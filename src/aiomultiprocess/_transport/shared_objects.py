@@ -278,17 +278,19 @@ def note(objects: list[Shared[Any]]) -> None:
 
 def receive(number: int) -> Shared[Any]:
     """What it is decoded by: in a worker, perhaps before its link is open, or in its parent."""
-    memory = _received.get(number)
+    end = endpoint.this_end
+    memory = _received.get(number) or sharing.live.get(number)
     if memory is None:
-        memory = sharing.live.get(number)
-        if memory is None:
-            memory = Received(number)
-            if endpoint.this_end is not None or not sharing.has_engines():
-                _received[number] = memory  # else the parent of the worker that returned it
-            if endpoint.this_end is not None:
-                # now, whether or not a task asks for the value: the socket holds only so many
-                with contextlib.suppress(OSError):
-                    endpoint.this_end.take_shared(number)
+        memory = Received(number)
+        if end is not None or not sharing.has_engines():
+            _received[number] = memory  # else the parent of the worker that returned it
+        new = True
+    else:
+        new = end is not None and number in end.lacking  # it was passed again (LARGE-3)
+    if new and end is not None:
+        # now, whether or not a task asks for the value: the socket holds only so many
+        with contextlib.suppress(OSError):
+            end.take_shared(number)
     return Shared(memory)
 
 

@@ -152,6 +152,7 @@ class Kind(IntEnum):
     # CLOSE has arrived, and only what may take any time keeps the worker. count: open streams; or
     # 0, if it has only calls in threads that were given up; payload: these threads
     HELD = 28
+    NEED_SHARED = 29  # payload: the number of a shared object for which no descriptor was left
 
 
 #: Flags of a FUNCTION.
