@@ -356,6 +356,35 @@ async def test_what_a_worker_had_no_descriptor_for_is_released_as_all_else() -> 
         assert targets.memories() == (0, 0)
 
 
+# -- in processes that tasks fork ------------------------------------------------------------------
+
+
+@pytest.mark.row("H193")
+@FORK_WARNING
+@pytest.mark.parametrize("fork", [targets.in_a_fork, targets.in_a_forked_process])
+async def test_a_process_that_a_task_forks_has_what_its_worker_has(fork: Any) -> None:
+    kept = share(targets.table())
+    with share(targets.table()) as shared:
+        async with Pool(1, targets.keep, (kept,)) as pool:
+            assert await pool.apply(fork, (targets.at, shared, 3)) == 3
+            assert await pool.apply(fork, (targets.kept_at, 4)) == 4
+            assert await pool.apply(fork, (targets.at_in_a_pool, shared, 5)) == 5
+            assert await pool.apply(fork, (fork, targets.at, shared, 6)) == 6
+            shared.release()
+            assert await pool.apply(targets.kept_at, (4,)) == 4
+            assert await pool.apply(targets.held) in ((1, 1), (2, 1))  # Python's mmap may have one
+
+
+@pytest.mark.row("H193")
+@FORK_WARNING
+async def test_a_worker_that_a_worker_forks_keeps_nothing_of_it() -> None:
+    with share(targets.table()) as first, share(targets.table()) as second:
+        async with Pool(1) as pool:
+            await pool.apply(targets.give_back, (first,))
+            found = await pool.apply(targets.held_by_a_forked_worker, (second,))
+            assert found == ((0, 0), 3)
+
+
 # -- in several threads ----------------------------------------------------------------------------
 
 

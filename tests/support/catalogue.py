@@ -207,6 +207,7 @@ ROWS = {
     "H190": "the threads of a worker may use shared objects for the first time at the same moment",
     "H191": "a parent without descriptors sends large data and shares all the same",
     "H192": "a worker that has no descriptor free for a shared object gets it again, when it has",
+    "H193": "a process that a task forks can use the shared objects that its worker has",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import multiprocessing
 import os
 import pickle
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import workload
-from aiomultiprocess import Pool, Shared, current_worker, share
+from aiomultiprocess import Pool, Shared, current_worker, set_start_method, share
 
 initial: list[Any] = []
 
@@ -96,6 +97,37 @@ def allow_descriptors(allowed: bool) -> None:
 _soft = 0
 
 
+def _send_result(sender: Any, func: Any, args: tuple[Any, ...]) -> None:
+    try:
+        result = func(*args)
+        sender.send(asyncio.run(result) if asyncio.iscoroutine(result) else result)
+    except BaseException as error:  # noqa: BLE001 - the result says what went wrong
+        sender.send(repr(error))
+
+
+def in_a_fork(func: Any, *args: Any) -> Any:
+    """What a function returns in a process that this one forks."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    pid = os.fork()
+    if not pid:
+        _send_result(sender, func, args)
+        os._exit(0)
+    result = receiver.recv()
+    os.waitpid(pid, 0)
+    return result
+
+
+def in_a_forked_process(func: Any, *args: Any) -> Any:
+    """The same in a process of multiprocessing."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, func, args))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
 def keep_all(*shared: Shared[Any]) -> None:
     """An initializer, for as many threads as there are objects."""
     initial[:] = [*shared, threading.Barrier(len(shared))]
@@ -135,6 +167,13 @@ def pickle_it(shared: Shared[Any]) -> bytes:
 async def at_in_a_pool(shared: Shared[Any], index: int) -> float:
     async with Pool(1) as pool:
         return await pool.apply(at, (shared, index))
+
+
+async def held_by_a_forked_worker(shared: Shared[Any]) -> Any:
+    """What a forked worker of a pool of this worker holds, and finds when it is given an object."""
+    set_start_method("fork")
+    async with Pool(1) as pool:
+        return await pool.apply(held), await pool.apply(at, (shared, 3))
 
 
 async def values(shared: Shared[Any], count: int) -> AsyncIterator[float]:

@@ -9,8 +9,8 @@ raises or awaits in the copy, the worker's engine would go on there: it would se
 worker's name, run the other items a second time, and share the worker's epoll instance.
 
 COPY-1  A copy abandons the link and the journal before any code of the item runs in it, so that no
-    code reaches the memory and the descriptors that the worker and its parent share. It also
-    replaces the epoll instance: a loop that is polled in the copy would read from sockets of the
+    code reaches the memory and the descriptors that the worker and its parent share (but shared
+    objects, which are read-only: shared_objects.py, OBJECT-6). It also replaces the epoll instance: a loop that is polled in the copy would read from sockets of the
     worker's items, and a descriptor removed there would be removed in the worker.
 COPY-2  A copy ends, without clean-up, when the code that forked it returns: to the engine, or to
     the loop, which calls `end` before any other callback.

@@ -83,6 +83,7 @@ class LargeBuffers:
         """Take over `fd`, an end of a pair of Unix sockets; -1 if there is none."""
         self.limits = limits
         self.lends = True  # False: `Endpoint.lend_nothing` was called
+        self.abandoned = False  # by a copy of a worker, which keeps its shared objects
         self._fd = fd
         self._socket: DescriptorSocket | None = None
         self._lender: Lender | None = None
@@ -206,26 +207,41 @@ class LargeBuffers:
             return self._socket
 
     def close(self) -> None:
-        """Drop all segments, and close the socket. Idempotent."""
+        """Drop everything, and close the socket. Idempotent."""
         global this_end
+        if self.abandoned:
+            return
         if this_end is self:
             this_end = None
+        self._close_socket()
+        self.drop_all_shared()
+
+    def abandon(self) -> None:
+        """In a forked copy of this process: close, but keep the shared objects (OBJECT-6)."""
+        self._close_socket()
+        self.abandoned = self is this_end
+
+    def drop_all_shared(self) -> None:
+        """Close the descriptors of all shared objects."""
+        with _lock:
+            fds = list(self._shared.values())
+            self._shared.clear()
+            self.lacking.clear()
+        for fd in fds:
+            os.close(fd)
+
+    def _close_socket(self) -> None:
         self._lender = self._borrower = self.ask_for = None
         with _lock:
             fd, self._fd = self._fd, -1
-            self._close_received()
+            pending, self._pending = self._pending, []
             if self._socket is not None:
                 self._socket.close()
             elif fd >= 0:
                 os.close(fd)
-
-    def _close_received(self) -> None:
-        for _, descriptor in (*self._pending, *self._shared.items()):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._pending = []
-        self._shared.clear()
-        self.lacking.clear()
+        for _, of_segment in pending:
+            if of_segment >= 0:
+                os.close(of_segment)
 
 
 #: In a worker: what travels beside its link to the parent.
@@ -235,6 +251,8 @@ this_end: LargeBuffers | None = None
 def open_this_end(fd: int, limits: Limits) -> LargeBuffers:
     """Make it, when the worker opens its end of the channel."""
     global this_end
+    if this_end is not None and this_end.abandoned:  # by the worker that was forked to be this one
+        this_end.drop_all_shared()
     this_end = LargeBuffers(fd, limits)
     return this_end
 
@@ -433,6 +451,7 @@ class Endpoint:
         if not self._closed:
             self._closed = True
             self._loop = None
+            self._large.abandon()
             self._end()
 
     def _end(self) -> None:
@@ -441,7 +460,7 @@ class Endpoint:
             self._links.discard(self)
             self._final_started = self._memory.started
             self._release()
-            self._large.close()
+            self._large.close()  # nothing, if it was abandoned
 
     send: Any  # as Link has them; a transport defines both
     flush: Any

@@ -21,6 +21,9 @@ OBJECT-4  A forked worker has inherited the memories of its parent. It counts as
     passed to, so it closes them when they end.
 OBJECT-5  A worker that has a pool of its own passes a memory on to the workers of that, and tells
     them when its parent has released it.
+OBJECT-6  A process that a task forks keeps the descriptors that its worker had, until it ends or
+    becomes a worker itself: they are of no other use than to be read. It can receive none, so the
+    worker takes all that have come before it forks.
 """
 
 from __future__ import annotations
@@ -169,8 +172,17 @@ def _renew_locks() -> None:
         memory._lock = threading.Lock()
 
 
+def _take_all() -> None:
+    """Before a worker forks (OBJECT-6)."""
+    end = endpoint.this_end
+    if end is not None:
+        for number in list(_received):
+            with contextlib.suppress(OSError):  # what it had no room for, its child has not either
+                end.take_shared(number)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+    os.register_at_fork(before=_take_all, after_in_child=_renew_locks)
 
 
 def drop(number: int) -> None:
