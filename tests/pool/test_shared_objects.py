@@ -320,6 +320,20 @@ async def test_hundreds_of_them_reach_a_worker_at_once_whether_or_not_it_uses_th
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.row("H194")
+async def test_a_memory_keeps_nothing_of_workers_that_are_gone() -> None:
+    with share(targets.table()) as shared:
+        memory = shared.pickled()
+        async with Pool(1, maxtasksperchild=1) as pool:
+            for index in range(6):
+                assert await pool.apply(targets.at, (shared, index)) == index
+        gc.collect()
+        async with Pool(1) as pool:
+            assert await pool.apply(targets.at, (shared, 1)) == 1
+            assert len(memory._links) == 1
+        del memory
+
+
 # -- without descriptors ---------------------------------------------------------------------------
 
 

@@ -74,12 +74,24 @@ class Links:
 
     def pass_over(self, link: Any, fd: int) -> None:
         """Pass the descriptor to a worker, unless it has it. OSError if that cannot be now."""
-        self._links += map(weakref.ref, link.share(self.number, fd))
+        self._add(link.share(self.number, fd))
 
     def inherited_by(self, link: Any) -> None:
         """The worker of this link was forked (OBJECT-4)."""
         link.shared.add(self.number)
-        self._links.append(weakref.ref(link))
+        self._add((link,))
+
+    def _add(self, links: tuple[Any, ...]) -> None:
+        """Keep those that are new, as LARGE-3 may pass a memory twice, and of the others who lives.
+
+        Each step is atomic: pools of several threads may pass a memory on.
+        """
+        for link in links:
+            for gone in [ref for ref in self._links if ref() is None]:
+                with contextlib.suppress(ValueError):  # another thread removed it
+                    self._links.remove(gone)
+            if all(ref() is not link for ref in self._links):
+                self._links.append(weakref.ref(link))
 
     def unshare(self) -> None:
         """Tell the workers that the memory is released (OBJECT-2)."""
