@@ -9,10 +9,13 @@ import gc
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,8 @@ import pytest
 import shared_targets as targets
 import workload
 from aiomultiprocess import Pool, PoolExecutor, Process, RoundRobin, Shared, share
-from aiomultiprocess._transport import shared_objects
+from aiomultiprocess._transport import endpoint, shared_objects
+from aiomultiprocess._transport.link import Limits
 from conftest import FORK_WARNING
 from support import Meeting
 
@@ -413,6 +417,39 @@ async def test_threads_of_a_worker_may_use_objects_for_the_first_time_at_once() 
                 assert await pool.map(targets.kept_at_once, range(count)) == [*range(count)]
             pool.close()
             await pool.join()  # nothing of the worker is closed twice
+
+
+@pytest.mark.row("H190")
+@pytest.mark.parametrize("inherited", [False, True])
+def test_what_is_released_while_a_thread_loads_it_is_closed_after_that(
+    inherited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    parent = endpoint.LargeBuffers(ours.detach(), Limits())
+    worker = endpoint.open_this_end(theirs.detach(), Limits())
+    with share(targets.table()) as shared, ThreadPoolExecutor(1) as threads:
+        memory: Any = shared.pickled()
+        number, load, loads, goes_on = memory.number, shared_objects.load, Event(), Event()
+        parent.share([(number, memory._fd)])
+        if not inherited:
+            memory = shared_objects._received[number] = shared_objects.Received(number)
+
+        def load_slowly(fd: int) -> Any:
+            loads.set()
+            assert goes_on.wait(20)
+            return load(fd)
+
+        monkeypatch.setattr(shared_objects, "load", load_slowly)
+        value = threads.submit(lambda: float(memory.value[3]))
+        assert loads.wait(20)
+        shared_objects.drop(number)
+        goes_on.set()
+        assert value.result() == 3
+        with pytest.raises(RuntimeError, match="has released it"):
+            memory._descriptor()
+    worker.close()
+    parent.close()
+    del memory
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ OBJECT-5  A worker that has a pool of its own passes a memory on to the workers 
 OBJECT-6  A process that a task forks keeps the descriptors that its worker had, until it ends or
     becomes a worker itself: they are of no other use than to be read. It can receive none, so the
     worker takes all that have come before it forks.
+OBJECT-7  A thread that loads a value uses its descriptor, so what is released meanwhile is closed
+    by that thread, when it has loaded the value.
 """
 
 from __future__ import annotations
@@ -95,13 +97,58 @@ class Links:
 
     def unshare(self) -> None:
         """Tell the workers that the memory is released (OBJECT-2)."""
-        for ref in self._links:
+        for ref in self._links.copy():
             link = ref()
             if link is not None:
                 link.unshare_soon(self.number)
 
 
-class Memory(Links):
+class Loadable(Links):
+    """A memory whose value any thread may ask for."""
+
+    _ended = False  # and still to be closed
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._value: list[Any] = []  # once it was loaded
+
+    @property
+    def value(self) -> Any:
+        """The object, loaded over the memory (OBJECT-3)."""
+        try:
+            with self._lock:
+                if not self._value:
+                    self._value.append(load(self._descriptor()))
+                return self._value[0]
+        finally:
+            if self._ended:
+                self._close_unused()
+
+    def end(self) -> None:
+        """It is released: close it, now or when no thread loads its value (OBJECT-7)."""
+        self.unshare()
+        self._ended = True  # first, so that a thread that has the lock closes it
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._lock.acquire(blocking=False):
+            try:
+                self._ended = False
+                self.close()
+            finally:
+                self._lock.release()
+
+    def _descriptor(self) -> int:
+        """That of the memory. RuntimeError if it was released, OSError if there was no room."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close it, in this process alone. Idempotent."""
+        raise NotImplementedError
+
+
+class Memory(Loadable):
     """The memory of one shared object, in the process that made it."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -111,26 +158,17 @@ class Memory(Links):
         self.made = time.monotonic()
         self._fd = fd
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._value: list[Any] = []  # once it was loaded
         super().__init__()
         sharing.live[self.number] = self
 
     def pass_to(self, link: Any) -> None:
         """Give it to a worker, unless that has it. OSError if that cannot be now."""
-        if self._fd < 0:  # another thread was about to free it
-            raise RuntimeError(RELEASED)
-        self.pass_over(link, self._fd)
+        self.pass_over(link, self._descriptor())
 
-    @property
-    def value(self) -> Any:
-        """The object, loaded over the memory (OBJECT-3)."""
-        with self._lock:
-            if not self._value:
-                if self._fd < 0:
-                    raise RuntimeError(RELEASED)
-                self._value.append(load(self._fd))
-            return self._value[0]
+    def _descriptor(self) -> int:
+        if self._fd < 0:  # perhaps another thread was about to free it
+            raise RuntimeError(RELEASED)
+        return self._fd
 
     def close(self) -> None:
         """Close the descriptor, in this process alone. Idempotent."""
@@ -145,22 +183,12 @@ class Memory(Links):
             self.unshare()
 
 
-class Received(Links):
+class Received(Loadable):
     """The memory of a shared object, in a worker."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
-        self._lock = threading.Lock()
-        self._value: list[Any] = []
-
-    @property
-    def value(self) -> Any:
-        """The object, as that of `Memory`."""
-        with self._lock:
-            if not self._value:
-                self._value.append(load(self._descriptor()))
-            return self._value[0]
 
     def _descriptor(self) -> int:
         end = endpoint.this_end
@@ -168,6 +196,11 @@ class Received(Links):
         if fd < 0:
             raise RuntimeError(RELEASED)
         return fd
+
+    def close(self) -> None:
+        """Close the descriptor, if it has come."""
+        if endpoint.this_end is not None:
+            endpoint.this_end.drop_shared(self.number)
 
     def pass_to(self, link: Any) -> None:
         """Give it to a worker of a pool of this worker (OBJECT-5)."""
@@ -199,15 +232,11 @@ if hasattr(os, "register_at_fork"):
 
 def drop(number: int) -> None:
     """In a worker: the parent has released a memory."""
-    received = _received.pop(number, None)
-    if received is not None:
-        received.unshare()
+    received = _received.pop(number, None) or Received(number)
+    received.end()
     inherited = sharing.live.get(number)
     if inherited is not None:
-        inherited.unshare()
-        inherited.close()
-    if endpoint.this_end is not None:
-        endpoint.this_end.drop_shared(number)
+        inherited.end()
 
 
 class Shared(Generic[T]):
