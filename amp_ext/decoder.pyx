@@ -43,6 +43,7 @@ cdef struct Reader:
     Py_ssize_t ahead  # bytes after `end`, in other segments
     Pause pause
     Py_ssize_t skip  # items whose pickles are not loaded
+    PyObject *failure  # CODEC-12: why the item has no value; NULL if it has
     int key_count
     PyObject *keys[KEY_COUNT]  # CODEC-6
 
@@ -102,6 +103,7 @@ cdef tuple decode(Reader *reader, number):
 cdef void drop_unread(Reader *reader) noexcept:
     cdef int i
     collector.resume(&reader.pause)
+    Py_XDECREF(reader.failure)
     for i in range(reader.key_count):
         Py_DECREF(reader.keys[i])
 
@@ -161,8 +163,23 @@ cdef int read_items(
             place[0] += 1
         else:
             place[0] += fill(reader, tag, slots + place[0], count - place[0], 0)
+            if reader.failure != NULL:
+                fail_item(reader, slots + place[0] - 1, failures, place[0] - 1)
     if left(reader):
         corrupt(reader, "bytes after the last item")
+    return 0
+
+
+cdef int fail_item(Reader *reader, PyObject **slot, dict failures, Py_ssize_t place) except -1:
+    """Let the item in a slot fail, because a shared object in it could not be made (CODEC-12)."""
+    cdef PyObject *partial = slot[0]
+    error = <object>reader.failure
+    Py_DECREF(reader.failure)
+    reader.failure = NULL
+    slot[0] = new_reference(Py_None)
+    Py_DECREF(partial)
+    if place >= reader.skip:
+        failures[place] = error
     return 0
 
 
@@ -273,8 +290,7 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
         value = read_bytes(reader)
         return new_reference(<PyObject *>value)
     if tag == REFERENCE and reference_receiver is not None:
-        value = reference_receiver(number_at(take(reader, 8)))
-        return new_reference(<PyObject *>value)
+        return read_reference(reader, number_at(take(reader, 8)))
     if tag < TUPLE or tag > DICT:
         corrupt(reader, f"tag {tag}, which is not valid there")
     if depth >= MAX_DEPTH:
@@ -285,6 +301,19 @@ cdef PyObject *read_other(Reader *reader, int tag, int depth) except NULL:
     if tag == LIST or tag == TUPLE:
         return read_sequence(reader, tag, depth + 1)
     return read_set(reader, tag, depth + 1)
+
+
+cdef PyObject *read_reference(Reader *reader, uint64_t number) except NULL:
+    """Make a shared object. If that fails, the rest of the item is read on, to find the next."""
+    try:
+        value = reference_receiver(number)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # CODEC-4: it may import modules, or have no memory
+        value = object()  # which a set or dict can hold beside all others
+        if reader.failure == NULL:
+            keep(&reader.failure, error)
+    return new_reference(<PyObject *>value)
 
 
 cdef inline uint64_t number_at(const uint8_t *data) noexcept:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import scarcity
 import shared_targets as targets
 import workload
 from aiomultiprocess import Pool, PoolExecutor, Process, RoundRobin, Shared, share
@@ -530,6 +531,21 @@ async def test_a_worker_that_takes_no_more_descriptors_fails_a_task_by_name(
                 with pytest.raises(Exception, match="no room"):
                     await pool.apply(targets.at, (shared, 1))
             assert await pool.apply(targets.at, (shared, 1)) == 1
+
+
+@pytest.mark.row("H195")
+async def test_a_worker_without_descriptors_fails_a_task_alone() -> None:
+    """It has none to import what receives a shared object."""
+    async with Meeting() as meeting, Pool(1) as pool:
+        neighbour = pool.apply(scarcity.use_none_and_meet, (meeting.port,))
+        arrival = await meeting.next()
+        with share([7]) as shared:
+            with pytest.raises(OSError, match="could not be unpickled in a worker") as info:
+                await pool.apply(scarcity.first_of, (shared,))
+            assert "Too many open files" in str(info.value)
+            arrival.release()
+            assert await neighbour == "freed"
+            assert await pool.apply(scarcity.first_of, (shared,)) == 7
 
 
 def test_the_memory_cannot_be_changed_by_any_process() -> None:

@@ -209,6 +209,7 @@ ROWS = {
     "H192": "a worker that has no descriptor free for a shared object gets it again, when it has",
     "H193": "a process that a task forks can use the shared objects that its worker has",
     "H194": "a shared object keeps nothing of workers that are gone",
+    "H195": "a shared object that a worker cannot receive fails its own task, and no neighbour",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -1,12 +1,16 @@
-"""Memory that runs out, in scripts and workers of tests: by the kernel's limit, or by a count."""
+"""Memory and descriptors that run out: by the kernel's limit, or by a count."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import workload
 
 MIB = 1 << 20
 #: After so many refusals that nothing minded, there are no allocations left.
@@ -88,6 +92,42 @@ def settled(outcome: Any) -> bool:
     if isinstance(outcome, MemoryError):
         return False
     return not (isinstance(outcome, tuple) and outcome[-1])
+
+
+# -- descriptors -----------------------------------------------------------------------------------
+
+opened: list[int] = []
+
+
+def use_up_descriptors(_: object = None) -> None:
+    """Leave this process no descriptor, until `free_descriptors`."""
+    import resource  # which Windows has not
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    with contextlib.suppress(OSError):
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def free_descriptors() -> None:
+    while opened:
+        os.close(opened.pop())
+
+
+async def use_none_and_meet(port: int) -> str:
+    """Meet, and then leave no descriptor until the meeting is over."""
+    reader, writer = await asyncio.open_connection(workload.HOST, port)
+    use_up_descriptors()
+    writer.write(f"{os.getpid()} 0\n".encode())
+    await reader.readline()
+    free_descriptors()
+    writer.close()
+    return "freed"
+
+
+def first_of(shared: Any) -> Any:
+    return shared.value[0]
 
 
 # -- what runs in workers, and is too large for some process ---------------------------------------

@@ -387,6 +387,47 @@ def test_code_that_runs_while_an_object_is_found_sees_no_sequence_with_holes(
     assert all(any(value is each for each in found) for value in (inner, inner[1]))
 
 
+@pytest.mark.row("H195")
+@pytest.mark.parametrize("error", [OSError, TypeError, IndexError, MemoryError, SystemExit])
+def test_an_object_that_cannot_be_made_is_the_failure_of_its_item(
+    codec: Any, shared: Any, error: type[BaseException]
+) -> None:
+    with aiomultiprocess.share(1) as other:
+        items = [1, [shared], [2, ({other, shared, None}, "x")], {shared: 3, other: 4}, {"y": 5}, 6]
+        encoded = encode(codec, items)
+    sharing.take()
+
+    def refuse(_: int) -> Any:
+        raise error("no descriptor")
+
+    codec.receive_references(refuse)
+    try:
+        values, failures = codec.decode_items(encoded, len(items))
+        skipped = codec.decode_items(encoded, len(items), 3)
+    finally:
+        codec.receive_references(shared_objects.receive)
+    assert values == [1, None, None, None, {"y": 5}, 6]
+    assert [(at, type(failures[at])) for at in failures] == [(1, error), (2, error), (3, error)]
+    assert skipped[0] == values
+    assert list(skipped[1]) == [3]
+
+
+@pytest.mark.row("H195")
+def test_an_interrupt_while_an_object_is_made_is_no_failure(codec: Any, shared: Any) -> None:
+    encoded = encode(codec, [[1, (shared, 2)]])
+    sharing.take()
+
+    def interrupt(_: int) -> Any:
+        raise KeyboardInterrupt
+
+    codec.receive_references(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            codec.decode_items(encoded, 1)
+    finally:
+        codec.receive_references(shared_objects.receive)
+
+
 @pytest.mark.row("H186")
 def test_a_reducer_may_empty_the_list_that_is_encoded(codec: Any) -> None:
     items: list[Any] = []

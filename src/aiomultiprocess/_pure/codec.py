@@ -77,7 +77,8 @@ CODEC-12  A reference stands for an object of the one type that `register_refere
     as its `_reference` is a number. The encoder passes those that it has met to `note` when the
     payload is done, and not before: no code in Python runs while an item is encoded, because
     another thread could change the item meanwhile. The decoder makes the object by what
-    `receive_references` got. An object that an item holds twice is pickled (CODEC-3).
+    `receive_references` got; what that raises is the failure of the item (CODEC-4). An object that
+    an item holds twice is pickled (CODEC-3).
 """
 
 from .decoder import decode_items, loads, receive_references

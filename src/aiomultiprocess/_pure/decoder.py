@@ -111,6 +111,7 @@ class _Decoder:
     def __init__(self, data: bytes | memoryview, segments: Sequence[Part] = ()) -> None:
         self.at = 0
         self.skip = 0  # items whose pickles are not loaded
+        self.failure: BaseException | None = None  # CODEC-12: why the item has no value
         self._data: Any = data
         self._in_segments = len(segments) > 0
         self._segments = list(segments)[::-1]  # those not read yet, the last first
@@ -187,6 +188,15 @@ class _Decoder:
                 values.append(self._unpickle(pickled, buffers, failures, place))
         else:
             self._add(values, tag, count, 0)
+            if self.failure is not None:
+                self._fail_item(values, failures)
+
+    def _fail_item(self, values: list[Any], failures: dict[int, BaseException]) -> None:
+        """Let the last item fail, because a shared object in it could not be made (CODEC-12)."""
+        error, self.failure = self.failure, None
+        values[-1] = None
+        if error is not None and len(values) > self.skip:
+            failures[len(values) - 1] = error
 
     def _pickled(self) -> tuple[memoryview, list[bytes | bytearray | memoryview]]:
         buffers: list[bytes | bytearray | memoryview] = []
@@ -324,7 +334,23 @@ def _foreign(decoder: _Decoder, _: int) -> NoReturn:
 def _reference(decoder: _Decoder, depth: int) -> Any:
     if _receive_reference is None:
         return _foreign(decoder, depth)
-    return _receive_reference(decoder._unpack("=Q", 8))
+    value, error = _received(_receive_reference, decoder._unpack("=Q", 8))
+    if decoder.failure is None:
+        decoder.failure = error
+    return value
+
+
+def _received(receive: Callable[[int], Any], number: int) -> tuple[object, BaseException | None]:
+    """A shared object, or what stands for it while the rest of its item is read, and why.
+
+    The traceback of the error begins here, so that it keeps no views of the payload (CODEC-8).
+    """
+    try:
+        return receive(number), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - it may import modules (CODEC-4)
+        return object(), error  # which a set or dict can hold beside all others
 
 
 _Reader: TypeAlias = Callable[[_Decoder, int], Any]
