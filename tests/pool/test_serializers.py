@@ -311,6 +311,42 @@ def test_what_lives_in_a_session_travels_by_value(tmp_path: Path, way: str, meth
     assert done.returncode == 0, done.stderr
 
 
+BESIDE = """
+import asyncio
+from functools import partial
+from aiomultiprocess import Pool, share
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+def add(shared, point):
+    return shared.value[0] + point.x
+
+async def main():
+    with share([1]) as shared:
+        async with Pool(1) as pool:
+            print(await pool.apply(add, (shared, Point(1))))
+            print(await pool.starmap(add, [(shared, Point(x)) for x in (1, 2)]))
+            print(await pool.apply(add, (), {"shared": shared, "point": Point(3)}))
+            print(await pool.map(partial(add, shared), [Point(4)]))
+        async with Pool(1, initializer=add, initargs=(shared, Point(3))) as pool:
+            print(await pool.apply(abs, (-6,)))
+        print(len(sharing.collected))
+
+from aiomultiprocess._wire import sharing
+asyncio.run(main())
+"""
+
+
+@pytest.mark.row("H196")
+@pytest.mark.skipif(sys.platform == "win32", reason="share() needs Unix sockets")
+def test_what_lives_in_a_session_travels_by_value_beside_a_shared_object(tmp_path: Path) -> None:
+    done = in_session(tmp_path, "-c", BESIDE)
+    assert done.stdout.split("\n")[:-1] == ["2", "[2, 3]", "4", "[5]", "6", "0"], done.stderr
+    assert done.returncode == 0, done.stderr
+
+
 # -- serializers of one's own ----------------------------------------------------------------------
 
 

@@ -210,6 +210,7 @@ ROWS = {
     "H193": "a process that a task forks can use the shared objects that its worker has",
     "H194": "a shared object keeps nothing of workers that are gone",
     "H195": "a shared object that a worker cannot receive fails its own task, and no neighbour",
+    "H196": "what a session defines travels by value beside a shared object, too",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

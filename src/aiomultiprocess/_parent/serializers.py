@@ -13,6 +13,7 @@ SERIALIZERS-2  A serializer that the user chose takes all functions, and all arg
 
 from __future__ import annotations
 
+import copyreg
 import io
 import os
 import pickle
@@ -21,6 +22,7 @@ from multiprocessing import process
 from typing import Any, Final, NamedTuple, Protocol
 
 from .. import _accel
+from .._wire import sharing
 from .._wire.serializing import (
     ENVIRONMENT,
     INSTALL,
@@ -157,11 +159,18 @@ def names_main(value: object) -> bool:
     """Whether the pickle of a value refers to the main module; False if it cannot be pickled."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=lambda _: None)
+    # a shared object refuses to be pickled here (SHARING-1), and never refers to the main module
+    constants = dict.fromkeys(sharing.constants, _as_constant)
+    pickler.dispatch_table = {**copyreg.dispatch_table, **constants}
     try:
         pickler.dump(value)
     except Exception:  # noqa: BLE001 - the codec will find it, and deals with it
         return False
     return MAIN in file.getbuffer().tobytes()
+
+
+def _as_constant(_: object) -> tuple[Any, ...]:
+    return bool, ()
 
 
 def is_plain_data(value: Any, depth: int = DEEPEST) -> bool:
