@@ -543,8 +543,10 @@ async def test_a_worker_without_descriptors_fails_a_task_alone() -> None:
             with pytest.raises(OSError, match="could not be unpickled in a worker") as info:
                 await pool.apply(scarcity.first_of, (shared,))
             assert "Too many open files" in str(info.value)
-            arrival.release()
-            assert await neighbour == "freed"
+        await settle()  # this sends UNSHARE
+        arrival.release()
+        assert await neighbour == "freed"
+        with share([7]) as shared:
             assert await pool.apply(scarcity.first_of, (shared,)) == 7
 
 

@@ -109,6 +109,19 @@ def receive_shared(number: int) -> Any:
     return shared_objects.receive(number)
 
 
+def drop_shared(number: int) -> None:
+    """The parent has released a shared object."""
+    try:
+        from .._transport import shared_objects  # as above
+    except (ImportError, OSError):  # no descriptor is left to import it: no task got the object
+        from .._transport import endpoint  # which the link has imported
+
+        if endpoint.this_end is not None:
+            endpoint.this_end.drop_shared(number)
+    else:
+        shared_objects.drop(number)
+
+
 class WorkerEngine:
     """Starts the items that arrive, and gives their results to a `ResultSender`."""
 
@@ -472,9 +485,7 @@ class WorkerEngine:
         elif kind == Kind.CLOSE:
             self._closing = True
         elif kind == Kind.UNSHARE:
-            from .._transport import shared_objects  # here: most workers do without
-
-            shared_objects.drop(chunk_id)
+            drop_shared(chunk_id)
         else:
             raise CorruptHeaderError(f"frame of kind {kind} from the parent")
 
