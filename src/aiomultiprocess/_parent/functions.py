@@ -99,7 +99,11 @@ class FunctionTable:
                 check_callable(func, generator=generator)
             return known[1]
         check_callable(func, generator=generator)
-        payload, by_value = self._pickle(func)
+        try:
+            payload, by_value = self._pickle(func)
+        except BaseException:
+            sharing.take()  # shared objects that it holds: it goes to no worker
+            raise
         if by_value and is_plain(func):
             return self._function_by_value(func, payload)
         function = Function(next(self._ids), func, payload)
