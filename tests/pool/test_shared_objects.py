@@ -453,6 +453,36 @@ def test_what_is_released_while_a_thread_loads_it_is_closed_after_that(
     del memory
 
 
+@pytest.mark.row("H198")
+@pytest.mark.parametrize("inline", [False, True])
+async def test_a_task_that_releases_it_takes_it_from_no_other(
+    start_method: str, inline: bool
+) -> None:
+    with share(targets.table()) as shared:
+        options: dict[str, Any] = {"backend": "inline"} if inline else {}
+        async with Pool(1, targets.keep, (shared,), **options) as pool:
+            part = functools.partial(targets.released_at, shared)
+            assert await pool.map(part, range(5)) == [0, 2, 4, 6, 8]
+            assert await pool.starmap(targets.released_at, [(shared, 1), (shared, 2)]) == [2, 4]
+            assert await pool.map(targets.kept_released_at, range(5)) == [0, 2, 4, 6, 8]
+        targets.initial.clear()  # of a worker in this process
+        assert shared.value[3] == 3
+    with pytest.raises(RuntimeError, match="released at the end of its `with` block"):
+        _ = shared.value
+
+
+@pytest.mark.row("H199")
+async def test_a_function_that_cannot_be_pickled_leaves_nothing_behind() -> None:
+    async with Pool(1) as pool:
+        with share(targets.table()) as shared:
+            part = functools.partial(targets.at, shared, threading.Lock())
+            with pytest.raises(pickle.PicklingError):
+                await pool.map(part, range(3))
+        del part
+        gc.collect()
+        assert targets.memories() == (0, 0)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 

@@ -211,6 +211,11 @@ ROWS = {
     "H194": "a shared object keeps nothing of workers that are gone",
     "H195": "a shared object that a worker cannot receive fails its own task, and no neighbour",
     "H196": "what a session defines travels by value beside a shared object, too",
+    "H197": "share() takes what an argument takes, of a session, too; else its error shows a way",
+    "H198": "a task that releases a shared object takes it from no other task of its worker",
+    "H199": "a function that cannot be pickled leaves no shared object behind",
+    "H200": "a buffer arrives as a memoryview, whatever its size and the way it came",
+    "H201": "a value that pickle refuses fails alone where no descriptor is left for cloudpickle",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

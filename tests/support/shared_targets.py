@@ -54,6 +54,14 @@ async def at_later(shared: Shared[Any], port: int, index: int) -> float:
     return float(shared.value[index])
 
 
+def released_at(shared: Shared[Any], index: int) -> float:
+    """Release it twice, as a task may."""
+    with shared:
+        shared.release()
+        found = float(shared.value[index])
+    return found + float(shared.value[index])
+
+
 def at_or_die(path: str, shared: Shared[Any], index: int) -> float:
     """The first of all calls dies."""
     with contextlib.suppress(FileExistsError):
@@ -137,6 +145,10 @@ def kept_at_once(index: int) -> float:
     """The first number of a kept object, in a thread, when all threads have come so far."""
     initial[-1].wait(20)
     return float(initial[index].value[0])
+
+
+def kept_released_at(index: int) -> float:
+    return released_at(initial[0], index)
 
 
 def keep_a_part(shared: Shared[Any]) -> None:

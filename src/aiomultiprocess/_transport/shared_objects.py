@@ -26,6 +26,8 @@ OBJECT-6  A process that a task forks keeps the descriptors that its worker had,
     worker takes all that have come before it forks.
 OBJECT-7  A thread that loads a value uses its descriptor, so what is released meanwhile is closed
     by that thread, when it has loaded the value.
+OBJECT-8  In a worker, no one releases a memory. Tasks that got it by one function have one `Shared`
+    between them, so what one of them released would be missing to the others.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from .. import _accel
 from .._wire import sharing
+
 # the first here: to import it when an object is passed needs a descriptor (LARGE-2)
 from . import descriptor_socket, endpoint  # noqa: F401
 
@@ -244,7 +247,8 @@ class Shared(Generic[T]):
 
     Pass it to tasks, in their items and arguments, in `initargs`, or in a `functools.partial`: it
     travels as a few bytes. `value` is the object. `with` releases it at the end of its block: the
-    memory is freed when the tasks that were submitted before have ended.
+    memory is freed when the tasks that were submitted before have ended. In a worker, `with` and
+    `release` change nothing: the process that shared the object decides (OBJECT-6).
     """
 
     __slots__ = ("__weakref__", "_memory", "_ref", "_reference", "_released")
@@ -285,7 +289,9 @@ class Shared(Generic[T]):
         self.release()
 
     def release(self) -> None:
-        """Give up the object, as the end of `with` does. Idempotent."""
+        """Give up the object, as the end of `with` does; in a worker, do nothing. Idempotent."""
+        if endpoint.this_end is not None or sharing.in_inline_worker.get():  # OBJECT-6
+            return
         memory = self._memory
         if isinstance(memory, Memory):
             for engine in list(sharing.engines):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from os import getpid
 from threading import get_ident
 from typing import Any, Final
@@ -31,6 +32,8 @@ _processes: Final[set[int]] = set()  # those that have made engines: a forked on
 #: The types of shared objects, which items may share, as they cannot change them.
 constants: Final[set[type]] = set()
 _permitted: Final[set[int]] = set()
+#: Whether code runs in a worker that shares its process with its parent (_worker/inline.py).
+in_inline_worker: Final = ContextVar("aiomultiprocess-inline", default=False)
 
 
 def collect(*memories: object) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 
 from .. import _accel
 from .._pure import tasks
-from .._wire import exceptions, serializing
+from .._wire import exceptions, serializing, sharing
 from .current import inline_worker
 from .engine import WorkerEngine
 from .lifespan import Lifespan
@@ -174,6 +174,7 @@ def begin(
     engine = make_engine(InlineWorkerEngine, spec, loop, spec.end.open())
     engine.on_exit = on_exit
     serializing.chosen_inline.set(spec.serializer)
+    sharing.in_inline_worker.set(True)
     inline_worker.set(ThisWorker(spec.index, engine))
     return engine
 
