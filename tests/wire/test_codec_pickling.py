@@ -106,6 +106,7 @@ def test_pickling_that_changes_the_items_does_no_harm(codec: Any) -> None:
     segments, count, error = codec.encode_items(items, 0, len(items), ALL)
     assert decode(codec, b"".join(segments), count) == [{"a": [1]}, 1.5, 0]
     assert isinstance(error, IndexError)
+    assert str(error) == "there is no item 3"
 
     item: list[Any] = [[2], "text", {"b": {"c": [3]}}]
     item.append(Pickles(lambda: shrink(item)))

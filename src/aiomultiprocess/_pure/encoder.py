@@ -199,6 +199,8 @@ class _Encoder:
         try:
             taken = self.put_run(items, at, stop)
             if not taken:
+                if at >= len(items):  # user code has changed them while the last was pickled
+                    raise IndexError(f"there is no item {at}")
                 self._put_item(items[at])
                 taken = 1
         except KeyboardInterrupt:
