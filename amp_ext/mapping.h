@@ -175,6 +175,10 @@ static inline void *amp_memory_map(int fd, uint64_t *size, const char **call)
     if (!amp_memory_sealed(fd))
         return NULL;
     *call = "mmap";
+    if ((off_t)(size_t)status.st_size != status.st_size) { /* 4 GiB or more, on 32 bits */
+        errno = EFBIG;
+        return NULL;
+    }
     *size = (uint64_t)status.st_size;
     void *base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return base == MAP_FAILED ? NULL : base;
