@@ -20,9 +20,11 @@ __all__ = ["Shared", "share"]
 def share(obj: T) -> Shared[T]:
     """Put an object into shared memory once, for all tasks of all pools of this process.
 
-    It is pickled here and now; what pickle gives out of band (arrays of NumPy and Arrow, frames of
-    pandas over them) is then in no process a second time. Pass what this returns to tasks, in their
-    items or arguments, in `initargs` or in a `functools.partial`, and use its `value` there.
+    It is pickled here and now, as arguments of tasks are by default: what pickle refuses goes by
+    cloudpickle, if that is installed. What pickle gives out of band (arrays of NumPy and Arrow,
+    frames of pandas over them) is then in no process a second time. Pass what this returns to
+    tasks, in their items or arguments, in `initargs` or in a `functools.partial`, and use its
+    `value` there.
     `bytes` and `str` have memory of their own: each process makes a copy of them when it first
     uses `value`.
 
@@ -34,16 +36,17 @@ def share(obj: T) -> Shared[T]:
     Raises:
         RuntimeError: in a worker of a pool, and where the system has no Unix sockets.
         OSError: there is no memory for it.
-        pickle.PicklingError, TypeError, AttributeError: it cannot be pickled.
+        pickle.PicklingError: it cannot be pickled.
     """
-    from ._transport.shared_objects import make  # here: every worker may import this module
+    from ._parent.serializers import dumps_apart  # here: every worker may import this module
+    from ._transport.shared_objects import make
     from ._worker.current import running_worker
 
     if running_worker() is not None:
         raise RuntimeError(
             "share() was called in a worker of a Pool: share the object where the pool is made"
         )
-    return make(obj)
+    return make(*dumps_apart(obj))
 
 
 def __getattr__(name: str) -> Any:

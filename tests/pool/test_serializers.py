@@ -15,7 +15,7 @@ import pytest
 
 import serializers
 import workload
-from aiomultiprocess import Pool, PoolExecutor, ProxyException, RoundRobin, WorkerLostError
+from aiomultiprocess import Pool, PoolExecutor, ProxyException, RoundRobin, WorkerLostError, share
 from support import TEST_PATH
 
 pytestmark = pytest.mark.usefixtures("backend", "by_value")
@@ -345,6 +345,115 @@ def test_what_lives_in_a_session_travels_by_value_beside_a_shared_object(tmp_pat
     done = in_session(tmp_path, "-c", BESIDE)
     assert done.stdout.split("\n")[:-1] == ["2", "[2, 3]", "4", "[5]", "6", "0"], done.stderr
     assert done.returncode == 0, done.stderr
+
+
+SHARED = """
+import asyncio
+import numpy
+from aiomultiprocess import Pool, share
+
+class Point:
+    def __init__(self, x):
+        self.x, self.array = x, numpy.arange(100_000.0)
+
+def kind(shared):
+    value = shared.value
+    return value.x, type(value).__name__, float(value.array[-1]), value.array.flags.writeable
+
+def is_its_own(shared, point):
+    return type(shared.value) is type(point)
+
+async def main():
+    with share(Point(1)) as shared, share(lambda x: Point(x)) as make:
+        async with Pool(1) as pool:
+            print(await pool.apply(kind, (shared,)))
+            print(await pool.apply(is_its_own, (shared, Point(2))))
+            print(await pool.apply(lambda shared: shared.value(3).x, (make,)))
+        print(type(shared.value) is Point, shared.value.array.flags.writeable)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.row("H197")
+@pytest.mark.skipif(sys.platform == "win32", reason="share() needs Unix sockets")
+def test_what_lives_in_a_session_can_be_shared(tmp_path: Path) -> None:
+    done = in_session(tmp_path, "-c", SHARED)
+    found = done.stdout.splitlines()
+    assert found == ["(1, 'Point', 99999.0, False)", "True", "3", "True False"], done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.row("H197")
+@pytest.mark.skipif(sys.platform == "win32", reason="share() needs Unix sockets")
+def test_by_pickle_alone_a_shared_object_of_a_session_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOMULTIPROCESS_SERIALIZER", "pickle")
+    source = SHARED.replace(", share(lambda x: Point(x)) as make", "")
+    source = source.replace("kind, (", "scarcity.first_of, (").replace(
+        "import n", "import scarcity, n"
+    )
+    done = in_session(tmp_path, "-c", source)
+    assert "a shared object could not be unpickled (AttributeError: " in done.stderr
+    assert "It must be importable in a worker" in done.stderr
+
+
+@pytest.mark.row("H197")
+@pytest.mark.skipif(sys.platform == "win32", reason="share() needs Unix sockets")
+def test_what_no_serializer_takes_cannot_be_shared(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(pickle.PicklingError, match=r"frame .* cannot be shared \(.*\)$"):
+        share(sys._getframe())
+    with share(adder(1)) as shared:
+        assert shared.value(2) == 3
+    request.getfixturevalue("without_cloudpickle")
+    with pytest.raises(pickle.PicklingError, match=rf"function .* cannot be shared \(.*{HINT}$"):
+        share(adder(1))
+    with pytest.raises(MemoryError):
+        share(Greedy())
+
+
+class Greedy:
+    def __reduce__(self) -> Any:
+        raise MemoryError
+
+
+FEW = """
+import asyncio, pickle, sys
+import scarcity, serializers
+from aiomultiprocess import Pool
+
+async def main():
+    async with Pool(1) as pool:
+        (worker,) = pool.processes
+        assert await pool.map(serializers.kind, [1, 2]) == ["int", "int"]
+        assert "cloudpickle" not in sys.modules
+        scarcity.use_up_descriptors()
+        for function, item in ((serializers.kind, lambda: 0), (lambda x: 0, 1)):
+            try:
+                await pool.map(function, [1, item, 2])
+            except pickle.PicklingError as error:
+                print(str(error).splitlines()[0])
+        scarcity.free_descriptors()
+        print(await pool.map(serializers.kind, [1, lambda: 0, 2]))
+        print(await pool.apply(lambda: 5), worker in pool.processes)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.row("H201")
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_NOFILE")
+def test_without_descriptors_what_pickle_refuses_fails_alone(tmp_path: Path) -> None:
+    done = in_session(tmp_path, "-c", FEW)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    assert "item 1 of a call of serializers.kind cannot be sent" in lines[0]
+    assert "<lambda> cannot be sent" in lines[1]
+    assert "aiomultiprocess[cloudpickle]" not in done.stdout
+    assert lines[-2:] == ["['int', 'function', 'int']", "5 True"], done.stderr
 
 
 # -- serializers of one's own ----------------------------------------------------------------------

@@ -475,7 +475,7 @@ async def test_a_task_that_releases_it_takes_it_from_no_other(
 async def test_a_function_that_cannot_be_pickled_leaves_nothing_behind() -> None:
     async with Pool(1) as pool:
         with share(targets.table()) as shared:
-            part = functools.partial(targets.at, shared, threading.Lock())
+            part = functools.partial(targets.ignore, shared, threading.Lock())
             with pytest.raises(pickle.PicklingError):
                 await pool.map(part, range(3))
         del part

@@ -18,6 +18,8 @@ import io
 import os
 import pickle
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import process
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,6 +34,7 @@ from .._wire.serializing import (
     is_installed,
 )
 
+from ..types import describe_error, shown
 MAIN = b"__main__"
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 CONTAINERS = {tuple, list, set, frozenset}
@@ -156,6 +159,45 @@ def main_is_importable() -> bool:
 
 
 def names_main(value: object) -> bool:
+def dumps_apart(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """A pickle that `pickle.loads` undoes in any process, by the default choice; and its buffers.
+
+    pickle.PicklingError for what neither pickle nor cloudpickle takes.
+    """
+    choice = choose(None)
+    try:
+        plain = _apart(pickle.dumps, value)
+    except Exception as error:  # noqa: BLE001 - a __reduce__ of the user's may raise anything
+        return _apart_by_value(choice, value, error)
+    if choice.main_by_value and MAIN in plain[0]:
+        with suppress(Exception):  # else workers say what they cannot import
+            return _apart_by_value(choice, value, Exception())
+    return plain
+
+
+def _apart_by_value(
+    choice: Choice, value: object, refusal: Exception
+) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """The same by another serializer; `refusal` is why pickle has not taken the value."""
+    try:
+        serializer = choice.fallback()
+        if serializer is None or issubclass(type(refusal), MemoryError):
+            raise refusal
+        return _apart(serializer.dumps, value)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise pickle.PicklingError(
+            f"{shown(value)} cannot be shared ({describe_error(error)}){choice.hint}"
+        ) from error
+
+
+def _apart(dumps: Callable[..., bytes], value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """By pickle, or by cloudpickle, which makes a pickle too: no other is a default."""
+    buffers: list[pickle.PickleBuffer] = []
+    return dumps(value, protocol=5, buffer_callback=buffers.append), buffers
+
+
     """Whether the pickle of a value refers to the main module; False if it cannot be pickled."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=lambda _: None)

@@ -362,15 +362,10 @@ sharing.constants.add(Shared)
 # -- the memory ------------------------------------------------------------------------------------
 
 
-def make(obj: Any) -> Shared[Any]:
-    """Put an object into memory of its own.
-
-    Raises what pickling it raises, and OSError if there is no memory for it.
-    """
+def make(pickled: bytes, buffers: list[pickle.PickleBuffer]) -> Shared[Any]:
+    """Put a pickle, and what it has out of band, into memory. OSError if there is none for it."""
     if not hasattr(socket, "send_fds"):
         raise RuntimeError("aiomultiprocess.share() needs Unix sockets, which pass descriptors")
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(obj, 5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
     places, end = _layout(len(pickled), [len(view) for view in views])
     fields = [
@@ -426,7 +421,12 @@ def load(fd: int) -> Any:
     buffers = [
         view[place : place + size] for place, size in zip(fields[::2], fields[1::2], strict=True)
     ]
-    return pickle.loads(view[begin : begin + pickled], buffers=buffers)
+    try:
+        return pickle.loads(view[begin : begin + pickled], buffers=buffers)
+    except (AttributeError, ImportError) as error:
+        from .._wire.serializing import not_importable  # here: SERIAL-1
+
+        raise not_importable(error) from error
 
 
 def mapped(fd: int) -> memoryview:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+from ..types import describe_error, import_hint
 from .sharing import permitted
 
 ENVIRONMENT: Final = "AIOMULTIPROCESS_SERIALIZER"
@@ -31,7 +32,7 @@ INSTALL: Final = '. To send it by value, install "aiomultiprocess[cloudpickle]"'
 class Serializer:
     """`dumps` of another serializer, and the function that undoes it in another process."""
 
-    def __init__(self, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
+    def __init__(self, dumps: Callable[..., bytes], loads: Callable[[bytes], Any]) -> None:
         self.dumps = dumps
         self.loads = loads
 
@@ -72,7 +73,19 @@ def is_installed() -> bool:
     """Whether cloudpickle is there; importing it takes some time."""
     from importlib.util import find_spec
 
-    return find_spec("cloudpickle") is not None
+    try:
+        return find_spec("cloudpickle") is not None
+    except OSError:  # no descriptor is left to look for it
+        return True
+
+
+def not_importable(error: Exception) -> pickle.UnpicklingError:
+    """The error of a shared object that names what cannot be imported here."""
+    by_value = "" if is_installed() else INSTALL
+    return pickle.UnpicklingError(
+        f"a shared object could not be unpickled ({describe_error(error)}){import_hint(error)}"
+        f"{by_value}"
+    )
 
 
 #: In a worker: what its pool was made with; None for the default.
