@@ -31,10 +31,11 @@ from .._wire.serializing import (
     Sealed,
     Serializer,
     cloudpickle,
+    imported_cloudpickle,
     is_installed,
 )
-
 from ..types import describe_error, shown
+
 MAIN = b"__main__"
 ATOMS = {type(None), bool, int, float, complex, str, bytes}
 CONTAINERS = {tuple, list, set, frozenset}
@@ -99,7 +100,7 @@ class Choice(NamedTuple):
     @property
     def hint(self) -> str:
         """The end of a message about what no serializer took."""
-        return "" if self.never or self.fallback() is not None else INSTALL
+        return "" if self.never or self.serializer is not None or is_installed() else INSTALL
 
 
 PICKLE_ALONE: Final = Choice(None, never=True)
@@ -122,13 +123,13 @@ def choose(serializer: object, *, elsewhere: bool = False) -> Choice:
 
 
 def _installed() -> Serializer:
-    found = cloudpickle()
-    if found is None:
+    try:
+        return imported_cloudpickle()
+    except ImportError:
         raise ValueError(
             'serializer="cloudpickle" needs a package that is not installed: '
             'install "aiomultiprocess[cloudpickle]"'
-        )
-    return found
+        ) from None
 
 
 def _checked(serializer: Any) -> Serializer:
@@ -158,7 +159,6 @@ def main_is_importable() -> bool:
     return path is not None and os.path.isfile(os.path.join(started_in, path))
 
 
-def names_main(value: object) -> bool:
 def dumps_apart(value: object) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """A pickle that `pickle.loads` undoes in any process, by the default choice; and its buffers.
 
@@ -198,6 +198,7 @@ def _apart(dumps: Callable[..., bytes], value: object) -> tuple[bytes, list[pick
     return dumps(value, protocol=5, buffer_callback=buffers.append), buffers
 
 
+def names_main(value: object) -> bool:
     """Whether the pickle of a value refers to the main module; False if it cannot be pickled."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=lambda _: None)

@@ -61,11 +61,20 @@ def opened(value: Any) -> Any:
 
 
 def cloudpickle() -> Serializer | None:
-    """The serializer that pickles functions and classes by value; None where it is missing."""
+    """The serializer that pickles functions and classes by value; None where it is missing.
+
+    None also if no descriptor is left to import it: the next value finds it, if there is one then.
+    """
     try:
-        from cloudpickle import dumps
-    except ImportError:
+        return imported_cloudpickle()
+    except (ImportError, OSError):
         return None
+
+
+def imported_cloudpickle() -> Serializer:
+    """The same; raises what the import raises."""
+    from cloudpickle import dumps
+
     return Serializer(dumps, pickle.loads)
 
 

@@ -144,9 +144,11 @@ class ResultSender:
 
     def _add_sealed(self, chunk_id: int, offset: int, error: UnsendableError) -> bool:
         """Journal a value that pickle refused by another serializer, if one takes it."""
-        from .._wire.serializing import fallback  # here: SERIAL-1
-
         value, error.value = error.value, None
+        try:
+            from .._wire.serializing import fallback  # here: SERIAL-1
+        except (ImportError, OSError):  # no descriptor is left to import it
+            return False
         serializer = fallback()
         if serializer is None:
             return False
