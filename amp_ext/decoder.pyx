@@ -16,6 +16,7 @@ import pickle
 import sys
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -437,17 +438,18 @@ cdef bytes read_bytes(Reader *reader):
 
 
 cdef object read_buffer(Reader *reader, bint readonly):
-    """Read a buffer of a pickle: bytes or a bytearray, or a view if it was lent (CODEC-11)."""
+    """Read a buffer of a pickle, as a view (CODEC-11)."""
     cdef Py_ssize_t size = read_number(reader)
     cdef const uint8_t *data
     if size >= SEGMENT_MIN and reader.segments != NULL:
-        return take_segment(reader, bytes if readonly else bytearray, size, True)
+        made = take_segment(reader, bytes if readonly else bytearray, size, True)
+        return made if type(made) is memoryview else PyMemoryView_FromObject(made)
     data = take(reader, size)
     if readonly:
-        return (<const char *>data)[:size]
+        return PyMemoryView_FromObject((<const char *>data)[:size])
     made = amp_bytearray(size)
     memcpy(PyByteArray_AS_STRING(<PyObject *>made), data, size)
-    return made
+    return PyMemoryView_FromObject(made)
 
 
 cdef PyObject *read_str(Reader *reader, Py_ssize_t size) except NULL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pickle
 import signal
 import sys
 import weakref
@@ -37,6 +38,19 @@ def no_segment_is_left() -> Iterator[None]:
 
 
 # -- what arrives ----------------------------------------------------------------------------------
+
+
+@pytest.mark.row("H200")
+@pytest.mark.parametrize(
+    "options", [{}, {"sharedmemory": 0}, {"backend": "inline"}], ids=["shared", "copied", "inline"]
+)
+async def test_a_buffer_arrives_as_a_memoryview_whatever_its_size(options: dict[str, Any]) -> None:
+    sizes = (0, 10, 100_000, 300_000)
+    async with Pool(1, **options) as pool:
+        for readonly in (False, True):
+            memories = [bytes(size) if readonly else np.zeros(size, "u1") for size in sizes]
+            found = await pool.map(targets.describe_buffer, map(pickle.PickleBuffer, memories))
+            assert found == [("memoryview", readonly, size) for size in sizes]
 
 
 async def test_arguments_and_results_lie_in_shared_memory(start_method: str) -> None:

@@ -40,6 +40,10 @@ def describe(array: Any) -> tuple[bool, int, int]:
     return is_lent(array), int(array[0]), int(array[-1])
 
 
+def describe_buffer(buffer: Any) -> tuple[str, bool, int]:
+    return type(buffer).__name__, buffer.readonly, len(buffer)
+
+
 def keep(array: Any) -> int:
     kept.append(array)
     return len(kept)

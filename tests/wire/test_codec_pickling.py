@@ -21,6 +21,7 @@ from codec_support import (
     Pickles,
     Plain,
     WithBuffer,
+    arrived,
     decode,
     encode,
     failing_dump,
@@ -173,6 +174,23 @@ def test_dumps_and_loads_are_one_pickle(codec: Any) -> None:
     with pytest.raises((pickle.PicklingError, AttributeError)):
         codec.dumps(lambda: 1)
     assert len({other.dumps([Plain(1), 2]) for other in CODECS}) == 1
+
+
+@pytest.mark.row("H200")
+@pytest.mark.parametrize("size", [0, 10, SEGMENT_MIN - 1, SEGMENT_MIN])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_buffer_becomes_a_memoryview_and_can_be_written_as_before(
+    codec: Any, kind: type, size: int
+) -> None:
+    item = pickle.PickleBuffer(kind(b"x" * size))
+    segments = codec.encode_items([item], 0, 1, ALL)[0]
+    for payload in (b"".join(segments), arrived(segments)):
+        (found,) = decode(codec, payload, 1)
+        assert (type(found), found.readonly, found.nbytes) == (memoryview, kind is bytes, size)
+        assert found == b"x" * size
+        if kind is bytearray and size:
+            found[0] = 1
+            assert found.obj[0] == 1
 
 
 # -- what is held afterwards -----------------------------------------------------------------------

@@ -71,8 +71,9 @@ CODEC-10  An item for which there is no memory fails alone. In the encoder, the 
     they begin a segment, so that the items before it arrive in any case. In the decoder, a
     MemoryError is the failure of that item and of those behind it in the payload; likewise if a
     segment did not arrive (FRAME-5 in frames.py).
-CODEC-11  In a `frames.PayloadParts`, a buffer of a pickle may also be a view of memory in which it
-    was lent (FRAME-6): the unpickled object then lies there. It is no other value than a buffer.
+CODEC-11  The unpickler gets each buffer of a pickle as a memoryview of bytes, which is read-only if
+    the buffer was: of memory in which it was lent (FRAME-6), or of bytes or a bytearray that
+    nothing else refers to. So a buffer arrives as one type, whatever its size and the way it came.
 CODEC-12  A reference stands for an object of the one type that `register_references` names, as long
     as its `_reference` is a number. The encoder passes those that it has met to `note` when the
     payload is done, and not before: no code in Python runs while an item is encoded, because

@@ -198,19 +198,20 @@ class _Decoder:
         if error is not None and len(values) > self.skip:
             failures[len(values) - 1] = error
 
-    def _pickled(self) -> tuple[memoryview, list[bytes | bytearray | memoryview]]:
-        buffers: list[bytes | bytearray | memoryview] = []
+    def _pickled(self) -> tuple[memoryview, list[memoryview]]:
+        buffers: list[memoryview] = []
         number = self._number()
         self._check_count(number, 2)
         for _ in range(number):
             kind = bytes if self._byte() else bytearray
-            buffers.append(self._bytes_as(kind, lent=True))
+            buffer = self._bytes_as(kind, lent=True)
+            buffers.append(buffer if type(buffer) is memoryview else memoryview(buffer))  # CODEC-11
         return memoryview(self._bytes_as(bytes)), buffers
 
     @staticmethod
     def _unpickle(
         pickled: memoryview,
-        buffers: list[bytes | bytearray | memoryview],
+        buffers: list[memoryview],
         failures: dict[int, BaseException],
         place: int,
     ) -> Any:
