@@ -48,8 +48,9 @@ async def test_a_buffer_arrives_as_a_memoryview_whatever_its_size(options: dict[
     sizes = (0, 10, 100_000, 300_000)
     async with Pool(1, **options) as pool:
         for readonly in (False, True):
-            memories = [bytes(size) if readonly else np.zeros(size, "u1") for size in sizes]
-            found = await pool.map(targets.describe_buffer, map(pickle.PickleBuffer, memories))
+            made: Any = [bytes(size) if readonly else np.zeros(size, "u1") for size in sizes]
+            buffers: Any = [pickle.PickleBuffer(memory) for memory in made]
+            found = await pool.map(targets.describe_buffer, buffers)
             assert found == [("memoryview", readonly, size) for size in sizes]
 
 
