@@ -573,11 +573,24 @@ async def test_a_worker_without_descriptors_fails_a_task_alone() -> None:
             with pytest.raises(OSError, match="could not be unpickled in a worker") as info:
                 await pool.apply(scarcity.first_of, (shared,))
             assert "Too many open files" in str(info.value)
-        await settle()  # this sends UNSHARE
         arrival.release()
         assert await neighbour == "freed"
         with share([7]) as shared:
             assert await pool.apply(scarcity.first_of, (shared,)) == 7
+
+
+@pytest.mark.row("H195")
+async def test_a_worker_without_descriptors_goes_on_when_an_object_is_released() -> None:
+    async with Pool(1) as pool:
+        (worker,) = pool.processes
+        assert await pool.apply(scarcity.use_up_descriptors) is None
+        with share([7]) as shared, pytest.raises(OSError, match="Too many open files"):
+            await pool.apply(scarcity.first_of, (shared,))
+        await settle()  # the worker gets UNSHARE
+        assert await pool.apply(scarcity.free_descriptors) is None
+        with share([7]) as shared:
+            assert await pool.apply(scarcity.first_of, (shared,)) == 7
+        assert worker in pool.processes
 
 
 def test_the_memory_cannot_be_changed_by_any_process() -> None:
