@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import mishaps
+import stoppers
 import workload
-from aiomultiprocess import Pool, ProxyException
+from aiomultiprocess import Pool, ProxyException, WorkerLostError
 from support import Meeting, lines
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("G65")]
@@ -81,10 +82,11 @@ async def test_items_that_end_with_their_loop_are_no_failures(handler: Any, hand
     async with Meeting() as meeting, Pool(1, exception_handler=handler) as pool:
         neighbour = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,)))
         await meeting.next()
-        culprit = asyncio.ensure_future(pool.apply(mishaps.meet_and_stop_the_loop, (meeting.port,)))
+        culprit = asyncio.ensure_future(pool.apply(stoppers.break_the_loop, (meeting.port,)))
         await meeting.release_all(1)
         await asyncio.wait([neighbour, culprit])
-        assert isinstance(neighbour.exception(), ProxyException)
+        for call in (neighbour, culprit):
+            assert isinstance(call.exception(), WorkerLostError)
         assert handled() == []
 
 

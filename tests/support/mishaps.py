@@ -571,12 +571,6 @@ async def meet_and_fail_when_cancelled(port: int, token: object = "") -> str:
         raise LookupError("while cleaning up") from None
 
 
-async def meet_and_stop_the_loop(port: int) -> None:
-    """What no item should do: its worker ends, and cancels what else runs there."""
-    await meet(port, "stop")
-    asyncio.get_running_loop().stop()
-
-
 async def cancel_at_once() -> None:
     raise asyncio.CancelledError
 

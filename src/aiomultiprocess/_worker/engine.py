@@ -42,6 +42,11 @@ WORKER-11  A worker retires if its memory is over a limit, or its lifespan has e
 WORKER-12  A worker that is to exit may be held for any time by streams, which their readers read
     as they like, and by calls in threads that were given up (threads.py, THREAD-2). If nothing
     else keeps it, a HELD frame tells the parent so, and another one each time that changes.
+WORKER-13  Nothing of the user's stops the loop: neither `loop.stop()`, nor a SystemExit or
+    KeyboardInterrupt of a task that is no item, or of a callback, which asyncio lets pass through
+    the loop. An item that waits for that task gets the exception; all others go on. If the loop
+    ends by an error of its own, the process does, too, and the parent settles what is cancelled
+    then as it does at any death: no CancelledError is sent.
 
 `main` imports this module at the start of each worker: what it imports adds to that start.
 """
@@ -54,8 +59,9 @@ import os
 import signal
 import sys
 import time
+import types
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -134,7 +140,8 @@ class WorkerEngine:
     _lifespan: Lifespan | None = None
     _leaving_lifespan = False
     _stopped = False
-    """Whether it serves no more: frames may still arrive while the loop is closed."""
+    """Whether its loop is to end: frames may still arrive while the loop is closed."""
+    _sigterm_handler: object = None  # what calls `_terminate`; None: nothing yet
     _held_by: tuple[int, int] | None = None  # as the last HELD frame says (WORKER-12)
 
     def __init__(
@@ -209,10 +216,40 @@ class WorkerEngine:
             failure = self._initialize(initializer, initargs, lifespan)
         self._serve(failure)
         self._watch_turns()
-        self._loop.run_forever()
-        self._stopped = True
+        try:
+            self._run_loop()
+        finally:
+            if not self._stopped:  # WORKER-13
+                self._stopped = self.terminated = self._refuses = self._closing = True
+                self._chunks.clear()
         if self._turns is not None:
             self._turns.stop(idle=not self._copied)
+
+    def _run_loop(self) -> None:
+        """Run the loop until `_stop` (WORKER-13), or until a copy of the worker is to end."""
+        while self._goes_on():
+            try:
+                self._loop.run_forever()
+                if self._goes_on():
+                    log.error("a task has stopped the event loop of this worker; it goes on")
+            except (SystemExit, KeyboardInterrupt) as error:
+                if self._copied:
+                    raise
+                self._on_passed(error)
+
+    def _goes_on(self) -> bool:
+        return not (self._stopped or self._copied)
+
+    def _on_passed(self, error: BaseException) -> None:
+        """A SystemExit or KeyboardInterrupt has passed through the loop."""
+        if _from_engine(error):  # a signal handler of the user's has raised it there
+            self._give_up(error)
+        _without_loop(error, self._loop)
+        if self._sigterm_handler not in (None, signal.getsignal(signal.SIGTERM)):
+            self._terminate()  # an item has set a handler that raises, as many programs do
+            return
+        name = type(error).__name__
+        log.error("%s of a task has passed through the loop of this worker", name, exc_info=error)
 
     def _serve(self, failure: bytes | None) -> None:
         """Begin to receive, and report to the parent that this worker is ready, or the failure."""
@@ -248,6 +285,7 @@ class WorkerEngine:
     def _handle_sigterm(self) -> None:
         if sys.platform != "win32":  # where terminate() is not a signal
             self._loop.add_signal_handler(signal.SIGTERM, self._terminate)
+            self._sigterm_handler = signal.getsignal(signal.SIGTERM)
 
     def _initialize(
         self,
@@ -369,6 +407,7 @@ class WorkerEngine:
 
     def _stop(self) -> None:
         if not self._stopped:  # else the loop runs what closes it, to its end
+            self._stopped = True
             self._loop.stop()
 
     def _report_what_holds(self) -> None:
@@ -732,3 +771,24 @@ class WorkerEngine:
         if not self._chunks and free > self._advertised_free and not self._closing:
             self._advertised_free = free
             self._link.send(Kind.NEED_WORK, count=free)
+
+
+def _modules(trace: types.TracebackType | None) -> Iterator[tuple[Any, str]]:
+    """The steps of a traceback, each with the name of its module."""
+    while trace is not None:
+        yield trace, str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+
+
+def _from_engine(error: BaseException) -> bool:
+    """Whether an exception that left the loop comes from a callback of the engine."""
+    steps = _modules(tasks.traceback_of(error))
+    return [module for _, module in steps].count(__name__) > 1  # one called the loop
+
+
+def _without_loop(error: BaseException, loop: asyncio.AbstractEventLoop) -> None:
+    """Remove the frames of the loop, which an item that waits for the task would show."""
+    loops = {__name__, "asyncio", type(loop).__module__.partition(".")[0]}
+    steps = _modules(tasks.traceback_of(error))
+    users = (trace for trace, name in steps if not {name, name.partition(".")[0]} & loops)
+    BaseException.with_traceback(error, next(users, None))

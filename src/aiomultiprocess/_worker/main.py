@@ -173,7 +173,7 @@ def main(spec: WorkerSpec) -> None:
         engine.close()
         leaving.ignore_sigterm(loop)
         threads = leaving.announce_exit(link)
-        loops.close_loop(loop)  # may end items, whose results are still sent
+        loops.close_loop(loop)  # may end items, if the loop failed: what they return is still sent
         if threads:  # some were of the loop's executor, which has ended
             leaving.announce_exit(link)
         if finish_logs is not None:

@@ -1,0 +1,90 @@
+"""A worker whose items stop its event loop goes on; one whose loop fails takes its items along."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+import stoppers
+import workload
+from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, WorkerLostError
+from support import Meeting
+
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("H202")]
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+LOOPS = [None, *([new_uvloop] if find_spec("uvloop") else [])]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("way", stoppers.WAYS)
+async def test_what_stops_the_loop_of_a_worker_ends_neither_it_nor_its_other_items(
+    way: Callable[[], Any], loop: Any
+) -> None:
+    options = {"lifespan": stoppers.group_around, "loop_initializer": loop}
+    async with Meeting() as meeting, Pool(1, **options) as pool:
+        neighbour = pool.submit(workload.meet, meeting.port)
+        arrival = await meeting.next()
+        words = stoppers.WAYS[way]
+        if words is None:
+            assert await pool.apply(way) == "went on"
+        else:
+            with pytest.raises(ProxyException, match=words):
+                await pool.apply(way)
+        arrival.release("here")
+        assert await neighbour == "here"
+        assert await pool.apply(workload.two) == 2
+        assert "died" not in pool.stats().restarts
+
+
+async def test_an_item_whose_task_left_shows_no_frames_of_the_loop() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(ProxyException) as caught:
+            await pool.apply(stoppers.in_a_gather)
+    text = str(caught.value)
+    assert "in in_a_gather" in text
+    assert "in leave" in text
+    assert "run_forever" not in text
+
+
+async def test_the_items_of_a_worker_whose_loop_fails_are_lost_or_run_again() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        again = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port,), retries=1))
+        lost = pool.submit(workload.meet, meeting.port)
+        ended = pool.submit(stoppers.return_when_cancelled, meeting.port)
+        await meeting.first(3)
+        culprit = pool.submit(stoppers.break_the_loop, meeting.port)
+        (await meeting.next()).release()
+        for call in (lost, culprit):
+            with pytest.raises(WorkerLostError):
+                await call
+        assert await ended == "went on"
+        (await meeting.next()).release("again")
+        assert await again == "again"
+        stats = pool.stats()
+        assert (stats.lost, stats.retried, stats.cancelled) == (2, 1, 0)
+
+
+async def test_a_worker_whose_item_leaves_on_sigterm_ends_at_once() -> None:
+    async with Meeting() as meeting:
+        pool = Pool(1, grace=20.0)
+        await pool.apply(stoppers.leave_on_sigterm)
+        call = pool.submit(workload.meet, meeting.port)
+        await meeting.next()
+        begun = time.monotonic()
+        pool.terminate()
+        await pool.join()
+        assert time.monotonic() - begun < 10
+        with pytest.raises(PoolTerminatedError):
+            await call

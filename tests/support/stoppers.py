@@ -1,0 +1,113 @@
+"""Items that stop the event loop of their worker, or let what ends programs pass through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiomultiprocess import current_worker
+from workload import meet
+
+_kept: list[asyncio.Task[None]] = []
+
+
+async def leave(how: type[BaseException] = SystemExit) -> None:
+    await asyncio.sleep(0)
+    raise how(2)
+
+
+async def in_a_gather() -> None:
+    await asyncio.gather(leave(), asyncio.sleep(0))
+
+
+async def in_a_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leave())
+
+
+async def by_an_interrupt() -> None:
+    await asyncio.gather(leave(KeyboardInterrupt))
+
+
+def _in_background(task: asyncio.Task[None]) -> None:
+    task.add_done_callback(asyncio.Task.exception)  # or asyncio would report it
+    _kept.append(task)
+
+
+async def in_the_background() -> str:
+    _in_background(asyncio.create_task(leave()))
+    await asyncio.sleep(0.01)
+    return "went on"
+
+
+async def in_a_callback() -> str:
+    asyncio.get_running_loop().call_soon(sys.exit, 2)
+    await asyncio.sleep(0.01)
+    return "went on"
+
+
+async def by_stop() -> str:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.01)
+    return "went on"
+
+
+def by_stop_at_once() -> str:
+    asyncio.get_running_loop().stop()
+    return "went on"
+
+
+async def in_the_lifespan() -> str:
+    current_worker().state.create_task(leave())
+    await asyncio.sleep(0.01)
+    return "went on"
+
+
+#: Each with the words of its error, or None.
+WAYS: dict[Callable[[], Any], str | None] = {
+    in_a_gather: "SystemExit: 2",
+    in_a_group: "SystemExit: 2",
+    by_an_interrupt: "KeyboardInterrupt: 2",
+    in_the_background: None,
+    in_a_callback: None,
+    by_stop: None,
+    by_stop_at_once: None,
+    in_the_lifespan: None,
+}
+
+
+@contextlib.asynccontextmanager
+async def group_around() -> AsyncIterator[asyncio.TaskGroup]:
+    """A lifespan whose state is a TaskGroup."""
+    async with asyncio.TaskGroup() as group:
+        yield group
+
+
+async def break_the_loop(port: int) -> None:
+    """End the loop by an error of its own, as a loop that has a bug, or no descriptor, does."""
+    await meet(port, "break")
+    loop: Any = asyncio.get_running_loop()
+    run_once = loop._run_once
+
+    def fail() -> None:
+        loop._run_once = run_once
+        raise OSError("the loop cannot poll")
+
+    loop._run_once = fail
+    await asyncio.Event().wait()
+
+
+async def return_when_cancelled(port: int) -> str:
+    try:
+        return await meet(port)
+    except asyncio.CancelledError:
+        return "went on"
+
+
+async def leave_on_sigterm() -> None:
+    """As programs do that end by their `finally` blocks."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
