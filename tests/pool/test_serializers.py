@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import serializers
+import travellers
 import workload
 from aiomultiprocess import Pool, PoolExecutor, ProxyException, RoundRobin, WorkerLostError, share
 from support import TEST_PATH
@@ -495,3 +496,39 @@ def test_a_serializer_that_cannot_travel_is_refused() -> None:
 
     with pytest.raises(TypeError, match="must itself be importable in workers"):
         Pool(1, serializer=Local())
+
+
+# -- results that end programs ---------------------------------------------------------------------
+
+
+@pytest.mark.row("H203")
+@pytest.mark.parametrize("func", [travellers.make_ending, travellers.make_ending_later])
+@pytest.mark.parametrize("kind", travellers.ENDS)
+async def test_a_result_whose_pickling_ends_programs_fails_alone(func: Any, kind: str) -> None:
+    async with Pool(1) as pool:
+        pid = await pool.apply(workload.where)
+        words = f"result of travellers.{func.__name__} .*{kind}: at once.*not EndsWhenPickled"
+        with pytest.raises(pickle.PicklingError, match=words):
+            await pool.apply(func, (kind,))
+        assert await pool.apply(workload.where) == pid
+
+
+@pytest.mark.row("H203")
+@pytest.mark.parametrize("kind", travellers.ENDS)
+async def test_a_value_whose_pickling_ends_programs_ends_its_stream(kind: str) -> None:
+    async with Pool(1) as pool:
+        pid = await pool.apply(workload.where)
+        stream = pool.stream(travellers.yield_ending, (kind,))
+        assert await anext(stream) == 1
+        with pytest.raises(pickle.PicklingError, match=kind):
+            await anext(stream)
+        assert await pool.apply(workload.where) == pid
+
+
+@pytest.mark.row("H203")
+@pytest.mark.parametrize("turns", [0, 1])
+@pytest.mark.parametrize("kind", travellers.ENDS)
+async def test_a_worker_that_cannot_answer_an_item_ends(kind: str, turns: int) -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(WorkerLostError, match="exited with code 70"):
+            await pool.apply(travellers.fail_unanswered, (kind, turns))

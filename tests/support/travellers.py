@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import AsyncIterator
 from typing import Any
+
+from aiomultiprocess._worker import main
 
 
 class OwnError(Exception):
@@ -104,6 +107,48 @@ class ExitsWhenPickled:
 
 async def exit_when_pickled() -> ExitsWhenPickled:
     return ExitsWhenPickled()
+
+
+#: What ends programs, tasks or generators, rather than an error.
+ENDS: dict[str, type[BaseException]] = {
+    kind.__name__: kind
+    for kind in (SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError)
+}
+
+
+class EndsWhenPickled:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        raise ENDS[self.kind]("at once")
+
+
+def make_ending(kind: str) -> EndsWhenPickled:
+    return EndsWhenPickled(kind)
+
+
+async def make_ending_later(kind: str) -> EndsWhenPickled:
+    await asyncio.sleep(0)
+    return EndsWhenPickled(kind)
+
+
+async def yield_ending(kind: str) -> AsyncIterator[Any]:
+    yield 1
+    yield EndsWhenPickled(kind)
+
+
+async def fail_unanswered(kind: str, turns: int) -> None:
+    """Fail, when the worker cannot send errors any more."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ENDS[kind]("unsent")
+
+    current: Any = main.this_worker
+    current.engine._results.fail = fail
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    raise LookupError("never answered")
 
 
 class Unprintable:

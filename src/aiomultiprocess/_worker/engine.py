@@ -602,7 +602,7 @@ class WorkerEngine:
         self._turn_scheduled = False
         try:
             self._turn()
-        except Exception as error:  # noqa: BLE001 - as in a callback of the link (LINK-7)
+        except BaseException as error:  # noqa: BLE001 - the loop would go on after any (WORKER-3)
             self._give_up(error)
 
     def _turn(self) -> None:
@@ -680,7 +680,11 @@ class WorkerEngine:
         refused = chunk.lacked_memory(offset, error)
         stage = None if refused else stage_of(func, error)
         given_up = type(error) is GivenUp
-        self._results.fail(chunk.chunk_id, offset, error, stage, refused=refused, given_up=given_up)
+        chunk_id, fail = chunk.chunk_id, self._results.fail
+        try:
+            fail(chunk_id, offset, error, stage, refused=refused, given_up=given_up)
+        except BaseException as failure:  # noqa: BLE001 - as in `_scheduled_turn`; the link calls, too
+            self._give_up(failure)
 
     def _on_suspended(self, task: asyncio.Task[Any], place: Place, *, timed: bool) -> None:
         if task.done():  # a task factory started it eagerly; others may run next (WORKER-6)
@@ -715,7 +719,7 @@ class WorkerEngine:
             self._limits.journaled(task)
         try:
             self._results.publish_unless_just_now()
-        except Exception as error:  # noqa: BLE001 - as in `_scheduled_turn`
+        except BaseException as error:  # noqa: BLE001 - as in `_scheduled_turn`
             self._give_up(error)
 
     def _finish_ended(self) -> None:
@@ -733,7 +737,7 @@ class WorkerEngine:
             del self._places[place]
             try:
                 self._end_task(task, *place)
-            except Exception as error:  # noqa: BLE001 - as in `_scheduled_turn`
+            except BaseException as error:  # noqa: BLE001 - as in `_scheduled_turn`
                 self._give_up(error)
         if self._given_up:
             self._given_up.discard(task)

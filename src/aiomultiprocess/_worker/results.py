@@ -154,7 +154,7 @@ class ResultSender:
             return False
         try:
             self.add(chunk_id, offset, serializer.seal(value))
-        except Exception:  # noqa: BLE001 - the item gets the error of pickle, which says as much
+        except BaseException:  # noqa: BLE001 - the item gets the error of pickle, as in `_end_task`
             return False
         return True
 

@@ -133,7 +133,7 @@ class Channel:
     def _append(self, value: object) -> bool:
         try:
             return self._batch.append(value)
-        except Exception:  # of pickling
+        except BaseException:  # of pickling
             serializer = serializing.fallback()
             if serializer is None:
                 raise
