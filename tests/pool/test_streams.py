@@ -115,6 +115,31 @@ async def test_a_stream_that_is_dropped_closes_its_generator(backend: str, tmp_p
         await pool.join()
 
 
+@pytest.mark.row("H204")
+@pytest.mark.parametrize("task_timeout", [None, 60.0])
+@pytest.mark.parametrize("ahead", [1, 4, 1000])
+async def test_a_generator_that_suppresses_cancellations_is_closed_at_its_next_value(
+    backend: str, tmp_path: Path, ahead: int, task_timeout: float | None
+) -> None:
+    path = tmp_path / "closed"
+    async with Pool(1, childconcurrency=1, backend=backend) as pool:
+        values = pool.stream(streams.poll, (str(path),), ahead=ahead, task_timeout=task_timeout)
+        async with asyncio.timeout(10), aclosing(values):
+            assert await anext(values) == 0
+            assert await anext(values) == 1
+        assert path.exists()
+        assert await pool.apply(workload.two) == 2
+        assert pool.stats().cancelled == 1
+
+
+@pytest.mark.row("H204")
+async def test_a_generator_may_end_by_itself_when_it_is_cancelled(backend: str) -> None:
+    async with Pool(1, backend=backend) as pool:
+        async with asyncio.timeout(10), aclosing(pool.stream(streams.end_when_cancelled)) as values:
+            assert await anext(values) == 0
+        assert await pool.apply(workload.two) == 2
+
+
 async def test_a_stream_that_was_never_read_starts_nothing(backend: str, tmp_path: Path) -> None:
     path = tmp_path / "produced"
     async with Pool(1, backend=backend) as pool:

@@ -218,6 +218,7 @@ ROWS = {
     "H201": "a value that pickle refuses fails alone where no descriptor is left for cloudpickle",
     "H202": "SystemExit in a task of an item, or loop.stop(), ends no worker and no neighbour",
     "H203": "a result whose pickling ends programs fails by name, whatever the serializer",
+    "H204": "a stream that is closed ends, though its generator suppresses a cancellation",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

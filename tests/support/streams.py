@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -171,6 +172,26 @@ async def go_on_when_cancelled() -> AsyncIterator[int]:
         for n in itertools.count(1):
             await asyncio.sleep(0.001)
             yield n
+
+
+async def poll(path: str) -> AsyncIterator[int]:
+    """Take each interruption of a wait as no news; the file is there when it was closed."""
+    n = 0
+    try:
+        while True:
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.Event().wait(), 0.01)
+            yield n
+            n += 1
+    finally:
+        await asyncio.sleep(0)
+        Path(path).touch()  # noqa: ASYNC240
+
+
+async def end_when_cancelled() -> AsyncIterator[int]:
+    yield 0
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
 
 
 async def count_and_die_at_once(stop: int) -> AsyncIterator[int]:

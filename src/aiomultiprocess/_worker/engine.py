@@ -562,6 +562,8 @@ class WorkerEngine:
                 self._limits.cancel(task, _accel.loads(as_bytes(timed_out)))
         elif task is not None:
             self._given_up.add(task)
+            if chunk_id in self._streams:
+                self._streams[chunk_id].give_up()
             task.cancel()
         elif (chunk := self._waiting_chunk(chunk_id)) is not None:
             chunk.refuse(offset, GivenUp())

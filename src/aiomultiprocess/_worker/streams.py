@@ -14,6 +14,8 @@ STREAM-6  Values outlive the process before the generator is asked for the next:
     with results, one that fits neither there nor into a congested link waits in this process.
 STREAM-7  Values for whose frame there is no memory are lost. The stream then ends with that error,
     and sends no value that would come after them.
+STREAM-8  A stream that has no reader any more is cancelled. If its generator suppresses that, it is
+    closed at its next value, as a local one would be.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class Channel:
         self._batch = batch
         self._room = ahead  # values that may be produced now
         self._waiter: asyncio.Future[None] | None = None
+        self._given_up = False
         self._since = time.monotonic_ns()  # the generator has run, without others, since then
 
     def pull(self, count: int) -> None:
@@ -110,8 +113,14 @@ class Channel:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def give_up(self) -> None:
+        """There is no reader any more (STREAM-8)."""
+        self._given_up = True
+
     async def put(self, value: object) -> None:
         """Send a value, and wait as long as too many are unread."""
+        if self._given_up:
+            raise asyncio.CancelledError
         self.check()
         if self._batch.owner is not self:
             self._batch.begin(self)
