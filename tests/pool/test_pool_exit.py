@@ -155,6 +155,19 @@ async def test_workers_end_soon_under_every_start_method(tmp_path: Path, start_m
         await wait_for_exit(pids, WITHIN)
 
 
+@pytest.mark.row("H207")
+async def test_workers_end_soon_though_they_unpickle_for_ever(
+    tmp_path: Path, meeting: Meeting
+) -> None:
+    given = f"initializer=print, initargs=(mishaps.MeetsWhenLoaded({meeting.port}),)"
+    with Script(tmp_path, pool_script(f"pool = Pool(1, {given})\n{DOING['idle']}")) as script:
+        arrival = await meeting.next()
+        script.process.kill()
+        script.process.wait()
+        await wait_for_exit([arrival.pid], WITHIN)
+        assert script.err == ""
+
+
 @pytest.mark.row("B24")
 async def test_a_killed_group_leaves_nothing(tmp_path: Path, start_method: str) -> None:
     setup = f'set_start_method("{start_method}")'

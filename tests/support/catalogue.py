@@ -219,6 +219,7 @@ ROWS = {
     "H202": "SystemExit in a task of an item, or loop.stop(), ends no worker and no neighbour",
     "H203": "a result whose pickling ends programs fails by name, whatever the serializer",
     "H204": "a stream that is closed ends, though its generator suppresses a cancellation",
+    "H207": "a worker ends with its parent also while it unpickles what the pool was given",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

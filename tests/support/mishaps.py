@@ -504,6 +504,16 @@ def hold_the_gil(port: int) -> int:
         return sum(range(10**11))
 
 
+class MeetsWhenLoaded:
+    """Calls in when it is unpickled, and holds that up until it is answered."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def __reduce__(self) -> Any:
+        return meet_blocking, (self.port, "unpickling")
+
+
 # -- attacks on the shared memory ----------------------------------------------------------------
 
 

@@ -146,15 +146,16 @@ def main(spec: WorkerSpec) -> None:
     load_engine()
     # Ctrl-C reaches the whole process group: the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # before `load`, which runs code of the user's for as long as that likes
+    parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
+    native = _accel.native_watchdog()
+    watch_in = watchdog.start(parent_fd, spec.parent_pid, spec.grace, native=native)
+    watch_again = partial(watch_parent, parent_fd, spec.grace)
     failure = spec.load()
     use_serializer(spec.serializer)
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()
-    parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
-    native = _accel.native_watchdog()
-    watch_in = watchdog.start(parent_fd, spec.parent_pid, spec.grace, native=native)
-    watch_again = partial(watch_parent, parent_fd, spec.grace)
     link = spec.end.open()
     copies.protect(link, watch_again)
     loop, no_loop = make_loop(spec.loop)

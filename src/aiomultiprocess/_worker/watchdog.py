@@ -1,4 +1,6 @@
-"""Ends a worker after its parent died; `main` starts it before any code of the user's runs.
+"""Ends a worker after its parent died; `main` starts it before it loads what the pool was given.
+
+Of the user's code only the main module, which multiprocessing imports, may run before.
 
 A descriptor becomes readable when the parent dies: the parent's own pidfd where there are pidfds,
 else the pipe that multiprocessing keeps open between parent and child (which any other forked child
