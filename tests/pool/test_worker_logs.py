@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,65 @@ async def test_a_pool_that_is_closed_delivers_all_records(seen: Collecting) -> N
     await results
     await pool.join()
     assert sorted(seen.texts) == sorted(f"number {number}" for number in range(500))
+
+
+@pytest.mark.row("H208")
+@pytest.mark.parametrize("end", [Pool.close, Pool.terminate])
+async def test_what_a_worker_logs_at_its_end_arrives_though_its_link_is_full(
+    seen: Collecting, caplog: pytest.LogCaptureFixture, end: Callable[[Pool], None]
+) -> None:
+    """LOGS-5"""
+    pool = Pool(1, logs=True)
+    await pool.apply(logging_targets.say_when_the_loop_ends, (5000,))
+    end(pool)
+    await pool.join()
+    numbers = [int(text.split()[0]) for text in seen.texts]
+    assert numbers == list(range(5000))
+    assert "log records" not in caplog.text
+
+
+BLOCKED = """
+seen = logging.NullHandler()
+texts = []
+seen.handle = lambda record: texts.append(record.getMessage())
+logging.getLogger("of").addHandler(seen)
+logging.getLogger("of").propagate = False
+pool = Pool(1, logs=True, grace=0.4)
+await pool.apply(logging_targets.say_when_the_loop_ends, (5000,))
+pids = [process.pid for process in pool.processes]
+pool.close()
+os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOWAIT)  # and read nothing
+await pool.join()
+print(len(texts))
+"""
+
+
+@pytest.mark.row("H208")
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="it has to wait without reaping")
+def test_records_for_which_a_blocked_parent_leaves_no_room_are_counted(tmp_path: Path) -> None:
+    """LOGS-5"""
+    script = run_script(tmp_path, pool_script(BLOCKED, setup="import logging, logging_targets"))
+    said = re.search(r"^worker \d+ exits with up to (\d+) log records unsent", script.err, re.M)
+    assert said is not None, script.err
+    assert int(script.out) < 5000 <= int(script.out) + int(said[1])
+
+
+@pytest.mark.row("H208")
+async def test_a_record_that_is_too_large_is_shortened_and_says_so(
+    seen: Collecting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LOGS-3"""
+    async with Pool(1, logs=True) as pool:
+        await pool.apply(logging_targets.say_far_too_much, (5 << 20,))
+        await pool.apply(logging_targets.say, ("after it",))
+    text, after = seen.texts
+    assert text[:70] == "x" * 70
+    assert text.endswith("x... (shortened: 5,242,880 characters were logged)")
+    values = vars(seen.records[0])
+    assert values["number"] == 5
+    assert values["large"].startswith("(a value of 5,242,")
+    assert after == "after it"
+    assert "log records" not in caplog.text
 
 
 async def test_a_scheduler_of_the_user_changes_nothing(seen: Collecting) -> None:

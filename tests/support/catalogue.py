@@ -220,6 +220,7 @@ ROWS = {
     "H203": "a result whose pickling ends programs fails by name, whatever the serializer",
     "H204": "a stream that is closed ends, though its generator suppresses a cancellation",
     "H207": "a worker ends with its parent also while it unpickles what the pool was given",
+    "H208": "log records that a worker still has when it exits arrive, or are counted",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -71,6 +71,10 @@ def say_with_extras() -> None:
     log.warning("with %s", Local(), extra={"number": 5, "local": Local()})
 
 
+def say_far_too_much(size: int) -> None:
+    log.warning("x" * size, extra={"number": 5, "large": bytes(size)})
+
+
 def say_at_start(text: str) -> None:
     log.warning(text)
     if text == "fail":
@@ -84,6 +88,23 @@ def say_at_the_end(text: str) -> None:
 def say_and_die() -> None:
     log.warning("last words")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+_kept: list[asyncio.Task[None]] = []
+
+
+async def say_when_the_loop_ends(count: int) -> None:
+    """Leave a task that logs when the exit of the worker cancels it: 3 MB for 5000 records."""
+    _kept.append(asyncio.create_task(_say_when_cancelled(count)))
+    await asyncio.sleep(0)
+
+
+async def _say_when_cancelled(count: int) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        for number in range(count):
+            log.warning("%d %s", number, "x" * 200)
 
 
 def handlers_of_root() -> list[str]:

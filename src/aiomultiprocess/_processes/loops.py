@@ -11,6 +11,7 @@ import select
 import selectors
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import TypeAlias
 
@@ -107,10 +108,11 @@ def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
     return loop
 
 
-def close_loop(loop: asyncio.AbstractEventLoop) -> None:
+def close_loop(loop: asyncio.AbstractEventLoop, last: Callable[[], object] | None = None) -> None:
     """Close a loop as `asyncio.run` does: cancel tasks, shut down generators and the executor.
 
-    Call it in the main thread. A signal for the loop that arrives meanwhile is lost.
+    After all of these, and before the loop is closed, `last` is called, which may run the loop.
+    Call this in the main thread. A signal for the loop that arrives meanwhile is lost.
     """
     if loop.is_closed():
         return
@@ -120,11 +122,19 @@ def close_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
-        asyncio.set_event_loop(None)
-        # asyncio closes the pipe for signals before it removes their handlers: a signal in between,
-        # such as the SIGTERM of terminate(), would print an OSError
-        signal.set_wakeup_fd(-1)
-        loop.close()
+        try:
+            if last is not None:
+                last()
+        finally:
+            _close(loop)
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(None)
+    # asyncio closes the pipe for signals before it removes their handlers: a signal in between,
+    # such as the SIGTERM of terminate(), would print an OSError
+    signal.set_wakeup_fd(-1)
+    loop.close()
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:

@@ -9,15 +9,18 @@ LOGS-1  A record leaves this process as plain values: its message and the text o
 LOGS-2  Frames are sent from the loop's thread, between items, so that a record that is logged while
     a frame is written (a `__del__` may do that) does not write into it.
 LOGS-3  At most `MOST_BYTES` wait here. While they do, records are dropped; the parent gets their
-    number, and logs it.
+    number, and logs it. Of a record that alone is larger, long values are shortened, and say so.
 LOGS-4  Handlers that are there before the initializer runs, inherited by a fork or made by the main
     module, are dropped: what they would do is done by the parent's. Those of the initializer and of
     items stay.
+LOGS-5  A worker that exits by itself waits, for half of the grace period at most, until all records
+    have left. The number of those that have not is logged to its stderr; so are later records.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pickle
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 4 << 20  # of records that wait (LOGS-3)
 FRAME_BYTES: Final = 64 << 10  # about what one frame carries
+LONGEST: Final = 64 << 10  # of a value in a shortened record: characters of text, or bytes
 PLAIN: Final = (type(None), bool, int, float, str)
+
+log = logging.getLogger(__name__)
 
 #: The levels of loggers by name, "" for the root: those that are set in the parent.
 Levels = dict[str, int]
@@ -42,8 +48,11 @@ Levels = dict[str, int]
 class LogSender(logging.Handler):
     """The handler of a worker's root logger: it sends each record to the parent."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, link: Link, level: int) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, link: Link, grace: float, level: int
+    ) -> None:
         super().__init__(level)
+        self._patience = grace / 2  # seconds (LOGS-5); the exit hooks have the other half
         self._loop = loop
         self._link = link
         self._thread = threading.get_ident()
@@ -51,7 +60,9 @@ class LogSender(logging.Handler):
         self._waiting: list[bytes] = []
         self._size = 0
         self._dropped = 0
+        self._sent = 0  # records that the link got last: it may still have them if it is congested
         self._scheduled = False
+        self._all_left: asyncio.Future[None] | None = None  # while `finish` waits
         self._ended = False
         self._engine: WorkerEngine | None = None
 
@@ -80,7 +91,7 @@ class LogSender(logging.Handler):
                 logging.lastResort.handle(record)
             return
         try:
-            data = pickle.dumps(plain(record), pickle.HIGHEST_PROTOCOL)
+            data = _pickled(plain(record))
         except Exception:  # noqa: BLE001 - as handlers of logging do
             self.handleError(record)
             return
@@ -110,12 +121,21 @@ class LogSender(logging.Handler):
 
     def send(self) -> bool:
         """Send what waits, unless the link has no room for it; False if nothing was sent."""
+        sent = self._send()
+        if self._all_left is not None:
+            self._link.flush()
+            if not (self._waiting or self._link.congested or self._all_left.done()):
+                self._all_left.set_result(None)
+        return sent
+
+    def _send(self) -> bool:
         engine = self._engine
         if engine is None or not engine.serving or self._link.congested:
             return False
         with self.lock or threading.Lock():
             records, self._waiting, self._size = self._waiting, [], 0
             dropped, self._dropped = self._dropped, 0
+        self._sent = len(records)
         if not records and not dropped:
             return False
         parts = parts_of(records)
@@ -130,9 +150,42 @@ class LogSender(logging.Handler):
         return True
 
     def finish(self) -> None:
-        """The link is about to close: send the rest. Later records go to stderr, if anywhere."""
+        """The loop is about to close: send the rest, and say what could not be sent (LOGS-5)."""
+        if self._ended or os.getpid() != self._pid:
+            return
+        try:
+            with contextlib.suppress(RuntimeError):  # the user's code has closed or stopped it
+                self._send_rest()
+        finally:
+            self._ended = True
+            self._say_what_is_left()
+
+    def _send_rest(self) -> None:
         self.send()
-        self._ended = True
+        self._link.flush()
+        if not self._link.congested or self._loop.is_closed():
+            return
+        # the engine calls `send` when there is room
+        self._all_left = self._loop.create_future()
+        timer = self._loop.call_later(self._patience, self._stop_waiting)
+        try:
+            self._loop.run_until_complete(self._all_left)
+        finally:
+            timer.cancel()
+            self._all_left = None
+
+    def _stop_waiting(self) -> None:
+        if self._all_left is not None and not self._all_left.done():
+            self._all_left.set_result(None)
+
+    def _say_what_is_left(self) -> None:
+        left = len(self._waiting) + self._dropped + (self._sent if self._link.congested else 0)
+        if left:
+            log.warning(
+                "worker %s exits with up to %d log records unsent: there was no room for them",
+                self._pid,
+                left,
+            )
 
 
 def parts_of(records: list[bytes]) -> list[list[bytes]]:
@@ -157,6 +210,24 @@ def plain(record: logging.LogRecord) -> dict[str, Any]:
     values.pop("message", None)  # a handler's formatter made these two
     values.pop("asctime", None)
     return {name: _portable(value) for name, value in values.items()}
+
+
+def _pickled(values: dict[str, Any]) -> bytes:
+    """The record as bytes, shortened if it is too large to be sent at all (LOGS-3)."""
+    data = pickle.dumps(values, pickle.HIGHEST_PROTOCOL)
+    if len(data) <= MOST_BYTES:
+        return data
+    shortened = {name: _shortened(value) for name, value in values.items()}
+    return pickle.dumps(shortened, pickle.HIGHEST_PROTOCOL)
+
+
+def _shortened(value: Any) -> Any:
+    if type(value) is str:
+        if len(value) <= LONGEST:
+            return value
+        return f"{value[:LONGEST]}... (shortened: {len(value):,} characters were logged)"
+    size = len(pickle.dumps(value, pickle.HIGHEST_PROTOCOL))
+    return value if size <= LONGEST else f"(a value of {size:,} bytes, too large for a log record)"
 
 
 def _portable(value: Any) -> Any:

@@ -165,7 +165,7 @@ def main(spec: WorkerSpec) -> None:
     if watch_in is not None:
         watch_in(loop)
     engine = make_engine(load_engine(), spec, loop, link)
-    finish_logs = None if spec.logs is None else send_logs(loop, link, engine, *spec.logs)
+    finish_logs = send_logs(spec, loop, link, engine)
     copies.protect(engine, watch_again, loop)
     set_this_worker(spec.index, engine)
     try:
@@ -174,10 +174,11 @@ def main(spec: WorkerSpec) -> None:
         engine.close()
         leaving.ignore_sigterm(loop)
         threads = leaving.announce_exit(link)
-        loops.close_loop(loop)  # may end items, if the loop failed: what they return is still sent
+        # may end items, if the loop failed: what they return is still sent
+        loops.close_loop(loop, finish_logs)
         if threads:  # some were of the loop's executor, which has ended
             leaving.announce_exit(link)
-        if finish_logs is not None:
+        if finish_logs is not None:  # again, as the loop may have been closed before
             finish_logs()
         engine.close_link()
         if copies.is_copy():
@@ -239,17 +240,18 @@ def set_this_worker(index: int, engine: WorkerEngine) -> None:
 
 
 def send_logs(
-    loop: asyncio.AbstractEventLoop,
-    link: Link,
-    engine: WorkerEngine,
-    level: int,
-    levels: dict[str, int],
-    disabled: int,
-) -> Callable[[], object]:
-    """Send log records to the parent; call what this returns before the link is closed."""
+    spec: WorkerSpec, loop: asyncio.AbstractEventLoop, link: Link, engine: WorkerEngine
+) -> Callable[[], object] | None:
+    """Send log records to the parent, if it wants them; call what this returns at the end.
+
+    It runs the loop, so it is called before that is closed.
+    """
+    if spec.logs is None:
+        return None
     from .logs import LogSender  # here: few pools need it
 
-    sender = LogSender(loop, link, level)
+    level, levels, disabled = spec.logs
+    sender = LogSender(loop, link, spec.grace, level)
     sender.install(levels, disabled)
     sender.attach(engine)
     return sender.finish
