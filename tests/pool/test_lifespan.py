@@ -143,6 +143,32 @@ def test_a_lifespan_that_fails_while_it_is_left_is_logged(tmp_path: Path) -> Non
     assert "LookupError: cannot disconnect" in script.err
 
 
+@pytest.mark.row("H209")
+@pytest.mark.parametrize(
+    ("lifespan", "end", "reason"),
+    [
+        (lifespans.plain, lifespans.cancel_all_other_tasks, ""),
+        (lifespans.with_task_group, lifespans.end_the_lifespan, "LookupError: the connection is"),
+    ],
+)
+async def test_a_lifespan_that_ends_by_itself_is_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+    lifespan: Callable[[], Any],
+    end: Callable[[], Any],
+    reason: str,
+) -> None:
+    async with Pool(1, lifespan=lifespan, logs=True) as pool:
+        first = await pool.apply(end)
+        async with asyncio.timeout(20):
+            while await pool.apply(workload.where) == first:
+                pass
+        assert pool.stats().restarts == {"lifespan": 1}
+    assert caplog.text.count("the lifespan of this worker") == 1
+    assert "has ended by itself; the worker is replaced" in caplog.text
+    assert reason in caplog.text
+    assert ("Traceback" in caplog.text) == bool(reason)
+
+
 async def test_a_worker_that_is_terminated_while_it_enters_its_lifespan_ends(
     tmp_path: Path,
 ) -> None:

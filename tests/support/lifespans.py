@@ -142,6 +142,12 @@ async def end_the_lifespan(_: object = None) -> int:
     return os.getpid()
 
 
+async def cancel_all_other_tasks(_: object = None) -> int:
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    return os.getpid()
+
+
 async def ignore_cancellation(port: int, path: str) -> None:
     """Runs on for ever, however often it is cancelled."""
     await workload.meet(port)

@@ -9,7 +9,8 @@ LIFESPAN-1  One task enters the context manager, waits, and leaves it: cancel sc
     demand this. Besides items, it is the only task in `asyncio.all_tasks()`.
 LIFESPAN-2  `on_entered` is called in the context of that task. The engine makes the starter there,
     so items see the context variables that entering has set.
-LIFESPAN-3  What the context manager raises stays here: `check` raises it again, or it is logged.
+LIFESPAN-3  What the context manager raises stays here: `check` raises it again, or it is logged. So
+    is an end that `leave` and `kill` have not asked for.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Lifespan:
         self.settled = loop.create_future()  # when it is entered, or has failed
         self._entered = False
         self._killed = False
+        self._asked_to_leave = False  # `_leaving` is also done if the task was cancelled
         self._leaving = loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
@@ -70,6 +72,7 @@ class Lifespan:
 
     def leave(self) -> None:
         """Let the context manager be left, now or when it is entered; may be called again."""
+        self._asked_to_leave = True
         if not self._leaving.done():
             self._leaving.set_result(None)
 
@@ -85,29 +88,38 @@ class Lifespan:
             self._task.cancel()
 
     async def _live(self, on_entered: Callable[[], object]) -> None:
+        error: BaseException | None = None
         try:
             async with _checked(self._make()) as self.state:
                 on_entered()  # LIFESPAN-2
                 self._entered = True
                 self.settled.set_result(None)
                 await self._leaving
-        except BaseException as error:  # noqa: BLE001 - the user's code, LIFESPAN-3
-            self._on_error(error)
+        except BaseException as raised:  # noqa: BLE001 - the user's code, LIFESPAN-3
+            error = raised
         self.done = True
+        if self._entered:
+            self._log_end(error)
+            self._on_left()
+        else:
+            self._error = error
+        del error  # its traceback and this frame would keep each other alive
         if not self.settled.done():
             self.settled.set_result(None)
-        if self._entered:
-            if not self._leaving.done() and not self._killed:
-                log.error("the lifespan of this worker has ended by itself; the worker is replaced")
-            self._on_left()
 
-    def _on_error(self, error: BaseException) -> None:
-        if not self._entered:
-            self._error = error
-            return
-        without_our_frames(error)
-        if self._leaving.done() or not issubclass(type(error), asyncio.CancelledError):
-            log.error("the lifespan of this worker failed while it was left", exc_info=error)
+    def _log_end(self, error: BaseException | None) -> None:
+        """Log what leaving raised, and an end that nothing has asked for."""
+        if error is not None:
+            without_our_frames(error)
+        cancelled = issubclass(type(error), asyncio.CancelledError)
+        if self._asked_to_leave or self._killed:
+            if error is not None and not (self._killed and cancelled):
+                log.error("the lifespan of this worker failed while it was left", exc_info=error)
+        else:
+            log.error(
+                "the lifespan of this worker has ended by itself; the worker is replaced",
+                exc_info=None if cancelled else error,
+            )
 
 
 def _checked(manager: object) -> AbstractAsyncContextManager[Any]:
