@@ -51,9 +51,12 @@ def start(folder: Path, part: str, *options: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def address_of(file: Path) -> str:
+def address_of(scheduler: "subprocess.Popen[bytes]", file: Path) -> str:
     """The address that a scheduler has written into its file."""
     while not (file.exists() and file.read_text()):
+        if scheduler.poll() is not None:
+            log = (file.parent / "scheduler.log").read_text()
+            sys.exit(f"the scheduler has ended with code {scheduler.returncode}:\n{log}")
         sleep(0.05)
     return str(json.loads(file.read_text())["address"])
 
@@ -75,7 +78,7 @@ async def compare(count: int, folder: Path) -> None:
     file = folder / "scheduler.json"
     parts = [start(folder, "scheduler", "--port", "0", "--scheduler-file", str(file))]
     try:
-        address = address_of(file)
+        address = address_of(parts[0], file)
         at = ("--scheduler-file", str(file), "--nthreads", "1", "--no-nanny")
         workers = [start(folder, "worker", *at, "--name", name) for name in ("left", "right")]
         parts += workers
@@ -94,8 +97,18 @@ async def compare(count: int, folder: Path) -> None:
     print("both are the same: nothing was lost with the worker")
 
 
+def positive(text: str) -> int:
+    """A number of the command line; argparse says what is wrong with any other text."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--count", type=int, default=8_000, help="how many numbers to find")
+    arguments.add_argument(
+        "--count", type=positive, default=8_000, help="how many numbers to find, at least one"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         asyncio.run(compare(arguments.parse_args().count, Path(scratch)))

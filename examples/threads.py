@@ -46,14 +46,18 @@ def main() -> None:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    pool = run(make_pool())
-    with ThreadPoolExecutor(8) as threads:  # those of a web server, say
-        assert list(threads.map(view, range(100))) == [n * n for n in range(100)]
-    assert run(square_all([1, 2, 3])) == [1, 4, 9]
-    run(end_pool())
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    try:
+        pool = run(make_pool())
+        try:
+            with ThreadPoolExecutor(8) as threads:  # those of a web server, say
+                assert list(threads.map(view, range(100))) == [n * n for n in range(100)]
+            assert run(square_all([1, 2, 3])) == [1, 4, 9]
+        finally:
+            run(end_pool())
+    finally:  # or the thread would keep the program alive
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 if __name__ == "__main__":

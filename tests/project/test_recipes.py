@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from aiomultiprocess import Pool, set_start_method
 from conftest import FORK_WARNING
 from support import Meeting, lines
 from test_docs import PAGES
-from test_examples import run
+from test_examples import EXAMPLES, run
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -152,6 +153,24 @@ async def test_an_item_that_is_cancelled_while_it_opens_the_session_leaves_it_to
 @pytest.mark.row("G79")
 def test_threads_share_one_pool_by_a_loop_in_a_thread(tmp_path: Path) -> None:
     assert run("threads.py", tmp_path) == ("", "")
+
+
+@pytest.mark.row("H210")
+def test_the_example_of_threads_ends_by_its_error_when_a_view_fails(tmp_path: Path) -> None:
+    source = (EXAMPLES / "threads.py").read_text(encoding="utf-8")
+    broken = source.replace("return number * number", 'raise LookupError("no such page")')
+    (tmp_path / "threads.py").write_text(broken, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "threads.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("LookupError: no such page\n")
 
 
 # -- random numbers under fork ---------------------------------------------------------------------
