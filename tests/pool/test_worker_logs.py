@@ -208,6 +208,42 @@ async def test_a_handler_that_fails_harms_nothing(
     assert "of the filter" in caplog.text
 
 
+@pytest.mark.row("H211")
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError, GeneratorExit])
+async def test_a_record_that_does_not_unpickle_takes_no_other_with_it(
+    seen: Collecting, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+) -> None:
+    async with Pool(1, logs=True) as pool:
+        await pool.apply(logging_targets.say_three_of_which_one_raises, (kind,))
+    assert seen.texts == ["before", "after"]
+    assert "could not be handled" in caplog.text
+    assert f"{kind.__name__}: not here" in caplog.text
+
+
+@pytest.mark.row("H211")
+def test_what_ends_programs_in_a_handler_is_raised_after_the_records_of_its_frame(
+    seen: Collecting,
+) -> None:
+    class Ending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "number 1":
+                raise SystemExit(3)
+
+    async def main() -> None:
+        async with Pool(1, logs=True) as pool:
+            await pool.apply(logging_targets.say_all, (4,))
+            await asyncio.Event().wait()
+
+    logger = logging.getLogger("of.worker")
+    logger.addHandler(ending := Ending())
+    try:
+        with pytest.raises(SystemExit, match="3"):
+            asyncio.run(main())
+    finally:
+        logger.removeHandler(ending)
+    assert seen.texts == ["number 0", "number 2", "number 3"]
+
+
 async def test_a_worker_that_dies_loses_its_last_records_and_no_others(seen: Collecting) -> None:
     async with Pool(1, logs=True) as pool:
         await pool.apply(logging_targets.say, ("first",))

@@ -223,6 +223,7 @@ ROWS = {
     "H208": "log records that a worker still has when it exits arrive, or are counted",
     "H209": "a lifespan that ends by itself is named in the log, whatever ended it",
     "H210": "an example that fails, or cannot start what it needs, says so and ends",
+    "H211": "a log record that raises anything in the parent takes no other with it",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

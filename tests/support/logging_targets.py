@@ -50,6 +50,27 @@ def say_all(count: int) -> None:
         log.warning("number %d", number)
 
 
+def _revive(kind: type[BaseException], pid: int) -> Any:
+    if os.getpid() != pid:
+        raise kind("not here")
+
+
+class Raising:
+    """Can be unpickled in the process that has pickled it, and raises elsewhere."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> Any:
+        return _revive, (self.kind, os.getpid())
+
+
+def say_three_of_which_one_raises(kind: type[BaseException]) -> None:
+    log.warning("before")
+    log.warning("never", extra={"attribute": Raising(kind)})
+    log.warning("after")
+
+
 def say_from_a_thread(text: str) -> None:
     thread = threading.Thread(target=log.warning, args=(text,), name="of its own")
     thread.start()

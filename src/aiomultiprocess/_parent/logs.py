@@ -62,15 +62,48 @@ def handle(pid: int | None, dropped: int, payload: Any) -> None:
             pid,
             dropped,
         )
-    for data in pickle.loads(as_bytes(payload)):
-        _handle(data)
+    _handle_all(pickle.loads(as_bytes(payload)))
+
+
+def _handle_all(records: list[bytes]) -> None:
+    """Handle each, and then raise what ends programs, if a handler has raised it.
+
+    Before that, as the others of the frame would be lost with it.
+    """
+    failure: BaseException | None = None
+    for data in records:
+        try:
+            _handle(data)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failure = failure or error
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # the traceback and this frame would keep each other alive
 
 
 def _handle(data: bytes) -> None:
+    record = _loaded(data)
+    if record is None:
+        return
     try:
-        record = logging.makeLogRecord(pickle.loads(data))
         logging.getLogger(record.name).handle(record)
-    except Exception:
-        # a filter or handler of the user's, or an attribute that does not unpickle here
-        with contextlib.suppress(Exception):  # the same handler may fail again
-            log.exception("a log record of a worker could not be handled")
+    except Exception:  # noqa: BLE001 - a filter or handler of the user's
+        _complain()
+
+
+def _loaded(data: bytes) -> logging.LogRecord | None:
+    """The record; None if an attribute does not unpickle here, whatever that raises."""
+    try:
+        return logging.makeLogRecord(pickle.loads(data))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's code, which runs for a record only
+        _complain()
+        return None
+
+
+def _complain() -> None:
+    with contextlib.suppress(Exception):  # the handler that failed may fail again
+        log.exception("a log record of a worker could not be handled")
