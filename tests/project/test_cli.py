@@ -311,6 +311,19 @@ def test_rates_are_those_since_the_last_picture() -> None:
     assert part.workers[0][-1] == "20.0"
 
 
+@pytest.mark.row("H212")
+def test_rates_after_a_silence_are_those_since_the_last_answer() -> None:
+    made = pictures.Pictures(5)
+    made.picture([answer(3600.0, 360_000)])
+    assert made.picture([None])[0].title == "a pool does not answer: its event loop is busy"
+    (part,) = made.picture([answer(3602.0, 360_010)])
+    assert part.lines[0].endswith("done 360,010 (5.0/s)")
+    assert part.workers[0][-1] == "5.0"
+    assert made.picture([]) == []  # it has gone
+    (part,) = made.picture([answer(10.0, 100)])
+    assert part.lines[0].endswith("done 100 (10.0/s)")
+
+
 @pytest.mark.row("H155")
 def test_workers_of_two_hosts_with_one_process_id_have_rates_of_their_own() -> None:
     made = pictures.Pictures(5)

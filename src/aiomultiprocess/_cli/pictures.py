@@ -1,6 +1,7 @@
 """What `top` shows of the pools of a process: texts and tables, for rich and as plain lines.
 
-Rates are those of the time since the last picture; in the first one, since the pool was made.
+Rates are those of the time since the last picture in which the pool has answered; in the first one,
+since the pool was made.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Pictures:
         known = [answer for answer in answers if answer is not None]
         room = None if height is None else (height - 2) // max(len(answers), 1) - ROWS_BESIDES
         parts = [self._part(answer, room) for answer in known]
-        self._before = {answer["pool"]: answer for answer in known}
+        if len(known) == len(answers):  # else one of before may be silent, and not gone
+            self._before.clear()
+        self._before.update((answer["pool"], answer) for answer in known)
         silent = Part("a pool does not answer: its event loop is busy", (), ())
         return [*parts, *[silent] * (len(answers) - len(known))]
 
