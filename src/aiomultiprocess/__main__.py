@@ -6,15 +6,27 @@ when it is loaded.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, Namespace
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    try:
+        status = _run(options)
+        print(end="", flush=True)  # here, and not at the exit of the interpreter
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _run(options: Namespace) -> int:
+    """Run the command; the exit status."""
     from ._cli import bench, info
 
     if options.command == "info":

@@ -121,6 +121,48 @@ async def test_an_inline_pool_and_one_of_a_users_scheduler_answer(folder: Path) 
     await own.join()
 
 
+class Unwilling:
+    """Can be neither copied nor shown."""
+
+    def __deepcopy__(self, memo: object) -> Any:
+        raise TypeError("not to be copied")
+
+    def __repr__(self) -> str:
+        raise ValueError("not to be shown")
+
+
+@pytest.mark.row("H213")
+async def test_a_pool_whose_queues_cannot_be_copied_answers(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Named(RoundRobin):
+        """Its queues have names that refuse to be copied, and to be shown."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[Any] = []
+
+        def register_queue(self, tqueue: Any) -> Any:
+            super().register_queue(tqueue)
+            name = Unwilling() if self.names else threading.Lock()
+            self.names.append(name)
+            return name
+
+        def schedule_task(self, *args: Any) -> Any:
+            return self.names[super().schedule_task(*args)]
+
+        def register_process(self, qid: Any) -> None:
+            super().register_process(self.names.index(qid))
+
+    async with Pool(2, scheduler=Named(), queuecount=2, monitor=True) as pool:
+        assert await pool.map(workload.double, range(4)) == [0, 2, 4, 6]
+        (path,) = sockets(folder)
+        first, second = (await ask(path))["stats"]["workers"]
+        assert "lock object" in first["queue"]
+        assert second["queue"].startswith("Unwilling")
+    assert caplog.text == ""
+
+
 async def test_a_pool_over_a_dask_cluster_answers_with_its_hosts(
     folder: Path, dask_pool: Any, dask: Any
 ) -> None:

@@ -86,6 +86,26 @@ def test_info_for_programs_is_json(backend: str, monkeypatch: pytest.MonkeyPatch
     assert facts["backend_reason"].startswith("unknown backend 'pigeon'")
 
 
+@pytest.mark.row("H213")
+@pytest.mark.parametrize("command", ["info", "info --json", "bench --seconds 0.1", "top"])
+def test_a_command_whose_reader_has_gone_ends_quietly(command: str) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "aiomultiprocess", *command.split()],
+            cwd=ROOT / "tests",
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(theirs)
+    assert re.sub(r"\d+ s left|\s", "", done.stderr) == ""  # but for the progress of bench
+    assert done.returncode == 0
+
+
 # -- bench -----------------------------------------------------------------------------------------
 
 

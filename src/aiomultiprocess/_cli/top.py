@@ -7,7 +7,6 @@ without rich it is cleared; anywhere else the pictures follow each other as line
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -36,9 +35,7 @@ def show(pid: int | None, *, once: bool) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # as q
-        return 0
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
     return 0
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import itertools
 import json
@@ -32,7 +31,7 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Final
 
 from .._processes import loops
-from ..types import describe_error
+from ..types import describe_error, shown
 from . import monitor_folder
 from .stats import stats_of
 
@@ -167,10 +166,13 @@ class Monitor:
 
     def _answer(self) -> bytes:
         engine = self._engine
-        stats = dataclasses.asdict(stats_of(engine))
         states = {(each.index, each.pid): state_of(each) for each in engine.supervisor.workers}
-        for worker in stats["workers"]:
-            worker["state"] = states[worker["index"], worker["pid"]]
+        # not by asdict(), which copies: what a scheduler names its queues by may refuse that
+        stats = dict(vars(stats_of(engine)))
+        stats["workers"] = [
+            {**vars(worker), "state": states[worker.index, worker.pid]}
+            for worker in stats["workers"]
+        ]
         answer = {
             "format": monitor_folder.FORMAT,
             "pid": self._pid,
@@ -181,7 +183,7 @@ class Monitor:
             "uptime": time.monotonic() - self._began,
             "stats": stats,
         }
-        return json.dumps(answer, default=repr).encode() + b"\n"
+        return json.dumps(answer, default=shown).encode() + b"\n"
 
     # -- the end -------------------------------------------------------------------------------
 
