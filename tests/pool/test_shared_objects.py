@@ -441,7 +441,7 @@ def test_what_is_released_while_a_thread_loads_it_is_closed_after_that(
             return load(fd)
 
         monkeypatch.setattr(shared_objects, "load", load_slowly)
-        value = threads.submit(lambda: float(memory.value[3]))
+        value = threads.submit(lambda memory: float(memory.value[3]), memory)
         assert loads.wait(20)
         shared_objects.drop(number)
         goes_on.set()

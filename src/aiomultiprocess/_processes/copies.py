@@ -10,8 +10,9 @@ worker's name, run the other items a second time, and share the worker's epoll i
 
 COPY-1  A copy abandons the link and the journal before any code of the item runs in it, so that no
     code reaches the memory and the descriptors that the worker and its parent share (but shared
-    objects, which are read-only: shared_objects.py, OBJECT-6). It also replaces the epoll instance: a loop that is polled in the copy would read from sockets of the
-    worker's items, and a descriptor removed there would be removed in the worker.
+    objects, which are read-only: shared_objects.py, OBJECT-6). It also replaces the epoll instance:
+    a loop that is polled in the copy would read from sockets of the worker's items, and a
+    descriptor removed there would be removed in the worker.
 COPY-2  A copy ends, without clean-up, when the code that forked it returns: to the engine, or to
     the loop, which calls `end` before any other callback.
 COPY-3  A copy ends with the worker's parent, as the worker does (watchdog.py), unless it is another

@@ -248,7 +248,7 @@ class Shared(Generic[T]):
     Pass it to tasks, in their items and arguments, in `initargs`, or in a `functools.partial`: it
     travels as a few bytes. `value` is the object. `with` releases it at the end of its block: the
     memory is freed when the tasks that were submitted before have ended. In a worker, `with` and
-    `release` change nothing: the process that shared the object decides (OBJECT-6).
+    `release` change nothing: the process that shared the object decides (OBJECT-8).
     """
 
     __slots__ = ("__weakref__", "_memory", "_ref", "_reference", "_released")
@@ -290,7 +290,7 @@ class Shared(Generic[T]):
 
     def release(self) -> None:
         """Give up the object, as the end of `with` does; in a worker, do nothing. Idempotent."""
-        if endpoint.this_end is not None or sharing.in_inline_worker.get():  # OBJECT-6
+        if endpoint.this_end is not None or sharing.in_inline_worker.get():  # OBJECT-8
             return
         memory = self._memory
         if isinstance(memory, Memory):
