@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 import blocking
+import cancellations
 import lifespans
 import memory_hogs
 import streams
 import workload
 from aiomultiprocess import Pool, RoundRobin, WorkerLostError
+from aiomultiprocess._worker import leaving
 from support import Meeting, lines
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -316,3 +318,107 @@ async def _held_by_worker(pool: Pool, count: int) -> None:
     """Until the worker was sent so many tasks."""
     while sum((each.running + each.waiting) for each in pool.stats().workers) < count:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
+
+
+# -- coroutines that suppress their cancellation ---------------------------------------------------
+
+
+async def until_killed(caplog: pytest.LogCaptureFixture) -> str:
+    """What the log says of the worker that was killed."""
+    while "was killed" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+        await asyncio.sleep(0.01)
+    return caplog.text
+
+
+@pytest.mark.row("H205")
+@pytest.mark.parametrize(
+    ("func", "threads"),
+    [
+        (cancellations.go_on_for_ever, None),
+        (cancellations.go_on_for_ever, 1),
+        (cancellations.await_for_ever, 1),
+    ],
+)
+async def test_a_coroutine_that_goes_on_when_it_is_cancelled_does_not_hold_up_the_replacement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, func: Any, threads: int | None
+) -> None:
+    path = str(tmp_path / "begun")
+    pool = Pool(1, childconcurrency=1, maxtasksperchild=1, threads=threads, grace=1.0)
+    call = pool.submit(func, path)
+    await until_exists(path)
+    await give_up(call)
+    async with asyncio.timeout(20):
+        assert await pool.apply(workload.two) == 2
+        said = await until_killed(caplog)
+    assert "(in cancellations.go_on_for_ever) did not return from calls" in said
+    await finish(pool)
+    stats = pool.stats()
+    assert (stats.done, stats.cancelled, stats.lost) == (1, 1, 0)
+    assert "died" not in stats.restarts
+
+
+@pytest.mark.row("H205")
+async def test_a_closed_stream_that_goes_on_does_not_hold_up_the_replacement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(tmp_path / "begun")
+    pool = Pool(1, childconcurrency=1, maxtasksperchild=1, grace=1.0)
+    stream = pool.stream(cancellations.yield_once_and_go_on, (path,))
+    assert await anext(stream) == 0
+    await until_exists(path)
+    async with asyncio.timeout(20):
+        closing = asyncio.ensure_future(stream.aclose())
+        assert await pool.apply(workload.two) == 2
+        assert "(in cancellations.yield_once_and_go_on) did" in await until_killed(caplog)
+        with pytest.raises(WorkerLostError):  # its `finally` blocks have not run
+            await closing
+    await finish(pool)
+
+
+@pytest.mark.row("H205")
+async def test_many_coroutines_that_go_on_are_not_all_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool(1, childconcurrency=20, maxtasksperchild=20, grace=1.0)
+    paths = [str(tmp_path / str(n)) for n in range(20)]
+    results = pool.map(cancellations.go_on_for_ever, paths)
+    for path in paths:
+        await until_exists(path)
+    results.cancel()
+    async with asyncio.timeout(20):
+        assert await pool.apply(workload.two) == 2
+        said = await until_killed(caplog)
+    assert said.count("go_on_for_ever") == leaving.MOST_NAMED
+    assert ", and more did not return" in said
+    await finish(pool)
+
+
+async def test_a_coroutine_that_cleans_up_in_time_lets_its_worker_exit_by_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, end = str(tmp_path / "begun"), str(tmp_path / "end")
+    pool = Pool(1, maxtasksperchild=1, grace=20.0)
+    call = pool.submit(cancellations.clean_up_until, path, end)
+    await until_exists(path)
+    await give_up(call)
+    await workers(pool, 2)
+    assert indices(pool) == [0, 1]
+    Path(end).touch()  # noqa: ASYNC240
+    await workers(pool, 1)
+    assert "cleaned up" in Path(end).read_text()  # noqa: ASYNC240
+    assert caplog.text == ""
+    await finish(pool)
+
+
+async def test_a_call_beside_a_coroutine_that_goes_on_is_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "begun")
+    async with Meeting() as meeting, Pool(1, maxtasksperchild=2, grace=0.1) as pool:
+        call = pool.submit(cancellations.go_on_for_ever, path)
+        await until_exists(path)
+        beside = pool.submit(workload.meet, meeting.port)
+        arrival = await meeting.next()
+        await give_up(call)
+        await asyncio.wait([beside], timeout=0.8)
+        assert len(pool.processes) == 1
+        arrival.release("here")
+        assert await beside == "here"

@@ -226,6 +226,7 @@ ROWS = {
     "H211": "a log record that raises anything in the parent takes no other with it",
     "H212": "a pool that was silent for a moment is shown with the rates of that time",
     "H213": "a reader that has enough, or a name that cannot be copied, costs no traceback",
+    "H205": "a cancelled coroutine that goes on for ever does not hold up its worker's replacement",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -19,8 +19,8 @@ SUPERVISOR-5  A worker that is to leave and has nothing but open streams is repl
     replacement, whose index is the number of that place, or, while another worker still has that
     index, one above all places. Streams keep their slots: there is no replacement as long as those
     of a place have `childconcurrency` slots, unless the worker was dismissed and its place is
-    wanted again. A worker that lingers with calls in threads that were given up (SUPERVISOR-3)
-    keeps its index, too.
+    wanted again. A worker that lingers with calls that were given up (SUPERVISOR-3) keeps its
+    index, too.
 """
 
 from __future__ import annotations

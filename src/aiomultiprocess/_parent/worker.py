@@ -12,9 +12,9 @@ POOLWORKER-1  `on_exit` is called once for each launched worker, in its loop, un
 POOLWORKER-2  A worker costs the parent a constant number of descriptors: those of its link, and the
     two by which its exit is noticed (its pidfd and multiprocessing's sentinel).
 POOLWORKER-3  A worker that runs no more items exits within the grace period, or is killed: a thread
-    that an item has left, or a hook, could hold it for ever. So is one that is to exit and
-    has only calls in threads that were given up. If its exit takes more than a moment, `on_linger`
-    is called once, so that the supervisor can replace it.
+    that an item has left, or a hook, could hold it for ever. So is one that is to exit and has only
+    calls that were given up, in threads or as coroutines. If its exit takes more than a moment,
+    `on_linger` is called once, so that the supervisor can replace it.
 POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines` (deadlines.py),
     which ends with its process. No other worker has one.
 POOLWORKER-5  Only `_make_process` and `_make_exit` know what a worker runs in: here, a process of
@@ -119,7 +119,7 @@ class PoolWorker(Process):
     """Whether it was replaced before its exit."""
     dismissed = False
     """Whether it is to leave because fewer workers are wanted."""
-    _held_by = ""  # the threads that its exit waits for
+    _held_by = ""  # the threads and tasks that its exit waits for
     _in_calls = False  # these run calls that were given up
     _leaves_lifespan = False
 
@@ -296,9 +296,9 @@ class PoolWorker(Process):
             self._limit_lingering(on_linger)
 
     def wait_for_calls(self, held_by: str, on_linger: Callable[[], object]) -> None:
-        """The worker is to exit, and runs only calls in threads that were given up (POOLWORKER-3).
+        """The worker is to exit, and runs only calls that were given up (POOLWORKER-3).
 
-        `held_by` names these threads.
+        `held_by` names their threads and tasks.
         """
         self._held_by = held_by
         self._in_calls = True
@@ -336,9 +336,9 @@ class PoolWorker(Process):
         """What has kept the worker from its exit, and the way out."""
         if self._leaves_lifespan:
             return "its lifespan did not end"
-        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
         if self._in_calls:
-            return f"{held_by} did not return from calls that were given up"
+            return f"{self._held_by or 'its tasks'} did not return from calls that were given up"
+        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
         return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
 
     def mark_corrupt(self, error: BaseException) -> None:

@@ -150,7 +150,7 @@ class Kind(IntEnum):
     RETIRING = 26  # the worker starts nothing more, and waits for CLOSE; payload: why
     RETURNED = 27  # chunk_id, offset: first item, count: items that were not started
     # CLOSE has arrived, and only what may take any time keeps the worker. count: open streams; or
-    # 0, if it has only calls in threads that were given up; payload: these threads
+    # 0, if it has only calls that were given up; payload: their threads and tasks
     HELD = 28
     NEED_SHARED = 29  # payload: the number of a shared object for which no descriptor was left
 

@@ -40,8 +40,9 @@ WORKER-11  A worker retires if its memory is over a limit, or its lifespan has e
     starts nothing more, and returns each item that it has not started, by RETURNED frames instead
     of answers; also items that arrive later. It runs the others to their end. The parent closes it.
 WORKER-12  A worker that is to exit may be held for any time by streams, which their readers read
-    as they like, and by calls in threads that were given up (threads.py, THREAD-2). If nothing
-    else keeps it, a HELD frame tells the parent so, and another one each time that changes.
+    as they like, and by items that were given up and do not end: calls in threads (threads.py,
+    THREAD-2), and coroutines that suppress their cancellation. If nothing else keeps it, a HELD
+    frame tells the parent so, and another one each time that changes.
 WORKER-13  Nothing of the user's stops the loop: neither `loop.stop()`, nor a SystemExit or
     KeyboardInterrupt of a task that is no item, or of a callback, which asyncio lets pass through
     the loop. An item that waits for that task gets the exception; all others go on. If the loop
@@ -412,21 +413,19 @@ class WorkerEngine:
 
     def _report_what_holds(self) -> None:
         """WORKER-12: tell the parent if nothing that ends by itself keeps this worker."""
-        if self.terminated or not (self._streams or self._threads):
+        if self.terminated or not (self._streams or self._given_up):
             return
-        in_threads = 0
+        streams = 0
         for task, place in self._running.items():
-            if place is not None and place[0] in self._streams:
+            if task in self._given_up:
                 continue
-            if self._threads is None or task not in self._given_up:
+            if place is None or place[0] not in self._streams:
                 return
-            in_threads += 1
-        if self._threads is not None and in_threads > self._threads.busy:
-            return  # some clean up, on the loop
-        held_by = len(self._running) - in_threads, in_threads
+            streams += 1
+        held_by = streams, len(self._running) - streams
         if held_by != self._held_by:
             self._held_by = held_by
-            leaving.announce_held(self._link, held_by[0])
+            leaving.announce_held(self._link, streams, self._running)
 
     def _on_lifespan_left(self) -> None:
         if not self._closing:

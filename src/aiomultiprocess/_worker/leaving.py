@@ -11,14 +11,17 @@ Each worker imports this module at its start, so it imports little itself.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
 import threading
-from types import FrameType
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
+from typing import TYPE_CHECKING, Any
 
 from .._processes import copies
+from .._pure.tasks import item_coroutine_of
 from .._wire.frames import Kind
 
 if TYPE_CHECKING:
@@ -32,6 +35,10 @@ _IDLE = frozenset(
 )
 #: How the names of a worker's threads for plain functions begin (threads.py).
 THREAD_NAME = "aiomultiprocess-thread-"
+MOST_NAMED = 8  # tasks of calls that were given up
+_PACKAGE = "aiomultiprocess."
+#: How the attributes of a type begin; others may run code of the user's when they are read.
+_PREFIXES: dict[type, str] = {CoroutineType: "cr", GeneratorType: "gi", AsyncGeneratorType: "ag"}
 
 
 def exit_by_signal(signum: int) -> None:
@@ -55,12 +62,43 @@ def announce_exit(link: Link) -> str:
     return threads
 
 
-def announce_held(link: Link, streams: int) -> None:
-    """Tell the parent that only streams, or else threads, delay the exit (WORKER-12)."""
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
-    payload = [] if streams else [_described(threads).encode("utf-8", "replace")]
+def announce_held(link: Link, streams: int, tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Tell the parent that only streams, or else calls that were given up, delay the exit.
+
+    `tasks` are all that run (WORKER-12).
+    """
+    payload = [] if streams else [_given_up(tasks).encode("utf-8", "replace")]
     link.send(Kind.HELD, count=streams, payload=payload)
     link.flush()
+
+
+def _given_up(tasks: Collection[asyncio.Task[Any]]) -> str:
+    """The threads and tasks of calls, and what they run."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+    first = list(itertools.islice(tasks, MOST_NAMED))
+    frames = [_users_frame(_coroutine_of(task)) for task in first]
+    on_loop = [
+        f"{task.get_name()!r} (in {_name_of(frame)})"
+        for task, frame in zip(first, frames, strict=True)
+        if frame is not None
+    ]
+    more = "and more" if len(tasks) > MOST_NAMED else ""
+    return ", ".join(filter(None, [_described(threads), *on_loop, more]))
+
+
+def _coroutine_of(task: asyncio.Task[Any]) -> Any:
+    item_coro = item_coroutine_of(task)
+    return task.get_coro() if item_coro is None else item_coro.inner
+
+
+def _users_frame(runs: Any) -> FrameType | None:
+    """The frame of the user's function in an item; None if it waits for a thread, or hides it."""
+    prefix = _PREFIXES.get(type(runs))
+    frame: FrameType | None = None if prefix is None else getattr(runs, f"{prefix}_frame")
+    if frame is None or not str(frame.f_globals.get("__name__")).startswith(_PACKAGE):
+        return frame
+    # "values" is the generator of a stream (streams.py)
+    return _users_frame(frame.f_locals.get("values", getattr(runs, "cr_await", None)))
 
 
 def ignore_sigterm(loop: asyncio.AbstractEventLoop) -> None:
