@@ -2,6 +2,10 @@
 
 `Pool` checks its arguments, and gives the engine (engine.py) a call for each `apply` and a job
 (job.py) for each map. `PoolResult` reads the results of a job. Nothing here knows frames or links.
+
+POOL-1  Programs of 0.9.1 override public methods. Our own code calls those that 0.9.1 called, with
+    its parameters: `terminate` and `join()` at the end, and `close` by `terminate`. Everywhere else
+    it calls private ones: an override would run twice for one call, or refuse an argument of ours.
 """
 
 from __future__ import annotations
@@ -324,7 +328,7 @@ class Pool:
 
     async def __aexit__(self, *args: object) -> None:
         """Terminate the pool, and wait until its workers have exited."""
-        self.terminate()
+        self.terminate()  # POOL-1
         await self.join()
 
     def __reduce__(self) -> NoReturn:
@@ -423,6 +427,8 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - of any kind: it is the error of the call
             return _refused(error, loop)
 
+    _apply_here = apply  # POOL-1; not a function that both call, which costs time at each `apply`
+
     async def _apply_later(
         self, func: Callable[..., Any], args: Any, kwds: Any, *options: Any
     ) -> Any:
@@ -430,7 +436,7 @@ class Pool:
         try:
             self._use()
             retries, task_timeout, priority = options
-            return await self.apply(
+            return await self._apply_here(
                 func, args, kwds, retries=retries, task_timeout=task_timeout, priority=priority
             )
         except Exception as error:
@@ -803,9 +809,13 @@ class Pool:
         """
         self._check_process()
         self._check_thread("terminate")
-        self._closed = True
-        if self._engine is not None:
-            self._engine.terminate()
+        try:
+            if not self._closed and type(self).close is not Pool.close:
+                self.close()  # POOL-1; our own has nothing to do before `terminate`
+        finally:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.terminate()
 
     async def join(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in Process
         """Wait until all workers have exited; the pool must have been closed or terminated.
@@ -818,7 +828,9 @@ class Pool:
             RuntimeError: the pool is still open, or belongs to another loop or process.
             TypeError, ValueError: timeout is no number, or is negative.
         """
-        limit = patience("timeout", timeout)
+        await self._join(patience("timeout", timeout))
+
+    async def _join(self, limit: float | None) -> None:
         self._check_process()
         if not self._closed:
             raise RuntimeError("pool is still open: call close() or terminate() before join()")
@@ -829,11 +841,13 @@ class Pool:
                     await self._engine.join()
             except TimeoutError:
                 if scope.expired():
-                    self._refuse_to_wait(limit)
+                    self._refuse_to_wait(self._engine, limit)
                 raise
 
-    def _refuse_to_wait(self, limit: float | None) -> NoReturn:
-        stats = self.stats()
+    def _refuse_to_wait(self, engine: Engine, limit: float | None) -> NoReturn:
+        from ._parent.stats import stats_of  # here, as in `stats`
+
+        stats = stats_of(engine)  # POOL-1: a subclass of 0.9.1 may have a `stats` of its own
         open_tasks = stats.waiting + stats.running
         raise TimeoutError(
             f"join(timeout={limit}): not all has ended (workers: {len(stats.workers)}, tasks: "
@@ -864,7 +878,7 @@ class Pool:
         self.close()
         cut_off = 0
         try:
-            await self.join(limit)
+            await self._join(limit)  # POOL-1: `join` of 0.9.1 has no timeout
         except TimeoutError:
             cut_off = 0 if self._engine is None else self._engine.unsettled
         finally:

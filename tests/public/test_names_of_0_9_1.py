@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import multiprocessing
 import pickle
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import workload
-from aiomultiprocess import Pool, PoolResult, Process, RoundRobin, Worker
+from aiomultiprocess import Pool, PoolResult, PoolTerminatedError, Process, RoundRobin, Worker
 from aiomultiprocess import types as amp_types
 from aiomultiprocess.pool import PoolWorker
 
@@ -139,6 +140,117 @@ async def test_a_pool_that_overrides_public_methods_works(backend: str) -> None:
         assert await pool.total([1, 2, 3]) == 12
         assert await pool.apply(workload.two) == 2
     assert pool.calls == ["map double", "apply two"]
+
+
+class CountingPool(Pool):
+    """A subclass of 0.9.1: its overrides have the parameters of then; `stats` is its own."""
+
+    stats: dict[str, int]  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.stats = {}
+        super().__init__(*args, **kwargs)
+
+    def count(self, name: str) -> None:
+        self.stats[name] = self.stats.get(name, 0) + 1
+
+    def apply(self, func: Any, args: Any = None, kwds: Any = None) -> Any:
+        self.count("apply")
+        return super().apply(func, args, kwds)
+
+    def close(self) -> None:
+        self.count("close")
+        super().close()
+
+    def terminate(self) -> None:
+        self.count("terminate")
+        super().terminate()
+
+    async def join(self) -> None:  # type: ignore[override]
+        self.count("join")
+        await super().join()
+
+
+class TolerantPool(CountingPool):
+    """One whose `apply` passes on what it does not know: two runs of it would not be refused."""
+
+    def apply(self, func: Any, args: Any = None, kwds: Any = None, **more: Any) -> Any:
+        self.count("apply")
+        return Pool.apply(self, func, args, kwds, **more)
+
+
+@pytest.mark.row("H224")
+@pytest.mark.parametrize("kind", [CountingPool, TolerantPool])
+def test_an_override_of_apply_runs_once_for_a_call_outside_the_loop(
+    backend: str, kind: type[CountingPool]
+) -> None:
+    """POOL-1"""
+    pool = kind(1)
+    assert asyncio.run(pool.apply(workload.double, (4,))) == 8
+    assert pool.stats == {"apply": 1}
+    pool.terminate()
+
+
+@pytest.mark.row("H224")
+async def test_an_override_of_apply_runs_once_for_a_call_of_another_thread(backend: str) -> None:
+    """POOL-1"""
+    loop = asyncio.get_running_loop()
+    async with CountingPool(1) as pool:
+        await pool.apply(workload.two)
+
+        def elsewhere() -> Any:
+            call = pool.apply(workload.double, (5,))
+            return asyncio.run_coroutine_threadsafe(call, loop).result(60)
+
+        assert await asyncio.to_thread(elsewhere) == 10
+        assert pool.stats == {"apply": 2}
+
+
+@pytest.mark.row("H224")
+async def test_shutdown_calls_overrides_with_the_parameters_of_0_9_1(backend: str) -> None:
+    """POOL-1"""
+    pool = CountingPool(1)
+    call = pool.submit(workload.double, 4)
+    assert await pool.shutdown() == 0
+    assert await call == 8
+    assert pool.stats == {"close": 1, "terminate": 1, "join": 1}
+
+
+@pytest.mark.row("H224")
+async def test_shutdown_counts_what_it_cuts_off_though_stats_is_of_the_subclass(
+    backend: str,
+) -> None:
+    """POOL-1"""
+    pool = CountingPool(1)
+    call = pool.submit(workload.wait_for_ever)
+    assert await pool.shutdown(0.05) == 1
+    with pytest.raises(PoolTerminatedError):
+        await call
+
+
+@pytest.mark.row("H224")
+async def test_terminate_calls_an_override_of_close_once_as_in_0_9_1(backend: str) -> None:
+    """POOL-1"""
+    async with CountingPool(1) as pool:
+        await pool.apply(workload.two)
+        pool.stats.clear()
+    assert pool.stats == {"close": 1, "terminate": 1, "join": 1}
+    pool.terminate()
+    assert pool.stats == {"close": 1, "terminate": 2, "join": 1}
+
+
+@pytest.mark.row("H224")
+async def test_a_pool_whose_close_fails_is_terminated(backend: str) -> None:
+    class Failing(Pool):
+        def close(self) -> None:
+            raise LookupError("of the subclass")
+
+    pool = Failing(1)
+    await pool.apply(workload.two)
+    with pytest.raises(LookupError):
+        pool.terminate()
+    await pool.join()
+    assert not pool.processes
 
 
 class OwnWorker(Worker):

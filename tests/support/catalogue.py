@@ -227,6 +227,7 @@ ROWS = {
     "H212": "a pool that was silent for a moment is shown with the rates of that time",
     "H213": "a reader that has enough, or a name that cannot be copied, costs no traceback",
     "H205": "a cancelled coroutine that goes on for ever does not hold up its worker's replacement",
+    "H224": "what a subclass of 0.9.1 overrides is called once, and with the parameters of 0.9.1",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
