@@ -50,6 +50,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
 
 from ._arguments import any_seconds, check_callable, is_iterable, whole
 from ._parent.callers import refuse_to_pickle
+from ._processes.cpus import usable_cpus
 from ._wire import sharing
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
@@ -156,6 +157,9 @@ class PoolExecutor(Executor):
         arguments = _for_pool(pool_arguments, max_tasks_per_child)
         pool = _ThreadPool(max_workers, initializer, initargs, **arguments)
         pool.context = mp_context or multiprocessing.get_context(START_METHOD)
+        # dask reads this of the executors of concurrent.futures, and refuses one without it, or 0,
+        # which `process_count` is where each host of a cluster decides
+        self._max_workers = pool.process_count or usable_cpus()
         self._has_context = bool(pool.contextvars)
         self._runner = _Runner(pool)
         weakref.finalize(self, self._runner.close).atexit = False  # EXECUTOR-2

@@ -22,6 +22,7 @@ import aiomultiprocess
 import executor_targets
 import workload
 from aiomultiprocess import PoolExecutor, ProxyException, RoundRobin, WorkerLostError
+from aiomultiprocess._processes.cpus import usable_cpus
 from aiomultiprocess.core import get_context
 from conftest import FORK_WARNING
 from context_variables import REQUEST
@@ -516,6 +517,25 @@ async def test_a_running_loop_can_use_it() -> None:
         loop = asyncio.get_running_loop()
         calls = [loop.run_in_executor(executor, abs, -n) for n in range(100)]
         assert await asyncio.gather(*calls) == list(range(100))
+
+
+@pytest.mark.row("H225")
+@pytest.mark.parametrize("workers", [3, None])
+def test_it_has_the_number_of_its_workers_where_those_of_cpython_have_it(
+    workers: int | None,
+) -> None:
+    executor = PoolExecutor(workers)
+    assert executor._max_workers == (workers or usable_cpus())
+
+
+@pytest.mark.row("H225")
+@pytest.mark.parametrize("argument", ["scheduler", "pool"])
+def test_dask_takes_it(argument: str) -> None:
+    dask = pytest.importorskip("dask")
+    with PoolExecutor(2) as executor:
+        scheduler = {"scheduler": "processes"} | {argument: executor}
+        lengths = [dask.delayed(len)("x" * n) for n in range(10)]
+        assert dask.compute(*lengths, **scheduler) == tuple(range(10))
 
 
 def test_its_workers_are_spawned_whatever_the_program_has_set(start_method: str) -> None:

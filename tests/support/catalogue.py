@@ -228,6 +228,7 @@ ROWS = {
     "H213": "a reader that has enough, or a name that cannot be copied, costs no traceback",
     "H205": "a cancelled coroutine that goes on for ever does not hold up its worker's replacement",
     "H224": "what a subclass of 0.9.1 overrides is called once, and with the parameters of 0.9.1",
+    "H225": "libraries read the number of workers of an executor where CPython's have it",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -75,7 +75,6 @@ class StandIn(PoolExecutor):
 
     def __init__(self, max_workers: int | None = None, *args: Any, **kwargs: Any) -> None:
         super().__init__(max_workers, *args, **kwargs)
-        self._max_workers = self._runner._pool.process_count
         self._mp_context = self._runner._pool.context
         self._call_queue = types.SimpleNamespace(join_thread=lambda: None)
 
