@@ -23,6 +23,10 @@ EXECUTOR-6  A Ctrl-C during the exit ends the workers, as `Pool.terminate`, and 
 EXECUTOR-7  A shared object that is released stays for the calls that were submitted before. Those
     in the line, and the one that the thread takes out of it, are in no engine; so `hold` looks in
     the order in which calls go: line, thread, engine.
+EXECUTOR-8  A start of the thread that fails, or that Ctrl-C cuts short at any line, is undone, and
+    the next call starts anew; unless the thread runs. Ctrl-C within `Thread.start` leaves open
+    whether it will. So the thread and what undoes it take one lock, which none releases: the first
+    has its way.
 
 Every worker imports this module if the user's main module names `PoolExecutor`, so it imports
 little.
@@ -329,6 +333,7 @@ class _Runner:
         self._broken: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._finalizer: Finalize[Any] | None = None
         self._engine: Engine | None = None
         self._launched = threading.Event()
         self._ended = threading.Event()
@@ -423,19 +428,24 @@ class _Runner:
     def _start(self) -> None:
         """Make loop and thread. RuntimeError if the system, or the exit, refuses a thread."""
         _prepare()
-        self._loop = _new_loop()
-        name = f"PoolExecutor-{next(_numbers)}"
-        self._thread = threading.Thread(target=self._run, args=(self._loop,), name=name)
-        self._thread.daemon = False
+        loop = _new_loop()
+        claim = threading.Lock()  # EXECUTOR-8
         try:
-            self._start_thread(self._thread)
+            name = f"PoolExecutor-{next(_numbers)}"
+            thread = threading.Thread(target=self._run, args=(loop, claim), name=name, daemon=False)
+            self._loop, self._thread = loop, thread
+            self._start_thread(thread)
         except BaseException:
-            if not self._thread.is_alive():
-                _runners.discard(self)
-                self._finalizer.cancel()
-                self._loop.close()
-                self._loop = self._thread = None
+            if claim.acquire(blocking=False):
+                self._undo_start(loop)
             raise
+
+    def _undo_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = self._thread = None  # first: the next call makes others
+        _runners.discard(self)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
+        loop.close()
 
     def _start_thread(self, thread: threading.Thread) -> None:
         # EXECUTOR-3: before the pool's own, whose priority is 0
@@ -448,8 +458,10 @@ class _Runner:
 
     # -- in the thread -------------------------------------------------------------------------
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, claim: threading.Lock) -> None:
         """The thread."""
+        if not claim.acquire(blocking=False):
+            return
         try:
             with asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._serve())
@@ -459,7 +471,8 @@ class _Runner:
             self._launched.set()
             with _exit_lock:  # until `_start_thread` has ended
                 _runners.discard(self)
-            self._finalizer.cancel()
+            if self._finalizer is not None:
+                self._finalizer.cancel()
             self._ended.set()
 
     async def _serve(self) -> None:

@@ -22,6 +22,7 @@ import aiomultiprocess
 import executor_targets
 import workload
 from aiomultiprocess import PoolExecutor, ProxyException, RoundRobin, WorkerLostError
+from aiomultiprocess import executor as executors
 from aiomultiprocess._processes.cpus import usable_cpus
 from aiomultiprocess.core import get_context
 from conftest import FORK_WARNING
@@ -507,6 +508,63 @@ def test_a_second_ctrl_c_during_the_exit_kills_the_workers(tmp_path: Path, exit_
     assert "KeyboardInterrupt" in script.err
     assert "process object is closed" not in script.err
     assert "_exit_function" not in script.err
+
+
+START = threading.Thread.start
+
+
+class InterruptedStart:
+    """Ctrl-C while the first call makes and starts the thread: at one place, and once."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.late: list[threading.Thread] = []
+
+    def in_the_thread_s_init(self) -> None:
+        self._patch.setattr(threading.Thread, "__init__", self._interrupt)
+
+    def before_the_system_starts_it(self) -> None:
+        self._patch.setattr(threading.Thread, "start", self._interrupt)
+
+    def after_it_runs(self) -> None:
+        self._patch.setattr(threading.Thread, "start", self._start_and_interrupt())
+
+    def before_it_runs(self) -> None:
+        """The system has started it, and runs it later than the interrupt is handled."""
+        self._patch.setattr(threading.Thread, "start", self._defer())
+
+    def _interrupt(self, *args: Any, **kwargs: Any) -> None:
+        self._patch.undo()
+        raise KeyboardInterrupt
+
+    def _start_and_interrupt(self) -> Any:
+        return lambda thread: (START(thread), self._interrupt())
+
+    def _defer(self) -> Any:
+        return lambda thread: (self.late.append(thread), self._interrupt())
+
+
+@pytest.mark.row("H226")
+@pytest.mark.parametrize(
+    "place",
+    ["in_the_thread_s_init", "before_the_system_starts_it", "after_it_runs", "before_it_runs"],
+)
+def test_a_first_call_that_ctrl_c_ends_leaves_a_usable_executor(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """EXECUTOR-8"""
+    with monkeypatch.context() as patch:
+        start = InterruptedStart(patch)
+        getattr(start, place)()
+        executor = PoolExecutor(1)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(abs, -1)
+    for thread in start.late:
+        START(thread)
+        thread.join()
+    assert executor.submit(abs, -2).result(60) == 2
+    executor.shutdown()
+    assert executor._runner not in executors._runners
 
 
 # -- surroundings ----------------------------------------------------------------------------------
