@@ -187,7 +187,8 @@ class PoolExecutor(Executor):
         call sees the values that this thread has now.
 
         `Future.result()` raises what the function raised (its `__cause__` shows the traceback from
-        the worker), or one of these.
+        the worker), or one of these. For StopIteration and CancelledError, which asyncio would take
+        for something else, it raises a ProxyException with that as its cause.
 
         The future raises:
             BrokenProcessPool: the worker died during the call; this error is a WorkerLostError too,

@@ -577,6 +577,44 @@ async def test_a_running_loop_can_use_it() -> None:
         assert await asyncio.gather(*calls) == list(range(100))
 
 
+#: What asyncio takes for a cancellation of the awaiter or for a result, or does not take.
+MISTAKEN = [
+    StopIteration,
+    executor_targets.OwnStop,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+]
+
+
+@pytest.mark.row("H227")
+@pytest.mark.parametrize("kind", MISTAKEN)
+async def test_a_running_loop_gets_an_error_that_asyncio_would_mistake(
+    one: PoolExecutor, kind: type[BaseException]
+) -> None:
+    """OUTSIDE-4"""
+    loop = asyncio.get_running_loop()
+    with pytest.raises(ProxyException, match="of its own") as raised:
+        async with asyncio.timeout(20):
+            await loop.run_in_executor(one, executor_targets.raise_one, kind)
+    assert type(raised.value.__cause__) is kind
+    error = one.submit(executor_targets.raise_one, kind).exception()
+    assert type(error) is type(raised.value)
+    with pytest.raises(type(error)):
+        next(one.map(executor_targets.raise_one, [kind]))
+
+
+@pytest.mark.row("H227")
+@pytest.mark.parametrize("kind", MISTAKEN)
+async def test_a_running_loop_gets_such_an_error_of_a_scheduler(kind: type[BaseException]) -> None:
+    """OUTSIDE-4"""
+    loop = asyncio.get_running_loop()
+    refused = pytest.raises(RuntimeError, match=f"was ended by {kind.__name__}$")
+    with PoolExecutor(1, scheduler=Refusing(kind)) as executor, refused as raised:
+        async with asyncio.timeout(20):
+            await loop.run_in_executor(executor, abs, 1)
+    assert type(raised.value.__cause__) is kind
+
+
 @pytest.mark.row("H225")
 @pytest.mark.parametrize("workers", [3, None])
 def test_it_has_the_number_of_its_workers_where_those_of_cpython_have_it(
@@ -646,8 +684,12 @@ def test_a_scheduler_sees_each_call_and_its_end(gate: Gate) -> None:
 
 
 class Refusing(RoundRobin):
+    def __init__(self, kind: type[BaseException] = LookupError) -> None:
+        super().__init__()
+        self.kind = kind
+
     def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
-        raise LookupError("no queue is good enough")
+        raise self.kind("no queue is good enough")
 
 
 def test_the_error_of_a_scheduler_fails_the_call() -> None:

@@ -230,6 +230,7 @@ ROWS = {
     "H224": "what a subclass of 0.9.1 overrides is called once, and with the parameters of 0.9.1",
     "H225": "libraries read the number of workers of an executor where CPython's have it",
     "H226": "Ctrl-C in the first call of an executor leaves one that can be used",
+    "H227": "a function of an executor that raises StopIteration ends what awaits it in asyncio",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

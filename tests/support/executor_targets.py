@@ -37,6 +37,14 @@ def fail_to_start() -> None:
     raise LookupError("no way to start")
 
 
+class OwnStop(StopIteration):
+    """A StopIteration that asyncio does not know by its class."""
+
+
+def raise_one(kind: type[BaseException]) -> None:
+    raise kind("of its own")
+
+
 async def cancel_itself() -> None:
     raise asyncio.CancelledError("of its own")
 

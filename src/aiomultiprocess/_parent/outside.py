@@ -8,6 +8,10 @@ OUTSIDE-2  What a future calls, or refuses, never reaches the queue: callbacks a
 OUTSIDE-3  Errors are those of `concurrent.futures.ProcessPoolExecutor`: what the function raised is
     itself and no proxy of it; the death of a worker and a pool that cannot start its workers are a
     `BrokenProcessPool`.
+OUTSIDE-4  asyncio can wait for each of these futures. So none gets an error that it takes for
+    something else: a CancelledError of either kind would cancel what awaits it; a StopIteration is
+    refused before Python 3.13, and the wait never ends, or one of a subclass becomes a result. Such
+    an error is the cause of a ProxyException, or of a RuntimeError if it arose in this process.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from .._wire.exceptions import unwrap
+from .._wire.exceptions import original_of, unwrap
 from ..types import PoolTerminatedError, ProxyException, WorkerLostError, describe_error
 from .calls import CallQueue
 from .feed import Handles
@@ -27,6 +31,8 @@ from .feed import Handles
 log = logging.getLogger(__name__)
 
 Ends = Callable[[], object]
+
+MISTAKEN = (asyncio.CancelledError, CancelledError, StopIteration)  # OUTSIDE-4
 
 
 class ExecutorWorkerLostError(WorkerLostError, BrokenProcessPool):
@@ -101,7 +107,7 @@ class OutsideCalls(CallQueue):
 
 def fail(future: Future[Any], error: BaseException) -> None:
     """End a future by an error that arose before its call was in a queue."""
-    _conclude(future, future.set_exception, error)
+    _conclude(future, future.set_exception, error_for_executor(error))
 
 
 def cancel(future: Future[Any]) -> None:
@@ -120,15 +126,19 @@ def broken_by(reason: BaseException) -> BaseException:
 
 
 def error_for_executor(error: BaseException) -> BaseException:
-    """The error that a future gets for one of the pool's (OUTSIDE-3)."""
+    """The error that a future gets for one of the pool's (OUTSIDE-3, OUTSIDE-4)."""
     if type(error) is WorkerLostError:
         return ExecutorWorkerLostError(
             error.task, error.pid, error.exitcode, error.host, error.reason
         )
     if issubclass(type(error), ProxyException):
-        original = unwrap(error)
-        # an awaiter of the future would take it for a cancellation of its own (EXC-4)
-        return error if issubclass(type(original), asyncio.CancelledError) else original
+        # by its type: `__class__` may be the user's
+        mistaken = issubclass(type(original_of(error)), MISTAKEN)
+        return error if mistaken else unwrap(error)
+    if issubclass(type(error), MISTAKEN):
+        raised = RuntimeError(f"a call was ended by {type(error).__name__}")
+        raised.__cause__ = error
+        return raised
     return error
 
 
