@@ -113,6 +113,7 @@ class Job:
     _rest: Any = PENDING  # JOB-10; PENDING: the job was not given up
     _looks_for_end = False  # soon (JOB-3)
     _input_ended = False  # before the job was given up
+    _opened = 0.0  # when, by the monotonic clock
 
     def __init__(
         self,
@@ -160,7 +161,6 @@ class Job:
         self._marked = False  # JOB-9
         self._lost: int | None = None  # the first result that was dropped
         self._pool_closes = False
-        self._submitted = monotonic()
         self._loop = loop
         self._waiters: dict[int, list[asyncio.Future[None]]] = {}  # for results, by index
         self._waiters_for_all: dict[asyncio.Future[None], None] = {}
@@ -171,6 +171,7 @@ class Job:
     def open(self, source: Source) -> None:
         """Set the input; a job whose input is empty is done at once."""
         self.source = source
+        self._opened = monotonic()
         self.length = source.left
         if self._reporter is not None:
             self._reporter.begin(self.progress)
@@ -252,7 +253,7 @@ class Job:
 
     def last_unsent(self, made: float) -> float | None:
         """The end of the tasks that sharing.py asks for: an index, or infinity."""
-        if made <= self._submitted:
+        if made <= self._opened:
             return self.unsent_until(math.inf)
         if self._is_bounded:  # it was copied before
             return None
