@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +248,56 @@ def test_the_class_of_processes_is_derived_from_that_of_the_context(method: str)
 async def test_many_processes_are_launched_at_once() -> None:
     results = await asyncio.gather(*(Worker(target=targets.get_pid) for _ in range(8)))
     assert len(set(results)) == 8
+
+
+@pytest.mark.row("H216")
+def test_threads_that_launch_at_once_by_a_fork_server_do_not_disturb_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SPAWN-9"""
+    main = vars(sys.modules["__main__"])
+    monkeypatch.setitem(main, "__file__", "<stdin>")  # which a launch hides, and puts back
+    ensure_running = forkserver.ensure_running
+    launcher = process_class(multiprocessing.get_context("forkserver"))
+
+    def ensure_slowly() -> None:  # so that the threads meet
+        ensure_running()
+        time.sleep(0.02)
+
+    def run() -> int | None:
+        together.wait()
+        process: Any = launcher(target=targets.check_size, args=(b"data",))
+        process.start()
+        return finish(process)
+
+    together = threading.Barrier(4)
+    monkeypatch.setattr(forkserver, "ensure_running", ensure_slowly)
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(run) for _ in range(4)]
+    assert [each.result() for each in runs] == [0] * 4
+    assert main["__file__"] == "<stdin>"
+    assert spawn.SERVER_REPORTED not in os.environ
+
+
+@pytest.mark.row("H216")
+@FORK_WARNING
+def test_a_fork_during_the_launch_of_another_thread_can_launch_itself() -> None:
+    """SPAWN-9"""
+    held, done = threading.Event(), threading.Event()
+
+    def launch_for_ever() -> None:
+        with spawn._importable_main():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=launch_for_ever)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(5)
+        with spawn._importable_main():
+            os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0

@@ -231,6 +231,7 @@ ROWS = {
     "H225": "libraries read the number of workers of an executor where CPython's have it",
     "H226": "Ctrl-C in the first call of an executor leaves one that can be used",
     "H227": "a function of an executor that raises StopIteration ends what awaits it in asyncio",
+    "H216": "threads that launch processes at once by a fork server do not disturb each other",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

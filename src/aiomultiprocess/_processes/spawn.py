@@ -23,6 +23,9 @@ SPAWN-8  When the code of the main module has ended, CPython deletes the path of
     threads go on and may start children, which need it. So it is kept from the import of this
     module, and is in place during such a launch. In a program whose main module has lost its path
     otherwise, it stays so.
+SPAWN-9  Several threads may launch at once. The path of the main module and the environment belong
+    to all of them: one launch at a time changes these, or reads them, and changes nothing that is
+    as it needs it.
 """
 
 from __future__ import annotations
@@ -57,6 +60,9 @@ NO_GUARD = (
     "the main module starts a process when it is imported, as a new process does: put its code "
     'below `if __name__ == "__main__":`'
 )
+
+#: SPAWN-9. Reentrant: a launch may pickle what starts a process, as a signal handler may.
+_lock = threading.RLock()
 
 #: The path of the main module, as it was seen last (SPAWN-8).
 _main_path: str | None = getattr(sys.modules["__main__"], "__file__", None)
@@ -206,7 +212,7 @@ if sys.platform != "win32":
             os.environ[SERVER_REPORTED] = "1"
             forkserver.ensure_running()
         finally:
-            del os.environ[SERVER_REPORTED]
+            os.environ.pop(SERVER_REPORTED, None)
         try:
             return context.ForkServerProcess._Popen(process_obj)
         except (ConnectionError, EOFError):
@@ -285,6 +291,11 @@ def _importable_main() -> Iterator[None]:
     multiprocessing reads the path when it prepares what a child imports. One that CPython has
     deleted is put back (SPAWN-8).
     """
+    with _lock, _path_of_main(_path_to_import()):  # SPAWN-9
+        yield
+
+
+def _path_to_import() -> str | None:
     global _main_path
     path = getattr(sys.modules["__main__"], "__file__", None)
     if path is not None:
@@ -293,8 +304,18 @@ def _importable_main() -> Iterator[None]:
         path = _main_path
     started_in = getattr(process, "ORIGINAL_DIR", None) or ""
     is_file = path is not None and os.path.isfile(os.path.join(started_in, path))
-    with _path_of_main(path if is_file else None):
-        yield
+    return path if is_file else None
+
+
+def _renew() -> None:
+    """In a forked copy: another thread may have been within a launch (SPAWN-9)."""
+    global _lock
+    _lock = threading.RLock()
+    os.environ.pop(SERVER_REPORTED, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def _main_has_ended() -> bool:
@@ -308,7 +329,11 @@ def _main_has_ended() -> bool:
 @contextlib.contextmanager
 def _path_of_main(path: str | None) -> Iterator[None]:
     names = vars(sys.modules["__main__"])
-    before = names.pop("__file__", None)
+    before = names.get("__file__")
+    if before == path:  # nor may a launch of multiprocessing's own miss it meanwhile
+        yield
+        return
+    names.pop("__file__", None)
     if path is not None:
         names["__file__"] = path
     try:
