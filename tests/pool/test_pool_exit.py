@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+import mishaps
 import workload
 from aiomultiprocess import Pool
 from conftest import BUILT
@@ -103,6 +106,44 @@ async def test_ctrl_c_while_workers_start_is_one_keyboard_interrupt(tmp_path: Pa
         script.kill_group(signal.SIGINT)
         await asyncio.to_thread(script.finish, 10)
         assert (script.out, script.err) == ("made\ninterrupted\n", "")
+
+
+@pytest.mark.row("H217")
+async def test_a_program_that_a_task_starts_ends_by_ctrl_c(start_method: str, backend: str) -> None:
+    async with Pool(1) as pool:
+        pid = await pool.apply(os.getpid)
+        assert await pool.apply(mishaps.interrupt_a_program) == -signal.SIGINT
+        assert await pool.apply(mishaps.read_through_an_interrupt, (0.2,))
+        os.kill(pid, signal.SIGINT)
+        assert await pool.apply(os.getpid) == pid
+
+
+@pytest.mark.row("H217")
+async def test_ctrl_c_ends_a_pool_and_the_programs_of_its_tasks(tmp_path: Path) -> None:
+    body = f"""
+        async with Pool(1) as pool:
+            await pool.apply(subprocess.run, (["{sys.executable}", "-c", CODE],))
+    """
+    setup = 'import subprocess\nCODE = \'import os,time;print("pid",os.getpid(),flush=True);'
+    setup += "time.sleep(60)'"
+    source = pool_script(textwrap.dedent(body), setup=setup, call=INTERRUPTED)
+    with Script(tmp_path, source) as script:
+        [pid] = await script.line("pid")
+        script.kill_group(signal.SIGINT)
+        await asyncio.to_thread(script.finish, 10)
+        await wait_for_exit([int(pid)])
+        assert script.out.splitlines()[1:] == ["interrupted"]
+        assert script.process.returncode == 0
+
+
+@pytest.mark.row("H217")
+async def test_a_worker_of_a_program_that_ignores_ctrl_c_passes_that_on() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        async with Pool(1) as pool:
+            assert await pool.apply(signal.getsignal, (signal.SIGINT,)) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # -- a dead parent (B23) ---------------------------------------------------------------------------

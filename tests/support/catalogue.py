@@ -232,6 +232,7 @@ ROWS = {
     "H226": "Ctrl-C in the first call of an executor leaves one that can be used",
     "H227": "a function of an executor that raises StopIteration ends what awaits it in asyncio",
     "H216": "threads that launch processes at once by a fork server do not disturb each other",
+    "H217": "programs that tasks start end by Ctrl-C, and workers do not",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

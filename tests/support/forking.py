@@ -247,6 +247,29 @@ def terminate_a_copy(value: object) -> object:
     return exit_code()
 
 
+def interrupt_this_process() -> None:
+    """Exit with a code that says whether SIGINT interrupts."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+    except KeyboardInterrupt:
+        os._exit(9)
+    os._exit(5)
+
+
+def interrupt_a_copy(value: object) -> object:
+    if fork():
+        interrupt_this_process()
+    return exit_code()
+
+
+def interrupt_a_process(value: object) -> object:
+    process = multiprocessing.get_context("fork").Process(target=interrupt_this_process)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
 STAYS_AWAY = {
     fork_and_exit_at_once: 3,
     fork_and_become_another_program: 4,
@@ -255,6 +278,8 @@ STAYS_AWAY = {
     use_a_pool_in_a_process: (3, 0),
     terminate_a_process: -signal.SIGTERM,
     terminate_a_copy: -signal.SIGTERM,
+    interrupt_a_copy: 5,  # COPY-5
+    interrupt_a_process: 9,
 }
 
 

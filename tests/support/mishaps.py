@@ -6,12 +6,14 @@ Used by name, as `workload` is.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import dataclasses
 import faulthandler
 import gc
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -596,3 +598,26 @@ async def meet_and_fail_oddly(port: int, kind: str) -> str:
 def double_or_meet_blocking(port: int) -> str | int:
     """Blocks its worker, if it has somebody to meet."""
     return meet_blocking(port) if port else 2 * port
+
+
+def interrupt_a_program() -> int:
+    """The exit code of a program that a task has started."""
+    with subprocess.Popen(["sleep", "20"]) as program:
+        program.send_signal(signal.SIGINT)
+        return program.wait()
+
+
+def read_through_an_interrupt(seconds: float) -> bool:
+    """Whether C code that gives up at EINTR reads on after SIGINT."""
+    read, write = os.pipe()
+    later = threading.Timer(seconds, os.write, (write, b"."))
+    interrupt = threading.Timer(seconds / 2, os.kill, (os.getpid(), signal.SIGINT))
+    later.start()
+    interrupt.start()
+    buffer = ctypes.create_string_buffer(1)
+    count = ctypes.CDLL(None).read(read, buffer, 1)
+    for each in (later, interrupt):
+        each.join()
+    for fd in (read, write):
+        os.close(fd)
+    return bool(count == 1)

@@ -20,6 +20,8 @@ COPY-3  A copy ends with the worker's parent, as the worker does (watchdog.py), 
 COPY-4  A signal for a copy does not reach the worker. Both share the descriptor through which
     asyncio learns of signals, so a copy starts without the handlers of loops; signals stay blocked
     until the handlers are removed.
+COPY-5  Ctrl-C does nothing in a copy, as in the worker (startup.py, STARTUP-3), and has its default
+    effect in a process of multiprocessing and in another program.
 
 One engine is protected at a time, that of this process. A copy that becomes a worker itself, in a
 process of multiprocessing, protects its own.
@@ -42,6 +44,7 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from . import spawn
+from .startup import on_interrupt
 
 #: The most frames between `os.fork` and multiprocessing, of code that has patched `os.fork`.
 _WRAPPERS = 3
@@ -161,7 +164,8 @@ def _begin_blocked(forking: FrameType | None) -> None:
     _this.copied = not of_multiprocessing
     shared, _this.shared = _this.shared, None
     if shared is not None:
-        spawn.put_away_handlers()  # COPY-4
+        kept = None if of_multiprocessing else on_interrupt
+        spawn.put_away_handlers(kept)  # COPY-4, COPY-5
         shared.abandon()  # COPY-1
         if _this.loop is not None:
             _leave_epoll(_this.loop)

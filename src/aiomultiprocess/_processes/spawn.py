@@ -359,11 +359,15 @@ def _blocked(signals: Iterable[int]) -> Iterator[set[int]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def put_away_handlers() -> None:
-    """In a forked child: replace the handlers of event loops, and ours, by the default ones."""
+def put_away_handlers(kept: Any = None) -> None:
+    """In a forked child: replace the handlers of event loops, and ours, by the default ones.
+
+    `kept`: one of ours that stays.
+    """
     signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
-        if _is_of_a_loop(signal.getsignal(signum)):
+        handler = signal.getsignal(signum)
+        if handler is not kept and _is_of_a_loop(handler):
             default = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
             signal.signal(signum, default)
 

@@ -20,7 +20,7 @@ from .. import _accel
 from .._processes import copies, loops
 from .._processes.descriptors import Handover
 from .._processes.start_arguments import StartArguments
-from .._processes.startup import accept_interrupts, collect_garbage
+from .._processes.startup import accept_interrupts, collect_garbage, ignore_interrupts
 from .._transport.link import ChildEnd, Link
 from .._wire import exceptions
 from . import leaving, watchdog
@@ -144,8 +144,7 @@ def load_engine() -> type[WorkerEngine]:
 def main(spec: WorkerSpec) -> None:
     """Run one worker until its parent closes it, terminates it, or dies."""
     load_engine()
-    # Ctrl-C reaches the whole process group: the parent handles it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_interrupts()
     # before `load`, which runs code of the user's for as long as that likes
     parent_fd = None if spec.parent_fd is None else spec.parent_fd.take()[0]
     native = _accel.native_watchdog()
