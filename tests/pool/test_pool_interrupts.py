@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 
 import workload
 from aiomultiprocess import Pool, RoundRobin
+from aiomultiprocess._parent import worker as worker_module
 from aiomultiprocess._parent.sources import IteratorSource
+from aiomultiprocess._parent.worker import PoolWorker
 from aiomultiprocess._wire.frames import Kind
 from support import outcomes
 
@@ -250,3 +254,140 @@ def test_an_interrupt_when_a_chunk_has_just_been_sent_loses_none(
         program.loop.run_until_complete(call())
         assert program.run(read) == [2 * number for number in range(3000)]
         assert len(program.interrupts) == 1
+
+
+# -- starts and exits of workers -------------------------------------------------------------------
+
+
+def strike_once(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, before: bool = False, times: int = 1
+) -> None:
+    """Let Ctrl-C strike the first calls of a function, at their begin or when they are over."""
+    function = getattr(owner, name)
+    strikes = iter(range(times))
+
+    def struck(*args: Any, **options: Any) -> Any:
+        strike = next(strikes, None) is not None
+        if strike and before:
+            signal.raise_signal(signal.SIGINT)
+        result = function(*args, **options)
+        if strike:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, name, struck)
+
+
+async def kill_workers(pool: Pool) -> None:
+    for worker in pool.processes:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def kill_and_go_on(program: Program, strikes: int) -> None:
+    """Kill the workers, get the interrupts, and find the pool working."""
+
+    async def until_interrupted() -> None:
+        while len(program.interrupts) < strikes:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def call() -> Any:
+        async with asyncio.timeout(20):
+            return await program.pool.map(workload.double, range(3))
+
+    program.run(lambda: kill_workers(program.pool))
+    program.run(until_interrupted)
+    assert program.run(call) == [0, 2, 4]
+    assert len(program.interrupts) == strikes
+
+
+def supervisor_of(program: Program) -> Any:
+    engine: Any = program.pool._engine
+    engine.supervisor._pause = 0.01
+    return engine.supervisor
+
+
+@pytest.mark.row("H218")
+@pytest.mark.parametrize(
+    ("name", "before"), [("create", True), ("launch", True), ("launch", False)]
+)
+def test_an_interrupt_of_the_start_of_a_replacement_delays_it(
+    program: Program, monkeypatch: pytest.MonkeyPatch, name: str, before: bool
+) -> None:
+    """SUPERVISOR-6"""
+    supervisor = supervisor_of(program)
+    owner = supervisor._channels if name == "create" else PoolWorker
+    strike_once(monkeypatch, owner, name, before=before)
+    kill_and_go_on(program, 1)
+    assert len(program.pool.processes) == 1
+
+
+@pytest.mark.row("H218")
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", ["drain_dead", "close", "_settle"])
+def test_an_interrupt_of_the_end_of_a_worker_keeps_it_from_no_replacement(
+    program: Program, monkeypatch: pytest.MonkeyPatch, name: str, before: bool
+) -> None:
+    """SUPERVISOR-6"""
+    [worker] = program.pool.processes
+    strike_once(monkeypatch, worker if name == "_settle" else worker.link, name, before=before)
+    kill_and_go_on(program, 1)
+
+
+def two_workers() -> dict[str, Any]:
+    return {"processes": 2}
+
+
+@pytest.mark.row("H218")
+@pytest.mark.parametrize("program", [two_workers], indirect=True)
+def test_interrupts_of_later_starts_lose_no_worker(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SUPERVISOR-6"""
+    strike_once(monkeypatch, supervisor_of(program), "start_worker", before=True, times=4)
+    kill_and_go_on(program, 4)
+
+    async def all_started() -> None:
+        async with asyncio.timeout(20):
+            while len(program.pool.processes) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+    program.run(all_started)
+
+
+@pytest.mark.row("H218")
+def test_an_interrupt_while_a_link_is_made_leaves_a_pool_that_can_be_terminated(
+    program: Program, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    if backend != "shm":
+        pytest.skip("the other link has no outlet")
+    from aiomultiprocess._transport import shm
+
+    supervisor_of(program)._pause = 60.0
+    strike_once(monkeypatch, shm.framing, "Outlet", before=True)
+
+    async def fall() -> None:
+        await kill_workers(program.pool)
+        await asyncio.sleep(20)
+
+    with pytest.raises(KeyboardInterrupt):
+        program.loop.run_until_complete(fall())
+    program.pool.terminate()
+
+
+@pytest.mark.row("H219")
+@pytest.mark.parametrize("name", ["BlockedWatch", "launch", "Exit"])
+def test_an_interrupt_just_after_a_process_was_started_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """POOLWORKER-6"""
+    strike_once(monkeypatch, PoolWorker if name == "launch" else worker_module, name)
+
+    async def make() -> None:
+        Pool(1)
+
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(make())
+    assert multiprocessing.active_children() == []

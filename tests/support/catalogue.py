@@ -233,6 +233,8 @@ ROWS = {
     "H227": "a function of an executor that raises StopIteration ends what awaits it in asyncio",
     "H216": "threads that launch processes at once by a fork server do not disturb each other",
     "H217": "programs that tasks start end by Ctrl-C, and workers do not",
+    "H218": "Ctrl-C while a worker is replaced leaves no pool without workers",
+    "H219": "Ctrl-C just after a process was started leaves no worker without an owner",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -21,11 +21,14 @@ SUPERVISOR-5  A worker that is to leave and has nothing but open streams is repl
     of a place have `childconcurrency` slots, unless the worker was dismissed and its place is
     wanted again. A worker that lingers with calls that were given up (SUPERVISOR-3) keeps its
     index, too.
+SUPERVISOR-6  Ctrl-C may strike at any step here, and the loop may go on. A worker whose start it
+    cut short is started later. A worker that has exited is replaced whatever step it struck.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections import Counter
@@ -102,6 +105,7 @@ class Supervisor:
         Raises what refuses it: OSError of the system, a pickling error for bad `initargs`.
         """
         link, end = self._channels.create(self._options.concurrency)
+        worker: PoolWorker | None = None
         try:
             index = self._index_for(place)
             worker = self._worker_class(self._options, link, end, index, place)
@@ -115,13 +119,22 @@ class Supervisor:
                 on_drained=partial(queue.on_drained, worker),
             )
             worker.launch(self._loop, self._on_exit, partial(queue.on_blocked, worker))
+            self.workers[worker] = qid
+            queue.workers.append(worker)
         except BaseException:
+            if worker is not None:
+                self._undo_start(worker, qid)
             link.close()
             raise
         finally:
             end.release()
-        self.workers[worker] = qid
-        queue.workers.append(worker)
+
+    def _undo_start(self, worker: PoolWorker, qid: QueueID) -> None:
+        """SUPERVISOR-6: nothing is left of a worker whose start was cut short."""
+        self.workers.pop(worker, None)
+        with contextlib.suppress(ValueError):  # it has not come so far
+            self._queues[qid].workers.remove(worker)
+        worker.undo_launch()
 
     def _index_for(self, place: int) -> int:
         """The index of a new worker (SUPERVISOR-4, SUPERVISOR-5)."""
@@ -136,9 +149,12 @@ class Supervisor:
         for worker in self.workers:
             if worker.place == place and worker.dismissed and worker.streams:
                 worker.replaced = True  # SUPERVISOR-5
-        held = any(worker.place == place and not worker.replaced for worker in self.workers)
-        if not held and all(pending != place for pending, _ in self._pending):
+        if not self._is_held(place) and all(pending != place for pending, _ in self._pending):
             self.start_worker(place, qid)
+
+    def _is_held(self, place: int) -> bool:
+        """Whether a place has a worker that is not replaced before its exit."""
+        return any(worker.place == place and not worker.replaced for worker in self.workers)
 
     def dismiss(self, place: int) -> None:
         """Let the worker of a place finish what it holds, and go; it is not replaced."""
@@ -211,13 +227,23 @@ class Supervisor:
 
     def _on_exit(self, worker: PoolWorker) -> None:
         """A worker process has ended, for whatever reason: replace it (SUPERVISOR-1)."""
-        worker.link.drain_dead()
-        if worker not in self.workers:  # a result that was unpickled has dropped the pool meanwhile
-            return
-        qid = self.workers.pop(worker)
+        try:
+            worker.link.drain_dead()
+        finally:  # SUPERVISOR-6
+            if worker in self.workers:  # else a result that was unpickled has dropped the pool
+                self._bury(worker, self.workers[worker])
+
+    def _bury(self, worker: PoolWorker, qid: QueueID) -> None:
         queue = self._queues[qid]
-        queue.on_death(worker)
-        worker.link.close()
+        with contextlib.ExitStack() as steps:  # the last one first, each of them: SUPERVISOR-6
+            steps.callback(self._pool.on_worker_gone)
+            steps.callback(queue.dispatch_all)
+            steps.callback(self._replace_dead, worker, qid)
+            steps.callback(worker.link.close)
+            steps.callback(queue.on_death, worker)
+            del self.workers[worker]
+
+    def _replace_dead(self, worker: PoolWorker, qid: QueueID) -> None:
         if self._wants_replacement(worker):
             if worker.dismissed:  # and its place is wanted again
                 self._replace(worker.place, qid)
@@ -227,8 +253,6 @@ class Supervisor:
                 self._on_failed_start(worker, qid)
         for other in [other for other in self.workers if other.place == worker.place]:
             self._replace_held(other)
-        queue.dispatch_all()
-        self._pool.on_worker_gone()
 
     def _wants_replacement(self, worker: PoolWorker) -> bool:
         wanted = worker.place < self.size and not worker.replaced
@@ -289,6 +313,9 @@ class Supervisor:
             self.start_worker(place, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
             self._do_without(place, qid, error)
+        except BaseException:  # SUPERVISOR-6
+            self._replace_later(place, qid)
+            raise
 
     def _do_without(self, place: int, qid: QueueID, error: BaseException) -> None:
         """A worker cannot be started now: try again later, or give up if there are no others."""
@@ -300,6 +327,9 @@ class Supervisor:
 
     def _replace_later(self, place: int, qid: QueueID) -> None:
         self._pending.append((place, qid))
+        self._try_later()
+
+    def _try_later(self) -> None:
         if self._next_try is None:
             self._next_try = self._loop.call_later(self._pause, self._start_pending)
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -308,8 +338,15 @@ class Supervisor:
         """Start the workers that are missing, up to the first that is refused again."""
         missing, self._pending = self._pending, []
         self._next_try = None
-        while missing and not self._pending and self._pool.wants_workers():
-            place, qid = missing.pop(0)
-            self._replace(place, qid)
-            self._queues[qid].dispatch_all()
-        self._pending += missing
+        try:
+            while missing and not self._pending and self._pool.wants_workers():
+                place, qid = missing[0]
+                if not self._is_held(place):  # an interrupt may have left one here twice
+                    self._replace(place, qid)
+                del missing[0]
+                self._queues[qid].dispatch_all()
+        except BaseException:  # SUPERVISOR-6
+            self._try_later()
+            raise
+        finally:
+            self._pending += missing

@@ -20,6 +20,8 @@ POOLWORKER-4  A worker that was sent tasks with a time limit has one `Deadlines`
 POOLWORKER-5  Only `_make_process` and `_make_exit` know what a worker runs in: here, a process of
     multiprocessing. A subclass for another backend (kinds.py) overrides them: it makes objects that
     have what is used of a process and of an `Exit` (_processes/exit.py).
+POOLWORKER-6  Ctrl-C may strike within a launch: the launch has happened as a whole, or has left no
+    process. It may strike when an exit is noticed: `on_exit` is called all the same.
 """
 
 from __future__ import annotations
@@ -122,6 +124,9 @@ class PoolWorker(Process):
     _held_by = ""  # the threads and tasks that its exit waits for
     _in_calls = False  # these run calls that were given up
     _leaves_lifespan = False
+    _launched = False
+    _blocked: BlockedWatch | None = None  # this and the next one from the launch on
+    _watch: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
         """TypeError for arguments of 0.9.1, which made workers from queues."""
@@ -217,6 +222,22 @@ class PoolWorker(Process):
         on_blocked: Callable[[], object],
     ) -> None:
         """Start the process. OSError if the system refuses, a pickling error for bad `initargs`."""
+        self._loop = loop
+        try:
+            self._start_process()
+            self._launched = True
+            self._pid = self.aio_process.pid
+            if live and getattr(self.aio_process, "_start_method", "") == "fork":
+                note_fork(self.link, self._shared, holds=self._starts_by_user_code)
+            self._blocked = BlockedWatch(loop, self.link, on_blocked)
+            self._launched_at = loop.time()
+            self._exit = self._make_exit()
+            self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
+        except BaseException:  # no thread or descriptor is left, or a Ctrl-C: no one would know
+            self.undo_launch()
+            raise
+
+    def _start_process(self) -> None:
         try:
             self._launch()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -224,23 +245,23 @@ class PoolWorker(Process):
         finally:
             if self._parent_fd is not None:
                 self._parent_fd.close()
-        if live and getattr(self.aio_process, "_start_method", "") == "fork":
-            note_fork(self.link, self._shared, holds=self._starts_by_user_code)
+
+    def undo_launch(self) -> None:
+        """End the process, if there is one, and report no exit (POOLWORKER-6)."""
+        if self._parent_fd is not None:
+            self._parent_fd.close()
+        if self._settled or not (self._launched or self.aio_process.pid):
+            return
         self._pid = self.aio_process.pid
-        self._loop = loop
-        self._blocked = BlockedWatch(loop, self.link, on_blocked)
-        self._launched_at = loop.time()
-        try:
+        if self._exit is None:
             self._exit = self._make_exit()
-            self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
-        except BaseException:  # no thread or descriptor is left, or a Ctrl-C: no one would know
-            self.kill()
-            self._exit_of_process().block()
-            self.close()
-            raise
+        self.kill()
+        self._exit_of_process().block()
+        self._settle()
 
     def watch(self) -> None:
         """It holds tasks: notice if one blocks it (BLOCKED-1)."""
+        assert self._blocked is not None
         if self._blocked.timer is None and self.credit.in_flight > 1:
             self._blocked.arm()
 
@@ -386,8 +407,15 @@ class PoolWorker(Process):
         return self._pid is not None
 
     def _on_exit(self, on_exit: Callable[[PoolWorker], None]) -> None:  # POOLWORKER-1
-        self._settle()
-        on_exit(self)
+        if self._settled:  # by `kill_now`, or its launch was undone
+            return
+        try:
+            self._settle()
+        except BaseException:  # POOLWORKER-6
+            self._settle()
+            raise
+        finally:
+            on_exit(self)
 
     def _settle(self) -> None:
         """The process is gone: reap it and close what it cost (POOLWORKER-2)."""
@@ -397,8 +425,10 @@ class PoolWorker(Process):
                 timer.cancel()
         if self.deadlines is not None:
             self.deadlines.stop()
-        self._blocked.stop()
-        self._watch.close()
+        if self._blocked is not None:
+            self._blocked.stop()
+        if self._watch is not None:
+            self._watch.close()
         self.aio_process.close()
 
 

@@ -275,8 +275,10 @@ class Watch:
 
     def _fire(self) -> None:
         if not self._closed:
-            self.close()
-            self._callback()
+            try:
+                self.close()
+            finally:  # Ctrl-C may strike here, and nothing would notice this exit again
+                self._callback()
 
 
 def _pidfd_of(pid: int) -> Descriptor | None:

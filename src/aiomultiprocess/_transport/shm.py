@@ -35,6 +35,7 @@ socket); a worker has three (both bells, the socket). A bell that is a pipe has 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 from collections import deque
@@ -156,7 +157,7 @@ class ShmLink(Endpoint):
         large_buffers: LargeBuffers | None = None,
     ) -> None:
         """Ring the peer with `bell`, listen at `listener`; `_release` calls `closers`."""
-        super().__init__(mapping, links, large_buffers)
+        super().__init__(mapping, None, large_buffers)
         self._mapping = mapping
         self._producer = producer
         self._consumer = consumer
@@ -175,6 +176,9 @@ class ShmLink(Endpoint):
         self.send = self._outlet.send  # bound directly, to save a call for each frame
         self.flush = self._outlet.flush
         self._inlet: framing.Inlet | None = None  # from start() on
+        if links is not None:  # last: Ctrl-C may cut this short, and `close` needs all of a link
+            self._links = links
+            links.add(self)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         self._inlet = framing.Inlet(
@@ -419,26 +423,32 @@ class ShmBackend:
         self._links = Links()
 
     def create(self, concurrency: int = 1) -> tuple[ShmLink, ShmChildEnd]:
-        mapping = ring.Mapping.create(self._capacity, entries=entries_for(concurrency))
-        try:
+        with contextlib.ExitStack() as undo:  # if the system refuses one, or Ctrl-C strikes
+            mapping = ring.Mapping.create(self._capacity, entries=entries_for(concurrency))
+            undo.callback(mapping.close)
             bell = ring.Doorbell()
-        except OSError:
-            mapping.close()
-            raise
-        try:
+            undo.callback(bell.close)
             ours, theirs = socket.socketpair()
-        except OSError:
-            bell.close()
-            mapping.close()
-            raise
-        large_buffers = LargeBuffers(ours.detach(), self.limits)
-        producer, consumer = mapping.down_producer(), mapping.up_consumer()
-        closers = (bell.close,)
-        link = ShmLink(
-            mapping, producer, consumer, bell, self._listener, closers, self._links, large_buffers
-        )
-        pool_bell = self._listener.bell
-        return link, ShmChildEnd(mapping, bell, pool_bell, theirs, self.limits, self._abandon)
+            undo.callback(theirs.close)
+            large_buffers = LargeBuffers(ours.detach(), self.limits)
+            undo.callback(large_buffers.close)
+            producer, consumer = mapping.down_producer(), mapping.up_consumer()
+            closers = (bell.close,)
+            link = ShmLink(
+                mapping,
+                producer,
+                consumer,
+                bell,
+                self._listener,
+                closers,
+                self._links,
+                large_buffers,
+            )
+            undo.callback(link.close)
+            pool_bell = self._listener.bell
+            end = ShmChildEnd(mapping, bell, pool_bell, theirs, self.limits, self._abandon)
+            undo.pop_all()
+        return link, end
 
     def close(self) -> None:
         self._links.close()
