@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from importlib.util import find_spec
 import pytest
 
 import watchdog_peers
+import workload
+from aiomultiprocess import Pool
 from aiomultiprocess._worker import watchdog
 
 BUILT = find_spec("amp_ext") is not None and find_spec("amp_ext.watchdog") is not None
@@ -80,6 +83,26 @@ def test_an_orphan_that_holds_the_gil_for_ever_ends(native: str, source: str) ->
 def test_without_pidfd_and_multiprocessing_there_is_nothing_to_watch() -> None:
     with pytest.raises(RuntimeError, match="no parent"):
         watchdog.start(None, os.getppid())
+
+
+@pytest.mark.row("H220")
+@pytest.mark.parametrize("grace", [1e9, 1e300])
+def test_a_very_long_grace_period_is_shortened_to_what_the_system_can_sleep(
+    grace: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graces = queue.SimpleQueue[float]()
+    monkeypatch.setattr(watchdog, "_watch", lambda fd, grace: graces.put(grace))
+    for native in (None, lambda fd, pid, grace: graces.put(grace)):
+        watchdog.start(0, os.getppid(), grace, native=native)
+        assert graces.get() == watchdog.LONGEST < 1e9
+
+
+@pytest.mark.row("H220")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_pool_with_a_very_long_grace_period_works(loop: str, backend: str) -> None:
+    make = None if loop == "asyncio" else pytest.importorskip(loop).new_event_loop
+    async with Pool(1, grace=1e300, loop_initializer=make) as pool:
+        assert await pool.map(workload.double, range(3), task_timeout=60) == [0, 2, 4]
 
 
 @needs_extension

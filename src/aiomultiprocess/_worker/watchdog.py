@@ -31,6 +31,8 @@ from typing import TypeAlias
 #: `amp_ext.watchdog.start`: the descriptor, the parent's pid, the grace period in seconds.
 Native: TypeAlias = Callable[[int, int, float], None]
 
+LONGEST = 1e8  # seconds, three years: a longer grace period is more than the system can sleep
+
 
 def start(
     parent_pidfd: int | None, parent_pid: int, grace: float = 3.0, *, native: Native | None = None
@@ -42,6 +44,7 @@ def start(
     no pidfd, and no parent process that multiprocessing knows.
     """
     fd = _sentinel() if parent_pidfd is None else parent_pidfd
+    grace = min(grace, LONGEST)
     try:
         if native is not None:
             native(fd, parent_pid, grace)
