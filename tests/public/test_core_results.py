@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,33 @@ async def test_a_signal_handler_may_query_a_worker_while_its_result_is_read(
     worker = Worker(target=targets.count_to, args=(300_000,))
     assert await worker == list(range(300_000))
     assert asked
+
+
+@posix
+@pytest.mark.row("H221")
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_interrupt_within_a_read_loses_the_result_and_falsifies_none(
+    start_method: str, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """PROCRESULT-1"""
+    worker = Worker(target=targets.zeros, args=(500_000,))
+    worker.start()
+    receiver: Any = worker._receiver
+    read, counts = receiver._read, []
+
+    def struck(view: memoryview) -> int:
+        counts.append(read(view))
+        if len(counts) == nth:
+            raise KeyboardInterrupt
+        return int(counts[-1])
+
+    monkeypatch.setattr(receiver, "_read", struck)
+    with pytest.raises(KeyboardInterrupt):
+        deque(iter(worker.is_alive, False), maxlen=0)
+    with pytest.raises(WorkerLostError):
+        asyncio.run(worker.join(timeout=20))
+    assert len(counts) == nth
+    worker.close()
 
 
 @posix

@@ -236,6 +236,7 @@ ROWS = {
     "H218": "Ctrl-C while a worker is replaced leaves no pool without workers",
     "H219": "Ctrl-C just after a process was started leaves no worker without an owner",
     "H220": "a grace period may be as long as a number allows",
+    "H221": "Ctrl-C while a Worker's result is read falsifies no result",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -5,6 +5,7 @@
 PROCRESULT-1  The parent reads whenever it can: when its loop runs, when the process is queried, and
     when the process has ended. So a child that writes more than a pipe holds does not wait forever
     for a parent that waits for its exit.
+    After a Ctrl-C within a read, which may have lost bytes, it reads no more.
 PROCRESULT-2  The length in the header, not the end of the pipe, marks the end of a result: a
     process that the child forked may keep the pipe open.
 """
@@ -89,11 +90,12 @@ class Incoming:
             # PROCRESULT-2
             self._kind, length = HEADER.unpack_from(self._head, len(STARTED))
             try:
-                self._body = bytearray(length)
+                body = bytearray(length)
             except MemoryError:
                 self.lacked = length
             else:
-                self._unread = memoryview(self._body)
+                self._unread = memoryview(body)  # first: an empty one means that all has come
+                self._body = body
         return count
 
 
@@ -182,6 +184,9 @@ class PipeReceiver:
                 count = self.incoming.read(self._read)
             except BlockingIOError:
                 return
+            except BaseException:  # PROCRESULT-1
+                self.close()
+                raise
             limit -= count
             if not count or self.incoming.lacked or self.incoming.message is not None:
                 self.close()
