@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import _legacy, types
 from ._arguments import (
+    any_seconds,
     check_synchronous,
     checked_sequence,
     is_coroutine_function,
     label_of,
-    seconds,
 )
 from ._processes import loops
 from ._processes.exit import Exit
@@ -245,13 +245,14 @@ class Process:
 
         Raises:
             TimeoutError: the process did not end in time; it keeps running.
-            ValueError: the process was not started, or is the one that calls this.
+            ValueError: the process was not started, or is the one that calls this, or `timeout` is
+                not a number.
         """
         if not self._is_started():
             raise ValueError("must start process before joining it")
         if self._is_current():
             raise ValueError("a process cannot wait for its own end")
-        limit = seconds("timeout", timeout)
+        limit = any_seconds("timeout", timeout)
         if not self._ended():
             async with asyncio.timeout(limit):
                 await self._exit_of_process().wait()
@@ -302,7 +303,12 @@ class Process:
             self.aio_process.kill()
 
     def close(self) -> None:
-        """Release the resources of the process. ValueError while it runs, and at any later use."""
+        """Release the resources of the process. ValueError while it runs, and at any later use.
+
+        It may be called again, and does nothing then.
+        """
+        if self._closed:
+            return
         if self._is_started():
             self._ended()  # also updates the process object of multiprocessing
         self.aio_process.close()
@@ -369,7 +375,8 @@ class Worker(Process):
         Raises:
             WorkerLostError: the process ended without a result, for example because it was killed.
             TimeoutError: the process did not end in time; it keeps running.
-            ValueError: the process was not started, or is the one that calls this.
+            ValueError: the process was not started, or is the one that calls this, or `timeout` is
+                not a number.
         """
         self._listen()
         await super().join(timeout)

@@ -360,6 +360,28 @@ async def test_a_cancelled_join_can_be_repeated() -> None:
     assert await worker.join() == worker.pid
 
 
+@pytest.mark.row("H222")
+@pytest.mark.parametrize("cls", [Process, Worker])
+async def test_a_process_may_be_closed_twice_as_those_of_multiprocessing(
+    cls: type[Process],
+) -> None:
+    process = cls(target=targets.get_pid)
+    process.start()
+    await process.join()
+    for _ in range(2):
+        process.close()
+
+
+@pytest.mark.row("H222")
+@pytest.mark.parametrize("cls", [Process, Worker])
+async def test_a_join_refuses_a_timeout_that_is_no_number(cls: type[Process]) -> None:
+    process = cls(target=targets.get_pid)
+    process.start()
+    with pytest.raises(ValueError, match="timeout must be a number of seconds or None, got nan"):
+        await process.join(timeout=float("nan"))
+    await process.join(timeout=20)
+
+
 async def test_only_a_process_that_has_ended_is_closed() -> None:
     process = Worker(target=targets.wait_long)
     process.start()

@@ -237,6 +237,7 @@ ROWS = {
     "H219": "Ctrl-C just after a process was started leaves no worker without an owner",
     "H220": "a grace period may be as long as a number allows",
     "H221": "Ctrl-C while a Worker's result is read falsifies no result",
+    "H222": "a Process may be closed twice, and is not waited for nan seconds",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 
