@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections.abc import AsyncIterator
@@ -15,13 +16,14 @@ import pytest
 
 import blocking
 import cancellations
+import forking
 import lifespans
 import memory_hogs
 import streams
 import workload
 from aiomultiprocess import Pool, RoundRobin, WorkerLostError
 from aiomultiprocess._worker import leaving
-from support import Meeting, lines
+from support import Meeting, lines, wait_for_exit
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -258,6 +260,22 @@ async def test_a_call_in_a_thread_that_was_given_up_does_not_hold_up_the_replace
     await finish(pool)
     stats = pool.stats()
     assert (stats.done, stats.cancelled, stats.lost) == (1, 1, 0)
+
+
+@pytest.mark.row("H223")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_the_warning_of_a_worker_that_does_not_exit_names_its_child_processes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool(1, maxtasksperchild=1, grace=1.0)
+    pid = await pool.apply(forking.leave_a_process)
+    assert pid is not None
+    while "was killed" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+        await asyncio.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    await wait_for_exit([pid])
+    await finish(pool)
+    assert re.search(rf"its child processes 'ForkProcess-\S+' \(pid {pid}\) did not", caplog.text)
 
 
 async def test_a_thread_that_returns_in_time_lets_its_worker_exit_by_itself(

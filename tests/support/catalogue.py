@@ -238,6 +238,7 @@ ROWS = {
     "H220": "a grace period may be as long as a number allows",
     "H221": "Ctrl-C while a Worker's result is read falsifies no result",
     "H222": "a Process may be closed twice, and is not waited for nan seconds",
+    "H223": "the warning of a worker that did not exit names the child processes that held it",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -165,6 +165,13 @@ async def fork_beside(port: int) -> object:
     return await fork_and_suspend(None)
 
 
+def leave_a_process() -> int | None:
+    """Leave a process of multiprocessing, for whose end the worker waits."""
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    process.start()
+    return process.pid
+
+
 # -- where it does not ---------------------------------------------------------------------------
 
 

@@ -203,8 +203,8 @@ class Supervisor:
             if count:
                 worker.leave_lifespan()
                 return
-            threads = str(as_bytes(payload), "utf-8", "replace")
-            worker.begin_exit(threads, lambda: self._replace_early(worker))
+            held_by = str(as_bytes(payload), "utf-8", "replace")
+            worker.begin_exit(held_by, lambda: self._replace_early(worker))
         elif kind == Kind.HELD:
             self._on_held(worker, count, payload)
         elif kind == Kind.NEED_SHARED:
@@ -268,8 +268,8 @@ class Supervisor:
         if streams:
             self._replace_held(worker)
         else:
-            threads = str(as_bytes(payload), "utf-8", "replace")
-            worker.wait_for_calls(threads, lambda: self._replace_early(worker))
+            held_by = str(as_bytes(payload), "utf-8", "replace")
+            worker.wait_for_calls(held_by, lambda: self._replace_early(worker))
 
     def _replace_held(self, worker: PoolWorker) -> None:
         """SUPERVISOR-5: replace a worker that only streams keep, if they leave the place a slot."""

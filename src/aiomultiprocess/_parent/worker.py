@@ -121,7 +121,7 @@ class PoolWorker(Process):
     """Whether it was replaced before its exit."""
     dismissed = False
     """Whether it is to leave because fewer workers are wanted."""
-    _held_by = ""  # the threads and tasks that its exit waits for
+    _held_by = ""  # the threads, tasks and child processes that its exit waits for
     _in_calls = False  # these run calls that were given up
     _leaves_lifespan = False
     _launched = False
@@ -307,7 +307,7 @@ class PoolWorker(Process):
     def begin_exit(self, held_by: str, on_linger: Callable[[], object]) -> None:
         """The worker runs no more items: limit the time until its exit (POOLWORKER-3).
 
-        `held_by` names the threads that the exit waits for. Called again, it changes only that.
+        `held_by` names what the exit waits for. Called again, it changes only that.
         """
         self.exiting = True
         self._held_by = held_by
@@ -359,8 +359,10 @@ class PoolWorker(Process):
             return "its lifespan did not end"
         if self._in_calls:
             return f"{self._held_by or 'its tasks'} did not return from calls that were given up"
-        held_by = f"its threads {self._held_by}" if self._held_by else "an exit hook or finalizer"
-        return f"{held_by} did not end. End threads, or make them daemons, before their worker ends"
+        return (
+            f"{self._held_by or 'an exit hook or finalizer'} did not end. End threads and child "
+            "processes, or make them daemons, before their worker ends"
+        )
 
     def mark_corrupt(self, error: BaseException) -> None:
         """The link holds what no worker of ours can have written: kill, and trust no more of it."""

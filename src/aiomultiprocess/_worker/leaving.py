@@ -1,9 +1,9 @@
 """The exit of a worker: by a signal, or after its loop has ended, in a limited time.
 
 `main` and the engine call this module. A worker exits as a process of multiprocessing does
-(engine.py, WORKER-9): it runs exit hooks, and waits for all threads that are no daemons, however
-long they run. So the parent limits the time (worker.py, POOLWORKER-3). The LEAVING frame says when
-that time begins, and which threads the worker waits for.
+(engine.py, WORKER-9): it runs exit hooks, and waits for all threads and child processes that are no
+daemons, however long they run. So the parent limits the time (worker.py, POOLWORKER-3). The LEAVING
+frame says when that time begins, and which of these the worker waits for.
 
 Each worker imports this module at its start, so it imports little itself.
 """
@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Collection
+from multiprocessing import active_children
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,11 @@ def announce_lifespan_end(link: Link) -> None:
 
 
 def announce_exit(link: Link) -> str:
-    """Tell the parent that the exit begins (WORKER-9); returns the threads that may delay it."""
-    threads = threads_left()
-    link.send(Kind.LEAVING, payload=[threads.encode("utf-8", "replace")] if threads else ())
+    """Tell the parent that the exit begins (WORKER-9); returns what may delay it."""
+    held_by = " and ".join(filter(None, (threads_left(), children_left())))
+    link.send(Kind.LEAVING, payload=[held_by.encode("utf-8", "replace")] if held_by else ())
     link.flush()
-    return threads
+    return held_by
 
 
 def announce_held(link: Link, streams: int, tasks: Collection[asyncio.Task[Any]]) -> None:
@@ -82,8 +83,10 @@ def _given_up(tasks: Collection[asyncio.Task[Any]]) -> str:
         for task, frame in zip(first, frames, strict=True)
         if frame is not None
     ]
-    more = "and more" if len(tasks) > MOST_NAMED else ""
-    return ", ".join(filter(None, [_described(threads), *on_loop, more]))
+    if len(tasks) > MOST_NAMED:
+        on_loop.append("and more")
+    named = f"its tasks {', '.join(on_loop)}" if on_loop else ""
+    return " and ".join(filter(None, [_described(threads), named]))
 
 
 def _coroutine_of(task: asyncio.Task[Any]) -> Any:
@@ -129,10 +132,18 @@ def threads_left() -> str:
     return _described([thread for thread in threading.enumerate() if _delays_exit(thread)])
 
 
+def children_left() -> str:
+    """The processes of multiprocessing that this process waits for before it ends; "" if none."""
+    children = [child for child in active_children() if not child.daemon]
+    named = ", ".join(f"{child.name!r} (pid {child.pid})" for child in children)
+    return f"its child processes {named}" if named else ""
+
+
 def _described(threads: list[threading.Thread]) -> str:
     frames = sys._current_frames() if threads else {}
     described = ((thread.name, _running_in(frames.get(thread.ident or 0))) for thread in threads)
-    return ", ".join(f"{name!r} (in {where})" for name, where in described if where)
+    named = ", ".join(f"{name!r} (in {where})" for name, where in described if where)
+    return f"its threads {named}" if named else ""
 
 
 def _delays_exit(thread: threading.Thread) -> bool:
