@@ -69,6 +69,7 @@ LEFT_OUT = {
         test_an_error_on_the_way_names_what_it_is_about
         test_a_lifespan_is_entered_after_the_initializer_and_left_after_the_last_task
         test_two_pools_at_once_do_not_disturb_each_other
+        test_a_worker_that_cannot_answer_an_item_ends
         test_by_pickle_alone_a_shared_object_of_a_session_says_what_is_missing
         test_without_cloudpickle_what_lives_in_a_session_names_the_extra
     """,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import sandbox
 import shared_targets as targets
 import streams
 import workload
-from aiomultiprocess import Pool, RoundRobin, Shared, share
+from aiomultiprocess import Pool, RoundRobin, Shared, WorkerLostError, share
 from support import Meeting, run_script
 
 pytestmark = [
@@ -202,15 +204,74 @@ async def test_tasks_of_a_dead_worker_have_it_when_they_run_again(tmp_path: Path
 
 
 @pytest.mark.row("H214")
-async def test_calls_of_a_worker_that_retires_have_it_in_the_next() -> None:
-    async with Meeting() as meeting, Pool(1, maxtasksperchild=2) as pool:
+async def test_items_that_a_dead_worker_had_not_started_have_it_in_the_next() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
         with share(targets.table()) as shared:
-            calls = [pool.submit(targets.at_later, shared, meeting.port, at) for at in range(6)]
-        del shared
-        await meeting.release_all(6)
-        assert await asyncio.gather(*calls) == [*range(6)]
-        del calls
+            items = [(None, meeting.port), *[(shared, 0)] * 9]
+            result = pool.starmap(targets.at_or_meet, items, return_exceptions=True)
+            arrival = await meeting.next()
+            (worker,) = pool.processes
+            assert [len(chunk.handles) for chunk in worker.chunks.values()] == [10]
+        del shared, items
+        await settle()
+        os.kill(arrival.pid, signal.SIGKILL)
+        lost, *others = await result
+        assert isinstance(lost, WorkerLostError)
+        assert others == [0] * 9
+        del result
         await is_freed(pool)
+
+
+@pytest.mark.row("H214")
+async def test_items_that_a_worker_returns_as_it_retires_have_it_in_the_next() -> None:
+    """Each worker has more memory than it may have, and retires after one item."""
+    async with Pool(1, maxmemoryperchild=1 << 20) as pool:
+        with share(targets.table()) as shared:
+            result = pool.starmap(targets.at, [(shared, at) for at in range(6)])
+            await asyncio.sleep(0)
+            assert pool.stats().running == 6
+        del shared
+        assert await result == [*range(6)]
+        assert pool.stats().restarts["memory"] >= 5
+        del result
+        await settle()
+        gc.collect()
+        assert targets.memories() == NOTHING
+
+
+@pytest.mark.row("H214")
+async def test_one_that_a_map_holds_to_its_end_keeps_no_other() -> None:
+    goes_on = asyncio.Event()
+
+    async def items() -> AsyncIterator[tuple[Any, int]]:
+        async for item in shared_one_by_one_later(40):
+            yield item
+        await goes_on.wait()
+
+    async with Pool(1) as pool:
+        with share(targets.table()) as first:
+            results = aiter(pool.starmap(targets.at, items()))
+            assert await anext(results) == 0
+        del first
+        assert [await anext(results) for _ in range(39)] == [*range(1, 40)]
+        await settle()
+        gc.collect()
+        assert targets.memories()[0] == 1
+        goes_on.set()
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+
+
+@pytest.mark.row("H214")
+async def test_a_worker_that_died_unnoticed_costs_no_task_its_object() -> None:
+    async with Pool(1) as pool:
+        assert await pool.apply(workload.two) == 2
+        (worker,) = pool.processes
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid or 0, os.WEXITED | os.WNOWAIT)
+        with share(targets.table()) as shared:
+            calls = [pool.submit(targets.at, shared, at) for at in range(3)]
+            assert await asyncio.gather(*calls) == [0, 1, 2]
 
 
 async def read_by_a_closure(pool: Pool, shared: Shared[Any]) -> None:
@@ -227,3 +288,18 @@ async def test_a_function_by_value_holds_it_until_it_is_collected() -> None:
         await settle()
         gc.collect()
         assert targets.memories() == NOTHING
+
+
+@pytest.mark.row("H215")
+async def test_a_function_by_value_that_was_collected_still_blocks_the_worker_that_runs_it() -> None:
+    """Calls of other functions go to the other worker."""
+    async with Meeting() as meeting, Pool(2, serializer="cloudpickle") as pool:
+        port = meeting.port
+        blocked = pool.submit(lambda: workload.meet_blocking(port))
+        arrival = await meeting.next()
+        await settle()  # the function was collected, and is retired
+        quick = [await pool.apply(workload.where) for _ in range(20)]
+        quick += await asyncio.gather(*[pool.apply(workload.where) for _ in range(40)])
+        assert arrival.pid not in quick
+        arrival.release()
+        await blocked

@@ -62,6 +62,14 @@ def released_at(shared: Shared[Any], index: int) -> float:
     return found + float(shared.value[index])
 
 
+def at_or_meet(shared: Shared[Any] | None, port: int) -> float:
+    """The first number; without an object, call in and wait, with the worker's loop held up."""
+    if shared is None:
+        workload.meet_blocking(port)
+        return -1
+    return float(shared.value[0])
+
+
 def at_or_die(path: str, shared: Shared[Any], index: int) -> float:
     """The first of all calls dies."""
     with contextlib.suppress(FileExistsError):

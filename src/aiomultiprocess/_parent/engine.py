@@ -244,7 +244,7 @@ class Engine:
             self.check_open()
         if job.done:
             return
-        self._open.add(job)
+        self._add_open(job)
         if self._only is not None:
             self._only.offer(job)
         else:
@@ -292,7 +292,7 @@ class Engine:
                 ends=self.ends,
             )
             queue.calls[calls.key] = calls
-            self._open.add(calls)  # ENGINE-1
+            self._add_open(calls)  # ENGINE-1
         if options is not DEFAULT_OPTIONS and options.retries:
             calls.allow(call, options.retries)
         call.source = calls
@@ -324,7 +324,7 @@ class Engine:
             persistent = is_persistent(function, options, len(queue.calls))
             calls = kind(function, self.on_settled, options, persistent=persistent, ends=self.ends)
             queue.calls[calls.key] = calls
-            self._open.add(calls)  # ENGINE-1
+            self._add_open(calls)  # ENGINE-1
         return queue, calls, on_end
 
     def options_from_outside(self) -> TaskOptions:
@@ -368,7 +368,7 @@ class Engine:
         source = StreamSource(
             function, item, options, cancel, on_done, loop=self.loop, ends=self.ends
         )
-        self._open.add(source)
+        self._add_open(source)
         queue.offer(source)
         return source
 
@@ -420,12 +420,14 @@ class Engine:
         calls, self._cancelled_calls = self._cancelled_calls, []
         for source, future in calls:
             self._stop_call(source, future)
+            self._holding.drop_sent(source)
         jobs, self._cancelled_jobs = self._cancelled_jobs, set()
         if jobs:
             for queue in self.queues.values():
                 queue.drop(jobs)
             self._cancel_chunks(jobs)
-        self._holding.drop_sent()
+            for job in jobs:
+                self._holding.drop_sent(job)
         workers, self._to_flush = self._to_flush, set()
         for worker in workers:
             worker.link.flush()
@@ -445,12 +447,14 @@ class Engine:
                     self._to_flush.add(worker)
 
     def _retire(self, function: Function) -> None:
-        """No later call has this function: workers may drop it when its tasks are settled."""
+        """No later call has this function: workers drop it when its tasks are settled."""
         function.permanent = False
         for queue in self.queues.values():
+            if not function.uses:
+                queue.drop_function(None, function)
+                continue
             for calls in [calls for calls in queue.calls.values() if calls.function is function]:
                 calls.pool_closes()
-            queue.drop_function(None, function)
 
     def _retire_dead_soon(self) -> None:
         """In any thread: functions by value were collected."""
@@ -504,9 +508,15 @@ class Engine:
         if job.mark_unreferenced() and self.loop.is_running():
             self.loop.call_soon_threadsafe(job.drop_unread)
 
+    def _add_open(self, source: CallQueue | Job | StreamSource) -> None:
+        self._open.add(source)
+        source.function.uses += 1
+
     def on_settled(self, source: CallQueue | Job | StreamSource) -> None:
         """The last task of a source is settled."""
-        self._open.discard(source)
+        if source in self._open:
+            self._open.discard(source)
+            source.function.uses -= 1
         self._holding.settled(source)
         if not source.function.permanent:
             source.function.shared = ()

@@ -45,6 +45,7 @@ class Function:
         "payload",
         "permanent",
         "shared",
+        "uses",
     )
 
     def __init__(self, number: int, func: Callable[..., Any], payload: bytes) -> None:
@@ -54,6 +55,7 @@ class Function:
         self.permanent = is_plain(func) and not is_fleeting(func)
         #: Memories of shared objects that it holds (sharing.py).
         self.shared: tuple[Any, ...] = sharing.take() if sharing.collected else ()
+        self.uses = 0  # task sources that are not settled
         self.for_streams = False  # whether it was checked as the function of a stream
         self.flags = 0 if is_immutable(func) else STATEFUL
         self.blocking = not is_coroutine_function(func)

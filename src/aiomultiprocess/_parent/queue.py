@@ -222,8 +222,6 @@ class Queue:
                     break
             if self._call_backlog:
                 self._let_calls_overtake(worker)
-            if self.holding.sources:
-                self.holding.drop_sent()
             if worker.credit.spent:
                 worker.leave()
         worker.link.flush()
@@ -246,6 +244,8 @@ class Queue:
         if handles:
             self._send_chunk(worker, calls, handles, items)
             worker.credit.have_overtaken()
+            if self.holding.sources:
+                self.holding.drop_sent(calls)
             if self._call_backlog and self._call_backlog[0] is calls:
                 self._call_backlog.rotate(-1)
 
@@ -341,6 +341,8 @@ class Queue:
         if refused and not self._over:
             self._put_first(source)
             return False
+        if self.holding.sources:
+            self.holding.drop_sent(source.origin)
         source.queued = source.left != 0 and bool(handles)
         if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)

@@ -18,6 +18,7 @@ HOLD-3  What goes back unsent to its source from a chunk is held as by HOLD-2.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -98,19 +99,36 @@ class Source(Protocol):
         """`last`, or what replaces it, while tasks up to there were not sent; else None."""
 
 
+class _Held:
+    """What is held for one source of tasks."""
+
+    __slots__ = ("to_its_end", "until")
+
+    def __init__(self) -> None:
+        #: Memories, each with the last task that it is held for: these never come before others.
+        self.until: deque[tuple[Any, Any]] = deque()
+        #: Those that any later item of an input may have.
+        self.to_its_end: dict[Any, None] = {}
+
+    def add(self, last: Any, memory: Any) -> None:
+        if last == math.inf:
+            self.to_its_end[memory] = None
+        else:
+            self.until.append((last, memory))
+
+
 class Holding:
     """What the tasks of one engine hold of what its user has released (HOLD-2)."""
 
     def __init__(self) -> None:
-        #: By the source of tasks: memories, each with the task that it is held for at the longest.
-        self.sources: dict[Source, deque[tuple[Any, Any]]] = {}
+        self.sources: dict[Source, _Held] = {}
 
     def hold(self, memory: Any, sources: Iterable[Source]) -> None:
         """Hold a memory for the tasks of these sources that were not sent."""
         for source in sources:
             last = source.last_unsent(memory.made)
             if last is not None:
-                self.sources.setdefault(source, deque()).append((last, memory))
+                self.sources.setdefault(source, _Held()).add(last, memory)
 
     def hold_again(self, chunk: Chunk) -> None:
         """HOLD-3: tasks of a chunk went back to their source."""
@@ -119,17 +137,22 @@ class Holding:
             for memory in chunk.shared:
                 self.hold(memory, [cast("Source", origin)])
 
-    def drop_sent(self) -> None:
-        """Tasks were sent, or were given up: drop what is held for none that waits."""
-        for source, held in list(self.sources.items()):
-            while held:
-                last, memory = held[0]
-                held[0] = source.unsent_until(last), memory
-                if held[0][0] is not None:
-                    break
-                del held[0]
-            if not held:
-                self.sources.pop(source, None)
+    def drop_sent(self, source: Any) -> None:
+        """Tasks of a source were sent, or given up: drop what is held for none that waits."""
+        held = self.sources.get(source)
+        if held is None:
+            return
+        while held.until:
+            last, memory = held.until[0]
+            last = source.unsent_until(last)
+            if last is not None:
+                held.until[0] = last, memory
+                break
+            del held.until[0]
+        if held.to_its_end and source.unsent_until(math.inf) is None:
+            held.to_its_end.clear()
+        if not held.until and not held.to_its_end:
+            self.sources.pop(source, None)
 
     def settled(self, source: Any) -> None:
         """All tasks of a source are settled."""

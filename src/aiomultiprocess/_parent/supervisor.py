@@ -221,12 +221,14 @@ class Supervisor:
         worker.ready_since = self._loop.time()
         self._failed_starts = 0
         self._pause = FIRST_PAUSE
-        self._queues[self.workers[worker]].on_ready(worker)
+        if not worker.leaving:
+            self._queues[self.workers[worker]].on_ready(worker)
 
     # -- exits and replacements ----------------------------------------------------------------
 
     def _on_exit(self, worker: PoolWorker) -> None:
         """A worker process has ended, for whatever reason: replace it (SUPERVISOR-1)."""
+        worker.leaving = True  # it is sent nothing more, whatever it has said
         try:
             worker.link.drain_dead()
         finally:  # SUPERVISOR-6

@@ -136,9 +136,12 @@ class LargeBuffers:
     def share(self, numbered: Sequence[tuple[int, int]]) -> int:
         """Pass the first of these shared objects to the other end; returns how many.
 
-        OSError if that is not possible now.
+        OSError if that is not possible now. An end that is gone gets them as it gets frames.
         """
-        return self._descriptors().send(*numbered)
+        try:
+            return self._descriptors().send(*numbered)
+        except ConnectionError:  # its exit follows, and what needs them goes back unstarted
+            return len(numbered)
 
     def take_shared(self, number: int) -> int:
         """In any thread: the descriptor of a shared object that was passed, or -1.
