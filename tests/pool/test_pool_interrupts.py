@@ -361,10 +361,10 @@ def test_an_interrupt_while_a_link_is_made_leaves_a_pool_that_can_be_terminated(
 ) -> None:
     if backend != "shm":
         pytest.skip("the other link has no outlet")
-    from aiomultiprocess._transport import shm
+    from aiomultiprocess._accel import link as framing
 
     supervisor_of(program)._pause = 60.0
-    strike_once(monkeypatch, shm.framing, "Outlet", before=True)
+    strike_once(monkeypatch, framing, "Outlet", before=True)
 
     async def fall() -> None:
         await kill_workers(program.pool)
