@@ -341,14 +341,18 @@ class Queue:
         if refused and not self._over:
             self._put_first(source)
             return False
+        self._after_turn(worker, source, took=bool(handles))
+        return True
+
+    def _after_turn(self, worker: PoolWorker, source: TaskSource, *, took: bool) -> None:
+        """Put a source that was served to the end of the line, if it has more."""
         if self.holding.sources:
             self.holding.drop_sent(source.origin)
-        source.queued = source.left != 0 and bool(handles)
+        source.queued = source.left != 0 and took
         if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)
             if not worker.chunks:  # no report will come: nothing could be pickled
                 self._dispatch_soon()
-        return True
 
     def _scale(self, worker: PoolWorker, source: TaskSource, left: int | None) -> float:
         """CREDIT-6: by what backlog and bursts of a map are multiplied at this worker now."""
