@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,11 @@ def until_exit(pid: int) -> None:
 
 
 async def read_by_a_closure(pool: Pool, shared: Shared[Any]) -> None:
-    assert await pool.map(lambda at: float(shared.value[at]), range(3)) == [0, 1, 2]
+    def at(index: int) -> float:
+        return float(shared.value[index])
+
+    assert await pool.map(at, range(3)) == [0, 1, 2]
+    assert await pool.map(at, range(3)) == [0, 1, 2]  # it is pickled again, and known
 
 
 @pytest.mark.row("H215")
@@ -295,3 +300,13 @@ async def test_a_function_by_value_that_was_collected_still_blocks_the_worker_th
         assert arrival.pid not in quick
         arrival.release()
         await blocked
+
+
+@pytest.mark.row("H199")
+async def test_start_arguments_that_cannot_be_pickled_leave_nothing_behind() -> None:
+    with share(targets.table()) as shared:
+        with pytest.raises(Exception, match="pickle"):
+            await Pool(1, targets.keep, (shared, threading.Lock())).apply(workload.two)
+    del shared
+    gc.collect()
+    assert targets.memories() == NOTHING

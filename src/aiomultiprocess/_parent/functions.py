@@ -136,6 +136,7 @@ class FunctionTable:
         ref, known = self._by_value.get(id(func), (None, None))
         if known is not None:
             if ref is not None and ref() is func and known.payload == payload:
+                sharing.take()  # it holds the same
                 return known
             self._retire(known)
         function = Function(next(self._ids), func, payload)

@@ -65,8 +65,12 @@ def pickle_for(link: Link, held: list[tuple[Any, ...]]) -> Callable[[Callable[[]
     """How the start arguments of a worker are pickled: what they share is passed, and held."""
 
     def pickled_by(dump: Callable[[], bytes]) -> bytes:
-        with sharing.permitted():
-            pickled = dump()
+        try:
+            with sharing.permitted():
+                pickled = dump()
+        except BaseException:
+            sharing.take()
+            raise
         if sharing.collected:
             held[:] = [pass_collected(link)]
         return pickled
