@@ -304,9 +304,8 @@ async def test_a_function_by_value_that_was_collected_still_blocks_the_worker_th
 
 @pytest.mark.row("H199")
 async def test_start_arguments_that_cannot_be_pickled_leave_nothing_behind() -> None:
-    with share(targets.table()) as shared:
-        with pytest.raises(Exception, match="pickle"):
-            await Pool(1, targets.keep, (shared, threading.Lock())).apply(workload.two)
+    with share(targets.table()) as shared, pytest.raises(Exception, match="pickle"):
+        await Pool(1, targets.keep, (shared, threading.Lock())).apply(workload.two)
     del shared
     gc.collect()
     assert targets.memories() == NOTHING
