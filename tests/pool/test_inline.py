@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -31,6 +34,7 @@ from aiomultiprocess import (
     set_start_method,
 )
 from aiomultiprocess._transport import select
+from aiomultiprocess._worker.results import ResultSender
 from leaks import pending_futures
 from support import pool_script, run_script
 
@@ -430,6 +434,106 @@ def test_a_keyboard_interrupt_in_an_item_stops_the_loop_as_in_any_task(
         asyncio.run(main())
     with pytest.raises(ProxyException, match="KeyboardInterrupt"):
         targets.events[0].result()
+
+
+@pytest.mark.row("H229")
+@pytest.mark.parametrize("caller", ["_on_value", "_scheduled_turn", "_drain"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_programs_and_strikes_the_engine_passes_through_the_loop(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], caller: str
+) -> None:
+    """INLINE-5: a signal handler of the program has raised it."""
+    publish = ResultSender.publish
+    struck: list[object] = []
+
+    def strike(sender: ResultSender) -> None:
+        publish(sender)
+        callers = {frame.name for frame in traceback.extract_stack()}
+        if not struck and caller in callers and targets.events:
+            struck.append(sender)
+            raise kind("of the program")
+
+    async def main() -> None:
+        targets.reset()
+        async with inline() as pool:
+            await pool.apply(workload.two)
+            targets.events.append("ready")
+            with contextlib.suppress(WorkerLostError):
+                await pool.map(asyncio.sleep, [0.001] * 100)
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(ResultSender, "publish", strike)
+    with pytest.raises(kind, match="of the program"):
+        asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.row("H229")
+@pytest.mark.parametrize(
+    "func",
+    [targets.make_interrupted, targets.make_interrupted_later, targets.make_local_interrupted],
+)
+def test_an_interrupt_while_a_result_is_pickled_passes_and_the_item_is_answered(
+    func: Callable[..., Any],
+) -> None:
+    """INLINE-4"""
+    pytest.importorskip("cloudpickle")
+
+    async def main() -> None:
+        targets.reset()
+        async with inline(serializer="cloudpickle") as pool:
+            call = pool.apply(func)
+            targets.events.append(call)
+            await asyncio.wait([asyncio.ensure_future(call)])
+            await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(asyncio.wait_for(main(), 20))
+    (call,) = targets.events
+    error = call.exception()
+    assert call.result() == 0 if error is None else "pickled" in str(error)
+
+
+async def _read_stream(pool: Pool) -> None:
+    with contextlib.suppress(pickle.PicklingError):
+        await anext(pool.stream(targets.yield_interrupted))
+
+
+async def _fail(pool: Pool) -> None:
+    with contextlib.suppress(ProxyException):
+        await pool.apply(targets.exit_program)
+
+
+async def _two(pool: Pool) -> None:
+    with contextlib.suppress(ProxyException):
+        await pool.apply(workload.two)
+    pool.close()
+    await pool.join()
+
+
+@pytest.mark.row("H229")
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (_read_stream, {}),
+        (_fail, {"exception_handler": targets.interrupt}),
+        (_two, {"initializer": targets.interrupt}),
+        (_two, {"lifespan": targets.interrupted_at_start}),
+        (_two, {"lifespan": targets.interrupted_at_end}),
+    ],
+)
+def test_an_interrupt_in_other_code_of_the_users_passes_through_the_loop(
+    step: Callable[[Pool], Any], options: dict[str, Any]
+) -> None:
+    """INLINE-4"""
+
+    async def main() -> None:
+        targets.reset()
+        async with inline(**options) as pool:
+            await step(pool)
+            await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_a_program_that_forgets_its_pool_ends_quietly_but_for_the_warning(tmp_path: Path) -> None:

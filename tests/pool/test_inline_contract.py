@@ -135,6 +135,10 @@ LEFT_OUT = {
         test_errors_that_end_programs_end_only_their_task
         test_items_that_end_with_their_loop_are_no_failures
     """,
+    "an interrupt in a task means the program too, which here is that of the tests": """
+        test_a_result_whose_pickling_ends_programs_fails_alone
+        test_a_value_whose_pickling_ends_programs_ends_its_stream
+    """,
     "it is about the start of a process, or the choice of a backend": """
         test_a_lambda_that_workers_are_to_call_is_refused_by_name
         test_a_missing_main_guard_is_named

@@ -239,6 +239,7 @@ ROWS = {
     "H221": "Ctrl-C while a Worker's result is read falsifies no result",
     "H222": "a Process may be closed twice, and is not waited for nan seconds",
     "H223": "the warning of a worker that did not exit names the child processes that held it",
+    "H229": "Ctrl-C and sys.exit on SIGTERM reach a program that they strike in an inline pool",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

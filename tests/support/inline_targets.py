@@ -109,6 +109,57 @@ async def interrupt_later(_: object = None) -> None:
     raise KeyboardInterrupt
 
 
+class InterruptedOnce:
+    """Ctrl-C strikes its pickling, the first time after `events` got "armed"."""
+
+    def __reduce__(self) -> Any:
+        if "armed" in events:
+            events.remove("armed")
+            raise KeyboardInterrupt
+        return int, ()
+
+
+def make_interrupted() -> InterruptedOnce:
+    events.append("armed")
+    return InterruptedOnce()
+
+
+async def make_interrupted_later() -> InterruptedOnce:
+    await asyncio.sleep(0)
+    return make_interrupted()
+
+
+async def yield_interrupted() -> AsyncIterator[InterruptedOnce]:
+    yield make_interrupted()
+
+
+class LocalInterrupted:
+    """Only a fallback of pickle could take it, and Ctrl-C strikes that."""
+
+    def __reduce__(self) -> Any:
+        if "armed" in events:
+            events.remove("armed")
+            raise LookupError("not by pickle")
+        raise KeyboardInterrupt
+
+
+def make_local_interrupted() -> LocalInterrupted:
+    events.append("armed")
+    return LocalInterrupted()
+
+
+@contextlib.asynccontextmanager
+async def interrupted_at_start() -> AsyncIterator[None]:
+    raise KeyboardInterrupt
+    yield
+
+
+@contextlib.asynccontextmanager
+async def interrupted_at_end() -> AsyncIterator[None]:
+    yield
+    raise KeyboardInterrupt
+
+
 @contextlib.asynccontextmanager
 async def noted() -> AsyncIterator[str]:
     index = current_worker().index

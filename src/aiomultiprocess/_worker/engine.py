@@ -308,8 +308,12 @@ class WorkerEngine:
         except BaseException as error:  # noqa: BLE001 - also SystemExit: the parent reports it
             if self._copied:
                 copies.end()
+            self._pass_on(error)
             return exceptions.dump_exception(error, _accel.dumps)
         return None
+
+    def _pass_on(self, error: BaseException | None) -> None:
+        """The user's code has raised this; an interrupt means a process only where it is inline."""
 
     def _make_starter(self) -> None:
         self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
@@ -712,7 +716,8 @@ class WorkerEngine:
             return
         try:
             self._results.add(*place, value)
-        except BaseException:  # noqa: BLE001 - not picklable: `_on_task_done` reports that
+        except BaseException as error:  # noqa: BLE001 - not picklable: `_on_task_done` reports that
+            self._results.note(error)
             return
         self._running[task] = None
         del self._places[place]

@@ -14,7 +14,10 @@ INLINE-2  Items run in callbacks of the loop, never within a task of the program
 INLINE-3  Code of this process cannot be killed. `halt` cancels the items that run, and drops the
     results and the errors with which they end.
 INLINE-4  A KeyboardInterrupt of an item is its outcome, as in a process; it then also passes
-    through the loop, as one of any task does, because it means this process.
+    through the loop, as one of any task does, because it means this process. So does one that
+    strikes other code of the user's, such as the initializer, or the pickling of a result.
+INLINE-5  A KeyboardInterrupt or SystemExit that strikes the engine passes through the loop at once:
+    signal handlers of the program raise them. As an item may have lost its answer, the worker ends.
 """
 
 from __future__ import annotations
@@ -96,14 +99,21 @@ class InlineWorkerEngine(WorkerEngine):
         """The loop runs already: `begin` goes on when the lifespan is entered."""
 
     def _on_lifespan_settled(self) -> None:
-        if self.ended or self._lifespan is None:
+        if self._lifespan is None:
             return
         failure = None
         try:
             self._lifespan.check()
         except BaseException as error:  # noqa: BLE001 - as in `_initialize`
+            self._pass_on(error)
             failure = exceptions.dump_exception(error, _accel.dumps)
-        self._serve(failure)
+        if not self.ended:
+            self._serve(failure)
+
+    def _on_lifespan_left(self) -> None:
+        assert self._lifespan is not None
+        self._pass_on(self._lifespan.error_at_end)
+        super()._on_lifespan_left()
 
     def _stop(self) -> None:
         self.on_exit(-signal.SIGTERM if self.cut_off else int(self.broken))
@@ -119,8 +129,14 @@ class InlineWorkerEngine(WorkerEngine):
         self.on_exit(-signal.SIGTERM)
 
     def _exit_after(self, what: str, error: BaseException) -> None:
-        log.critical(what, exc_info=error)
-        self.on_exit(70)
+        if not self.ended:  # else this error has ended it, on its way
+            log.critical(what, exc_info=error)
+            self.on_exit(70)
+        if issubclass(type(error), (KeyboardInterrupt, SystemExit)):  # INLINE-5
+            try:
+                raise error
+            finally:
+                del error  # its traceback and this frame would keep each other alive
 
     # -- turns and tasks -----------------------------------------------------------------------
 
@@ -148,8 +164,10 @@ class InlineWorkerEngine(WorkerEngine):
         self._pass_on(tasks.outcome(task)[1])
 
     def _pass_on(self, error: BaseException | None) -> None:
-        if issubclass(type(error), KeyboardInterrupt):  # INLINE-4
-            self._results.publish()
+        if self._results.interrupted or issubclass(type(error), KeyboardInterrupt):  # INLINE-4
+            self._results.interrupted = False
+            if not self.ended:
+                self._results.publish()
             self._loop.call_soon(_interrupt)
 
     def _on_value(self, value: object) -> None:

@@ -53,6 +53,8 @@ class Lifespan:
         self._leaving = loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
+        #: While `on_left` is called: what has ended it.
+        self.error_at_end: BaseException | None = None
 
     def enter(self, on_entered: Callable[[], object]) -> None:
         """Begin to enter the context manager; call `check` when it is `settled`."""
@@ -100,7 +102,9 @@ class Lifespan:
         self.done = True
         if self._entered:
             self._log_end(error)
+            self.error_at_end = error
             self._on_left()
+            self.error_at_end = None
         else:
             self._error = error
         del error  # its traceback and this frame would keep each other alive

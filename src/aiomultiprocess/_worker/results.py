@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 class ResultSender:
     """Journals and sends the results of items; `chunk_id` and `offset` say which item."""
 
+    interrupted = False
+    """Whether KeyboardInterrupt struck the user's code here; who sets it to False acts on it."""
+
     def __init__(
         self, link: Link, exception_handler: Callable[[BaseException], object] | None
     ) -> None:
@@ -130,6 +133,7 @@ class ResultSender:
             try:
                 self._exception_handler(error)
             except BaseException as failure:  # answer the item by its own error
+                self.note(failure)
                 without_our_frames(failure)
                 log.exception("exception_handler failed, called with %s", shown(error))
         if timed_out and error.__cause__ is not None:
@@ -145,6 +149,7 @@ class ResultSender:
     def _add_sealed(self, chunk_id: int, offset: int, error: UnsendableError) -> bool:
         """Journal a value that pickle refused by another serializer, if one takes it."""
         value, error.value = error.value, None
+        self.note(error.__cause__)
         try:
             from .._wire.serializing import fallback  # here: SERIAL-1
         except (ImportError, OSError):  # no descriptor is left to import it
@@ -154,9 +159,15 @@ class ResultSender:
             return False
         try:
             self.add(chunk_id, offset, serializer.seal(value))
-        except BaseException:  # noqa: BLE001 - the item gets the error of pickle, as in `_end_task`
+        except BaseException as failure:  # noqa: BLE001 - the item gets the error of pickle
+            self.note(failure)
             return False
         return True
+
+    def note(self, error: BaseException | None) -> None:
+        """Note an error of the user's code if the answer of its item may not show it."""
+        if issubclass(type(error), KeyboardInterrupt):
+            self.interrupted = True
 
     def publish(self) -> None:
         """Send all results; once they are published, empty the journal (journal.py, JOURNAL-3)."""

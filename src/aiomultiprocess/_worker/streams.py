@@ -142,6 +142,8 @@ class Channel:
     def _append(self, value: object) -> bool:
         try:
             return self._batch.append(value)
+        except KeyboardInterrupt:  # in an inline pool it is the program's: INLINE-4
+            raise
         except BaseException:  # of pickling
             serializer = serializing.fallback()
             if serializer is None:
