@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from pathlib import Path
@@ -277,6 +279,74 @@ def test_threads_that_launch_at_once_by_a_fork_server_do_not_disturb_each_other(
     assert [each.result() for each in runs] == [0] * 4
     assert main["__file__"] == "<stdin>"
     assert spawn.SERVER_REPORTED not in os.environ
+
+
+class LaunchesMeanwhile:
+    """While it is pickled, another thread launches a process; in the child, the bytes of a 1."""
+
+    def __init__(self, launch: Callable[[], object]) -> None:
+        self.launch = launch
+        self.launched = False
+        self.path = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        thread = threading.Thread(target=self.launch, daemon=True)
+        thread.start()
+        thread.join(20)
+        self.launched = not thread.is_alive()
+        self.path = vars(sys.modules["__main__"])["__file__"]
+        return bytes, (1,)
+
+
+@pytest.mark.row("H216")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("path", ["<stdin>", __file__])
+def test_a_thread_can_launch_while_another_pickles_for_a_launch(
+    method: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SPAWN-9"""
+    monkeypatch.setitem(vars(sys.modules["__main__"]), "__file__", path)
+    launcher = process_class(multiprocessing.get_context(method))
+
+    def run(argument: object = b"data") -> int | None:
+        process: Any = launcher(target=targets.check_size, args=(argument,))
+        process.start()
+        return finish(process)
+
+    argument = LaunchesMeanwhile(run)
+    assert run(argument) == 0
+    assert (argument.launched, argument.path) == (True, path)
+
+
+@pytest.mark.row("H216")
+def test_threads_whose_fork_server_ends_share_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SPAWN-7, SPAWN-9"""
+    launcher = process_class(multiprocessing.get_context("forkserver"))
+    server: Any = forkserver._forkserver
+    popen = spawn._server_popen()
+    attempts = itertools.count()
+    together = threading.Barrier(4)
+
+    def kill_first(process: Any) -> Any:
+        if next(attempts) < 4:
+            if not together.wait():
+                os.kill(server._forkserver_pid, signal.SIGKILL)
+            raise EOFError
+        return popen(process)
+
+    def run() -> int | None:
+        process: Any = launcher(target=targets.check_size, args=(b"data",))
+        process.start()
+        return finish(process)
+
+    monkeypatch.setattr(spawn, "_server_imports_main", True)
+    monkeypatch.setattr(spawn, "_server_popen", lambda: kill_first)
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(run) for _ in range(4)]
+    assert [each.result() for each in runs] == [0] * 4
+    assert not spawn._server_imports_main
 
 
 @pytest.mark.row("H216")

@@ -25,7 +25,8 @@ SPAWN-8  When the code of the main module has ended, CPython deletes the path of
     otherwise, it stays so.
 SPAWN-9  Several threads may launch at once. The path of the main module and the environment belong
     to all of them: one launch at a time changes these, or reads them, and changes nothing that is
-    as it needs it.
+    as it needs it. No code of the program runs meanwhile, such as pickling calls: it may wait for a
+    thread that launches.
 """
 
 from __future__ import annotations
@@ -61,12 +62,17 @@ NO_GUARD = (
     'below `if __name__ == "__main__":`'
 )
 
-#: SPAWN-9. Reentrant: a launch may pickle what starts a process, as a signal handler may.
+#: SPAWN-9. Reentrant: a signal handler may start a process within a launch.
 _lock = threading.RLock()
 
 #: The path of the main module, as it was seen last (SPAWN-8).
 _main_path: str | None = getattr(sys.modules["__main__"], "__file__", None)
 
+#: Whether a fork server that starts imports the main module (SPAWN-7).
+_server_imports_main = True
+
+#: One that dies by the main module, another that was started before that was known, one without it.
+SERVER_ATTEMPTS = 3
 SERVER_PATIENCE = 5  # seconds to wait for the end of a fork server that drops a connection
 PIPE_CAPACITY = 16 << 10  # bytes that an empty pipe of every system takes at once
 
@@ -117,13 +123,7 @@ if sys.platform != "win32":
         @staticmethod
         def _Popen(process_obj: Any) -> Any:  # noqa: N802
             _check_guard()
-            name = process_obj._name
-            process_obj._name = _starting(process_obj)
-            try:
-                with _importable_main():
-                    return _through_server(process_obj)
-            finally:
-                process_obj._name = name
+            return _through_server(process_obj)
 
         def _bootstrap(self, *args: Any, **kwargs: Any) -> int:
             os.environ.pop(SERVER_REPORTED, None)
@@ -206,31 +206,76 @@ if sys.platform != "win32":
 
     def _through_server(process_obj: Any) -> Any:
         """Have the fork server start a process; start the server first, if it does not run."""
+        for _ in range(SERVER_ATTEMPTS):
+            server = _running_server()
+            try:
+                return _server_popen()(process_obj)
+            except (ConnectionError, EOFError) as error:
+                refusal = error
+                if not _server_has_ended(server):
+                    raise
+        raise refusal
+
+    def _running_server() -> int:
+        """The pid of the fork server, which is started if it does not run."""
         from multiprocessing import forkserver  # here: a spawned worker does not need it
 
-        try:
-            os.environ[SERVER_REPORTED] = "1"
-            forkserver.ensure_running()
-        finally:
-            os.environ.pop(SERVER_REPORTED, None)
-        try:
-            return context.ForkServerProcess._Popen(process_obj)
-        except (ConnectionError, EOFError):
-            if not _server_has_ended():
-                raise
-        with _path_of_main(None):  # SPAWN-7
-            forkserver.ensure_running()
-        return context.ForkServerProcess._Popen(process_obj)
+        server: Any = forkserver._forkserver
+        with _lock, _path_of_main(_path_to_import() if _server_imports_main else None):  # SPAWN-9
+            try:
+                os.environ[SERVER_REPORTED] = "1"
+                forkserver.ensure_running()
+            finally:
+                os.environ.pop(SERVER_REPORTED, None)
+            pid: int = server._forkserver_pid
+        return pid
 
-    def _server_has_ended() -> bool:
-        """Whether the fork server has ended, or ends soon, so that its pipe has no reader."""
+    def _server_has_ended(pid: int) -> bool:
+        """Whether a fork server has ended, or ends soon; the next one does not import main."""
+        global _server_imports_main
         server: Any = sys.modules["multiprocessing.forkserver"]._forkserver
-        poller = select.poll()
-        poller.register(server._forkserver_alive_fd, select.POLLERR)
-        ended = bool(poller.poll(1000 * SERVER_PATIENCE))
-        if ended:
-            os.waitid(os.P_PID, server._forkserver_pid, os.WEXITED | os.WNOWAIT)
-        return ended
+        with _lock:
+            if server._forkserver_pid == pid:  # else another thread has found it ended
+                poller = select.poll()
+                poller.register(server._forkserver_alive_fd, select.POLLERR)
+                if not poller.poll(1000 * SERVER_PATIENCE):
+                    return False
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            _server_imports_main = False  # SPAWN-7
+        return True
+
+    @functools.cache
+    def _server_popen() -> Callable[[Any], Any]:
+        from multiprocessing import popen_forkserver  # here: it imports the server
+
+        class ServerPopen(popen_forkserver.Popen):
+            """What multiprocessing keeps of a child of the fork server."""
+
+            def _launch(self, process_obj: Any) -> None:
+                with contextlib.ExitStack() as main:
+                    main.enter_context(_importable_main())
+                    super()._launch(_ServedProcess(process_obj, main.close))  # type: ignore[misc]
+
+        return ServerPopen
+
+    class _ServedProcess:
+        """Stands for a process in its launch, and is pickled as that process.
+
+        multiprocessing first reads `_name` and what a child needs to know of the main module, then
+        pickles the process. `on_pickled` is called between the two (SPAWN-9).
+        """
+
+        def __init__(self, process_obj: process.BaseProcess, on_pickled: Callable[[], None]):
+            self._name = _starting(process_obj)
+            self._process = process_obj
+            self._on_pickled = on_pickled
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            self._on_pickled()
+            return _same, (self._process,)
+
+    def _same(process_obj: Any) -> Any:
+        return process_obj
 
     class ForkProcess(context.ForkProcess):
         """A process of the "fork" start method, without the signal handlers of its parent."""
