@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +76,35 @@ async def test_the_items_of_a_worker_whose_loop_fails_are_lost_or_run_again() ->
         assert await again == "again"
         stats = pool.stats()
         assert (stats.lost, stats.retried, stats.cancelled) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_a_busy_worker_whose_item_leaves_on_sigterm_ends_by_its_exit_hooks(
+    tmp_path: Path, turns: int
+) -> None:
+    path = tmp_path / "exited"
+    async with Pool(1, initializer=stoppers.note_exit, initargs=(str(path),), grace=20.0) as pool:
+        await pool.apply(workload.two)
+        begun = time.monotonic()
+        call = pool.submit(stoppers.leave_while_results_are_sent, turns)
+        with contextlib.suppress(WorkerLostError):
+            await call
+        assert await pool.apply(workload.two) == 2  # by the next worker
+    assert path.exists()
+    assert time.monotonic() - begun < 10
+
+
+async def test_a_worker_that_leaves_on_sigterm_within_a_burst_ends_by_its_exit_hooks(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "exited"
+    async with Pool(1, initializer=stoppers.note_exit, initargs=(str(path),), grace=20.0) as pool:
+        await pool.apply(workload.two)
+        begun = time.monotonic()
+        await pool.apply(stoppers.leave_within_a_burst)  # its value was journaled
+        assert await pool.apply(workload.two) == 2
+    assert path.exists()
+    assert time.monotonic() - begun < 10
 
 
 async def test_a_worker_whose_item_leaves_on_sigterm_ends_at_once() -> None:

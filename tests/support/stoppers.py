@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from aiomultiprocess import current_worker
+from aiomultiprocess._worker import main
 from workload import meet
 
 _kept: list[asyncio.Task[None]] = []
@@ -106,6 +110,42 @@ async def return_when_cancelled(port: int) -> str:
         return await meet(port)
     except asyncio.CancelledError:
         return "went on"
+
+
+def note_exit(path: str) -> None:
+    """An initializer: `path` is made when the worker exits with its hooks."""
+    atexit.register(Path(path).touch)
+
+
+async def leave_while_results_are_sent(turns: int) -> None:
+    """SIGTERM strikes the engine, in a turn of its own or in the last step of an item."""
+    await leave_on_sigterm()
+    current: Any = main.this_worker
+    results = current.engine._results
+    publish = results.publish
+
+    def strike() -> None:
+        publish()
+        # a worker that runs items ends by the signal itself, without hooks: WORKER-9
+        if all(place is None for place in current.engine._running.values()):
+            results.publish = publish
+            signal.raise_signal(signal.SIGTERM)
+
+    results.publish = strike
+    for _ in range(turns):
+        await asyncio.sleep(0.01)
+
+
+async def leave_within_a_burst() -> None:
+    """SIGTERM strikes while the starter unregisters the task that it keeps for the next item."""
+    await leave_on_sigterm()
+
+    def strike(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_filename.endswith("_weakrefset.py"):
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGTERM)
+
+    sys.settrace(strike)
 
 
 async def leave_on_sigterm() -> None:

@@ -246,11 +246,16 @@ class WorkerEngine:
         if _from_engine(error):  # a signal handler of the user's has raised it there
             self._give_up(error)
         _without_loop(error, self._loop)
-        if self._sigterm_handler not in (None, signal.getsignal(signal.SIGTERM)):
-            self._terminate()  # an item has set a handler that raises, as many programs do
+        if self._leaves_by(error):
+            self._terminate()
             return
         name = type(error).__name__
         log.error("%s of a task has passed through the loop of this worker", name, exc_info=error)
+
+    def _leaves_by(self, error: BaseException) -> bool:
+        """Whether an item has set a handler of SIGTERM that raises this, as many programs do."""
+        ends = issubclass(type(error), (SystemExit, KeyboardInterrupt))
+        return ends and self._sigterm_handler not in (None, signal.getsignal(signal.SIGTERM))
 
     def _serve(self, failure: bytes | None) -> None:
         """Begin to receive, and report to the parent that this worker is ready, or the failure."""
@@ -459,7 +464,22 @@ class WorkerEngine:
 
     def _give_up(self, error: BaseException) -> None:
         """An item may have lost its answer: exit, or its caller would wait for ever (WORKER-3)."""
+        if self._leaves_by(error):
+            self._terminate()  # the exit settles the item, too, and runs the hooks of WORKER-9
+            self._forget_itemless_tasks()
+            return
         self._exit_after("this worker cannot go on", error)
+
+    def _forget_itemless_tasks(self) -> None:
+        """Unregister what a burst that was cut short has left: closing the loop would wait for it.
+
+        That is a reusable task, which waits at a gate that only its starter opens (starter.py).
+        """
+        for task in asyncio.all_tasks(self._loop) - self._running.keys():
+            item_coro = tasks.item_coroutine_of(task)
+            if item_coro is not None and getattr(item_coro.inner, "cr_frame", None) is None:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                tasks.unregister(task)
 
     def _exit_after(self, what: str, error: BaseException) -> None:
         if self._copied:
