@@ -209,7 +209,7 @@ async def test_a_handler_that_fails_harms_nothing(
 
 
 @pytest.mark.row("H211")
-@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError, GeneratorExit])
 async def test_a_record_that_does_not_unpickle_takes_no_other_with_it(
     seen: Collecting, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
@@ -242,6 +242,23 @@ def test_what_ends_programs_in_a_handler_is_raised_after_the_records_of_its_fram
     finally:
         logger.removeHandler(ending)
     assert seen.texts == ["number 0", "number 2", "number 3"]
+
+
+@pytest.mark.row("H211")
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_ends_programs_while_a_record_is_unpickled_is_raised_after_the_others(
+    seen: Collecting, kind: type[BaseException]
+) -> None:
+    """A signal handler of the program may have raised it there."""
+
+    async def main() -> None:
+        async with Pool(1, logs=True) as pool:
+            await pool.apply(logging_targets.say_three_of_which_one_raises, (kind,))
+            await asyncio.Event().wait()
+
+    with pytest.raises(kind, match="not here"):
+        asyncio.run(main())
+    assert seen.texts == ["before", "after"]
 
 
 async def test_a_worker_that_dies_loses_its_last_records_and_no_others(seen: Collecting) -> None:

@@ -66,9 +66,9 @@ def handle(pid: int | None, dropped: int, payload: Any) -> None:
 
 
 def _handle_all(records: list[bytes]) -> None:
-    """Handle each, and then raise what ends programs, if a handler has raised it.
+    """Handle each, and then raise what ends programs, if any of them has raised it.
 
-    Before that, as the others of the frame would be lost with it.
+    Not before that, as the others of the frame would be lost with it.
     """
     failure: BaseException | None = None
     for data in records:
@@ -94,10 +94,10 @@ def _handle(data: bytes) -> None:
 
 
 def _loaded(data: bytes) -> logging.LogRecord | None:
-    """The record; None if an attribute does not unpickle here, whatever that raises."""
+    """The record; None if an attribute does not unpickle here, unless that ends programs."""
     try:
         return logging.makeLogRecord(pickle.loads(data))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # may be of a signal handler of the program
         raise
     except BaseException:  # noqa: BLE001 - the user's code, which runs for a record only
         _complain()
