@@ -16,8 +16,9 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..types import TracebackStr
+from ..types import TracebackStr, describe_error
 
+NOT_SHOWN: Final = "its traceback cannot be shown: {}"
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _COMPILED: Final = f"amp_ext{os.sep}"  # Cython gives its sources a path below the project's root
 _ASYNCIO: Final = os.path.dirname(asyncio.__file__) + os.sep
@@ -45,9 +46,10 @@ def describe(exc: BaseException) -> tuple[TracebackStr, list[str]]:
         if notes:
             shown.__notes__ = None
         return "".join(shown.format()).rstrip("\n"), notes
+    except OSError as error:  # no descriptor is left to read the source, or to import what reads it
+        return f"{describe_error(exc)} ({NOT_SHOWN.format(type(error).__name__)})", []
     except BaseException as error:  # noqa: BLE001 - it runs methods of the exception (EXC-1)
-        name = type(exc).__qualname__
-        return f"{name} (its traceback cannot be shown: {type(error).__name__})", []
+        return f"{type(exc).__qualname__} ({NOT_SHOWN.format(type(error).__name__)})", []
 
 
 def notes_of(exc: BaseException) -> list[Any]:
