@@ -15,6 +15,8 @@ import pytest
 import stoppers
 import workload
 from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, WorkerLostError
+from aiomultiprocess._processes import loops
+from aiomultiprocess._transport import endpoint
 from support import Meeting
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("H202")]
@@ -76,6 +78,25 @@ async def test_the_items_of_a_worker_whose_loop_fails_are_lost_or_run_again() ->
         assert await again == "again"
         stats = pool.stats()
         assert (stats.lost, stats.retried, stats.cancelled) == (2, 1, 0)
+
+
+async def test_an_interrupt_that_strikes_the_link_of_a_worker_ends_it() -> None:
+    """It may have lost a frame. SIGINT is ignored in workers until an item changes that."""
+    async with Pool(1) as pool:
+        await pool.apply(stoppers.be_interrupted_in, ("_turn", endpoint.__name__))
+        assert await pool.apply(workload.two) == 2  # by the next worker
+        assert pool.stats().restarts == {"died": 1}
+
+
+async def test_an_interrupt_of_a_worker_that_waits_harms_nothing() -> None:
+    async with Meeting() as meeting, Pool(1) as pool:
+        call = pool.submit(workload.meet, meeting.port)
+        arrival = await meeting.next()
+        await pool.apply(stoppers.be_interrupted_in, ("select", loops.__name__))
+        await pool.apply(stoppers.in_the_background)
+        arrival.release("here")
+        assert await call == "here"
+        assert "died" not in pool.stats().restarts
 
 
 @pytest.mark.parametrize("turns", [0, 1])

@@ -148,6 +148,21 @@ async def leave_within_a_burst() -> None:
     sys.settrace(strike)
 
 
+async def be_interrupted_in(function: str, module: str) -> None:
+    """Restore Python's SIGINT, and let one strike the next call of a function of ours."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def strike(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name != function or frame.f_globals["__name__"] != module:
+            return None
+        if event == "line":
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGINT)
+        return strike
+
+    sys.settrace(strike)
+
+
 async def leave_on_sigterm() -> None:
     """As programs do that end by their `finally` blocks."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))

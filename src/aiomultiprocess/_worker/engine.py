@@ -68,7 +68,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
-from .._processes import copies
+from .._processes import copies, loops
 from .._pure import tasks
 from .._transport.link import Link
 from .._wire import exceptions
@@ -101,6 +101,7 @@ MODES = len(Mode)
 MAP, STREAM = int(Mode.MAP), int(Mode.STREAM)
 
 DONE, RAISED, SUSPENDED, FULL = _accel.DONE, _accel.RAISED, _accel.SUSPENDED, _accel.FULL
+WAITS = {_accel.TurnClock.__module__, loops.__name__}  # modules in which the loop waits
 decode_items = _accel.decode_items
 
 log = logging.getLogger(__name__)
@@ -243,7 +244,7 @@ class WorkerEngine:
 
     def _on_passed(self, error: BaseException) -> None:
         """A SystemExit or KeyboardInterrupt has passed through the loop."""
-        if _from_engine(error):  # a signal handler of the user's has raised it there
+        if _from_engine(error, self._loop):  # a signal handler of the user's has raised it there
             self._give_up(error)
         _without_loop(error, self._loop)
         if self._leaves_by(error):
@@ -810,15 +811,24 @@ def _modules(trace: types.TracebackType | None) -> Iterator[tuple[Any, str]]:
         trace = trace.tb_next
 
 
-def _from_engine(error: BaseException) -> bool:
-    """Whether an exception that left the loop comes from a callback of the engine."""
-    steps = _modules(tasks.traceback_of(error))
-    return [module for _, module in steps].count(__name__) > 1  # one called the loop
+def _is_of_loop(module: str, loop: asyncio.AbstractEventLoop) -> bool:
+    package = module.partition(".")[0]
+    return package == "asyncio" or package == type(loop).__module__.partition(".")[0]
+
+
+def _from_engine(error: BaseException, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether an exception that left the loop comes from a callback of the engine or its link.
+
+    What other code raises may show our frames, too, but after its own: such code has called us, or
+    has raised the error of an item.
+    """
+    _, *modules = (module for _, module in _modules(tasks.traceback_of(error)))  # `_run_loop`
+    below = [module for module in modules if not (_is_of_loop(module, loop) or module in WAITS)]
+    return __name__ in below or "".join(below[:1]).startswith(("aiomultiprocess.", "amp_ext."))
 
 
 def _without_loop(error: BaseException, loop: asyncio.AbstractEventLoop) -> None:
     """Remove the frames of the loop, which an item that waits for the task would show."""
-    loops = {__name__, "asyncio", type(loop).__module__.partition(".")[0]}
     steps = _modules(tasks.traceback_of(error))
-    users = (trace for trace, name in steps if not {name, name.partition(".")[0]} & loops)
+    users = (trace for trace, name in steps if name != __name__ and not _is_of_loop(name, loop))
     BaseException.with_traceback(error, next(users, None))
