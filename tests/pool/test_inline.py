@@ -285,6 +285,21 @@ async def test_lifespans_are_entered_and_left_in_the_running_loop() -> None:
     assert sorted(targets.events) == ["entered 0", "entered 1", "left 0", "left 1"]
 
 
+async def test_a_worker_whose_lifespan_ends_by_itself_is_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with inline(lifespan=targets.noted_group) as pool:
+        await pool.apply(targets.fail_in_lifespan)
+        async with asyncio.timeout(20):
+            while len(targets.events) < 3:
+                await pool.apply(workload.two)
+        assert pool.stats().restarts == {"lifespan": 1}
+    assert targets.events == ["entered", "left", "entered", "left"]
+    assert "has ended by itself; the worker is replaced" in caplog.text
+    assert "LookupError: not there" in caplog.text
+    assert "did not end within" not in caplog.text
+
+
 async def test_a_lifespan_that_cannot_be_entered_breaks_the_pool() -> None:
     async with inline(lifespan=targets.refuses) as pool:
         with pytest.raises(LookupError, match="no such resource"):

@@ -53,6 +53,7 @@ LEFT_OUT = {
         test_a_pool_grows_and_the_new_workers_get_tasks
         test_a_pool_that_grows_again_gives_an_index_anew_after_its_worker_has_left
         test_a_result_that_cannot_be_unpickled_fails_alone
+        test_a_lifespan_that_ends_by_itself_is_named_in_the_log
         test_a_single_worker_is_replaced_after_exactly_maxtasksperchild
         test_a_worker_is_not_replaced_before_its_lifespan_was_left
         test_a_with_block_that_is_cut_off_ends_the_pool

@@ -173,6 +173,24 @@ async def noted() -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
+async def noted_group() -> AsyncIterator[asyncio.TaskGroup]:
+    events.append("entered")
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    finally:
+        events.append("left")
+
+
+async def _fail() -> None:
+    raise LookupError("not there")
+
+
+async def fail_in_lifespan() -> None:
+    current_worker().state.create_task(_fail())
+
+
+@contextlib.asynccontextmanager
 async def never_entered() -> AsyncIterator[None]:
     started.set()
     await asyncio.Event().wait()
