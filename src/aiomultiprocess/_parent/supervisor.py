@@ -236,14 +236,24 @@ class Supervisor:
                 self._bury(worker, self.workers[worker])
 
     def _bury(self, worker: PoolWorker, qid: QueueID) -> None:
-        queue = self._queues[qid]
-        with contextlib.ExitStack() as steps:  # the last one first, each of them: SUPERVISOR-6
-            steps.callback(self._pool.on_worker_gone)
-            steps.callback(queue.dispatch_all)
-            steps.callback(self._replace_dead, worker, qid)
-            steps.callback(worker.link.close)
-            steps.callback(queue.on_death, worker)
+        """Settle what a dead worker held, and replace it: each step, whatever one may raise."""
+        try:
             del self.workers[worker]
+            self._queues[qid].on_death(worker)
+        finally:
+            try:
+                worker.link.close()
+            finally:
+                self._go_on_without(worker, qid)
+
+    def _go_on_without(self, worker: PoolWorker, qid: QueueID) -> None:
+        try:
+            self._replace_dead(worker, qid)
+        finally:
+            try:
+                self._queues[qid].dispatch_all()
+            finally:
+                self._pool.on_worker_gone()
 
     def _replace_dead(self, worker: PoolWorker, qid: QueueID) -> None:
         if self._wants_replacement(worker):
