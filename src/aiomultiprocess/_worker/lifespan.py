@@ -100,6 +100,7 @@ class Lifespan:
         except BaseException as raised:  # noqa: BLE001 - the user's code, LIFESPAN-3
             error = raised
         self.done = True
+        self._leaving.cancel()  # if it was not entered, nothing has waited for it
         if self._entered:
             self._log_end(error)
             self.error_at_end = error
