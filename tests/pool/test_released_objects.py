@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import os
@@ -20,7 +21,7 @@ import shared_targets as targets
 import streams
 import workload
 from aiomultiprocess import Pool, RoundRobin, Shared, WorkerLostError, share
-from support import Meeting, run_script
+from support import Arrival, Meeting, run_script
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -109,8 +110,9 @@ async def test_what_runs_beside_holds_no_memory_that_it_does_not_have(
         pool.terminate()
 
 
-@pytest.mark.row("H214")
-async def test_calls_that_wait_have_it_though_the_last_of_them_is_cancelled() -> None:
+@contextlib.asynccontextmanager
+async def calls_that_wait() -> AsyncIterator[tuple[Pool, Arrival, list[Any]]]:
+    """Four calls with an object that was released, behind one that has arrived at a meeting."""
     async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
         first = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port, 0)))
         arrival = await meeting.next()
@@ -118,33 +120,32 @@ async def test_calls_that_wait_have_it_though_the_last_of_them_is_cancelled() ->
             calls = [pool.submit(targets.at, shared, at) for at in range(4)]
         del shared
         await settle()
+        yield pool, arrival, calls
+        await first
+
+
+@pytest.mark.row("H214")
+async def test_calls_that_wait_have_it_though_the_last_of_them_is_cancelled() -> None:
+    async with calls_that_wait() as (pool, arrival, calls):
         calls[-1].cancel()
         await settle()
         calls[-2].cancel()
         await settle()
         arrival.release()
         assert [await calls[0], await calls[1]] == [0, 1]
-        await first
-        del calls
+        calls.clear()
         await is_freed(pool)
 
 
 @pytest.mark.row("H214")
 async def test_calls_that_wait_and_are_all_cancelled_hold_it_no_longer() -> None:
-    async with Meeting() as meeting, Pool(1, childconcurrency=1) as pool:
-        first = asyncio.ensure_future(pool.apply(workload.meet, (meeting.port, 0)))
-        arrival = await meeting.next()
-        with share(targets.table()) as shared:
-            calls = [pool.submit(targets.at, shared, at) for at in range(4)]
-        del shared
-        await settle()
+    async with calls_that_wait() as (_, arrival, calls):
         for call in calls:
             call.cancel()
         await settle()
         gc.collect()
         assert targets.memories() == NOTHING
         arrival.release()
-        await first
 
 
 def shared_one_by_one(count: int) -> Iterator[tuple[Any, int]]:
