@@ -20,6 +20,7 @@ from aiomultiprocess import Pool, RoundRobin
 from aiomultiprocess._parent import worker as worker_module
 from aiomultiprocess._parent.sources import IteratorSource
 from aiomultiprocess._parent.worker import PoolWorker
+from aiomultiprocess._transport import pipe
 from aiomultiprocess._wire.frames import Kind
 from support import outcomes
 
@@ -359,12 +360,13 @@ def test_interrupts_of_later_starts_lose_no_worker(
 def test_an_interrupt_while_a_link_is_made_leaves_a_pool_that_can_be_terminated(
     program: Program, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    if backend != "shm":
-        pytest.skip("the other link has no outlet")
-    from aiomultiprocess._accel import link as framing
+    if backend == "shm":
+        from aiomultiprocess._accel import link as framing
 
+        strike_once(monkeypatch, framing, "Outlet", before=True)
+    else:
+        strike_once(monkeypatch, pipe, "Inbox", before=True)
     supervisor_of(program)._pause = 60.0
-    strike_once(monkeypatch, framing, "Outlet", before=True)
 
     async def fall() -> None:
         await kill_workers(program.pool)

@@ -233,7 +233,7 @@ class PipeLink(Endpoint):
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a sandbox refuses it
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
-        super().__init__(page, links, large_buffers)
+        super().__init__(page, None, large_buffers)
         self._sock = sock
         self._fd = sock.fileno()
         self._page = page
@@ -241,6 +241,9 @@ class PipeLink(Endpoint):
         self._inbox = Inbox(self._large.borrow)
         self._in_batch = False  # frames were handed over since the last `on_drained`
         self._gone = False
+        if links is not None:  # last: Ctrl-C may cut this short, and `close` needs all of a link
+            self._links = links
+            links.add(self)
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -441,20 +444,21 @@ class PipeBackend:
         self.limits = limits
 
     def create(self, concurrency: int = 1) -> tuple[PipeLink, ChildEnd]:
-        page = SharedPage.create(entries_for(concurrency))
-        ends: list[socket.socket] = []
-        try:
-            ends += socket.socketpair()
-            ends += socket.socketpair()
-        except OSError:
-            for end in ends:
-                end.close()
-            page.close()
-            raise
-        ours, theirs, ours_too, theirs_too = ends
-        large_buffers = LargeBuffers(ours_too.detach(), self.limits)
-        link = PipeLink(ours, page, self._links, large_buffers)
-        return link, PipeChildEnd(theirs, page, theirs_too, self.limits, self._links.abandon)
+        with contextlib.ExitStack() as undo:  # if the system refuses one, or Ctrl-C strikes
+            page = SharedPage.create(entries_for(concurrency))
+            undo.callback(page.close)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            ours_too, theirs_too = socket.socketpair()
+            undo.callback(theirs_too.close)
+            large_buffers = LargeBuffers(ours_too.detach(), self.limits)
+            undo.callback(large_buffers.close)
+            link = PipeLink(ours, page, self._links, large_buffers)
+            undo.callback(link.close)
+            end = PipeChildEnd(theirs, page, theirs_too, self.limits, self._links.abandon)
+            undo.pop_all()
+        return link, end
 
     def close(self) -> None:
         self._links.close()
