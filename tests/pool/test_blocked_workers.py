@@ -15,6 +15,8 @@ import blocked
 import workload
 from aiomultiprocess import Pool, PoolExecutor, WorkerLostError
 from aiomultiprocess._parent import blocked as watching
+from aiomultiprocess._parent.queue import Queue
+from aiomultiprocess._parent.worker import PoolWorker
 
 pytestmark = pytest.mark.row("H127")
 
@@ -219,6 +221,32 @@ async def test_results_taken_at_any_moment_count_once(
         dicts = await pool.map(blocked.now_and_then_a_dict, values)
         assert dicts == [{f"key {value % 300}": value} for value in values]
         assert pool.stats().done == 55_000
+
+
+@pytest.mark.row("H230")
+async def test_results_of_a_worker_that_began_late_do_not_wait_either(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy system, here a stop, keeps it from its first item until it was taken for blocked."""
+    looked, take = asyncio.Event(), Queue.on_blocked
+
+    def on_blocked(queue: Queue, worker: PoolWorker) -> None:
+        take(queue, worker)
+        looked.set()
+
+    monkeypatch.setattr(Queue, "on_blocked", on_blocked)
+    file = tmp_path / "go"
+    async with Pool(1, backend=backend) as pool:
+        await measured(pool, blocked.block)
+        (pid,) = [worker.pid for worker in pool.stats().workers]
+        os.kill(pid, signal.SIGSTOP)
+        looked.clear()
+        results = pool.map(blocked.block, [0, 2, 4, file, 6]).as_completed()
+        await looked.wait()
+        os.kill(pid, signal.SIGCONT)
+        assert [await anext(results) for _ in range(3)] == [0, 2, 4]
+        file.touch()
+        assert [value async for value in results] == [file, 6]
 
 
 @pytest.mark.row("H128")

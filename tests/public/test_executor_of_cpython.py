@@ -32,6 +32,7 @@ def installed() -> bool:
 
 def outcome_of(module: str, folder: Path) -> dict[str, Any]:
     out = folder / "out"
+    before = {child.pid for child in psutil.Process().children()}  # a cluster of other tests
     with out.open("wb") as file:
         subprocess.run(
             [sys.executable, str(PROGRAM), module],
@@ -44,7 +45,8 @@ def outcome_of(module: str, folder: Path) -> dict[str, Any]:
             check=False,
         )
     # fork servers and resource trackers of programs that have ended end by themselves, soon
-    asyncio.run(wait_for_exit(child.pid for child in psutil.Process().children()))
+    orphans = {child.pid for child in psutil.Process().children()} - before
+    asyncio.run(wait_for_exit(orphans))
     *_, last = out.read_text().splitlines()
     report: dict[str, Any] = json.loads(last)
     return report

@@ -110,7 +110,9 @@ class HostedProcess:
                 on_broken=self._on_broken,
                 on_drained=self._on_drained,
             )
-            self._blocked = BlockedWatch(self._loop, self.link, self._on_blocked)
+            self._blocked = BlockedWatch(
+                self._loop, self.link, self._holds_several, self._on_blocked
+            )
             for give_to in gifts:
                 give_to(self.link)
             with may_have_children():
@@ -163,9 +165,12 @@ class HostedProcess:
         return int(1e6 * busy)
 
     def _watch_items(self) -> None:
-        """It holds items: notice if one blocks it (BLOCKED-1)."""
-        if self._held > 1 and self._blocked.timer is None:
+        """It holds items: notice if one blocks it (BLOCKED-2)."""
+        if not self._blocked.is_armed and self._holds_several():
             self._blocked.arm()
+
+    def _holds_several(self) -> bool:
+        return self._held > 1
 
     def unsent_results(self) -> bytes | None:
         """What its journal has of results now (RECOVERY-1), None if there are none."""

@@ -4,14 +4,15 @@ A worker that holds several tasks is watched. If it starts none for a while, wha
 taken from its journal (recovery.py).
 
     sent, or reported --arm()--> watched --none was started--> blocked: `on_blocked`
-                                 ^ ^   |                          |
-                                 | +---+ some were started        |
-                                 +---------- sent, or reported ---+
+                                 ^ ^   |                         |  ^  |
+                                 | +---+ some were started       |  +--+ none was started
+                                 +------ sent, or reported, or some were started
 
-BLOCKED-1  Nothing is timed while nothing changes: after `on_blocked` there is no timer until the
-    worker is sent a chunk or reports. Until it reports, it finishes no more than the item that
-    runs, and then it reports within one burst (_worker/engine.py, WORKER-4); an item that was
-    suspended is reported as it ends, unless others were a moment before (RESULTS-3).
+BLOCKED-1  A worker that seems to be blocked may not have begun: the system let it wait, or stopped it.
+    Then it may finish items and be blocked by the next one before it reports. So it is looked at
+    again, each time after twice as long: of n seconds that it is blocked, some log2(40 n) looks,
+    and results wait at most as long again as it was blocked before.
+BLOCKED-2  Nothing is timed for a worker that holds less than two tasks: it sends what it has finished.
 """
 
 from __future__ import annotations
@@ -25,33 +26,51 @@ PATIENCE = 0.025  # seconds: a result waits for up to two of them
 
 
 class BlockedWatch:
-    """Watches one worker: `on_blocked` is called when for a while it has started no item."""
+    """Watches one worker: `on_blocked` is called when for a while it has started no item.
 
-    __slots__ = ("_link", "_loop", "_on_blocked", "_started", "timer")
+    `holds_several` tells whether the worker holds two tasks or more (BLOCKED-2).
+    """
+
+    __slots__ = ("_holds_several", "_link", "_loop", "_on_blocked", "_started", "_timer", "is_armed")
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, link: Link, on_blocked: Callable[[], object]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        link: Link,
+        holds_several: Callable[[], bool],
+        on_blocked: Callable[[], object],
     ) -> None:
-        self.timer: asyncio.TimerHandle | None = None
+        self.is_armed = False  # whether it looks in `PATIENCE` seconds, or sooner
+        self._timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._link = link
+        self._holds_several = holds_several
         self._on_blocked = on_blocked
         self._started = -1
 
     def arm(self) -> None:
-        """Watch the worker; to be called only if there is no timer."""
+        """Look soon whether the worker has started items; to be called only if not `is_armed`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.is_armed = True
         self._started = self._link.started
-        self.timer = self._loop.call_later(PATIENCE, self._look)
+        self._timer = self._loop.call_later(PATIENCE, self._look, PATIENCE)
 
     def stop(self) -> None:
         """Watch no more: the worker has gone."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.is_armed = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _look(self) -> None:
-        self.timer = None  # BLOCKED-1
+    def _look(self, waited: float) -> None:
+        was_armed, self.is_armed = self.is_armed, False
+        self._timer = None
+        if not self._holds_several():
+            return
         if self._link.started != self._started:
             self.arm()
-        else:
+            return
+        self._timer = self._loop.call_later(2 * waited, self._look, 2 * waited)  # BLOCKED-1
+        if was_armed:
             self._on_blocked()

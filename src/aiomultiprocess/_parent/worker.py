@@ -229,7 +229,7 @@ class PoolWorker(Process):
             self._pid = self.aio_process.pid
             if live and getattr(self.aio_process, "_start_method", "") == "fork":
                 note_fork(self.link, self._shared, holds=self._starts_by_user_code)
-            self._blocked = BlockedWatch(loop, self.link, on_blocked)
+            self._blocked = BlockedWatch(loop, self.link, self._holds_several, on_blocked)
             self._launched_at = loop.time()
             self._exit = self._make_exit()
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
@@ -260,10 +260,13 @@ class PoolWorker(Process):
         self._settle()
 
     def watch(self) -> None:
-        """It holds tasks: notice if one blocks it (BLOCKED-1)."""
+        """It holds tasks: notice if one blocks it (BLOCKED-2)."""
         assert self._blocked is not None
-        if self._blocked.timer is None and self.credit.in_flight > 1:
+        if not self._blocked.is_armed and self.credit.in_flight > 1:
             self._blocked.arm()
+
+    def _holds_several(self) -> bool:
+        return self.credit.in_flight > 1
 
     def limit(self, seconds: float) -> None:
         """Enforce the time limit of tasks that were sent just now (POOLWORKER-4)."""
