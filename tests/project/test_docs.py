@@ -467,8 +467,8 @@ COMPOSED = {
     ("StopIteration", "result"): "no error",
     ("StopIteration", "value"): "no error",
     ("TracebackException", "type(exc)"): "no error",
-    ("log", "self.why_killed"): "the text of TaskTimeoutError, and what is done",
-    ("note", "why"): "the same text, as a note",
+    ("log", "what"): "what `_exit_after` gets, in a worker or inline",
+    ("note", "why"): "what the log says of the killed worker, or why a host could not start it",
 }
 
 FOUND, UNKNOWN = messages.found(ROOT / "src" / "aiomultiprocess")

@@ -16,10 +16,20 @@ from typing import NamedTuple
 
 FILLED = "…"
 
-#: Functions and methods that get the text of an error, a note or a log record first.
-CARRIERS = frozenset({"add_note", "noted", "out_of_memory"})
-LOGGED = frozenset({"warning", "error", "exception"})
+#: Functions and methods that get a text first, and what becomes of it. The loop's handler of
+#: exceptions gets it in a dict, and writes it to the log unless the program has set another.
+CARRIERS = {
+    "add_note": "note",
+    "noted": "note",
+    "out_of_memory": "MemoryError",
+    "_exit_after": "log",
+    "call_exception_handler": "log",
+}
+LOGGED = frozenset({"warning", "error", "exception", "critical"})
 LOGGERS = frozenset({"log", "_log", "logger"})
+
+#: Kinds whose first argument is the whole text. Errors may make theirs of what they get.
+WHOLE = frozenset({"log", "note", "warning"})
 
 
 class Message(NamedTuple):
@@ -51,14 +61,17 @@ def found(package: Path) -> tuple[list[Message], list[Unknown]]:
     unknown: list[Unknown] = []
     for module, tree in trees.items():
         constants = {**imported, **own[module]}
+        assigned = _assigned(tree)
         for node in ast.walk(tree):
             kind = _kind(node)
-            if kind is None or not isinstance(node, ast.Call):
+            if kind is None or not isinstance(node, ast.Call) or not node.args:
                 continue
-            texts = list(_texts(node.args[0], constants)) if node.args else []
+            carried = _carried(node)
+            code = ast.unparse(carried)
+            texts = list(_texts(assigned.get((node, code), carried), constants))
             messages += (Message(text, module, node.lineno, kind) for text in texts)
-            if node.args and not texts:
-                unknown.append(Unknown(ast.unparse(node.args[0]), module, kind))
+            if not texts:
+                unknown.append(Unknown(code, module, kind))
     return messages, unknown
 
 
@@ -101,23 +114,55 @@ def _constants(tree: ast.Module) -> dict[str, str]:
     return named
 
 
+def _assigned(tree: ast.Module) -> dict[tuple[ast.Call, str], ast.expr]:
+    """For calls that carry a whole text: those that names and attributes stand for there.
+
+    Names are those of the call's function, attributes those of its class.
+    """
+    meant: dict[tuple[ast.Call, str], ast.expr] = {}
+    for scope in ast.walk(tree):  # the outer ones first
+        if not isinstance(scope, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        of_class, nodes = isinstance(scope, ast.ClassDef), list(ast.walk(scope))
+        texts = {
+            ast.unparse(target): node.value
+            for node in nodes
+            if isinstance(node, ast.Assign) and any(_texts(node.value, {}))
+            for target in node.targets
+            if isinstance(target, ast.Attribute if of_class else ast.Name)
+        }
+        calls = [node for node in nodes if isinstance(node, ast.Call) and _kind(node) in WHOLE]
+        meant |= {(call, name): text for call in calls for name, text in texts.items()}
+    return meant
+
+
+def _carried(call: ast.Call) -> ast.expr:
+    """The expression of the text that a call carries."""
+    match call.args[0]:
+        case ast.Dict(keys=[ast.Constant(value="message"), *_], values=[text, *_]):
+            return text
+        case what:
+            return what
+
+
 def _kind(node: ast.AST) -> str | None:
     """What kind of message a call carries; None for any other node."""
     if not isinstance(node, ast.Call):
         return None
     function = node.func
+    if isinstance(function, ast.BoolOp):  # one type or another
+        function = function.values[-1]
     if isinstance(function, ast.Attribute):
         if (_name(function.value), function.attr) == ("warnings", "warn"):
             return "warning"
         if function.attr in LOGGED and _name(function.value) in LOGGERS:
             return "log"
-        if function.attr in CARRIERS:
+        if (_name(function.value), function.attr) == ("notes", "append"):
             return "note"
-        return function.attr if _is_exception(function.attr) else None
-    name = _name(function)
-    if name in CARRIERS:
-        return "MemoryError"
-    return name if _is_exception(name) else None
+        name = function.attr
+    else:
+        name = _name(function)
+    return CARRIERS.get(name, name if _is_exception(name) else None)
 
 
 def _name(node: ast.AST) -> str:
