@@ -65,8 +65,9 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
     map: it is cancelled, as by `cancel()`, once nothing can wait for it any more, which is when no
     other `await` and no iterator of it is left, and this object is gone. So a time-out of
     `await pool.map(...)` or around `async for ... in pool.map(...)` ends the map. One that was
-    never awaited runs to its end, and so does one whose loop was left by `break` or by an error:
-    by `async with contextlib.aclosing(pool.map(...)) as results` it ends in all these cases.
+    never awaited runs to its end, and so does one over a list or a range whose loop was left by
+    `break` or by an error; the input of one over an iterator is read no further then. The block
+    `async with contextlib.aclosing(pool.map(...)) as results` ends it in all these cases.
 
     An `async for` waits for no other: of an input that is an iterator, what a fast one has read is
     kept in memory until the slowest has read it too, however much that is. Close an iterator that

@@ -73,8 +73,9 @@ class PoolStats:
         done: tasks that ended with a result, and for a stream: whose generator ended.
         failed: tasks that ended with an error of their own, or could not be sent.
         timed_out: tasks that ended by TaskTimeoutError, cancelled or killed.
-        cancelled: tasks that were cancelled, or ended with their pool. One that still runs counts
-            as running until its worker has reported it.
+        cancelled: tasks that were cancelled, or ended with their pool; also those that raised a
+            CancelledError by themselves. One that still runs counts as running until its worker has
+            reported it.
         lost: tasks whose worker died, and that do not run again.
         retried: how often a task runs again because its worker died.
         restarts: how many workers were replaced, by cause: "maxtasksperchild", "memory",
