@@ -22,11 +22,12 @@
  * time. So entry 0 is stored once for all of them, with the number of the first, and `started` is
  * the number of the one that runs.
  *
- * The words of the turn say how long the worker's event loop has been busy, and since when it is. It
- * is *busy* in a turn of the loop, and idle while it waits for events. `origin` is the time minus
+ * The words of the turn of the loop say how long the worker's event loop has been busy, and since
+ * when it is. It is *busy* in a turn, and idle while it waits for events. `origin` is the time minus
  * the busy time: constant in a turn, stored as the loop wakes. `busy` is the busy time, stored as a
- * turn ends. The lowest bits tell which of the two was stored last: they differ in a turn. So a turn
- * costs two stores, and one that is followed by the next without a wait costs one.
+ * turn ends. The lowest bits tell whether the loop is in a turn: they differ in one, and are equal
+ * while it waits. So a turn costs two stores, and one that is followed by the next without a wait
+ * costs one.
  *
  * A ring has two cursors, which count all bytes ever written (tail) and ever released (head). They
  * only grow, modulo 2^64. A position in the ring is a cursor modulo the capacity, and the bytes
@@ -51,7 +52,7 @@
  * rings the consumer's doorbell if the flag was set. Room works the same way in the other
  * direction, with `waiting`; and the producer is rung only when a quarter of the ring is free, so
  * that it does not wake for each record. A doorbell must be cleared *before* the ring is read:
- * cleared afterwards, it could swallow a ring for a record that came in between. That also holds
+ * cleared afterwards, it could swallow a signal for a record that came in between. That also holds
  * for amp_asleep.
  *
  * No function trusts the peer. Whatever the mapping holds, they read and write only inside
@@ -86,8 +87,8 @@
  * RING-11  an entry of the table never shows an item as older than it is: the worker stores the
  *     time, then the number (and of entry 0 then `started`); the parent loads them the other way
  *     round.
- * RING-12  the two words of the turn are loaded as they were at one moment, or reported as unknown:
- *     `origin` is loaded before and after `busy`.
+ * RING-12  the two words of the turn of the loop are loaded as they were at one moment, or reported
+ *     as unknown: `origin` is loaded before and after `busy`.
  */
 #ifndef AMP_RING_H
 #define AMP_RING_H
@@ -157,8 +158,8 @@ static inline const char *amp_fault_text(enum amp_fault fault)
 struct amp_cursors {
     _Alignas(AMP_LINE) _Atomic uint64_t tail;
     _Alignas(AMP_LINE) _Atomic uint64_t head;
-    _Alignas(AMP_LINE) _Atomic uint32_t sleeping; /* the consumer wants a ring for data */
-    _Alignas(AMP_LINE) _Atomic uint32_t waiting;  /* the producer wants a ring for room */
+    _Alignas(AMP_LINE) _Atomic uint32_t sleeping; /* the consumer wants a signal for data */
+    _Alignas(AMP_LINE) _Atomic uint32_t waiting;  /* the producer wants a signal for room */
 };
 
 struct amp_control {
@@ -171,8 +172,10 @@ struct amp_control {
     struct amp_cursors down, up;
     /* The turn has a line of its own: the parent loads `started` after each batch of results, and
      * two stores of each turn into that line would each fetch it back. */
-    _Alignas(AMP_LINE) _Atomic uint64_t origin; /* ns, and in the lowest bit which is newer */
-    _Atomic uint64_t busy;                      /* likewise */
+    _Alignas(AMP_LINE) _Atomic uint64_t origin; /* ns; lowest bit: the phase, flipped as each wait
+                                                 * ends */
+    _Atomic uint64_t busy;                      /* ns; lowest bit: unlike that of `origin` while a
+                                                 * turn runs */
 };
 
 /* An entry of the table of running items: 16 bytes, aligned to 16. */
@@ -381,7 +384,8 @@ static inline uint64_t amp_running_load(const struct amp_map *map, uint64_t at, 
 }
 
 /* The parent reads entry 0; returns the number of the item that runs its first step, 0 if none. An
- * item of which `started` is seen began after the time that its mark made visible (RING-11). */
+ * item whose number is seen in `started` began no earlier than a time that was stored before that
+ * mark; the time that is loaded afterwards is that one or a later one (RING-11). */
 static inline uint64_t amp_first_running(const struct amp_map *map, uint64_t *since)
 {
     struct amp_running *entry = amp_table(map);
@@ -670,8 +674,8 @@ static inline void amp_awake(struct amp_consumer *c)
  * one. A producer that has not yet changed the flag will find the 1 and ring; one that has changed
  * it, unseen by us, is about to ring (RING-9).
  *
- * Relaxed, and yet it misses no producer whose ring we got: its exchange comes before its ring,
- * the ring before our clearing (both are system calls on one bell, under one lock of the kernel),
+ * Relaxed, and yet it misses no producer whose signal we got: its exchange comes before its signal,
+ * that before our clearing (both are system calls on one bell, under one lock of the kernel),
  * and the clearing before this load, which therefore cannot return the 1 that the exchange
  * replaced. Only here does this file need a bell to order anything. An acquire could not replace
  * it: it orders what comes after the value that it reads, and here that value would be an old one.

@@ -83,7 +83,8 @@ if EAGER:
 
 cdef enum:
     STRIDE = 8             # items between two readings of the exact clock, while items are quick
-    STRIDE_NS = 16_000     # items are quick if STRIDE of them took less
+    STRIDE_NS = 16_000     # items are quick if those since the last exact reading took less: one or
+                           # STRIDE
     TIME_NS = 4_000_000    # STARTER-9
 
 

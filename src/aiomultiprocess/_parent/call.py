@@ -19,7 +19,9 @@ CALL-4  A program that leaves a pool with calls under way expects that they end.
 CALL-5  No other thread cancels a call while its loop runs, as that writes into a worker's link.
 CALL-6  `asyncio.wait` takes what `ensure_future` returned, but no coroutines. So an `ApplyCall` is
     a `TakenCall`, and no coroutine any more, once `ensure_future` or `gather` takes it: they look
-    for `_asyncio_future_blocking`. A task does so too with what it waits for, while that is true.
+    for `_asyncio_future_blocking`. A task reads the same attribute of the future that it begins to
+    wait for, but then its value is True; so only a read that finds False turns the call into a
+    `TakenCall`.
 """
 
 from __future__ import annotations

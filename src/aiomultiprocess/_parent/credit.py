@@ -11,16 +11,18 @@ Nothing tells in advance whether tasks wait (for a socket, say) and can therefor
 function of which tasks can run so (CREDIT-8). A worker that has more free slots and nothing to
 start says so, in a NEED_WORK frame.
 
-The queue (queue.py) is the only user: it asks `room` and `overtake` before it sends, and reports
-each chunk that it sends and each result that comes back. Nothing here does I/O or reads a clock.
+The queue (queue.py) asks `room` and `overtake` before it sends, and reports each chunk that it
+sends and each result that comes back; the supervisor passes on NEED_WORK; others only read. Nothing
+here does I/O or reads a clock.
 
 CREDIT-1  The unstarted tasks at a worker are at most the backlog of the function, plus the slots
     that are believed to be free.
 CREDIT-2  A worker is never sent more than `lifetime` tasks in all (`maxtasksperchild`).
-CREDIT-3  If work is ample (many more tasks are left than all workers hold), as many more tasks of a
-    measured function may wait as were seen to run side by side: when all slots become free in one
-    turn of the loop, the next tasks are there. At the end of a map work is not ample, and nothing
-    waits behind tasks that take longer than `HORIZON`: it could start in another worker.
+CREDIT-3  If work is ample (more tasks are left than twice the slots that all workers are believed
+    to have), as many more tasks of a measured function may wait as were seen to run side by side:
+    when all slots become free in one turn of the loop, the next tasks are there. At the end of a
+    map work is not ample, and nothing waits behind tasks that take longer than `HORIZON`: it could
+    start in another worker.
 CREDIT-4  Beyond CREDIT-1, calls may overtake at a worker whose waiting tasks are a backlog, and so
     will start soon: as many calls as start within `HORIZON` (at least one, at most `concurrency`)
     may wait behind that backlog, and the next calls when all of these have started.
@@ -30,9 +32,9 @@ CREDIT-6  A call waits behind a map's backlog, and behind results that its worke
     while calls have to wait, a worker gets `1 / CONTENTION_PARTS` of that backlog, and sends
     results so many times as often. To a map that is alone both matter little, and each wake-up
     costs time: its backlog is `ALONE_TIMES` as long, and results are sent so much less often, until
-    no more is left than twice what all workers may hold. A map is alone if no call and no other
-    source waited for a second, and if the number of its tasks is known.
-CREDIT-7  Behind tasks that are slow (they take longer than `HORIZON`) or not measured yet and that
+    no more is left than twice what all workers may hold. A map is alone if for a second no call was
+    sent and no other source was in line, and if the number of its tasks is known.
+CREDIT-7  Behind tasks that are slow (fewer than one ends in `HORIZON`) or not measured yet and that
     have all slots, nothing waits that could start in another worker: no backlog of another
     function, and no call. One task of a plain function has all slots, as it blocks the loop.
 CREDIT-8  Credit counts on one slot for a function that was not measured yet, and for a plain
@@ -44,8 +46,8 @@ CREDIT-8  Credit counts on one slot for a function that was not measured yet, an
 from __future__ import annotations
 
 HORIZON = 0.004  # seconds of work that may wait at a worker; CREDIT-6 varies this and the next
-BURST_US = 2000  # microseconds that a worker may run before it sends results: HORIZON / 2, or it
-# would run dry while they travel
+BURST_US = 2000  # microseconds that a turn of a worker may take before it sends results: half of
+# HORIZON, or the worker would run dry while they travel
 CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
 ALONE_TIMES = 4  # by which backlog and burst of a map that is alone are multiplied (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
@@ -212,7 +214,7 @@ class Credit:
             self.spent = True
 
     def take_back(self, count: int, function: int, size: int) -> None:
-        """Undo the last `send`: the link had no memory for the chunk."""
+        """Uncount tasks that the link could not take, or a retiring worker returned (QUEUE-8)."""
         self.sent -= count
         self._held[function] -= count
         if not self._held[function]:

@@ -6,9 +6,10 @@
       +-- workers cannot start --> broken
 
 It gives calls to the queues (queue.py); the supervisor starts the workers that serve these, and
-replaces those that die (supervisor.py). All of it runs in callbacks of one event loop; nothing is
-timed except the limits of tasks (deadlines.py), the grace period of `terminate`, the exit of a
-worker, and the next attempt at what the system has refused.
+replaces those that die (supervisor.py). All of it runs in callbacks of one event loop. Nothing of
+it polls while the pool is idle. Timers exist for the limits of tasks (deadlines.py), for workers
+that an item blocks (blocked.py), for ends and exits of workers (worker.py), for the progress
+display and the monitor, and for the next attempt at a start (supervisor.py).
 
 ENGINE-1  A task source is in `_open` from its first task until its last is settled: closing waits
     for all. The calls of a plain function, without a priority, stay there until the pool closes,
@@ -19,10 +20,10 @@ ENGINE-2  The engine does not know the `Pool`, so that a forgotten pool can be c
     workers ended.
 ENGINE-3  The first pool of a program imports this module, and then starts its workers. What only
     maps and streams need is imported at the first of them, while the workers start.
-ENGINE-4  What is cancelled is stopped at the end of the turn, and nothing of it is sent before: the
-    code that cancels may have interrupted this engine anywhere. It can be the input's, that of an
-    item that is pickled, a finalizer, or the handler by which `asyncio.run` answers Ctrl-C. It also
-    lets all that is cancelled in one turn be looked for together.
+ENGINE-4  What is cancelled is stopped at the end of the turn of the loop, and nothing of it is sent
+    before: the code that cancels may have interrupted this engine anywhere. It can be the input's,
+    that of an item that is pickled, a finalizer, or the handler by which `asyncio.run` answers
+    Ctrl-C. It also lets all that is cancelled in one turn of the loop be looked for together.
 """
 
 from __future__ import annotations

@@ -5,11 +5,12 @@
        |                 |
        +---put_back()----+     (its worker died before it started the task)
 
-A queue (queue.py) takes tasks from a *task source*, and reports their results to it. There are
-three kinds: a `Job`, one `map` or `starmap` (job.py); a `CallQueue`, all waiting `apply` calls of
-one function (calls.py); and `RoutedTasks`, the tasks of a job that a user's scheduler gave to one
-queue (routing.py). A started task whose worker died may run again as a retry task (retry.py), which
-then stands between the chunk and the task's source.
+A queue (queue.py) takes tasks from a *task source*, and reports their results to it: a `Job`, one
+`map` or `starmap` (job.py); a `CallQueue`, all waiting calls of one function (calls.py), or
+`OutsideCalls`, those of an executor (outside.py); a `StreamSource`, one stream (stream_source.py);
+or `RoutedTasks`, the tasks of a job that the scheduler gave to one queue (routing.py). A started
+task whose worker died may run again as a retry task (retry.py), which then stands between the chunk
+and the task's source.
 
 A *handle* is the place of one task's result: an index of a job, or the future of a call.
 
@@ -42,7 +43,7 @@ class TaskOwner(Protocol):
 
     @property
     def origin(self) -> object:
-        """The task source that the caller made: a job or a `CallQueue`."""
+        """The task source that the caller made: a job, a stream or a `CallQueue`."""
 
     def note_chunk(self, handles: Handles, chunk: Any) -> None:
         """Record the `Chunk` in which tasks travel, before it is sent (FEED-4)."""

@@ -16,8 +16,9 @@ JOB-2  An unbounded input is pulled only as far ahead of its fastest reader as `
     have had are dropped, all but about the last `HISTORY_ITEMS` or `HISTORY_BYTES`. A slow reader
     does not hold up the others, as it may be one of them that it waits for: what they have read is
     kept for it, as by `itertools.tee`.
-JOB-3  An unbounded input is at its end when it says so, and a job with no task under way is asked
-    soon: its caller does not wait until a worker has room for an item that may not be there.
+JOB-3  The end of an unbounded input is known only by asking it for an item. If no task of the job
+    is under way, it is asked soon, even if no worker has room. So the caller does not wait for room
+    for an item that does not exist.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
     back, starts with `FIRST_STEP` items.
@@ -83,7 +84,11 @@ class Routing(Protocol):
     """What gives the tasks of a job to the queues that a user's scheduler chooses (routing.py)."""
 
     def route(self, n: int) -> None:
-        """Take up to `n` more tasks from the job, and give each to its queue."""
+        """Let queues take more tasks.
+
+        The first call routes `n` at once; later ones offer the shares again, in the next turn of
+        the loop.
+        """
 
     def waits_before(self, index: float) -> bool:
         """Whether a task before this index was given to a queue and not sent."""

@@ -7,15 +7,16 @@
 
 Tasks wait here, in the parent. They become a *chunk* (one frame, tasks of one source) only when a
 worker has *credit* for them (credit.py): room for more tasks than it holds. The engine owns the
-queues: it offers them task sources, and calls them for each frame, batch and death of a worker. A
-user's scheduler knows a queue by its number.
+queues and offers them task sources; the links of workers call them for each frame and batch, the
+supervisor for each death. A user's scheduler knows a queue by its number.
 
 QUEUE-1  Exactly once. A task is in its source, or in one chunk of one worker, or settled. A chunk
     (chunk.py) marks each offset that was reported; when its worker dies, the queue settles the
     others or puts them back (retry.py, RETRY-5).
-QUEUE-3  Sources are served in turn, a chunk each, so that an `apply` does not wait behind a `map`.
-    While a worker has no room for the source whose turn it is, calls may *overtake*: go to that
-    worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6).
+QUEUE-3  Sources are served in turn. In its turn a source fills the room that one worker has for it,
+    in one chunk or several; then it goes to the end of the line. So an `apply` does not wait behind
+    a `map`. While a worker has no room for the source whose turn it is, calls may *overtake*: go to
+    that worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6).
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
     do not tell how soon a worker will be done. No worker is therefore filled above the level that
     is reached when the tasks that are left fill the workers in turn, those that hold the fewest
@@ -32,10 +33,10 @@ QUEUE-9  A result does not wait for a slow task that runs after its own in the s
     (recovery.py). A worker that holds one task has no such result and is not watched.
 QUEUE-10  A worker that replaces another, or comes by a resize, takes tasks once it has started, as
     long as others of the queue take some. A start may take seconds, or never end, and what was sent
-    to it would wait as long. Of a map, each worker leaves a share for it that gets smaller with
-    what the others report, as they count it as one that holds as much as themselves (QUEUE-6); it
-    is served as soon as it is ready. The first workers of a pool start together, and take tasks
-    from the beginning.
+    to it would wait as long. While it starts, QUEUE-6 counts it as holding as many tasks as the
+    worker that is being served. So a part of each map stays in the parent for it; that part shrinks
+    as the others report, and is sent as soon as the new worker is ready. Until a first worker of
+    the pool is ready, all take tasks from the beginning.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ decode_items, encode_items = _accel.decode_items, _accel.encode_items
 CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
 LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at most (QUEUE-6)
 CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
-ALONE_SECONDS = 1  # so long after a call or another map waited, a map is not alone (CREDIT-6)
+# after a call was sent, or another source was in line, no map is alone for so long (CREDIT-6)
+ALONE_SECONDS = 1
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
@@ -121,7 +123,8 @@ class Queue:
     def call(self, calls: CallQueue, future: asyncio.Future[Any], item: Any) -> None:
         """Take one `apply`; send it at once if nothing waits and a worker is idle.
 
-        An idle worker that stays has room for one task of any function (CREDIT-1).
+        An idle worker that is not leaving has room for one task of any function (QUEUE-6,
+        CREDIT-8).
         """
         calls.expect(future)
         if not self._sources and not self.retry_queue.unsettled:
@@ -138,7 +141,7 @@ class Queue:
                     if worker.credit.spent:
                         worker.leave()
                     flush = worker.link.flush
-                    flush()  # not at once, as `send` in `_send_chunk`
+                    flush()  # in two steps: see `send` in `_send_chunk`
                     return
         calls.wait((future, item))
         offered = self._dispatch_scheduled and calls.queued and calls.in_call_backlog
@@ -420,7 +423,8 @@ class Queue:
             timeout = None if owner.options is DEFAULT_OPTIONS else owner.options.timeout
             now = monotonic()
             credit.send(count, function_id, now, size)
-            send = worker.link.send  # CPython 3.11 finds it so in less time than as a method
+            # in two steps: CPython 3.11 finds an attribute faster than it looks up a method
+            send = worker.link.send
             try:
                 send(
                     CHUNK,
@@ -622,7 +626,7 @@ class Queue:
             self.serve(worker)
         else:
             flush = worker.link.flush
-            flush()  # as in `call`
+            flush()  # in two steps: see `send` in `_send_chunk`
             if worker.chunks:
                 worker.watch()  # QUEUE-9
 

@@ -9,9 +9,9 @@ HOLD-1  A chunk, a function and the options of a pool hold what was pickled with
     did in which it was lost.
 HOLD-2  A task that was not sent has the `Shared` object itself. If that is released meanwhile, the
     memory is held for the tasks that may have it, until they are sent: for all calls and streams
-    that wait, and of a map for all its items if it was submitted after the memory was made, else
-    for those that were read of an iterator. What runs at the release holds nothing that it was not
-    sent, so that one that runs for ever keeps nothing.
+    that wait, and of a map for all its items if it was submitted after the memory was made,
+    otherwise only for the items already read from its iterator. A task that runs at the release
+    keeps only the memory that was sent with it (HOLD-1), so one that runs for ever keeps no other.
 HOLD-3  What goes back unsent to its source from a chunk is held as by HOLD-2.
 """
 
@@ -91,7 +91,7 @@ def note_fork(link: Link, held: list[tuple[Any, ...]], *, holds: bool) -> None:
 
 
 class Source(Protocol):
-    """What is asked of a source of tasks: a map, a stream, or the calls of a function."""
+    """A task source (feed.py), as far as holding memory needs it; not the one of sources.py."""
 
     def last_unsent(self, made: float) -> Any:
         """What stands for the last task that was not sent, of those that may have a memory.

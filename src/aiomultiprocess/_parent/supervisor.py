@@ -4,9 +4,11 @@ SUPERVISOR-1  A worker that dies is replaced while there may be work.
 SUPERVISOR-2  Replacing is limited. If a worker exits while it starts and none was ever ready, the
     pool is broken and says why. If `START_ATTEMPTS` in a row die while they start, or the system
     refuses one, no other is started at once: the supervisor tries again later while the queue has
-    other workers, and where it has none the pool is broken. If more in a row die soon after their
-    start, before they began a task, the next ones are started later too, even where there are no
-    others.
+    other workers, and where it has none the pool is broken. If more than `START_ATTEMPTS` in a row
+    die within `FIRST_PAUSE` seconds of being ready, before they began a task, the next ones are
+    started later too, even where there are no others. A worker whose initializer, lifespan or event
+    loop raises, or that cannot unpickle what it starts with, reports that itself (BROKEN): the pool
+    is broken at once, whatever other workers there are.
 SUPERVISOR-3  A worker that has done its work and takes more than a moment to exit is replaced
     before it has (worker.py, POOLWORKER-3): what holds it does not hold up the tasks that wait.
 SUPERVISOR-4  Each worker has an index, 0 to the number of workers less one. The worker that
@@ -194,7 +196,7 @@ class Supervisor:
         elif kind == Kind.READY:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
-            # a start has no stages
+            # never a `Failure`: that names a stage of an item, and a start belongs to none
             self._pool.break_down(cast("BaseException", load_error(payload)))
         elif kind == Kind.RETIRING:
             worker.retired = str(as_bytes(payload), "utf-8", "replace")

@@ -5,7 +5,8 @@ Theory of operation
 A *link* is one end of a channel between the parent and one worker. A *backend* makes channels. For
 each channel it makes the parent's link and a *child end*, which travels to the worker with the
 process that starts there and is opened into the worker's link. The two engines use only what this
-module declares; `shm` and `pipe` implement it, and `select` chooses between them.
+module declares. `shm`, `pipe` and `inline` implement it, and `_cluster/link.py` for processes of a
+host; `select` chooses between the first two, and makes `inline` on request.
 
 `send` puts a frame into the channel. `flush` makes the frames of a batch visible and wakes the
 other side if it sleeps. When the channel is full, frames wait in the link's *outbox*: `congested`
@@ -79,7 +80,7 @@ def entries_for(concurrency: int) -> int:
 
 
 class StartedCounter(Protocol):
-    """Where a worker marks how many items it has started, as long as its link is open."""
+    """Memory of a worker, while its link is open: the started count, and the turn of the loop."""
 
     @property
     def started(self) -> int:
@@ -89,13 +90,16 @@ class StartedCounter(Protocol):
         """Store the total `n`, visible to the parent even if the next instruction is a SIGKILL."""
 
     def mark_time(self, first: int, since: int, /) -> object:
-        """Set entry 0: since when the item runs that was started last, if not before `first`."""
+        """Set entry 0: each item from number `first` on began no earlier than `since`.
+
+        The number of the one that runs is `started`.
+        """
 
     def begin_turn(self, origin: int, /) -> object:
-        """Store the first word of the turn of the worker's loop (amp_ext/ring.h)."""
+        """In the worker: store the first word of the turn of the loop (amp_ext/ring.h)."""
 
     def end_turn(self, busy: int, /) -> object:
-        """Store the second word of the turn."""
+        """In the worker: store the second word of the turn of the loop."""
 
     @property
     def turn(self) -> tuple[int, int] | None:
@@ -152,7 +156,7 @@ class Link(Protocol):
 
     @property
     def counter(self) -> RunningItems:
-        """The object behind `started`, for code that uses it at every item."""
+        """The worker's shared memory: started count, turn of the loop, table of running items."""
 
     def start(
         self,

@@ -113,7 +113,7 @@ def capacity_for(size: int) -> int:
 def is_lendable(buffer: Segment) -> bool:
     """Whether a segment of a payload is a buffer that goes beside the channel.
 
-    Bytes and bytearrays own their memory, so what comes out of the channel is theirs at once.
+    A `bytes` or `bytearray` has memory of its own for its data, so it cannot lie in a segment.
     """
     return (
         type(buffer) is memoryview

@@ -14,11 +14,11 @@ SHM-1  A frame of more than an eighth of the ring goes in fragments of at least 
     side begins before all is written, and no frame waits for half of the ring to be free.
 SHM-2  A view of the ring is released before the head moves past it. The head moves when a quarter
     of the ring has been read, and at the end of the batch.
-SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: the producer that rang has
-    cleared `sleeping`, and unless the consumer sets it again the next frame rings nothing. A link
-    whose `sleeping` is still set did not cause the ring, and gets no turn.
+SHM-3  A turn ends with `Consumer.sleep`, also a turn that found nothing: the producer that
+    signalled has cleared `sleeping`, and unless the consumer sets it again, the next frame signals
+    nothing. A link whose `sleeping` is still set did not cause the signal, and gets no turn.
 SHM-4  A bell is cleared before the rings are read, and before a link's `sleeping` is checked:
-    cleared later, it could swallow a ring that came in between.
+    cleared later, it could swallow a signal that came in between.
 SHM-5  A link whose outbox is not empty has either set `waiting` in its ring or scheduled a
     continuation, so something brings it back to write the rest.
 SHM-6  Memory for what may have to wait is reserved before the first byte of the frame is written,
@@ -187,8 +187,9 @@ class ShmLink(Endpoint):
             self._handler,
             self._take_record,
             self._on_drained,
-            # `_service`, which also writes, even if nothing waits for room now: a frame may wait by
-            # the time the turn is continued, and a ring until then gets no turn of its own (SHM-5)
+            # `_service` reads and writes. It is used even if no frame waits for room: one may wait
+            # by the time the turn is continued, and a signal that comes before then is not given a
+            # turn of its own (SHM-5)
             functools.partial(self._turn, self._service),
             BATCH_FRAMES,
             BATCH_BYTES,

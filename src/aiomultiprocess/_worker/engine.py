@@ -16,11 +16,11 @@ WORKER-1  Items start in the order in which they arrived, over all chunks. The n
     started is stored where the parent can read it before the function of the next one is called. So
     the parent knows which items may have had effects, whatever happens to the worker.
 WORKER-2  At most `concurrency` items run at once.
-WORKER-3  Each item that arrives gets exactly one answer, in a RESULTS, ERROR or REFUSED frame,
-    except those that the process takes with it when it dies.
+WORKER-3  Each item that arrives gets exactly one answer, in a RESULTS, ERROR, REFUSED or TIMED_OUT
+    frame, or is returned (WORKER-11), except those that the process takes with it when it dies.
 WORKER-4  A turn runs bursts for as long as the parent allows, and for `BURST_NS` at most while
     other items are suspended: the loop serves their timers and sockets between two turns. Results
-    leave in one batch for each turn.
+    are published once at the end of a turn, earlier if the journal is full or by RESULTS-3.
 WORKER-5  No item starts while the link is congested, so results that cannot leave stay bounded.
 WORKER-6  Results outlive the process: each is in the journal (journal.py) or published before code
     of another item runs. There are two exceptions. A result that fits neither, for lack of room in
@@ -35,7 +35,8 @@ WORKER-9  A worker that runs no item when it is closed or terminated exits as a 
 WORKER-10  A lifespan (lifespan.py) is entered after the initializer and before READY is sent, and
     left after the last item. While it is left, in at most the grace period, no item runs; a LEAVING
     frame tells the parent. A worker that gets SIGTERM gives its items two thirds of that time, and
-    then leaves its lifespan whatever still runs. SIGTERM while it is entered ends the worker.
+    then leaves its lifespan whatever still runs. SIGTERM that arrives before its entry has finished
+    ends the worker.
 WORKER-11  A worker retires if its memory is over a limit, or its lifespan has ended by itself. It
     starts nothing more, and returns each item that it has not started, by RETURNED frames instead
     of answers; also items that arrive later. It runs the others to their end. The parent closes it.
@@ -95,7 +96,7 @@ if TYPE_CHECKING:
     from .streams import Batch, Channel
     from .threads import Threads
 
-BURST_NS = 500_000  # nanoseconds (WORKER-4)
+BURST_NS = 500_000  # nanoseconds that a turn may start items (WORKER-4)
 CHUNK = int(Kind.CHUNK)  # an int: to compare with a member of an enum takes longer
 MODES = len(Mode)
 MAP, STREAM = int(Mode.MAP), int(Mode.STREAM)
@@ -158,7 +159,8 @@ class WorkerEngine:
         self.terminated = False
         self.serving = False  # the link is started
         self._retiring = False  # WORKER-11
-        self._refuses = False  # takes no more items: it is one of these three
+        # takes no more items: it is terminated, broken or retiring, or its loop has failed
+        self._refuses = False
         self._loop = loop
         self._link = link
         self._results = ResultSender(link, exception_handler)
@@ -319,7 +321,7 @@ class WorkerEngine:
         return None
 
     def _pass_on(self, error: BaseException | None) -> None:
-        """The user's code has raised this; an interrupt means a process only where it is inline."""
+        """Hook of inline workers: let a KeyboardInterrupt of user code pass the loop (INLINE-4)."""
 
     def _make_starter(self) -> None:
         self._starter = _accel.Starter(self._loop, self._link.counter, self._on_value)
@@ -464,7 +466,10 @@ class WorkerEngine:
         self._exit_after("the link to the parent process is broken", error)
 
     def _give_up(self, error: BaseException) -> None:
-        """An item may have lost its answer: exit, or its caller would wait for ever (WORKER-3)."""
+        """End this worker because an item may have lost its answer (WORKER-3).
+
+        Its caller would wait for ever. Not related to `_given_up`.
+        """
         if self._leaves_by(error):
             self._terminate()  # the exit settles the item, too, and runs the hooks of WORKER-9
             self._forget_itemless_tasks()

@@ -3,8 +3,9 @@
     result -> journal, which outlives the process -> frame of the link -> published
 
 The engine gives each result to a `ResultSender`, which journals it and sends it. A result is in the
-journal (journal.py) or published before code of another item runs (engine.py, WORKER-6). Results
-that leave together are one entry of the journal and one RESULTS frame.
+journal (journal.py) or published before code of another item runs (engine.py, WORKER-6). Each entry
+of the journal becomes one frame, of results or of one error; the frames of a turn are published
+together.
 
 RESULTS-1  One entry of the journal is open at a time. Either a burst opens it, writes it and ends
     it; or `add` does, and extends it until the turn ends, so that items of one chunk that end in
@@ -12,9 +13,10 @@ RESULTS-1  One entry of the journal is open at a time. Either a burst opens it, 
     its call, is answered after the burst.
 RESULTS-2  A result that cannot be sent fails alone: its item gets an error instead. Other results
     of the same entry are sent as the journal has them.
-RESULTS-3  The result of an item that was suspended is sent as it ends, if none was sent in the last
-    millisecond: another item may block the loop before the turn that would send it. If some were
-    sent just now, the parent watches this worker (_parent/blocked.py).
+RESULTS-3  The result of an item that was suspended is sent as it ends, if `publish` did not run in
+    the last millisecond: another item may block the loop before the turn that would send it. Else
+    the turn that follows sends it; should an item block that turn, the parent takes it from the
+    journal (_parent/blocked.py).
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class ResultSender:
         self._exception_handler = exception_handler
         self._journal = _accel.Journal(journal.parts_of(link.journal)[0])
         self._next: tuple[int, int] | None = None  # the item that extends the entry of `add`
-        self._published = 0  # when results were sent last, in nanoseconds of the monotonic clock
+        self._published = 0  # when `publish` ran last, in nanoseconds of the monotonic clock
 
     def close(self) -> None:
         """Release the journal, which is memory of the link."""
@@ -82,7 +84,8 @@ class ResultSender:
             return
         if not count:
             return
-        send = self._link.send  # an attribute of the link, and not a method: queue.py
+        # in two steps: CPython 3.11 finds an attribute faster than it looks up a method
+        send = self._link.send
         try:
             send(RESULTS, count=count, chunk_id=chunk_id, offset=offset, payload=payload)
         except Exception as error:  # noqa: BLE001 - too large, or too much for memory: RESULTS-2
@@ -174,7 +177,7 @@ class ResultSender:
         if self._next is not None:  # as in begin_burst
             self._send_added()
         link = self._link
-        flush = link.flush  # as `send` above
+        flush = link.flush  # in two steps, as `send` in `end_entry`
         flush()
         self._published = monotonic_ns()
         if not link.congested:
@@ -183,7 +186,7 @@ class ResultSender:
             sharing.take()
 
     def publish_unless_just_now(self) -> None:
-        """Send all results, if none were in the last millisecond (RESULTS-3)."""
+        """Send all results, unless that was done in the last millisecond (RESULTS-3)."""
         if monotonic_ns() - self._published > MOMENT_NS:
             self.publish()
 
