@@ -46,7 +46,7 @@ def outcome_of(module: str, folder: Path) -> dict[str, Any]:
         )
     # fork servers and resource trackers of programs that have ended end by themselves, soon
     orphans = {child.pid for child in psutil.Process().children()} - before
-    asyncio.run(wait_for_exit(orphans))
+    asyncio.run(wait_for_exit(orphans, within=30.0))
     *_, last = out.read_text().splitlines()
     report: dict[str, Any] = json.loads(last)
     return report

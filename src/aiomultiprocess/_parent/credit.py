@@ -55,8 +55,11 @@ GROWTH = 16  # a measurement enlarges a backlog at most by this factor: the firs
 
 
 class Pace:
-    """How fast one function runs at one worker.
+    """How fast one worker ends tasks in the batches in which tasks of one function were reported.
 
+    Tasks of all functions in such a batch count: how much of the time each function took is not
+    known. So a function that shares its worker with a faster one looks faster than it is; counted
+    by itself over all of that time, a quick one would look slow, and hold up others (CREDIT-7).
     Tasks and seconds are summed, and older sums decay by `HORIZON / (HORIZON + elapsed)`. A mean of
     rates would be wrong: of tasks that end together but are reported one by one, all but the first
     seem to take no time.
