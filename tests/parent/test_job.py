@@ -131,7 +131,7 @@ async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:
 async def test_the_last_possible_caller_receives_the_list_itself() -> None:
     job = job_of([1, 2, 3])
     waiting = job.await_all()
-    job.mark_unreferenced()
+    job.result_gone()
     run(job)
     assert await waiting is job._values
 
@@ -139,7 +139,7 @@ async def test_the_last_possible_caller_receives_the_list_itself() -> None:
 async def test_a_caller_that_is_not_the_last_receives_a_copy_before_the_other_waits() -> None:
     job = job_of([1, 2, 3])
     first, second = job.await_all(), job.await_all()
-    job.mark_unreferenced()
+    job.result_gone()
     run(job)
     (await first).append("mine")
     assert await second == [1, 2, 3]

@@ -21,6 +21,7 @@ MODULES = (
     "test_context_variables",
     "test_error_messages",
     "test_exception_handlers",
+    "test_failed_maps",
     "test_huge_inputs",
     "test_huge_numbers",
     "test_late_inputs",

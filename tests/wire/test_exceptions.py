@@ -14,12 +14,18 @@ from typing import Any
 import pytest
 
 import exception_types as errors
-from aiomultiprocess import ProxyException, WorkerLostError
+from aiomultiprocess import (
+    PoolTerminatedError,
+    ProxyException,
+    TaskTimeoutError,
+    WorkerLostError,
+)
 from aiomultiprocess._wire.exceptions import (
     MAX_NODES,
     dump_exception,
     load_exception,
     load_original,
+    twin_of,
 )
 from aiomultiprocess._wire.tracebacks import RemoteTraceback
 
@@ -412,3 +418,44 @@ def test_the_loss_of_a_worker_says_what_is_known(exitcode: int | None, words: st
         exitcode,
         error.signal,
     )
+
+
+def timed_out() -> TaskTimeoutError:
+    return TaskTimeoutError("fetch", 0.5, killed=True)
+
+
+TWINS = [
+    pytest.param(lambda: load_exception(dump_exception(slotted())), id="proxy"),
+    pytest.param(lambda: load_exception(dump_exception(UNICODE)), id="proxy of a builtin"),
+    pytest.param(
+        lambda: load_exception(dump_exception(ExceptionGroup("two", [UNICODE, KeyError(1)]))),
+        id="group",
+    ),
+    pytest.param(lambda: WorkerLostError("the item", 7, -9), id="lost"),
+    pytest.param(timed_out, id="timed out"),
+    pytest.param(lambda: PoolTerminatedError("the pool was terminated"), id="terminated"),
+    pytest.param(lambda: OSError(2, "no such thing", "here"), id="builtin"),
+]
+
+
+@pytest.mark.row("H231")
+@pytest.mark.parametrize("make", TWINS)
+def test_a_twin_is_the_same_error_without_a_traceback(make: Any) -> None:
+    error = raised(make(), KeyError("cause"))
+    error.add_note("a note")
+    twin = twin_of(error)
+    assert twin is not error
+    assert twin.__traceback__ is None
+    assert (type(twin), str(twin), twin.args) == (type(error), str(error), error.args)
+    assert {**vars(twin)} == {**vars(error)}
+    assert twin.__cause__ is error.__cause__
+    assert (twin.__context__, twin.__suppress_context__) == (error.__context__, True)
+    twin.add_note("another")
+    assert error.__notes__ == ["a note"]
+    assert str(twin_of(twin)) == str(error)
+    assert type(pickle.loads(pickle.dumps(twin))) is type(error)
+
+
+def test_an_error_that_pickles_itself_has_no_twin() -> None:
+    error = errors.Registered("as it is")
+    assert twin_of(error) is error

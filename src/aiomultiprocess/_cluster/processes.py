@@ -165,9 +165,12 @@ class HostedProcess:
         return int(1e6 * busy)
 
     def _watch_items(self) -> None:
-        """It holds items: notice if one blocks it (BLOCKED-2)."""
-        if not self._blocked.is_armed and self._holds_several():
-            self._blocked.arm()
+        """As PoolWorker.watch."""
+        if self._holds_several():
+            if not self._blocked.is_armed:
+                self._blocked.arm()
+        elif self._blocked.waits_longer:
+            self._blocked.stop()
 
     def _holds_several(self) -> bool:
         return self._held > 1

@@ -8,11 +8,12 @@ taken from its journal (recovery.py).
                                  | +---+ some were started       |  +--+ none was started
                                  +------ sent, or reported, or some were started
 
-BLOCKED-1  A worker that seems to be blocked may not have begun: the system let it wait, or stopped it.
-    Then it may finish items and be blocked by the next one before it reports. So it is looked at
-    again, each time after twice as long: of n seconds that it is blocked, some log2(40 n) looks,
+BLOCKED-1  A worker that seems to be blocked may not have begun: the system let it wait, or stopped
+    it. Then it may finish items and be blocked by the next one before it reports. So it is looked
+    at again, each time after twice as long: of n seconds that it is blocked, some log2(40 n) looks,
     and results wait at most as long again as it was blocked before.
-BLOCKED-2  Nothing is timed for a worker that holds less than two tasks: it sends what it has finished.
+BLOCKED-2  Nothing is timed for longer than `PATIENCE` for a worker that holds less than two tasks,
+    as it sends what it has finished.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ class BlockedWatch:
     `holds_several` tells whether the worker holds two tasks or more (BLOCKED-2).
     """
 
-    __slots__ = ("_holds_several", "_link", "_loop", "_on_blocked", "_started", "_timer", "is_armed")
+    __slots__ = (
+        "_holds_several",
+        "_link",
+        "_loop",
+        "_on_blocked",
+        "_started",
+        "_timer",
+        "is_armed",
+    )
 
     def __init__(
         self,
@@ -40,7 +49,7 @@ class BlockedWatch:
         holds_several: Callable[[], bool],
         on_blocked: Callable[[], object],
     ) -> None:
-        self.is_armed = False  # whether it looks in `PATIENCE` seconds, or sooner
+        self.is_armed = False  # whether it looks within `PATIENCE`
         self._timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._link = link
@@ -48,29 +57,31 @@ class BlockedWatch:
         self._on_blocked = on_blocked
         self._started = -1
 
+    @property
+    def waits_longer(self) -> bool:
+        """Whether the worker seemed to be blocked, and a look is to come."""
+        return self._timer is not None and not self.is_armed
+
     def arm(self) -> None:
         """Look soon whether the worker has started items; to be called only if not `is_armed`."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self.is_armed = True
+        self.stop()
         self._started = self._link.started
         self._timer = self._loop.call_later(PATIENCE, self._look, PATIENCE)
+        self.is_armed = True  # last: an interrupt may strike before
 
     def stop(self) -> None:
-        """Watch no more: the worker has gone."""
+        """Watch no more: the worker has gone, or holds less than two tasks."""
         self.is_armed = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _look(self, waited: float) -> None:
-        was_armed, self.is_armed = self.is_armed, False
-        self._timer = None
+        self.stop()
         if not self._holds_several():
             return
         if self._link.started != self._started:
             self.arm()
             return
         self._timer = self._loop.call_later(2 * waited, self._look, 2 * waited)  # BLOCKED-1
-        if was_armed:
-            self._on_blocked()
+        self._on_blocked()

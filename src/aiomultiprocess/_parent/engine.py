@@ -34,7 +34,6 @@ import logging
 import os
 import threading
 import warnings
-import weakref
 from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import ExitStack, suppress
 from enum import Enum
@@ -47,6 +46,7 @@ from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes import loops
 from .._transport.link import Backend
 from .._wire import sharing
+from .._wire.exceptions import twin_of
 from .._wire.frames import Kind, Mode
 from ..scheduler import RoundRobin, Scheduler
 from ..types import PoolTerminatedError, Progress, QueueID, TaskID, describe_error
@@ -201,7 +201,7 @@ class Engine:
     def check_open(self) -> None:
         """Raise what broke the pool, or RuntimeError, unless it takes calls."""
         if self._reason is not None:
-            raise BaseException.with_traceback(self._reason, None)  # or each call would add to it
+            raise BaseException.with_traceback(twin_of(self._reason), None)  # JOB-11
         if self.state is not State.OPEN:
             raise RuntimeError(CLOSED)
 
@@ -478,7 +478,7 @@ class Engine:
         from .iterators import ResultIterator  # ENGINE-3
 
         reader = job.add_reader()
-        return ResultIterator(keep, reader, self._released(reader, job))
+        return ResultIterator(keep, reader, job.watch_reader(reader))
 
     def read_completed(
         self, job: Job, *, keep: object, with_index: bool
@@ -487,27 +487,8 @@ class Engine:
         from .iterators import CompletionIterator  # ENGINE-3
 
         reader = job.add_completion_reader()
-        released = self._released(reader, job)
+        released = job.watch_reader(reader)
         return CompletionIterator(keep, reader, released, with_index=with_index)
-
-    def _released(self, reader: object, job: Job) -> Callable[[], object]:
-        """What to call when a reader ends; it is also called when the reader is collected."""
-        released = weakref.finalize(reader, self.reader_gone, job)
-        released.atexit = False
-        return released
-
-    def reader_gone(self, job: Job) -> None:
-        """An `async for` over the job's results was dropped; may be called from any thread."""
-        if not job.done and self.loop.is_running():
-            self.loop.call_soon_threadsafe(job.reader_gone)
-
-    def drop_unread(self, job: Job) -> None:
-        """No reader of the job's results can begin any more; may be called from any thread.
-
-        A job that is done needs nothing, and must not wait for the loop: with it go its results.
-        """
-        if job.mark_unreferenced() and self.loop.is_running():
-            self.loop.call_soon_threadsafe(job.drop_unread)
 
     def _add_open(self, source: CallQueue | Job | StreamSource) -> None:
         self._open.add(source)
@@ -650,7 +631,7 @@ class Engine:
     def break_down(self, reason: BaseException) -> None:
         """Workers cannot be started: fail every call with the reason, now and from now on."""
         if self.state in (State.OPEN, State.CLOSING):
-            self._reason = reason
+            self._reason = twin_of(reason)
             self._give_up(State.BROKEN, reason)
 
     def _give_up(self, state: State, error: BaseException) -> None:

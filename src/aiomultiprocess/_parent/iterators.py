@@ -134,6 +134,9 @@ class CompletionIterator(ResultIterator[R]):
         reader = self._reader
         try:
             result = await super().__anext__()
+        except Exception as error:
+            prepare_for_caller(error)  # else it refers to this frame, and by that to the map
+            raise
         finally:
             if self._reader is None and isinstance(reader, CompletionReader):
                 self._last = reader.last  # it was closed while this step waited

@@ -40,6 +40,10 @@ JOB-9  A job is *marked* when an `await` of it, or a step of a reader, is cancel
 JOB-10  To give up a job takes neither memory nor time for the items that were never taken: an input
     may be a `range` of any length. They have no places in the list of results; `_rest` stands for
     each of them.
+JOB-11  Nothing that lives on, and no running job, refers to a PoolResult, by whatever path: else it
+    is never collected. An error that was raised refers to the frames that it went through, and by
+    these to the PoolResult. So a job raises twins of its errors; and finalizers, which `weakref`
+    keeps, refer to the job weakly. (The error of the input is raised itself: its job ends soon.)
 """
 
 from __future__ import annotations
@@ -51,10 +55,12 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
+from .._wire.exceptions import twin_of
 from .._wire.frames import Mode
 from .._wire.tracebacks import without_our_frames
 from ..types import Progress
@@ -119,6 +125,7 @@ class Job:
     _looks_for_end = False  # soon (JOB-3)
     _input_ended = False  # before the job was given up
     _opened = 0.0  # when, by the monotonic clock
+    _raised: weakref.WeakSet[BaseException] | None = None  # before it was done (JOB-11)
 
     def __init__(
         self,
@@ -373,10 +380,31 @@ class Job:
         if not self._late:
             self._on_done(self)
 
-    def mark_unreferenced(self) -> bool:
-        """Record that no other caller can begin to read; True if `drop_unread` must follow."""
+    def watch_result(self, result: object) -> None:
+        """No reader can begin any more once this PoolResult is gone."""
+        self._when_collected(result, Job.result_gone)
+
+    def watch_reader(self, reader: object) -> Callable[[], object]:
+        """What to call when a reader ends; it is also called when the reader is collected."""
+        return self._when_collected(reader, Job.reader_gone_soon)
+
+    def _when_collected(
+        self, caller: object, method: Callable[[Job], None]
+    ) -> weakref.finalize[..., object]:
+        finalizer = weakref.finalize(caller, _call, weakref.ref(self), method)  # JOB-11
+        finalizer.atexit = False
+        return finalizer
+
+    def result_gone(self) -> None:
+        """In any thread. A job that is done must not wait for the loop: with it go its results."""
         self._unreferenced = True
-        return not self.done and (self._marked or not self.wanted_all)
+        if not self.done and (self._marked or not self.wanted_all) and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self.drop_unread)
+
+    def reader_gone_soon(self) -> None:
+        """In any thread."""
+        if not self.done and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self.reader_gone)
 
     def drop_unread(self) -> None:
         """End the job without its readers.
@@ -400,8 +428,10 @@ class Job:
     def pool_closes(self) -> None:
         """Depend on no reader from now on: the pool waits for this job before it closes."""
         self._pool_closes = True
-        for error in self._errors.values():  # the traceback of one that was raised refers to the
-            self._fresh(error)  # `async for`, and would keep its reader alive
+        returned = self._values if self._return_exceptions else ()
+        for error in (*self._errors.values(), *(self._raised or ()), *returned):
+            if isinstance(error, BaseException):  # the traceback of one that was raised refers to
+                self._without_frames(error)  # the `async for`, and would keep its reader alive
         self.reader_gone()
         if self._marked and not (self.done or self._awaiting or self._readers):
             # JOB-9: the traceback of the cancellation may still refer to the PoolResult, in a cycle
@@ -445,10 +475,10 @@ class Job:
             if self._marked and not self.done and self._loop.is_running():
                 self._loop.call_soon_threadsafe(self._cancel_if_marked)
         if self._errors and not self.cancelled:
-            raise self._fresh(self._errors[min(self._errors)])
+            raise self._raisable(self._errors[min(self._errors)])
         rest = self._error_of_the_rest
         if rest is not None and (self.cancelled or not self._return_exceptions):  # JOB-8
-            raise self._fresh(rest)
+            raise self._raisable(rest)
         self._values += [self._rest] * (self._taken - self._base - len(self._values))  # JOB-10
         last = self._unreferenced and not self._awaiting  # JOB-5
         return self._values if last else self._values.copy()
@@ -466,7 +496,7 @@ class Job:
     def outcome(self, index: int) -> Any:
         """The result of one task that is ready; StopAsyncIteration past the last one."""
         if index in self._errors:
-            raise self._fresh(self._errors[index])
+            raise self._raisable(self._errors[index])
         if index >= self._taken:
             raise StopAsyncIteration
         self._require_kept(index)
@@ -475,7 +505,7 @@ class Job:
             self._require_all_kept()
         if value is FAILED:
             assert self._error_of_the_rest is not None
-            raise self._fresh(self._error_of_the_rest)
+            raise self._raisable(self._error_of_the_rest)
         return value
 
     def value_at(self, index: int) -> Any:
@@ -655,12 +685,24 @@ class Job:
                 if not self._waiters[index]:
                     del self._waiters[index]
 
-    def _fresh(self, error: BaseException) -> BaseException:
-        """`error` without the traceback that earlier raises of it have added."""
+    def _raisable(self, error: BaseException) -> BaseException:
+        """What to raise for an error of this job (JOB-11)."""
         if type(error) is asyncio.CancelledError:  # each awaiter's task may change its own
             return asyncio.CancelledError(*error.args)
+        twin = error if error is self.source.error else twin_of(error)
+        if twin is error:
+            self._without_frames(error)
+        elif not self.done:
+            if self._raised is None:
+                self._raised = weakref.WeakSet()
+            with suppress(TypeError):  # its class cannot be referred to weakly
+                self._raised.add(twin)
+        return twin
+
+    def _without_frames(self, error: BaseException) -> None:
+        """Take away the traceback that earlier raises of an error have added."""
         origin = self._origin if error is self.source.error else None
-        return BaseException.with_traceback(error, origin)
+        BaseException.with_traceback(error, origin)
 
     def end_of_input(self) -> None:
         """The source has no more items."""
@@ -738,3 +780,9 @@ class Job:
         for future in ready:
             if not future.done():
                 future.set_result(None)
+
+
+def _call(job: weakref.ref[Job], method: Callable[[Job], None]) -> None:
+    alive = job()
+    if alive is not None:
+        method(alive)

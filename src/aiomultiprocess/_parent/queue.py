@@ -627,8 +627,7 @@ class Queue:
         else:
             flush = worker.link.flush
             flush()  # in two steps: see `send` in `_send_chunk`
-            if worker.chunks:
-                worker.watch()  # QUEUE-9
+            worker.watch()  # QUEUE-9
 
     def on_blocked(self, worker: PoolWorker) -> None:
         """QUEUE-9: take what a worker has finished and, blocked by an item, cannot send."""

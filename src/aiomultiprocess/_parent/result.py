@@ -6,7 +6,6 @@ must.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -79,7 +78,7 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
             raise TypeError(f"a PoolResult is made by map and starmap, not from {job!r}")
         self.pool = pool
         self._job = job
-        weakref.finalize(self, pool._bind().drop_unread, job).atexit = False
+        job.watch_result(self)
 
     def __reduce__(self) -> NoReturn:
         refuse_to_pickle(self)
@@ -90,7 +89,11 @@ class PoolResult(Awaitable[list[R]], AsyncIterable[R], Generic[R]):
 
     async def results(self) -> list[R]:
         """Wait for all results and return them in the order of the input."""
-        return await self
+        try:
+            return await self
+        except Exception as error:
+            prepare_for_caller(error)  # else it refers to this frame, and by that to the map
+            raise
 
     def __aiter__(self) -> AsyncGenerator[R, None]:
         """A new iterator with the methods of an async generator; `aclose` ends it.

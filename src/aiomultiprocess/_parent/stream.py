@@ -62,7 +62,7 @@ class Stream(AsyncIterator[Value]):
         if start is None:
             raise StopAsyncIteration
         self._source = source = start()
-        weakref.finalize(self, source.drop_soon).atexit = False
+        weakref.finalize(self, _drop, weakref.ref(source)).atexit = False  # JOB-11
         return source
 
     async def aclose(self) -> None:
@@ -80,3 +80,9 @@ class Stream(AsyncIterator[Value]):
         if isinstance(error, Exception) and type(error) is not PoolTerminatedError:
             prepare_for_caller(error)
             raise error
+
+
+def _drop(source: weakref.ref[StreamSource]) -> None:
+    alive = source()
+    if alive is not None:
+        alive.drop_soon()

@@ -260,10 +260,14 @@ class PoolWorker(Process):
         self._settle()
 
     def watch(self) -> None:
-        """It holds tasks: notice if one blocks it (BLOCKED-2)."""
-        assert self._blocked is not None
-        if not self._blocked.is_armed and self.credit.in_flight > 1:
-            self._blocked.arm()
+        """It was sent tasks, or has reported: notice if one blocks it (BLOCKED-1, BLOCKED-2)."""
+        blocked = self._blocked
+        assert blocked is not None
+        if self.credit.in_flight > 1:
+            if not blocked.is_armed:
+                blocked.arm()
+        elif blocked.waits_longer:
+            blocked.stop()
 
     def _holds_several(self) -> bool:
         return self.credit.in_flight > 1

@@ -117,6 +117,29 @@ def unwrap(proxy: BaseException) -> BaseException:
     return original
 
 
+def twin_of(error: BaseException) -> BaseException:
+    """An error like this one, without a traceback; `error` itself if there can be none.
+
+    Raised, it takes the references to the frames that it goes through, and `error` has none.
+    """
+    cls = type(error)
+    is_ours = isinstance(error, ProxyException) or cls.__module__ == ProxyException.__module__
+    try:
+        if not is_ours and pickles_itself(cls):
+            return error
+        twin: BaseException = put_together(cls, take_apart(error))
+    except Exception:  # noqa: BLE001 - its type may run any code
+        return error
+    attributes = vars(twin)
+    if REMOTE in vars(error):
+        attributes[REMOTE] = vars(error)[REMOTE]
+    if notes_of(error):
+        attributes["__notes__"] = list(notes_of(error))
+    for name in ("__cause__", "__context__", "__suppress_context__"):  # the first sets the last
+        field(name).__set__(twin, field(name).__get__(error))
+    return twin
+
+
 def load_answer(payload: Any, loads: Loads = pickle.loads) -> ProxyException | Failure:
     """The error to raise for a task's exception; a `Failure` if it was dumped with a stage."""
     message = _Message(*loads(payload))
