@@ -55,6 +55,7 @@ OUT: dict[str, dict[str, str]] = {
     "test_blocked_workers": {
         "test_an_executor_yields_what_is_there_before_a_slow_call": OWN_POOL,
         "test_results_taken_at_any_moment_count_once": WATCHED_THERE,
+        "test_results_of_a_worker_that_began_late_do_not_wait_either": WATCHED_THERE,
     },
 }
 
