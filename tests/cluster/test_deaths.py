@@ -133,7 +133,8 @@ async def test_the_death_of_a_host_costs_at_most_what_it_was_sent(
         await until_recorded(path, ITEMS // 3)
         os.kill(victim, signal.SIGKILL)
         check_accounts(path, await result, dead)
-        assert await pool.apply(workload.two) == 2
+        # the map may have ended before the death is noticed: a call may be sent there still
+        assert await pool.apply(workload.two, retries=1) == 2
 
 
 @only_plain
