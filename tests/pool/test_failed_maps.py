@@ -21,6 +21,7 @@ from aiomultiprocess import Pool, PoolResult, PoolTerminatedError, Stream
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("H231")]
 
 Results = PoolResult[Any]
+REFUSED = "math domain error|expected a nonnegative input"  # by sqrt, before 3.14 and since
 
 
 async def by_await(result: Results) -> None:
@@ -73,7 +74,7 @@ async def test_neither_does_an_error_that_was_returned_and_raised() -> None:
     async def fail() -> weakref.ref[Results]:
         result = pool.map(math.sqrt, [-1.0], return_exceptions=True)
         (error,) = await result
-        with pytest.raises(ValueError, match="math domain error"):
+        with pytest.raises(ValueError, match=REFUSED):
             raise error
         return weakref.ref(result)
 
@@ -106,7 +107,7 @@ async def test_the_input_of_an_endless_one_ends_when_its_reader_failed(
 
 async def test_an_error_is_raised_again_while_the_map_runs() -> None:
     async def error_of(steps: AsyncIterator[float]) -> ValueError:
-        with pytest.raises(ValueError, match="math domain error") as raised:
+        with pytest.raises(ValueError, match=REFUSED) as raised:
             await anext(steps)
         return raised.value
 
@@ -116,7 +117,7 @@ async def test_an_error_is_raised_again_while_the_map_runs() -> None:
         errors = [await error_of(steps) for steps in iterators]
         assert [await anext(steps) for steps in iterators] == [2.0] * 4
         assert len({(type(error), str(error)) for error in errors}) == 1
-        assert {repr(error.__cause__) for error in errors} == {"ValueError('math domain error')"}
+        assert {type(error.__cause__) for error in errors} == {ValueError}
         result.cancel()
 
 
@@ -202,6 +203,6 @@ async def test_the_error_of_an_input_keeps_its_traceback() -> None:
     async with Pool(1) as pool:
         result = pool.map(math.sqrt, inputs())
         for _ in range(2):
-            with pytest.raises(ValueError, match="math domain error") as raised:
+            with pytest.raises(ValueError, match=REFUSED) as raised:
                 await result
             assert "inputs" in [entry.name for entry in raised.traceback]
