@@ -38,6 +38,7 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 import leaks  # noqa: E402  (after sys.path is right)
+import start_methods  # noqa: E402
 
 pytest_plugins = ["catalogue", "cluster_fixtures"]
 
@@ -125,11 +126,21 @@ def pytest_runtest_makereport(
     return report
 
 
+def is_about_processes(request: pytest.FixtureRequest) -> bool:
+    """Whether a test decides how its processes start, or needs children of this one."""
+    if {"start_method", "capfd"} & set(request.fixturenames):
+        return True
+    return request.node.get_closest_marker("spawned") is not None
+
+
 @pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Processes, threads, descriptors, mappings, shared memory: as before the test."""
+    start_methods.provide_fork_server(shared=not is_about_processes(request))
+    leaks.stop_resource_tracker()  # which comes with it: each test has its own
     before = leaks.holdings()
     yield
+    start_methods.end_fork_server_of_test()
     left = leaks.left_behind(before)
     if left:
         leaks.clear_away(left)
@@ -137,11 +148,17 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(params=[backend for backend in BACKENDS if backend in ONLY])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of the backend that pools, also those of scripts, choose in this test."""
+    from aiomultiprocess import set_start_method
+
     name: str = request.param
     monkeypatch.setenv("AIOMULTIPROCESS_BACKEND", name)
-    return name
+    if not is_about_processes(request):
+        set_start_method(start_methods.method_over(name))
+    yield name
+    if not is_about_processes(request):
+        set_start_method()
 
 
 @pytest.fixture(

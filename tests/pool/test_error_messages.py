@@ -263,6 +263,7 @@ async def test_the_cause_of_a_result_that_cannot_be_pickled_is_kept() -> None:
     assert "TypeError: cannot pickle" in str(caught.value).splitlines()[0]
 
 
+@pytest.mark.spawned
 @pytest.mark.row("G62")
 async def test_an_exception_handler_gets_the_error_of_a_result_that_cannot_be_pickled(
     capfd: pytest.CaptureFixture[str],

@@ -72,6 +72,7 @@ async def test_a_worker_killed_from_outside_is_noticed(way: str) -> None:
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.spawned
 @pytest.mark.row("B13")
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="elsewhere a thread waits for it")
 async def test_a_death_is_reported_at_once_and_not_by_a_timer() -> None:
@@ -193,6 +194,7 @@ async def test_a_death_fails_exactly_the_started_tasks_and_moves_the_others() ->
         assert found[16:] == [16, 17, 18, 19]
 
 
+@pytest.mark.spawned
 @pytest.mark.row("B15")
 async def test_a_result_published_before_the_death_is_delivered() -> None:
     async with Meeting() as meeting, Pool(1) as pool:
@@ -204,6 +206,7 @@ async def test_a_result_published_before_the_death_is_delivered() -> None:
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.spawned
 @pytest.mark.row("B15")
 async def test_many_results_published_before_the_death_are_all_delivered() -> None:
     """More than the link hands over in one turn of the loop, and each in a batch of its own."""
@@ -336,6 +339,7 @@ async def test_workers_that_kill_each_other_leave_no_task_unresolved(count: int)
         assert await pool.apply(workload.two) == 2
 
 
+@pytest.mark.spawned
 @pytest.mark.row("B18")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:

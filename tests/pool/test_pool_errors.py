@@ -325,6 +325,7 @@ async def test_a_task_that_cancels_itself_fails_alone() -> None:
 # -- A9: exception_handler -------------------------------------------------------------------------
 
 
+@pytest.mark.spawned
 @pytest.mark.row("A9")
 async def test_an_exception_handler_that_fails_is_logged_and_the_tasks_error_kept(
     capfd: pytest.CaptureFixture[str],

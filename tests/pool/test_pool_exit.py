@@ -136,6 +136,7 @@ async def test_ctrl_c_ends_a_pool_and_the_programs_of_its_tasks(tmp_path: Path) 
         assert script.process.returncode == 0
 
 
+@pytest.mark.spawned
 @pytest.mark.row("H217")
 async def test_a_worker_of_a_program_that_ignores_ctrl_c_passes_that_on() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -19,6 +19,7 @@ from support import Script
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
+    pytest.mark.spawned,  # processes are counted
     pytest.mark.skipif(sys.platform != "linux", reason="counts come from /proc"),
 ]
 
@@ -138,6 +139,7 @@ def count_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.spawned
 async def test_each_worker_costs_the_parent_a_few_descriptors() -> None:
     without = count_descriptors()
     async with Pool(1) as pool:

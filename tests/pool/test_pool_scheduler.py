@@ -104,6 +104,7 @@ async def test_a_task_of_starmap_may_be_an_iterator() -> None:
         ]
 
 
+@pytest.mark.spawned
 def test_a_pool_whose_first_start_failed_says_so_at_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -25,6 +25,7 @@ from support import Meeting, pool_script, run_script
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
+    pytest.mark.spawned,
     pytest.mark.skipif(sys.platform == "win32", reason="forks, waits and limits of POSIX"),
 ]
 

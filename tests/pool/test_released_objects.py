@@ -251,6 +251,7 @@ async def test_one_that_a_map_holds_to_its_end_keeps_no_other() -> None:
 
 
 @pytest.mark.row("H214")
+@pytest.mark.spawned
 async def test_a_worker_that_died_unnoticed_costs_no_task_its_object() -> None:
     async with Pool(1) as pool:
         assert await pool.apply(workload.two) == 2

@@ -179,6 +179,7 @@ async def test_results_that_pickle_refuses_travel(start_method: str) -> None:
         assert [function(2) for function in functions] == [2, 3, 4, 5, 6]
 
 
+@pytest.mark.spawned
 async def test_an_exception_that_pickle_refuses_arrives_as_itself() -> None:
     class LocalError(Exception):
         pass
@@ -192,6 +193,7 @@ async def test_an_exception_that_pickle_refuses_arrives_as_itself() -> None:
         assert isinstance(info.value, ProxyException)
 
 
+@pytest.mark.spawned
 async def test_a_class_that_travels_by_value_comes_back_as_itself() -> None:
     class Point:
         def __init__(self, x: int) -> None:

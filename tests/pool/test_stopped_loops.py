@@ -99,6 +99,7 @@ async def test_an_interrupt_of_a_worker_that_waits_harms_nothing() -> None:
         assert "died" not in pool.stats().restarts
 
 
+@pytest.mark.spawned
 @pytest.mark.parametrize("turns", [0, 1])
 async def test_a_busy_worker_whose_item_leaves_on_sigterm_ends_by_its_exit_hooks(
     tmp_path: Path, turns: int
@@ -115,6 +116,7 @@ async def test_a_busy_worker_whose_item_leaves_on_sigterm_ends_by_its_exit_hooks
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.spawned
 async def test_a_worker_that_leaves_on_sigterm_within_a_burst_ends_by_its_exit_hooks(
     tmp_path: Path,
 ) -> None:

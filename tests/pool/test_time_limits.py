@@ -310,6 +310,7 @@ async def test_a_parent_that_was_blocked_times_out_nothing_that_ended_meanwhile(
         assert await asyncio.gather(*calls) == [0.05] * 20
 
 
+@pytest.mark.spawned
 async def test_a_task_whose_worker_died_in_time_has_not_timed_out() -> None:
     """DEADLINE-2: the parent is blocked until the time would be over."""
     async with Pool(1, grace=0.01) as pool:

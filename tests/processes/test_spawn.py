@@ -28,7 +28,10 @@ from aiomultiprocess._processes.spawn import process_class
 from conftest import FORK_WARNING
 from support import run_script
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="multiprocessing's own serves")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="multiprocessing's own serves"),
+    pytest.mark.spawned,  # or by a fork server of their own
+]
 
 SPAWN = multiprocessing.get_context("spawn")
 

@@ -85,6 +85,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.spawned
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_impossible_value_is_refused_where_it_is_passed(case: str) -> None:
     call, error, message = REFUSED[case]

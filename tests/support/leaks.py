@@ -15,11 +15,13 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from start_methods import pid_of_fork_server
 
 PATIENCE = 5.0  # seconds until something that is on its way out counts as left behind
 COMPLAINTS = re.compile(r"leaked|Task was destroyed|never retrieved|never awaited")
@@ -62,7 +64,8 @@ def descendants() -> set[tuple[int, float]]:
     except ChildProcessError:
         return set()
     found = psutil.Process().children(recursive=True)
-    return {(process.pid, process.create_time()) for process in found}
+    kept = pid_of_fork_server()
+    return {(process.pid, process.create_time()) for process in found if process.pid != kept}
 
 
 def descriptors() -> set[tuple[str, str]]:
@@ -100,11 +103,13 @@ def shared_memory() -> set[str]:
 
 def left_behind(before: Holdings) -> Holdings:
     """What is held now and was not then, once what is on its way out is out."""
-    stop_helpers_of_multiprocessing()
     deadline = time.monotonic() + PATIENCE
     collected = False
     while True:
         left = {kind: now - before[kind] for kind, now in holdings().items()}
+        if {pid for pid, _ in left["processes"]} == {pid_of_tracker()}:
+            stop_resource_tracker()
+            continue
         left["shared memory"] -= {name for name in left["shared memory"] if is_mapped(name)}
         left = {kind: things for kind, things in left.items() if things}
         if not left or time.monotonic() > deadline:
@@ -141,16 +146,19 @@ def is_mapped(name: str) -> bool:
     return any(line.split()[4] == inode for pid in psutil.pids() for line in mappings(str(pid)))
 
 
-def stop_helpers_of_multiprocessing() -> None:
-    """End the processes that multiprocessing keeps for later: they are CPython's, not ours.
+def pid_of_tracker() -> int | None:
+    """The process that multiprocessing keeps for later, as it keeps its fork server."""
+    pid: int | None = resource_tracker._resource_tracker._pid
+    return pid
+
+
+def stop_resource_tracker() -> None:
+    """End CPython's resource tracker, which is not ours; it waits for all processes that use it.
 
     `_stop` is what CPython's own test suite calls; there is no public way.
     """
-    if resource_tracker._resource_tracker._pid is not None:
+    if pid_of_tracker() is not None:
         gc.collect()  # semaphores of queues are given back before their tracker goes
-    if forkserver._forkserver._forkserver_pid is not None:
-        forkserver._forkserver._stop()
-    if resource_tracker._resource_tracker._pid is not None:
         resource_tracker._resource_tracker._stop()
 
 
@@ -163,7 +171,7 @@ def dump_stacks_of_descendants() -> None:
     children = psutil.Process().children(recursive=True)
     for process in reversed(children):  # not the oldest first
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            if process.pid in SHARED or process.ppid() in SHARED:
+            if process.pid in {*SHARED, pid_of_fork_server()} or process.ppid() in SHARED:
                 continue  # a host of tests, or its fork server or resource tracker
             process.send_signal(signal.SIGABRT)
             process.wait(1.0)  # one after the other, or their lines would mix
@@ -172,6 +180,8 @@ def dump_stacks_of_descendants() -> None:
 def clear_away(left: Holdings) -> None:
     """Spare the tests that follow."""
     for pid, created in left.get("processes", ()):
+        if pid == pid_of_tracker():
+            continue
         try:
             process = psutil.Process(pid)
             if process.create_time() == created:
@@ -179,6 +189,7 @@ def clear_away(left: Holdings) -> None:
                 process.wait(PATIENCE)
         except psutil.NoSuchProcess:
             continue
+    stop_resource_tracker()
 
 
 def leaves_no_future(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:

@@ -19,6 +19,7 @@ from support import Meeting, lines, pool_script, run_script
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
+    pytest.mark.spawned,  # one of a fork server runs no hooks of atexit
     pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"),
 ]
 
