@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from aiomultiprocess._cluster.link import RemoteLink
@@ -13,7 +16,8 @@ LARGE = 1 << 20
 def measured(seconds_each: float, count: int = 10, *, concurrency: int = 1) -> RemoteCredit:
     """The credit of a process whose function took so long for each task, by its host's clock."""
     link = RemoteLink(0, None)  # type: ignore[arg-type]
-    credit = RemoteCredit(concurrency, 0, link)
+    options: Any = SimpleNamespace(concurrency=concurrency, lifetime=0, threads=0)
+    credit = RemoteCredit(options, link)
     for _ in range(4):
         credit.send(count, 1, 0.0, count)
         link.mark(credit.sent, round(1e6 * seconds_each * count))

@@ -1,4 +1,4 @@
-"""How many tasks a worker may hold (_parent/credit.py, CREDIT-1 to CREDIT-7)."""
+"""How many tasks a worker may hold (_parent/credit.py, CREDIT-1 to CREDIT-9)."""
 
 import pytest
 
@@ -8,6 +8,7 @@ from aiomultiprocess._parent.credit import (
     GROWTH,
     HORIZON,
     MOST_BYTES,
+    THREAD_WAIT,
     Credit,
 )
 
@@ -306,3 +307,97 @@ def test_an_advertised_free_slot_counts_only_until_it_is_filled() -> None:
     assert credit.room(credit.sent, OTHER) == 0
     report(credit, 4, credit.sent, now=20.0 + 5 * HORIZON)
     assert credit.room(credit.sent, OTHER) >= 4
+
+
+def in_threads(threads: int) -> Credit:
+    """The account of a worker that runs FUNCTION in its threads, and OTHER on its loop."""
+    credit = Credit(16, 0, threads)
+    credit.note_threaded(FUNCTION)
+    return credit
+
+
+def test_a_task_that_needs_no_thread_has_a_slot_while_all_threads_are_busy() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.need_work(15, 0, 1)
+    assert credit.room(1, FUNCTION) <= 0
+    assert credit.room(1, OTHER) == 1
+    credit.send(1, OTHER, now=0.0)
+    credit.need_work(14, 0, 2)
+    assert credit.room(2, OTHER) == 14
+    assert credit.room(2, FUNCTION) <= 0
+
+
+def test_no_more_plain_tasks_are_sent_than_threads_were_free() -> None:
+    credit = in_threads(4)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.need_work(15, 3, 1)
+    assert credit.room(1, FUNCTION) == 3
+    credit.send(3, FUNCTION, now=0.0)
+    credit.need_work(15, 3, 1)  # it came late: sent before the three had arrived
+    assert credit.room(4, FUNCTION) <= 0
+    assert credit.room(4, OTHER) == 1
+
+
+def test_the_threads_of_tasks_that_returned_awaitables_are_free() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.need_work(15, 1, 1)
+    assert credit.room(1, FUNCTION) == 1
+
+
+def test_no_plain_task_waits_behind_slow_ones_that_have_all_threads() -> None:
+    credit = in_threads(2)
+    now = 0.0
+    for _ in range(3):
+        credit.send(2, FUNCTION, now)
+        now += 2 * THREAD_WAIT
+        report(credit, 2, credit.sent, now)
+    credit.send(2, FUNCTION, now)
+    for work_is_ample in (None, False, True):
+        assert credit.room(credit.sent, FUNCTION, work_is_ample=work_is_ample) <= 0
+    assert credit.overtake(credit.sent, FUNCTION) == 0
+
+
+def test_a_plain_task_of_some_milliseconds_has_a_successor_at_hand() -> None:
+    """A parent that is busy for as long would leave the threads idle."""
+    credit = in_threads(2)
+    now = 0.0
+    for _ in range(3):
+        credit.send(2, FUNCTION, now)
+        now += 3 * HORIZON
+        report(credit, 2, credit.sent, now)
+    credit.send(2, FUNCTION, now)
+    assert credit.backlog(FUNCTION) == 0
+    assert credit.room(credit.sent, FUNCTION, work_is_ample=True) == 1
+    credit.note_threaded(3)
+    credit.send(1, 3, now)  # which was not measured yet, and may have the next thread
+    assert credit.room(credit.sent, FUNCTION, work_is_ample=True) <= 0
+
+
+def test_a_backlog_of_quick_plain_tasks_waits_for_a_thread() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-5)
+    credit.send(1, FUNCTION, now=1e-5)
+    assert credit.room(2, FUNCTION) == GROWTH
+    credit.note_threaded(3)
+    credit.send(1, 3, now=1e-5)  # which was not measured yet, and will have the thread
+    assert credit.room(3, FUNCTION) <= 0
+
+
+def test_a_plain_function_does_not_look_as_quick_as_tasks_beside_it() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    now = 0.0
+    for _ in range(1000):
+        credit.send(1, OTHER, now)
+        now += 1e-4
+        credit.report(1, OTHER)
+        if now >= 20 * HORIZON:
+            credit.report(1, FUNCTION)
+            credit.settle(credit.sent, now)
+            break
+        credit.settle(credit.sent, now)
+    assert credit.backlog(OTHER) > 10
+    assert credit.backlog(FUNCTION) == 0

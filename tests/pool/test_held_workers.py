@@ -22,6 +22,7 @@ import memory_hogs
 import streams
 import workload
 from aiomultiprocess import Pool, RoundRobin, WorkerLostError
+from aiomultiprocess._parent.credit import Credit
 from aiomultiprocess._worker import leaving
 from support import Meeting, lines, wait_for_exit
 
@@ -310,20 +311,24 @@ async def test_a_call_in_a_thread_that_is_awaited_is_waited_for(tmp_path: Path) 
 @pytest.mark.row("H101")
 @pytest.mark.parametrize("whole_map", [False, True])
 async def test_a_call_that_was_given_up_before_a_thread_was_free_holds_up_nothing(
-    tmp_path: Path, whole_map: bool
+    tmp_path: Path, whole_map: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "go")
     async with Pool(1, threads=1) as pool:
-        await pool.map(blocking.touch_file, [path + ".warm"] * 200)  # the worker gets a backlog
         call = pool.submit(blocking.wait_for_file, path)
         await until_exists(path + ".begun")
+        with monkeypatch.context() as patch:
+            # as if the first call were of a quick function: more is sent than there are threads
+            patch.setattr(Credit, "room", lambda *args, **options: 2)
+            if whole_map:
+                results = pool.map(blocking.touch_file, [path + ".run"] * 2)
+                await _held_by_worker(pool, 3)
+            else:
+                waiting = pool.submit(blocking.touch_file, path + ".run")
+                await _held_by_worker(pool, 2)
         if whole_map:
-            results = pool.map(blocking.touch_file, [path + ".run"] * 2)
-            await _held_by_worker(pool, 3)
             results.cancel()
         else:
-            waiting = pool.submit(blocking.touch_file, path + ".run")
-            await _held_by_worker(pool, 2)
             await give_up(waiting)
         assert await pool.apply(blocking.loop_thread_name) == threading.main_thread().name
         assert pool.stats().workers[0].waiting == 0

@@ -242,6 +242,7 @@ ROWS = {
     "H229": "Ctrl-C and sys.exit on SIGTERM reach a program that they strike in an inline pool",
     "H230": "an item that blocks a worker which had begun late does not hold up those before it",
     "H231": "a map whose error was raised is not kept by the frames that the error went through",
+    "H232": "coroutines start at once while all threads of their worker are busy",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -45,8 +45,8 @@ class RemoteCredit(Credit):
 
     __slots__ = ("_link",)
 
-    def __init__(self, concurrency: int, lifetime: int, link: RemoteLink) -> None:
-        super().__init__(concurrency, lifetime)
+    def __init__(self, options: WorkerOptions, link: RemoteLink) -> None:
+        super().__init__(options.concurrency, options.lifetime, options.threads)
         self.horizon = HORIZON
         self.alone_times = 1
         self._link = link
@@ -76,7 +76,7 @@ class RemoteCredit(Credit):
     def _room_for_large(self, function: int, size: int) -> int:
         """REMOTEWORKER-3: how many tasks of `size` bytes may be on their way, beside those held."""
         pace = self._paces.get(function)
-        if pace is None or not pace.backlog or self._is_occupied():
+        if pace is None or not pace.backlog or self._is_occupied(function):
             return 0
         room = max(AHEAD_BYTES - self.bytes, 0) // size
         return min(room, self._lifetime - self.sent) if self._lifetime else room
@@ -191,7 +191,7 @@ class RemoteWorker(PoolWorker):
         self.connection: Connection = end.connection
         self.host = self.connection.address
         super().__init__(options, link, end, index, place)
-        self.credit = RemoteCredit(options.concurrency, options.lifetime, end.link)
+        self.credit = RemoteCredit(options, end.link)
 
     def _make_process(self, options: WorkerOptions, end: Any) -> RemoteProcess:
         payload = packed_spec(self._spec_of(options, None, None))  # type: ignore[arg-type]

@@ -41,6 +41,12 @@ CREDIT-8  Credit counts on one slot for a function that was not measured yet, an
     function, whose tasks run one after the other unless they return awaitables. A NEED_WORK frame
     shows that tasks of the function were suspended, if the worker holds no others. One that came
     before the first task of a function was sent tells nothing about that function.
+CREDIT-9  In a worker that has threads, a plain function needs one (THREAD-1), and the items behind
+    one that waits for a thread wait, too (WORKER-1). So a task that needs a thread is sent if one
+    is free. Beyond that, what CREDIT-3 adds is sent of functions of which a thread was free soon
+    (in `THREAD_WAIT`) until now, and waits for no tasks of others that are slow or not measured yet
+    and have all threads. Tasks that need no thread have the slots, however many threads are busy.
+    What was quick until now and then blocks does hold up what was sent behind it.
 """
 
 from __future__ import annotations
@@ -51,6 +57,7 @@ BURST_US = 2000  # microseconds that a turn of a worker may take before it sends
 CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
 ALONE_TIMES = 4  # by which backlog and burst of a map that is alone are multiplied (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
+THREAD_WAIT = 0.05  # seconds that tasks may wait behind one that waits for a thread (CREDIT-9)
 GROWTH = 16  # a measurement enlarges a backlog at most by this factor: the first one is short
 
 
@@ -59,7 +66,10 @@ class Pace:
 
     Tasks of all functions in such a batch count: how much of the time each function took is not
     known. So a function that shares its worker with a faster one looks faster than it is; counted
-    by itself over all of that time, a quick one would look slow, and hold up others (CREDIT-7).
+    by itself over all of that time, a quick one would look slow, and hold up others (CREDIT-7). Of
+    a function that runs in threads only its own tasks count, over the time since the last of them
+    were reported, or sent to a worker that held none: it takes nothing from those on the loop, and
+    must not look as quick as they are (CREDIT-9).
     Tasks and seconds are summed, and older sums decay by `HORIZON / (HORIZON + elapsed)`. A mean of
     rates would be wrong: of tasks that end together but are reported one by one, all but the first
     seem to take no time.
@@ -78,6 +88,7 @@ class Credit:
 
     __slots__ = (
         "_blocking",
+        "_busy_seconds",
         "_busy_since",
         "_concurrency",
         "_ended",
@@ -87,6 +98,11 @@ class Credit:
         "_paces",
         "_recent",
         "_reported",
+        "_threaded",
+        "_threaded_ended",
+        "_threaded_since",
+        "_threads",
+        "_threads_until",
         "_wanted",
         "alone_times",
         "bytes",
@@ -98,12 +114,18 @@ class Credit:
         "spent",
     )
 
-    def __init__(self, concurrency: int, lifetime: int) -> None:
+    def __init__(self, concurrency: int, lifetime: int, threads: int = 0) -> None:
         self.horizon = HORIZON  # not of the class: `settle` of each `apply` loads it (engine.py)
         self.alone_times = ALONE_TIMES
         self.scale: float = 1  # of a map's backlog and bursts, when it was served last (CREDIT-6)
         self._concurrency = concurrency
         self._lifetime = lifetime  # 0: no limit
+        self._threads = threads  # 0: plain functions run on the loop
+        self._threaded: set[int] = set()  # functions whose tasks need a thread (CREDIT-9)
+        self._threaded_ended: dict[int, int] = {}  # tasks of these that `settle` has not seen yet
+        self._threaded_since: dict[int, float] = {}  # `_busy_seconds` when their next pace begins
+        self._busy_seconds = 0.0  # how long the worker had work, until the last settle()
+        self._threads_until = 0  # how many tasks can have been sent until no thread is free
         self._paces: dict[int, Pace] = {}  # by function
         self._reported: set[int] = set()  # functions of tasks reported since the last settle()
         self._ended = 0  # how many tasks these are
@@ -145,6 +167,7 @@ class Credit:
         """
         pace = self._paces.get(function)
         running = started - self.finished
+        threaded = function in self._threaded
         slots, wanted = self.concurrency_seen, self._wanted
         if pace is None or function in self._blocking:
             slots = 1
@@ -153,11 +176,16 @@ class Credit:
         free = 0 if self._is_blocked() else slots - running
         if free < wanted:  # the worker said so when fewer tasks were running
             free = min(wanted, self._concurrency - running)
-        room = (free if free > 0 else 0) - (self.sent - started)
+        unstarted = self.sent - started
+        room = (free if free > 0 else 0) - unstarted
+        if threaded:
+            room = min(room, max(self.free_threads(), -unstarted))
+            slots = min(slots, self._threads)
         if (
             pace is not None
             and self.bytes < MOST_BYTES
-            and not (pace.backlog and self._is_occupied())
+            and not (threaded and not self._may_wait_for_thread(function, pace, slots))
+            and not (pace.backlog and self._is_occupied(function))
         ):
             # CREDIT-3
             if work_is_ample or work_is_ample is None or pace.backlog >= slots:
@@ -176,19 +204,41 @@ class Credit:
         recent = self._paces.get(self._recent)
         if started < self._overtaken or recent is None or not recent.backlog:
             return 0
-        if self.bytes >= MOST_BYTES or self._is_occupied():
+        if self.bytes >= MOST_BYTES or self._is_occupied(function):
             return 0
         pace = self._paces.get(function)
         room = min(max(pace.backlog, 1), self._concurrency) if pace else 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
-    def _is_occupied(self) -> bool:
-        """CREDIT-7: whether tasks that are slow or not measured yet have all slots."""
-        slow = 0
-        for function, count in self._held.items():
-            if self._is_slow(function):
+    def _is_occupied(self, function: int) -> bool:
+        """CREDIT-7, CREDIT-9: whether slow or unmeasured tasks have all that `function` needs."""
+        slow = threaded = 0
+        for held, count in self._held.items():
+            if self._is_slow(held):
                 slow += count
-        return slow >= self._concurrency or self._is_blocked()
+                if held in self._threaded:
+                    threaded += count
+        if slow >= self._concurrency or self._is_blocked():
+            return True
+        return threaded >= self._threads > 0 >= self._threads_until - self.sent and (
+            function in self._threaded
+        )
+
+    def _may_wait_for_thread(self, function: int, pace: Pace, slots: int) -> bool:
+        """CREDIT-9: whether tasks of a measured function may wait until a thread is free."""
+        if pace.backlog:
+            return True  # _is_occupied() decides
+        if pace.seconds * slots > THREAD_WAIT * pace.count:
+            return False
+        return not any(
+            held != function and held in self._threaded and self._is_slow(held)
+            for held in self._held
+        )
+
+    def free_threads(self) -> int:
+        """How many threads are free: more than are seen here, if tasks have returned awaitables."""
+        held = sum(count for function, count in self._held.items() if function in self._threaded)
+        return max(self._threads - held, self._threads_until - self.sent)
 
     def _is_blocked(self) -> bool:
         """Whether there is a task that is slow or not measured yet, and blocks the loop."""
@@ -207,6 +257,8 @@ class Credit:
             self._wanted = 0  # nothing is suspended any more
         elif function not in self._held and function not in self._paces:  # CREDIT-8
             self._wanted = 0
+        if function in self._threaded and function not in self._held:
+            self._threaded_since[function] = self._busy_seconds
         self.sent += count
         self._held[function] = self._held.get(function, 0) + count
         self.bytes += size
@@ -233,15 +285,25 @@ class Credit:
         """The worker gets a plain function, which it runs on its loop (CREDIT-8)."""
         self._blocking.add(function)
 
-    def need_work(self, free: int) -> None:
-        """Record that the worker has `free` slots and nothing to start."""
+    def note_threaded(self, function: int) -> None:
+        """The worker runs tasks of this function in threads (CREDIT-9)."""
+        self._threaded.add(function)
+
+    def need_work(self, free: int, threads: int = 0, started: int = 0) -> None:
+        """Record that the worker has `free` slots and nothing to start.
+
+        So many `threads` were free when it had `started` so many tasks in all.
+        """
         self._wanted = free
+        self._threads_until = started + threads
         if len(self._held) == 1:  # CREDIT-8
             self._blocking.difference_update(self._held)
 
     def report(self, count: int, function: int, size: int = 0) -> None:
         """Count `count` tasks as ended; the last of a chunk come with its `size` in bytes."""
         self._reported.add(function)
+        if function in self._threaded:
+            self._threaded_ended[function] = self._threaded_ended.get(function, 0) + count
         held = self._held[function] - count
         if held:
             self._held[function] = held
@@ -269,12 +331,17 @@ class Credit:
         self._ended = 0
         elapsed, self._busy_since = now - self._busy_since, now
         if elapsed > 0:
+            if self._threads:
+                self._busy_seconds += elapsed
             horizon = self.horizon
             kept = horizon / (horizon + elapsed)
             for function in self._reported:
                 pace = self._paces.get(function)
                 if pace is None:
                     pace = self._paces[function] = Pace()
+                if function in self._threaded:
+                    self._measure_threaded(pace, function)
+                    continue
                 pace.count = tasks = count + kept * pace.count
                 pace.seconds = seconds = elapsed + kept * pace.seconds
                 backlog = int(tasks / seconds * horizon)
@@ -282,8 +349,21 @@ class Credit:
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
 
+    def _measure_threaded(self, pace: Pace, function: int) -> None:
+        """Adapt the backlog of a function that runs in threads."""
+        elapsed = max(self._busy_seconds - self._threaded_since.get(function, 0.0), 1e-6)
+        kept = self.horizon / (self.horizon + elapsed)
+        pace.count = self._threaded_ended.pop(function, 0) + kept * pace.count
+        pace.seconds = elapsed + kept * pace.seconds
+        most = pace.backlog * GROWTH or GROWTH
+        pace.backlog = min(int(pace.count / pace.seconds * self.horizon), most)
+        self._threaded_since[function] = self._busy_seconds
+
     def drop_function(self, function: int) -> None:
         """Drop the pace of a function that no later task has; tasks that have ended still count."""
         self._paces.pop(function, None)
         self._reported.discard(function)
         self._blocking.discard(function)
+        self._threaded.discard(function)
+        self._threaded_ended.pop(function, None)
+        self._threaded_since.pop(function, None)

@@ -85,8 +85,9 @@ class FunctionTable:
         # of functions that were collected, in any thread; with their keys in `_by_value`
         self._dead: list[tuple[int, Function]] = []
         self._ids = itertools.count(1)
-        # by the address of a plain function, while that lives: a WeakKeyDictionary would take
-        # several times as long, at every `apply`
+        # by the address of a plain function, or its complement for streams, whose tasks start in
+        # another way; while the function lives: a WeakKeyDictionary would take several times as
+        # long, at every `apply`
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
     def of(self, func: Callable[..., Any], *, generator: bool = False) -> Function:
@@ -95,10 +96,8 @@ class FunctionTable:
         Raises TypeError for something that is not callable or is an async generator function, and
         pickle.PicklingError for a callable that a worker could not import.
         """
-        known = self._known.get(id(func))
+        known = self._known.get(~id(func) if generator else id(func))
         if known is not None and known[0]() is func:
-            if known[1].for_streams is not generator:
-                check_callable(func, generator=generator)
             return known[1]
         check_callable(func, generator=generator)
         try:
@@ -107,7 +106,7 @@ class FunctionTable:
             sharing.take()  # shared objects that it holds: it goes to no worker
             raise
         if by_value and is_plain(func):
-            return self._function_by_value(func, payload)
+            return self._function_by_value(func, payload, generator)
         function = Function(next(self._ids), func, payload)
         function.for_streams = generator
         if function.permanent:
@@ -115,7 +114,7 @@ class FunctionTable:
         return function
 
     def _remember(self, func: Callable[..., Any], function: Function) -> None:
-        key, known = id(func), self._known
+        key, known = ~id(func) if function.for_streams else id(func), self._known
 
         def drop(ref: weakref.ref[Any]) -> None:
             if known.get(key, (None,))[0] is ref:  # else another has its address by now
@@ -131,16 +130,20 @@ class FunctionTable:
             if self._by_value.get(key, (None, None))[1] is dead_function:
                 del self._by_value[key]
 
-    def _function_by_value(self, func: Callable[..., Any], payload: bytes) -> Function:
+    def _function_by_value(
+        self, func: Callable[..., Any], payload: bytes, generator: bool
+    ) -> Function:
         self.retire_dead()
-        ref, known = self._by_value.get(id(func), (None, None))
+        key = ~id(func) if generator else id(func)
+        ref, known = self._by_value.get(key, (None, None))
         if known is not None:
             if ref is not None and ref() is func and known.payload == payload:
                 sharing.take()  # it holds the same
                 return known
             self._retire(known)
         function = Function(next(self._ids), func, payload)
-        key, dead, on_dead = id(func), self._dead.append, self._on_dead
+        function.for_streams = generator
+        dead, on_dead = self._dead.append, self._on_dead
 
         def die(_: object) -> None:
             dead((key, function))

@@ -16,7 +16,8 @@ QUEUE-1  Exactly once. A task is in its source, or in one chunk of one worker, o
 QUEUE-3  Sources are served in turn. In its turn a source fills the room that one worker has for it,
     in one chunk or several; then it goes to the end of the line. So an `apply` does not wait behind
     a `map`. While a worker has no room for the source whose turn it is, calls may *overtake*: go to
-    that worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6).
+    that worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6). Sources whose
+    tasks need a thread (CREDIT-9) hold up no others: those that need none are served in their turn.
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
     do not tell how soon a worker will be done. No worker is therefore filled above the level that
     is reached when the tasks that are left fill the workers in turn, those that hold the fewest
@@ -88,7 +89,7 @@ ALONE_SECONDS = 1
 # as plain numbers: comparing with an enum's member is slow
 CHUNK, RESULTS = int(Kind.CHUNK), int(Kind.RESULTS)
 ERROR, REFUSED, TIMED_OUT = int(Kind.ERROR), int(Kind.REFUSED), int(Kind.TIMED_OUT)
-LEAVING, LOG = int(Kind.LEAVING), int(Kind.LOG)
+LEAVING, LOG, NEED_WORK = int(Kind.LEAVING), int(Kind.LOG), int(Kind.NEED_WORK)
 RETURNED, VALUES = int(Kind.RETURNED), int(Kind.VALUES)
 APPLY = Mode.APPLY
 
@@ -111,6 +112,7 @@ class Queue:
         self.counts = TaskCounts()
         self.holding = Holding()  # of the engine, which sets it
         self._sources: deque[TaskSource] | Line[TaskSource] = deque()
+        self._passed: list[TaskSource] = []  # taken from the line for a moment: they need a thread
         self._loop = loop
         self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
         self._contended_until = 0.0
@@ -220,9 +222,12 @@ class Queue:
                 worker.watch()  # QUEUE-9
             return
         if self._sources and not worker.leaving:
-            for _ in range(len(self._sources)):  # each once: other workers get a share too
-                if not self._sources or not self._serve_next(worker):
-                    break
+            if self.threads:
+                self._serve_beside_threads(worker)
+            else:
+                for _ in range(len(self._sources)):  # each once: other workers get a share too
+                    if not self._sources or not self._serve_next(worker):
+                        break
             if self._call_backlog:
                 self._let_calls_overtake(worker)
             if worker.credit.spent:
@@ -230,6 +235,32 @@ class Queue:
         worker.link.flush()
         if worker.chunks:
             worker.watch()  # QUEUE-9
+
+    def _serve_beside_threads(self, worker: PoolWorker) -> None:
+        """As the loop in `serve`: past sources whose tasks need a thread, once one has no room."""
+        first = len(self._passed)  # those before it are of a call of this method that is under way
+        try:
+            for _ in range(len(self._sources)):
+                if not self._sources:
+                    break
+                needs_thread = self._needs_thread(self._sources[0])
+                if needs_thread:
+                    worker.credit.note_threaded(self._sources[0].function.id)
+                has_passed = len(self._passed) > first
+                if (needs_thread and has_passed) or not self._serve_next(worker):
+                    if not needs_thread or worker.credit.free_threads() > 0:
+                        break
+                    self._passed.append(self._sources.popleft())
+        finally:  # they keep their places
+            while len(self._passed) > first:
+                source = self._passed.pop()
+                if source.queued and not self._over:
+                    self._sources.appendleft(source)
+
+    def _needs_thread(self, source: TaskOwner) -> bool:
+        """Whether the tasks of a source run in threads (THREAD-1)."""
+        function = source.function
+        return bool(self.threads and function.blocking and not function.for_streams)
 
     def _let_calls_overtake(self, worker: PoolWorker) -> None:
         """QUEUE-3: send calls to a worker that has no room for the source whose turn it is."""
@@ -242,6 +273,8 @@ class Queue:
         calls = backlog[0]
         if self._sources and calls.options.priority < self._sources[0].options.priority:
             return
+        if self._needs_thread(calls):
+            worker.credit.note_threaded(calls.function.id)
         room = worker.credit.overtake(worker.link.started, calls.function.id)
         handles, items = calls.take(room)
         if handles:
@@ -273,6 +306,8 @@ class Queue:
             source.queued = source.origin not in jobs
             if source.queued:
                 self._sources.append(source)
+        for source in self._passed:
+            source.queued = source.origin not in jobs
         if self.retry_queue.drop_tasks_of(jobs):
             self._dispatch_soon()  # a worker may have been kept free for them
 
@@ -378,10 +413,12 @@ class Queue:
         if len(self.workers) == 1:
             return room
         own, some = worker.credit.in_flight, self._any_takes_tasks()
+        needs_thread = self._needs_thread(source)
         held = [
             other.credit.in_flight if other.takes_tasks or not some else own  # QUEUE-10
             for other in self.workers
             if not other.leaving
+            and (not needs_thread or other is worker or other.credit.free_threads() > 0)
         ]
         lacking = sum(top - count for count in held if count < top)
         if left is None:
@@ -500,8 +537,11 @@ class Queue:
             payload=[function.payload],
         )
         worker.functions.add(function.id)
-        if function.blocking and not function.for_streams and not self.threads:
-            worker.credit.note_blocking(function.id)
+        if function.blocking and not function.for_streams:
+            if self.threads:
+                worker.credit.note_threaded(function.id)
+            else:
+                worker.credit.note_blocking(function.id)
 
     def _put_back_rest(
         self,
@@ -601,6 +641,8 @@ class Queue:
             self._take_back(worker, chunk_id, offset, count)
         elif kind == VALUES:
             self._on_values(worker, chunk_id, count, payload)
+        elif kind == NEED_WORK:
+            worker.credit.need_work(count, offset, chunk_id)
         else:
             on_notice(worker, kind, count, payload)
 

@@ -191,9 +191,7 @@ class Supervisor:
 
     def _on_notice(self, worker: PoolWorker, kind: int, count: int, payload: Any) -> None:
         """A frame that is no answer to a task."""
-        if kind == Kind.NEED_WORK:
-            worker.credit.need_work(count)
-        elif kind == Kind.READY:
+        if kind == Kind.READY:
             self._on_ready(worker)
         elif kind == Kind.BROKEN:
             # never a `Failure`: that names a stage of an item, and a start belongs to none

@@ -148,7 +148,7 @@ class PoolWorker(Process):
         self.index = index  # SUPERVISOR-4
         self.place = place  # SUPERVISOR-5
         self.link = link
-        self.credit = Credit(options.concurrency, options.lifetime)
+        self.credit = Credit(options.concurrency, options.lifetime, options.threads)
         self.chunks: dict[int, Chunk] = {}  # in the order they were sent
         self.taken: dict[tuple[int, int], int] = {}  # by chunk and offset (RECOVERY-2)
         self.functions: set[int] = set()  # ids of those that were sent to the worker

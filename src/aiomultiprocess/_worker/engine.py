@@ -187,7 +187,8 @@ class WorkerEngine:
         self._in_burst = False
         self._ended: list[asyncio.Task[Any]] = []  # tasks that ended during a burst (RESULTS-1)
         self._turn_scheduled = False
-        self._advertised_free = 0  # free slots, as the last NEED_WORK since the last chunk says
+        # free slots and threads, as the last NEED_WORK since the last chunk says
+        self._advertised_free = self._advertised_threads = 0
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
         self._timers: list[asyncio.TimerHandle] = []  # of the end that begins with SIGTERM
@@ -524,7 +525,7 @@ class WorkerEngine:
             func = unwrapped(func)  # a generator runs on the loop
             mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
         self._chunks.append(ReceivedChunk(chunk_id, mode, func, items, failures or {}, timed))
-        self._advertised_free = 0
+        self._advertised_free = self._advertised_threads = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
     def _on_notice(
@@ -799,14 +800,18 @@ class WorkerEngine:
     def _ask_for_more(self) -> None:
         """Send NEED_WORK if items are suspended and none waits: more could run beside them.
 
-        Once for each number of free slots that is higher than the one sent since the last chunk.
+        Once for each number of free slots that is higher than the one sent since the last chunk, or
+        of free threads: a slot without a thread serves tasks that need none (CREDIT-9).
         """
+        if self._chunks or self._closing:
+            return
         free = min(self._concurrency - len(self._running), MAX_COUNT)
-        if self._threads is not None and self._threads.busy:
-            free = min(free, self._threads.free)
-        if not self._chunks and free > self._advertised_free and not self._closing:
-            self._advertised_free = free
-            self._link.send(Kind.NEED_WORK, count=free)
+        threads = started = 0
+        if self._threads is not None:
+            threads, started = min(free, self._threads.free), self.started
+        if free > self._advertised_free or threads > self._advertised_threads:
+            self._advertised_free, self._advertised_threads = free, threads
+            self._link.send(Kind.NEED_WORK, count=free, offset=threads, chunk_id=started)
 
 
 def _modules(trace: types.TracebackType | None) -> Iterator[tuple[Any, str]]:
