@@ -326,3 +326,56 @@ async def test_persistent_calls_end_when_all_are_settled_and_the_pool_closes() -
     busy.fail(futures[1], WorkerLostError("two", 1, 1))
     assert ended == [idle, busy]
     assert futures[1].exception() is not None
+
+
+class ThreadedSetting(Setting):
+    """The same, over workers whose one thread runs a plain function that was not measured."""
+
+    def __init__(self, workers: int = 1) -> None:
+        super().__init__()
+        self.queue.threads = 1
+        self.blocking = self.table.of(workload.set_greeting)
+        self.queue.workers += [Worker() for _ in range(workers - 1)]  # type: ignore[misc]
+        for worker in self.queue.workers:
+            worker.credit._threads = 1
+            worker.credit.note_threaded(self.blocking.id)
+            worker.credit.send(1, self.blocking.id, now=0.0)
+            assert worker.credit.free_threads() == 0
+
+
+@pytest.mark.row("H232")
+async def test_a_call_that_waits_for_a_thread_makes_no_portion_of_a_map_smaller() -> None:
+    setting = ThreadedSetting()
+    before = len(setting.worker.link.bursts)
+    setting.call(setting.table.of(workload.double_sync), 1)
+    for _ in range(5):
+        setting.report_next()
+    assert {function for function, _ in setting.sent[before:]} == {setting.mapped.id}
+    assert min(setting.worker.link.bursts[before:]) == BURST_US
+
+
+@pytest.mark.row("H232")
+async def test_a_call_overtakes_those_that_wait_for_a_thread() -> None:
+    setting = ThreadedSetting()
+    setting.worker.credit.need_work(1, 0, setting.worker.credit.sent)
+    setting.report_next()
+    setting.call(setting.table.of(workload.double_sync), 1)
+    before = len(setting.sent)
+    function = setting.table.of(workload.two)
+    setting.call(function, 1)
+    assert (function.id, 1) in setting.sent[before:]
+
+
+@pytest.mark.row("H232")
+async def test_the_end_of_a_plain_map_is_spread_though_no_thread_is_free() -> None:
+    setting = ThreadedSetting(workers=4)
+    function = setting.table.of(workload.double_sync)
+    job = Job(
+        workload.double_sync, function, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+    )
+    job.open(source_of(range(40), ignore))
+    worker = setting.queue.workers[-1]
+    assert setting.queue._fair_share(worker, job, 1000) <= 14
+    worker.credit.need_work(15, 2, worker.credit.sent)  # what returned awaitables has left them
+    assert worker.credit.free_threads() == 2
+    assert setting.queue._fair_share(worker, job, 2) == 2

@@ -204,3 +204,17 @@ async def test_a_generator_by_value_needs_no_thread_the_second_time_either(
             async with asyncio.timeout(20):
                 assert [n async for n in pool.stream(generate, (3,))] == [0, 1, 2]
             await run_coroutines(pool)
+
+
+async def test_a_thread_that_an_awaitable_has_left_is_used_beside_a_map_of_coroutines(
+    backend: str,
+) -> None:
+    """Items of the map wait in the worker all the time, and it says that its thread is free."""
+    async with Pool(1, threads=1, backend=backend) as pool, asyncio.timeout(60):
+        left = pool.submit(blocking.waits_for_ever)
+        coroutines = pool.map(asyncio.sleep, [0.02] * 100_000)
+        await until(lambda: pool.stats().workers[0].running == 16)
+        for _ in range(3):
+            assert await pool.apply(blocking.thread_name)
+        coroutines.cancel()
+        left.cancel()

@@ -11,9 +11,9 @@ Nothing tells in advance whether tasks wait (for a socket, say) and can therefor
 function of which tasks can run so (CREDIT-8). A worker that has more free slots and nothing to
 start says so, in a NEED_WORK frame.
 
-The queue (queue.py) asks `room` and `overtake` before it sends, and reports each chunk that it
-sends and each result that comes back; the supervisor passes on NEED_WORK; others only read. Nothing
-here does I/O or reads a clock.
+The queue (queue.py) asks `room` and `overtake` before it sends, reports each chunk that it sends
+and each result that comes back, and passes on NEED_WORK; others only read. Nothing here does I/O or
+reads a clock.
 
 CREDIT-1  The unstarted tasks at a worker are at most the backlog of the function, plus the slots
     that are believed to be free.
@@ -42,11 +42,11 @@ CREDIT-8  Credit counts on one slot for a function that was not measured yet, an
     shows that tasks of the function were suspended, if the worker holds no others. One that came
     before the first task of a function was sent tells nothing about that function.
 CREDIT-9  In a worker that has threads, a plain function needs one (THREAD-1), and the items behind
-    one that waits for a thread wait, too (WORKER-1). So a task that needs a thread is sent if one
-    is free. Beyond that, what CREDIT-3 adds is sent of functions of which a thread was free soon
-    (in `THREAD_WAIT`) until now, and waits for no tasks of others that are slow or not measured yet
-    and have all threads. Tasks that need no thread have the slots, however many threads are busy.
-    What was quick until now and then blocks does hold up what was sent behind it.
+    one that waits for a thread wait, too (WORKER-1). So a task that needs a thread is sent if a
+    slot and a thread are free. What CREDIT-3 adds is a backlog, unless tasks of others that are
+    slow or not measured yet have all threads, and what threads take within `THREAD_WAIT`, unless
+    such a task of others has one. Tasks that need no thread have the slots, however many threads
+    are busy. What was quick until now and then blocks does hold up what was sent behind it.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ class Credit:
         "_threaded",
         "_threaded_ended",
         "_threaded_since",
+        "_threaded_until",
         "_threads",
-        "_threads_until",
+        "_threads_free",
         "_wanted",
         "alone_times",
         "bytes",
@@ -125,7 +126,8 @@ class Credit:
         self._threaded_ended: dict[int, int] = {}  # tasks of these that `settle` has not seen yet
         self._threaded_since: dict[int, float] = {}  # `_busy_seconds` when their next pace begins
         self._busy_seconds = 0.0  # how long the worker had work, until the last settle()
-        self._threads_until = 0  # how many tasks can have been sent until no thread is free
+        self._threaded_until = 0  # how many tasks had been sent with the last that needs a thread
+        self._threads_free = 0  # by the last NEED_WORK frame, less such tasks sent since
         self._paces: dict[int, Pace] = {}  # by function
         self._reported: set[int] = set()  # functions of tasks reported since the last settle()
         self._ended = 0  # how many tasks these are
@@ -180,18 +182,16 @@ class Credit:
         room = (free if free > 0 else 0) - unstarted
         if threaded:
             room = min(room, max(self.free_threads(), -unstarted))
-            slots = min(slots, self._threads)
         if (
             pace is not None
             and self.bytes < MOST_BYTES
-            and not (threaded and not self._may_wait_for_thread(function, pace, slots))
             and not (pace.backlog and self._is_occupied(function))
         ):
             # CREDIT-3
             if work_is_ample or work_is_ample is None or pace.backlog >= slots:
                 room += pace.backlog if scale == 1 else int(pace.backlog * scale)
             if work_is_ample:
-                room += slots - 1
+                room += min(slots - 1, self._ahead(function, pace)) if threaded else slots - 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
     def backlog(self, function: int) -> int:
@@ -220,25 +220,21 @@ class Credit:
                     threaded += count
         if slow >= self._concurrency or self._is_blocked():
             return True
-        return threaded >= self._threads > 0 >= self._threads_until - self.sent and (
-            function in self._threaded
-        )
+        return threaded >= self._threads > 0 >= self._threads_free and function in self._threaded
 
-    def _may_wait_for_thread(self, function: int, pace: Pace, slots: int) -> bool:
-        """CREDIT-9: whether tasks of a measured function may wait until a thread is free."""
-        if pace.backlog:
-            return True  # _is_occupied() decides
-        if pace.seconds * slots > THREAD_WAIT * pace.count:
-            return False
-        return not any(
+    def _ahead(self, function: int, pace: Pace) -> int:
+        """CREDIT-9: how many tasks may wait until a thread is free."""
+        if not pace.backlog and any(
             held != function and held in self._threaded and self._is_slow(held)
             for held in self._held
-        )
+        ):
+            return 0
+        return int(THREAD_WAIT * pace.count / pace.seconds)
 
     def free_threads(self) -> int:
         """How many threads are free: more than are seen here, if tasks have returned awaitables."""
         held = sum(count for function, count in self._held.items() if function in self._threaded)
-        return max(self._threads - held, self._threads_until - self.sent)
+        return max(self._threads - held, self._threads_free)
 
     def _is_blocked(self) -> bool:
         """Whether there is a task that is slow or not measured yet, and blocks the loop."""
@@ -257,9 +253,12 @@ class Credit:
             self._wanted = 0  # nothing is suspended any more
         elif function not in self._held and function not in self._paces:  # CREDIT-8
             self._wanted = 0
-        if function in self._threaded and function not in self._held:
-            self._threaded_since[function] = self._busy_seconds
         self.sent += count
+        if function in self._threaded:
+            self._threads_free -= count
+            self._threaded_until = self.sent
+            if function not in self._held:
+                self._threaded_since[function] = self._busy_seconds
         self._held[function] = self._held.get(function, 0) + count
         self.bytes += size
         self._recent = function
@@ -271,6 +270,7 @@ class Credit:
     def take_back(self, count: int, function: int, size: int) -> None:
         """Uncount tasks that the link could not take, or a retiring worker returned (QUEUE-8)."""
         self.sent -= count
+        self._threaded_until = min(self._threaded_until, self.sent)
         self._held[function] -= count
         if not self._held[function]:
             del self._held[function]
@@ -289,13 +289,16 @@ class Credit:
         """The worker runs tasks of this function in threads (CREDIT-9)."""
         self._threaded.add(function)
 
-    def need_work(self, free: int, threads: int = 0, started: int = 0) -> None:
+    def need_work(self, free: int, threads: int = 0, received: int = 0) -> None:
         """Record that the worker has `free` slots and nothing to start.
 
-        So many `threads` were free when it had `started` so many tasks in all.
+        `threads`: how many are free, when the worker had `received` so many tasks in all. A frame
+        that was sent before the last task that needs a thread had arrived tells nothing of them:
+        another will follow.
         """
         self._wanted = free
-        self._threads_until = started + threads
+        if received >= self._threaded_until:
+            self._threads_free = threads
         if len(self._held) == 1:  # CREDIT-8
             self._blocking.difference_update(self._held)
 

@@ -1,11 +1,12 @@
 """The functions of a pool: each is pickled once, and later frames name it by its number.
 
-A plain function or class travels by reference, so one pickle serves the whole life of the pool. Any
-other callable (a partial, a bound method, an object with `__call__`) has state that its owner may
-change: it is pickled anew for each call of `map`, `starmap` or `apply`, and dropped with that call.
-So is a class method of a builtin type, such as `date.fromisoformat`: each access makes a new
-object, so the table would never find it again. In the worker, each item gets its own copy of such
-state, as of its arguments, unless that state cannot change.
+A plain function or class travels by reference, so one pickle serves the whole life of the pool (and
+one more if it is used for streams, which need no thread). Any other callable (a partial, a bound
+method, an object with `__call__`) has state that its owner may change: it is pickled anew for each
+call of `map`, `starmap` or `apply`, and dropped with that call. So is a class method of a builtin
+type, such as `date.fromisoformat`: each access makes a new object, so the table would never find it
+again. In the worker, each item gets its own copy of such state, as of its arguments, unless that
+state cannot change.
 
 A plain function that pickle refuses travels *by value* (serializers.py). It is pickled anew for
 each call, because code may have changed its globals or its closure; workers get it again only if
@@ -56,7 +57,7 @@ class Function:
         #: Memories of shared objects that it holds (sharing.py).
         self.shared: tuple[Any, ...] = sharing.take() if sharing.collected else ()
         self.uses = 0  # task sources that are not settled
-        self.for_streams = False  # whether it was checked as the function of a stream
+        self.for_streams = False
         self.flags = 0 if is_immutable(func) else STATEFUL
         self.blocking = not is_coroutine_function(func)
         if self.blocking:
@@ -85,9 +86,8 @@ class FunctionTable:
         # of functions that were collected, in any thread; with their keys in `_by_value`
         self._dead: list[tuple[int, Function]] = []
         self._ids = itertools.count(1)
-        # by the address of a plain function, or its complement for streams, whose tasks start in
-        # another way; while the function lives: a WeakKeyDictionary would take several times as
-        # long, at every `apply`
+        # by the address of a plain function, or its complement for streams, while that lives: a
+        # WeakKeyDictionary would take several times as long, at every `apply`
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
     def of(self, func: Callable[..., Any], *, generator: bool = False) -> Function:

@@ -17,7 +17,7 @@ QUEUE-3  Sources are served in turn. In its turn a source fills the room that on
     in one chunk or several; then it goes to the end of the line. So an `apply` does not wait behind
     a `map`. While a worker has no room for the source whose turn it is, calls may *overtake*: go to
     that worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6). Sources whose
-    tasks need a thread (CREDIT-9) hold up no others: those that need none are served in their turn.
+    tasks need a thread of a worker that has none free (CREDIT-9) hold up no others there.
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
     do not tell how soon a worker will be done. No worker is therefore filled above the level that
     is reached when the tasks that are left fill the workers in turn, those that hold the fewest
@@ -257,6 +257,14 @@ class Queue:
                 if source.queued and not self._over:
                     self._sources.appendleft(source)
 
+    def _find_call(self, worker: PoolWorker, backlog: deque[CallQueue] | Line[CallQueue]) -> bool:
+        """Put calls to the front that do not wait for a thread; False if all do."""
+        for _ in range(len(backlog)):
+            if not self._needs_thread(backlog[0]) or worker.credit.free_threads() > 0:
+                return True
+            backlog.rotate(-1)
+        return False
+
     def _needs_thread(self, source: TaskOwner) -> bool:
         """Whether the tasks of a source run in threads (THREAD-1)."""
         function = source.function
@@ -268,6 +276,8 @@ class Queue:
         while backlog and not backlog[0].left:
             backlog.popleft().in_call_backlog = False
         if not backlog or worker.link.congested:
+            return
+        if self.threads and not self._find_call(worker, backlog):
             return
         self._contended_until = monotonic() + CONTENTION_SECONDS
         calls = backlog[0]
@@ -307,7 +317,7 @@ class Queue:
             if source.queued:
                 self._sources.append(source)
         for source in self._passed:
-            source.queued = source.origin not in jobs
+            source.queued = source.queued and source.origin not in jobs
         if self.retry_queue.drop_tasks_of(jobs):
             self._dispatch_soon()  # a worker may have been kept free for them
 
@@ -395,7 +405,7 @@ class Queue:
     def _scale(self, worker: PoolWorker, source: TaskSource, left: int | None) -> float:
         """CREDIT-6: by what backlog and bursts of a map are multiplied at this worker now."""
         now = monotonic()
-        if len(self._sources) > 1:
+        if len(self._sources) + len(self._passed) > 1:
             self._alone_from = now + ALONE_SECONDS
         if self._contended_until > now:
             return 1 / CONTENTION_PARTS
@@ -406,19 +416,36 @@ class Queue:
         return times if 0 < 2 * most < left else 1
 
     def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
-        """QUEUE-6: how many of the next `room` tasks of a source this worker gets now."""
+        """QUEUE-6: how many of the next `room` tasks of a source this worker gets now.
+
+        Of tasks that need a thread it gets one for each free thread, whatever workers without one
+        hold: these could start none.
+        """
+        share = self._share_among(self.workers, worker, source, room)
+        if share >= room or not self._needs_thread(source):
+            return share
+        free = min(room, worker.credit.free_threads())
+        if free <= share:
+            return share
+        able = [
+            other for other in self.workers if other is worker or other.credit.free_threads() > 0
+        ]
+        return max(share, self._share_among(able, worker, source, free))
+
+    def _share_among(
+        self, workers: list[PoolWorker], worker: PoolWorker, source: TaskSource, room: int
+    ) -> int:
+        """How many of `room` tasks are the part of a worker, if these workers share them."""
         top, left = worker.credit.in_flight + room, source.left
-        if left is not None and left >= top * len(self.workers):
+        if left is not None and left >= top * len(workers):
             return room
-        if len(self.workers) == 1:
+        if len(workers) == 1:
             return room
         own, some = worker.credit.in_flight, self._any_takes_tasks()
-        needs_thread = self._needs_thread(source)
         held = [
             other.credit.in_flight if other.takes_tasks or not some else own  # QUEUE-10
-            for other in self.workers
+            for other in workers
             if not other.leaving
-            and (not needs_thread or other is worker or other.credit.free_threads() > 0)
         ]
         lacking = sum(top - count for count in held if count < top)
         if left is None:

@@ -525,7 +525,9 @@ class WorkerEngine:
             func = unwrapped(func)  # a generator runs on the loop
             mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
         self._chunks.append(ReceivedChunk(chunk_id, mode, func, items, failures or {}, timed))
-        self._advertised_free = self._advertised_threads = 0
+        self._advertised_free = 0
+        if self._threads is not None and self._threads.run(func):
+            self._advertised_threads = 0
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
     def _on_notice(
@@ -800,18 +802,39 @@ class WorkerEngine:
     def _ask_for_more(self) -> None:
         """Send NEED_WORK if items are suspended and none waits: more could run beside them.
 
-        Once for each number of free slots that is higher than the one sent since the last chunk, or
-        of free threads: a slot without a thread serves tasks that need none (CREDIT-9).
+        Once for each number of free slots that is higher than the one sent since the last chunk.
         """
-        if self._chunks or self._closing:
+        if self._closing:
             return
-        free = min(self._concurrency - len(self._running), MAX_COUNT)
-        threads = started = 0
         if self._threads is not None:
-            threads, started = min(free, self._threads.free), self.started
-        if free > self._advertised_free or threads > self._advertised_threads:
-            self._advertised_free, self._advertised_threads = free, threads
-            self._link.send(Kind.NEED_WORK, count=free, offset=threads, chunk_id=started)
+            self._offer_threads(self._threads)
+        elif not self._chunks:
+            free = self._free_slots()
+            if free > self._advertised_free:
+                self._advertised_free = free
+                self._link.send(Kind.NEED_WORK, count=free)
+
+    def _offer_threads(self, threads: Threads) -> None:
+        """The same for a worker with threads, which sends it for these, too (CREDIT-9).
+
+        A thread may be free while items wait: for a slot, and they need no thread.
+        """
+        chunks = self._chunks
+        slots, free, received = 0, threads.free, self.started
+        if not chunks:
+            slots = self._free_slots()
+        elif free > self._advertised_threads:
+            received = chunks[-1].chunk_id + len(chunks[-1].items)
+            free -= sum(
+                len(chunk.items) - chunk.next for chunk in chunks if threads.run(chunk.func)
+            )
+        if slots > self._advertised_free or free > self._advertised_threads:
+            self._advertised_free = max(slots, self._advertised_free)
+            self._advertised_threads = max(free, 0)
+            self._link.send(Kind.NEED_WORK, count=slots, offset=max(free, 0), chunk_id=received)
+
+    def _free_slots(self) -> int:
+        return min(self._concurrency - len(self._running), MAX_COUNT)
 
 
 def _modules(trace: types.TracebackType | None) -> Iterator[tuple[Any, str]]:

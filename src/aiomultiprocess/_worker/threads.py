@@ -54,9 +54,13 @@ class Threads:
         """How many more calls can run now."""
         return self._limit - self.busy
 
+    def run(self, func: object) -> bool:
+        """Whether items of `func` need a thread."""
+        return type(func) is ThreadedFunction
+
     def must_wait(self, func: object) -> bool:
         """Whether an item of `func` cannot start now (THREAD-1)."""
-        return not self.free and type(func) is ThreadedFunction
+        return not self.free and self.run(func)
 
     def start(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
         """Run `call` in a free thread."""
