@@ -421,3 +421,12 @@ def test_a_plain_function_does_not_look_as_quick_as_tasks_beside_it() -> None:
         credit.settle(credit.sent, now)
     assert credit.backlog(OTHER) > 10
     assert credit.backlog(FUNCTION) == 0
+
+
+def test_a_thread_that_was_told_of_is_free_again_if_its_task_could_not_be_sent() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    credit.need_work(15, 1, 1)  # it has returned an awaitable
+    credit.send(1, FUNCTION, now=0.0)
+    credit.take_back(1, FUNCTION, 0)
+    assert credit.free_threads() == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -70,9 +70,9 @@ class Worker:
 
     leaving, takes_tasks = False, True
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 0) -> None:
         self.link = Link()
-        self.credit = Credit(concurrency=16, lifetime=0)
+        self.credit = Credit(concurrency=16, lifetime=0, threads=threads)
         self.chunks: dict[int, Any] = {}
         self.functions: set[int] = set()
         self.taken: dict[tuple[int, int], Any] = {}
@@ -96,14 +96,15 @@ def ignore(*args: object) -> None:
 class Setting:
     """A queue with one worker, and a large map that has taught it that tasks are quick."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: Callable[..., Any] = workload.double, *, threads: int = 0) -> None:
         self.table = FunctionTable(_accel.dumps)
         self.queue = Queue(asyncio.get_running_loop())
-        self.worker = Worker()
+        self.queue.threads = threads
+        self.worker = Worker(threads)
         self.queue.workers.append(self.worker)  # type: ignore[arg-type]
-        self.mapped = self.table.of(workload.double)
+        self.mapped = self.table.of(mapped)
         self.job = Job(
-            workload.double, self.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
+            mapped, self.mapped, Mode.MAP, ignore, ignore, loop=asyncio.get_running_loop()
         )
         self.job.open(source_of(range(100_000), ignore))
         self.queue.offer(self.job)
@@ -332,12 +333,10 @@ class ThreadedSetting(Setting):
     """The same, over workers whose one thread runs a plain function that was not measured."""
 
     def __init__(self, workers: int = 1) -> None:
-        super().__init__()
-        self.queue.threads = 1
+        super().__init__(threads=1)
         self.blocking = self.table.of(workload.set_greeting)
-        self.queue.workers += [Worker() for _ in range(workers - 1)]  # type: ignore[misc]
+        self.queue.workers += [Worker(1) for _ in range(workers - 1)]  # type: ignore[misc]
         for worker in self.queue.workers:
-            worker.credit._threads = 1
             worker.credit.note_threaded(self.blocking.id)
             worker.credit.send(1, self.blocking.id, now=0.0)
             assert worker.credit.free_threads() == 0
@@ -379,3 +378,51 @@ async def test_the_end_of_a_plain_map_is_spread_though_no_thread_is_free() -> No
     worker.credit.need_work(15, 2, worker.credit.sent)  # what returned awaitables has left them
     assert worker.credit.free_threads() == 2
     assert setting.queue._fair_share(worker, job, 2) == 2
+
+
+@pytest.mark.row("H232")
+async def test_a_plain_call_overtakes_a_quick_plain_map() -> None:
+    """Its threads are busy, but not for long."""
+    setting = Setting(workload.double_sync, threads=4)
+    before = len(setting.sent)
+    function = setting.table.of(workload.set_greeting)
+    setting.call(function, 1)
+    assert setting.sent[before:] == [(function.id, 1)]
+
+
+@pytest.mark.row("H232")
+async def test_calls_that_are_gone_hold_up_no_call_behind_them() -> None:
+    setting = ThreadedSetting()
+    setting.worker.credit.need_work(1, 0, setting.worker.credit.sent)
+    setting.report_next()
+    setting.call(setting.table.of(workload.double_sync), 1)
+    gone = CallQueue(setting.table.of(workload.identity), ignore)
+    gone.in_call_backlog = True
+    setting.queue._call_backlog.append(gone)
+    before = len(setting.sent)
+    function = setting.table.of(workload.two)
+    setting.call(function, 1)
+    assert (function.id, 1) in setting.sent[before:]
+    assert not gone.in_call_backlog
+
+
+@pytest.mark.row("H232")
+async def test_sources_that_need_no_thread_are_counted_while_they_are_in_line() -> None:
+    setting = ThreadedSetting()
+    assert setting.queue._need_no_thread == 1
+    setting.call(setting.table.of(workload.double_sync), 1)
+    assert setting.queue._need_no_thread == 1
+    setting.call(setting.table.of(workload.two), 20)
+    assert setting.queue._need_no_thread == 2
+    setting.queue.drop({setting.job})
+    assert setting.queue._need_no_thread == 1
+    while setting.worker.chunks:
+        setting.report_next()
+    credit, link = setting.worker.credit, setting.worker.link
+    link.started = credit.sent  # only the plain function runs
+    credit.need_work(15, 0, credit.sent)
+    setting.queue.serve(setting.worker)  # type: ignore[arg-type]
+    while setting.worker.chunks:
+        setting.report_next()
+    assert setting.queue._need_no_thread == 0
+    assert len(setting.queue._sources) == 1  # the plain call waits

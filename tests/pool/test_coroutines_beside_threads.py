@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -218,3 +219,9 @@ async def test_a_thread_that_an_awaitable_has_left_is_used_beside_a_map_of_corou
             assert await pool.apply(blocking.thread_name)
         coroutines.cancel()
         left.cancel()
+
+
+async def test_a_worker_may_have_any_number_of_threads(backend: str) -> None:
+    async with Pool(1, threads=sys.maxsize, backend=backend) as pool, asyncio.timeout(60):
+        assert await pool.map(workload.double_after_a_turn, range(50)) == [2 * n for n in range(50)]
+        assert await pool.apply(blocking.thread_name)

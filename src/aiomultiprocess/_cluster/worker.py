@@ -76,7 +76,7 @@ class RemoteCredit(Credit):
     def _room_for_large(self, function: int, size: int) -> int:
         """REMOTEWORKER-3: how many tasks of `size` bytes may be on their way, beside those held."""
         pace = self._paces.get(function)
-        if pace is None or not pace.backlog or self._is_occupied(function):
+        if pace is None or not pace.backlog or self.is_occupied(function):
             return 0
         room = max(AHEAD_BYTES - self.bytes, 0) // size
         return min(room, self._lifetime - self.sent) if self._lifetime else room

@@ -9,7 +9,7 @@ function was not measured yet, nothing waits while another worker may be idle.
 Nothing tells in advance whether tasks wait (for a socket, say) and can therefore run side by side.
 `concurrency_seen` follows how many did; it is the number of slots that credit counts on, for a
 function of which tasks can run so (CREDIT-8). A worker that has more free slots and nothing to
-start says so, in a NEED_WORK frame.
+start says so, in a NEED_WORK frame, and so does one that has free threads.
 
 The queue (queue.py) asks `room` and `overtake` before it sends, reports each chunk that it sends
 and each result that comes back, and passes on NEED_WORK; others only read. Nothing here does I/O or
@@ -43,10 +43,11 @@ CREDIT-8  Credit counts on one slot for a function that was not measured yet, an
     before the first task of a function was sent tells nothing about that function.
 CREDIT-9  In a worker that has threads, a plain function needs one (THREAD-1), and the items behind
     one that waits for a thread wait, too (WORKER-1). So a task that needs a thread is sent if a
-    slot and a thread are free. What CREDIT-3 adds is a backlog, unless tasks of others that are
-    slow or not measured yet have all threads, and what threads take within `THREAD_WAIT`, unless
-    such a task of others has one. Tasks that need no thread have the slots, however many threads
-    are busy. What was quick until now and then blocks does hold up what was sent behind it.
+    slot and a thread are free. CREDIT-3 adds a backlog, unless tasks of others that are slow or not
+    measured yet have all threads; of a function that is slow itself, it adds what threads take
+    within `THREAD_WAIT`, unless such a task of others has one. Tasks that need no thread have the
+    slots, however many threads are busy. What was quick until now and then blocks does hold up what
+    was sent behind it.
 """
 
 from __future__ import annotations
@@ -185,10 +186,11 @@ class Credit:
         if (
             pace is not None
             and self.bytes < MOST_BYTES
-            and not (pace.backlog and self._is_occupied(function))
+            and not (pace.backlog and self.is_occupied(function))
         ):
             # CREDIT-3
-            if work_is_ample or work_is_ample is None or pace.backlog >= slots:
+            enough = min(slots, self._threads) if threaded else slots
+            if work_is_ample or work_is_ample is None or pace.backlog >= enough:
                 room += pace.backlog if scale == 1 else int(pace.backlog * scale)
             if work_is_ample:
                 room += min(slots - 1, self._ahead(function, pace)) if threaded else slots - 1
@@ -204,13 +206,13 @@ class Credit:
         recent = self._paces.get(self._recent)
         if started < self._overtaken or recent is None or not recent.backlog:
             return 0
-        if self.bytes >= MOST_BYTES or self._is_occupied(function):
+        if self.bytes >= MOST_BYTES or self.is_occupied(function):
             return 0
         pace = self._paces.get(function)
         room = min(max(pace.backlog, 1), self._concurrency) if pace else 1
         return min(room, self._lifetime - self.sent) if self._lifetime else room
 
-    def _is_occupied(self, function: int) -> bool:
+    def is_occupied(self, function: int) -> bool:
         """CREDIT-7, CREDIT-9: whether slow or unmeasured tasks have all that `function` needs."""
         slow = threaded = 0
         for held, count in self._held.items():
@@ -270,7 +272,9 @@ class Credit:
     def take_back(self, count: int, function: int, size: int) -> None:
         """Uncount tasks that the link could not take, or a retiring worker returned (QUEUE-8)."""
         self.sent -= count
-        self._threaded_until = min(self._threaded_until, self.sent)
+        if function in self._threaded:
+            self._threads_free += count
+            self._threaded_until = min(self._threaded_until, self.sent)
         self._held[function] -= count
         if not self._held[function]:
             del self._held[function]
@@ -290,7 +294,7 @@ class Credit:
         self._threaded.add(function)
 
     def need_work(self, free: int, threads: int = 0, received: int = 0) -> None:
-        """Record that the worker has `free` slots and nothing to start.
+        """Record that the worker has `free` slots and nothing to start (0: it has).
 
         `threads`: how many are free, when the worker had `received` so many tasks in all. A frame
         that was sent before the last task that needs a thread had arrived tells nothing of them:

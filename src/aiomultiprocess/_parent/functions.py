@@ -86,8 +86,8 @@ class FunctionTable:
         # of functions that were collected, in any thread; with their keys in `_by_value`
         self._dead: list[tuple[int, Function]] = []
         self._ids = itertools.count(1)
-        # by the address of a plain function, or its complement for streams, while that lives: a
-        # WeakKeyDictionary would take several times as long, at every `apply`
+        # by the address of a plain function, or its complement for streams, while the function
+        # lives: a WeakKeyDictionary would take several times as long, at every `apply`
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
     def of(self, func: Callable[..., Any], *, generator: bool = False) -> Function:

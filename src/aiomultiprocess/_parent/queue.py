@@ -112,6 +112,7 @@ class Queue:
         self.counts = TaskCounts()
         self.holding = Holding()  # of the engine, which sets it
         self._sources: deque[TaskSource] | Line[TaskSource] = deque()
+        self._need_no_thread = 0  # how many of the sources in line need none, where there are some
         self._passed: list[TaskSource] = []  # taken from the line for a moment: they need a thread
         self._loop = loop
         self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
@@ -157,7 +158,7 @@ class Queue:
         then travel together.
         """
         if not source.queued:
-            source.queued = True
+            self._mark_queued(source, True)
             if source.options.priority:
                 self._respect_priorities()
             self._sources.append(source)
@@ -180,10 +181,15 @@ class Queue:
         self._dispatch_soon()
 
     def _put_first(self, source: TaskSource) -> None:
-        source.queued = True
+        self._mark_queued(source, True)
         if source.options.priority:
             self._respect_priorities()
         self._sources.appendleft(source)
+
+    def _mark_queued(self, source: TaskSource, queued: bool) -> None:
+        if self.threads and source.queued is not queued and not self._needs_thread(source):
+            self._need_no_thread += 1 if queued else -1
+        source.queued = queued
 
     def _respect_priorities(self) -> None:
         """From now on, serve sources of a higher priority first (QUEUE-7)."""
@@ -251,6 +257,8 @@ class Queue:
                     if not needs_thread or worker.credit.free_threads() > 0:
                         break
                     self._passed.append(self._sources.popleft())
+                    if not self._need_no_thread:
+                        break
         finally:  # they keep their places
             while len(self._passed) > first:
                 source = self._passed.pop()
@@ -258,10 +266,19 @@ class Queue:
                     self._sources.appendleft(source)
 
     def _find_call(self, worker: PoolWorker, backlog: deque[CallQueue] | Line[CallQueue]) -> bool:
-        """Put calls to the front that do not wait for a thread; False if all do."""
+        """Put calls to the front that may start though threads are busy; False if all wait."""
         for _ in range(len(backlog)):
-            if not self._needs_thread(backlog[0]) or worker.credit.free_threads() > 0:
+            calls = backlog[0]
+            if not calls.left:
+                backlog.popleft().in_call_backlog = False
+                continue
+            if not self._needs_thread(calls):
                 return True
+            worker.credit.note_threaded(calls.function.id)
+            if not worker.credit.is_occupied(calls.function.id):
+                return True
+            if not self._need_no_thread:
+                return False
             backlog.rotate(-1)
         return False
 
@@ -283,8 +300,6 @@ class Queue:
         calls = backlog[0]
         if self._sources and calls.options.priority < self._sources[0].options.priority:
             return
-        if self._needs_thread(calls):
-            worker.credit.note_threaded(calls.function.id)
         room = worker.credit.overtake(worker.link.started, calls.function.id)
         handles, items = calls.take(room)
         if handles:
@@ -313,11 +328,11 @@ class Queue:
         sources = list(self._sources)
         self._sources.clear()
         for source in sources:
-            source.queued = source.origin not in jobs
+            self._mark_queued(source, source.origin not in jobs)
             if source.queued:
                 self._sources.append(source)
         for source in self._passed:
-            source.queued = source.queued and source.origin not in jobs
+            self._mark_queued(source, source.queued and source.origin not in jobs)
         if self.retry_queue.drop_tasks_of(jobs):
             self._dispatch_soon()  # a worker may have been kept free for them
 
@@ -396,7 +411,7 @@ class Queue:
         """Put a source that was served to the end of the line, if it has more."""
         if self.holding.sources:
             self.holding.drop_sent(source.origin)
-        source.queued = source.left != 0 and took
+        self._mark_queued(source, source.left != 0 and took)
         if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)
             if not worker.chunks:  # no report will come: nothing could be pickled
@@ -418,8 +433,8 @@ class Queue:
     def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
         """QUEUE-6: how many of the next `room` tasks of a source this worker gets now.
 
-        Of tasks that need a thread it gets one for each free thread, whatever workers without one
-        hold: these could start none.
+        Of tasks that need a thread, as many as it has free threads are shared among the workers
+        that have some: the others could start none.
         """
         share = self._share_among(self.workers, worker, source, room)
         if share >= room or not self._needs_thread(source):

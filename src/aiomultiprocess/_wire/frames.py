@@ -139,8 +139,8 @@ class Kind(IntEnum):
     BROKEN = 17  # the initializer failed; payload: its exception
     RESULTS = 18  # chunk_id, offset: first item, count: items; payload: the results
     ERROR = 19  # chunk_id, offset: item; payload: the exception
-    # count: free slots, 0 if items wait in the worker; offset: how many threads are free for more
-    # than those; chunk_id: how many items the worker has received in all
+    # count: free slots, 0 if items wait in the worker; offset: free threads beyond those that the
+    # waiting items will take; chunk_id: how many items the worker has received in all
     NEED_WORK = 20
     # no item runs, the process is about to exit; payload: what may delay it. count is 1 while the
     # lifespan is left, which comes before

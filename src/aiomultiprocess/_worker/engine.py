@@ -187,7 +187,8 @@ class WorkerEngine:
         self._in_burst = False
         self._ended: list[asyncio.Task[Any]] = []  # tasks that ended during a burst (RESULTS-1)
         self._turn_scheduled = False
-        # free slots and threads, as the last NEED_WORK since the last chunk says
+        # free slots, as the last NEED_WORK since the last chunk says, and free threads, as the last
+        # since the last chunk that needs some
         self._advertised_free = self._advertised_threads = 0
         self._closing = False
         self._copied = False  # this is a copy of the worker (copies.py)
@@ -526,8 +527,8 @@ class WorkerEngine:
             mode, func = MAP, StreamFunction(func, partial(self._send_values, chunk_id, timed))
         self._chunks.append(ReceivedChunk(chunk_id, mode, func, items, failures or {}, timed))
         self._advertised_free = 0
-        if self._threads is not None and self._threads.run(func):
-            self._advertised_threads = 0
+        if self._threads is not None and (self._threads.serves(func) or type(func) is Unloadable):
+            self._advertised_threads = 0  # the parent has counted it
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
 
     def _on_notice(
@@ -820,13 +821,13 @@ class WorkerEngine:
         A thread may be free while items wait: for a slot, and they need no thread.
         """
         chunks = self._chunks
-        slots, free, received = 0, threads.free, self.started
+        slots, free, received = 0, min(threads.free, MAX_COUNT), self.started
         if not chunks:
             slots = self._free_slots()
         elif free > self._advertised_threads:
             received = chunks[-1].chunk_id + len(chunks[-1].items)
             free -= sum(
-                len(chunk.items) - chunk.next for chunk in chunks if threads.run(chunk.func)
+                len(chunk.items) - chunk.next for chunk in chunks if threads.serves(chunk.func)
             )
         if slots > self._advertised_free or free > self._advertised_threads:
             self._advertised_free = max(slots, self._advertised_free)

@@ -54,13 +54,13 @@ class Threads:
         """How many more calls can run now."""
         return self._limit - self.busy
 
-    def run(self, func: object) -> bool:
-        """Whether items of `func` need a thread."""
+    def serves(self, func: object) -> bool:
+        """Whether items of `func` run in threads."""
         return type(func) is ThreadedFunction
 
     def must_wait(self, func: object) -> bool:
         """Whether an item of `func` cannot start now (THREAD-1)."""
-        return not self.free and self.run(func)
+        return not self.free and self.serves(func)
 
     def start(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
         """Run `call` in a free thread."""
