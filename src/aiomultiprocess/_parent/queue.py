@@ -247,23 +247,29 @@ class Queue:
         first = len(self._passed)  # those before it are of a call of this method that is under way
         try:
             for _ in range(len(self._sources)):
-                if not self._sources:
+                if not self._sources or not self._serve_or_pass(worker, first):
                     break
-                needs_thread = self._needs_thread(self._sources[0])
-                if needs_thread:
-                    worker.credit.note_threaded(self._sources[0].function.id)
-                has_passed = len(self._passed) > first
-                if (needs_thread and has_passed) or not self._serve_next(worker):
-                    if not needs_thread or worker.credit.free_threads() > 0:
-                        break
-                    self._passed.append(self._sources.popleft())
-                    if not self._need_no_thread:
-                        break
         finally:  # they keep their places
             while len(self._passed) > first:
                 source = self._passed.pop()
                 if source.queued and not self._over:
                     self._sources.appendleft(source)
+
+    def _serve_or_pass(self, worker: PoolWorker, first: int) -> bool:
+        """Serve the first source, or pass it if it needs a thread and none is free.
+
+        False if none behind it is to be served now.
+        """
+        source = self._sources[0]
+        if not self._needs_thread(source):
+            return self._serve_next(worker)
+        worker.credit.note_threaded(source.function.id)
+        if len(self._passed) == first and self._serve_next(worker):
+            return True
+        if worker.credit.free_threads() > 0:
+            return False
+        self._passed.append(self._sources.popleft())
+        return self._need_no_thread > 0
 
     def _find_call(self, worker: PoolWorker, backlog: deque[CallQueue] | Line[CallQueue]) -> bool:
         """Put calls to the front that may start though threads are busy; False if all wait."""
@@ -271,16 +277,20 @@ class Queue:
             calls = backlog[0]
             if not calls.left:
                 backlog.popleft().in_call_backlog = False
-                continue
-            if not self._needs_thread(calls):
+            elif not self._waits_for_thread(worker, calls):
                 return True
-            worker.credit.note_threaded(calls.function.id)
-            if not worker.credit.is_occupied(calls.function.id):
-                return True
-            if not self._need_no_thread:
+            elif not self._need_no_thread:
                 return False
-            backlog.rotate(-1)
+            else:
+                backlog.rotate(-1)
         return False
+
+    def _waits_for_thread(self, worker: PoolWorker, source: TaskSource) -> bool:
+        """Whether its tasks need a thread, and slow ones have all (CREDIT-9)."""
+        if not self._needs_thread(source):
+            return False
+        worker.credit.note_threaded(source.function.id)
+        return worker.credit.is_occupied(source.function.id)
 
     def _needs_thread(self, source: TaskOwner) -> bool:
         """Whether the tasks of a source run in threads (THREAD-1)."""
@@ -440,11 +450,9 @@ class Queue:
         if share >= room or not self._needs_thread(source):
             return share
         free = min(room, worker.credit.free_threads())
-        if free <= share:
+        if free <= max(share, 0):
             return share
-        able = [
-            other for other in self.workers if other is worker or other.credit.free_threads() > 0
-        ]
+        able = [other for other in self.workers if other.credit.free_threads() > 0]
         return max(share, self._share_among(able, worker, source, free))
 
     def _share_among(
