@@ -16,13 +16,9 @@ import blocking
 import streams
 import workload
 from aiomultiprocess import Pool
+from support import until_exists
 
 pytestmark = pytest.mark.row("H232")
-
-
-async def until_exists(path: str) -> None:
-    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a worker makes it
-        await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ import workload
 from aiomultiprocess import Pool, RoundRobin, WorkerLostError
 from aiomultiprocess._parent.credit import Credit
 from aiomultiprocess._worker import leaving
-from support import Meeting, lines, wait_for_exit
+from support import Meeting, lines, until_exists, wait_for_exit
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -231,11 +231,6 @@ async def test_other_tasks_of_a_held_worker_end_before_it_is_replaced() -> None:
 
 
 # -- calls in threads ------------------------------------------------------------------------------
-
-
-async def until_exists(path: str) -> None:
-    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - a worker makes it
-        await asyncio.sleep(0.005)
 
 
 async def give_up(call: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 import blocking
 import workload
 from aiomultiprocess import Pool, ProxyException, TaskTimeoutError
+from support import until_exists
 
 THREAD = "aiomultiprocess-thread-"
 
@@ -23,11 +24,6 @@ def exists(path: str) -> bool:
 
 def touch(path: str | Path) -> None:
     Path(path).touch()
-
-
-async def until_exists(path: str) -> None:
-    while not exists(path):  # noqa: ASYNC110 - a worker makes it
-        await asyncio.sleep(0.005)
 
 
 async def test_plain_functions_wait_side_by_side(backend: str) -> None:

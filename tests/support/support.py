@@ -144,6 +144,12 @@ async def wait_for_exit(pids: Iterable[int], within: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
+async def until_exists(path: str) -> None:
+    """Wait for a file that a worker makes; the limit of the test ends it."""
+    while not Path(path).exists():  # noqa: ASYNC110, ASYNC240
+        await asyncio.sleep(0.005)
+
+
 def has_ended(pid: int) -> bool:
     """Whether a process is over; an adopted one is reaped, as init would."""
     try:

@@ -57,7 +57,7 @@ class Function:
         #: Memories of shared objects that it holds (sharing.py).
         self.shared: tuple[Any, ...] = sharing.take() if sharing.collected else ()
         self.uses = 0  # task sources that are not settled
-        self.for_streams = False
+        self.for_streams = False  # whether its tasks are streams, which need no thread
         self.flags = 0 if is_immutable(func) else STATEFUL
         self.blocking = not is_coroutine_function(func)
         if self.blocking:
