@@ -13,8 +13,10 @@ import pytest
 
 import workload
 from aiomultiprocess import PoolTerminatedError, _accel
+from aiomultiprocess._parent.feed import TaskSource
 from aiomultiprocess._parent.functions import FunctionTable
 from aiomultiprocess._parent.job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job
+from aiomultiprocess._parent.routing import RoutedTasks, Router
 from aiomultiprocess._parent.sources import source_of
 from aiomultiprocess._processes import loops
 from aiomultiprocess._wire.frames import Mode
@@ -114,6 +116,20 @@ async def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: in
         sent += min(room, len(handles))
         ahead.append(pulled - sent)
     assert max(ahead[20:]) <= max(FIRST_STEP, 2 * room)
+
+
+@pytest.mark.row("D39")
+@pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
+async def test_items_that_were_taken_one_by_one_do_not_tell_that_more_would_fit(
+    routed: bool,
+) -> None:
+    job = job_of(iter(range(1000)))
+    router = Router(job, lambda router, item: (None, router.shares[0]), ignore)
+    router.shares[0] = RoutedTasks(job, router, ignore)
+    source: TaskSource = router.shares[0] if routed else job
+    for _ in range(20):
+        assert len(source.take(1)[0]) == 1
+    assert len(source.take(1000)[0]) == FIRST_STEP
 
 
 async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiomultiprocess import TaskTimeoutError
 from chaos.accounts import DEAF, Accounts, Outcome, outcome_of
 from chaos.meter import COLUMNS, Samples
-from chaos.report import medians_of, slope_of
+from chaos.report import slope_of, tenths_of
 from chaos.stall import STATUS
 from chaos.tasks import AMPLE, LIMIT, RECORD
 from conftest import ROOT
@@ -158,9 +158,10 @@ def test_the_slope_of_a_line_is_exact_and_that_of_noise_has_an_error() -> None:
 
 
 def test_medians_are_of_ten_equal_parts_or_of_each_value() -> None:
-    assert medians_of(range(100)) == [10 * part + 4.5 for part in range(10)]
-    assert len(medians_of(range(19))) == 10
-    assert medians_of([3.0, 1.0]) == [3, 1]
+    assert tenths_of(range(100)) == [10 * part + 4.5 for part in range(10)]
+    assert len(tenths_of(range(19))) == 10
+    assert tenths_of([3.0, 1.0]) == [3, 1]
+    assert tenths_of(range(100), min) == list(range(0, 100, 10))
 
 
 def test_samples_are_read_by_column_as_they_were_added(tmp_path: Path) -> None:

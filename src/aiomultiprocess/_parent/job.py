@@ -21,7 +21,7 @@ JOB-3  The end of an unbounded input is known only by asking it for an item. If 
     for an item that does not exist.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
-    back, starts with `FIRST_STEP` items.
+    back, starts with `FIRST_STEP` items, and more are taken only after as many as that were sent.
 JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
     possible caller receives the list itself rather than a copy.
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
@@ -239,7 +239,8 @@ class Job:
             if self.source.exhausted:  # the interrupt ended the input: no later `take` would notice
                 self.end_of_input()
             raise
-        self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
+        if len(items) == self._step:  # fewer would tell little: JOB-4
+            self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         self._last = len(items)
         if self._error_of_the_rest is not None:  # JOB-6
             return (), []

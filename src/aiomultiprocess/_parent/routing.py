@@ -87,7 +87,8 @@ class RoutedTasks:
             return (), []
         pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
         if pairs:
-            self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
+            if len(pairs) == self._step:
+                self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
             self._last = len(pairs)
             self._note_taken()
         return [index for index, _ in pairs], [item for _, item in pairs]

@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chaos.accounts import MEANING, Outcome, Verdict
@@ -30,11 +30,13 @@ def slope_of(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return slope, math.sqrt(rest / (n - 2) / spread)
 
 
-def medians_of(values: Sequence[float]) -> list[float]:
-    """The median of each tenth of a run, in order; of each value, where these are fewer."""
+def tenths_of(
+    values: Sequence[float], measure: Callable[[Sequence[float]], float] = statistics.median
+) -> list[float]:
+    """The measure of each tenth of a run, in order; of each value, where these are fewer."""
     edges = [len(values) * part // PARTS for part in range(PARTS + 1)]
     parts = (values[begin:end] for begin, end in itertools.pairwise(edges))
-    return [statistics.median(part) for part in parts if part]
+    return [measure(part) for part in parts if part]
 
 
 @dataclass
@@ -105,14 +107,17 @@ class Report:
             yield from self._growth(f"RSS of the parent {when}{trimmed}, MB", table, "rss", ".1f")
             yield from self._growth(f"given by its malloc {when}, MB", table, "given", ".1f")
             yield from self._growth(f"blocks of its objects {when}", table, "blocks", ",.0f")
-        held = self.meter.under_load["descriptors"]
-        yield "descriptors of the parent", f"{held[0]:.0f} at first, {held[-1]:.0f} at last"
+            what = f"descriptors of the parent {when}"
+            yield from self._growth(what, table, "descriptors", ".0f")
+            # each worker has some, so that what stays shows when the fewest live
+            least = tenths_of(table["descriptors"], min)
+            yield f"  the least of {PARTS} parts", " ".join(f"{one:.0f}" for one in least)
         yield "CPU, of one core", f"parent {mine:.0%}, workers {theirs:.0%}"
 
     def _growth(self, what: str, table: Columns, column: str, style: str) -> Rows:
         hours, values = table["hours"], table[column]
         yield what, f"{values[0]:{style}} at first, {values[-1]:{style}} at last"
-        yield f"  medians of {PARTS} parts", " ".join(f"{m:{style}}" for m in medians_of(values))
+        yield f"  medians of {PARTS} parts", " ".join(f"{m:{style}}" for m in tenths_of(values))
         begin, end = self.meter.settled, hours[-1]
         for part, since in (("", begin), (", second half", (begin + end) / 2)):
             points = [at for at in zip(hours, values, strict=True) if at[0] >= since]
