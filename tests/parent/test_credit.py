@@ -379,6 +379,25 @@ def test_no_plain_task_waits_behind_slow_ones_that_have_all_threads() -> None:
     assert credit.overtake(credit.sent, FUNCTION) == 0
 
 
+def test_no_plain_task_waits_behind_one_that_takes_longer_than_its_pace_tells() -> None:
+    credit = in_threads(1)
+    credit.send(1, FUNCTION, now=0.0)
+    report(credit, 1, started=1, now=1e-5)
+    begin = 10 * THREAD_WAIT
+    credit.send(1, FUNCTION, now=begin)
+    credit.look_at_threads(begin + THREAD_WAIT / 2)
+    assert credit.room(2, FUNCTION) == GROWTH
+    assert credit.overtake(2, FUNCTION) == GROWTH
+    credit.need_work(15, 0, 2)
+    credit.look_at_threads(begin + 2 * THREAD_WAIT)
+    for work_is_ample in (None, False, True):
+        assert credit.room(2, FUNCTION, work_is_ample=work_is_ample) <= 0
+    assert credit.overtake(2, FUNCTION) == 0
+    assert credit.room(2, OTHER) == 1
+    report(credit, 1, started=2, now=begin + 3 * THREAD_WAIT)
+    assert credit.room(2, FUNCTION) == 1
+
+
 def test_a_plain_task_of_some_milliseconds_has_a_successor_at_hand() -> None:
     """A parent that is busy for as long would leave the threads idle."""
     credit = in_threads(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,15 +21,17 @@ from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.line import Line
 from aiomultiprocess._parent.queue import Queue
 from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._parent.threaded_queue import ThreadedLine
 from aiomultiprocess._wire.frames import Mode
 
 
 class Source:
     """What a line reads of a task source."""
 
-    def __init__(self, name: object, priority: int) -> None:
+    def __init__(self, name: object, priority: int, threaded: bool = False) -> None:
         self.name = name
         self.options = TaskOptions(priority=priority)
+        self.function = SimpleNamespace(blocking=threaded, for_streams=False)
 
     def __repr__(self) -> str:
         return f"{self.name} of {self.options.priority}"
@@ -177,3 +180,43 @@ def test_a_line_is_iterated_in_its_order_and_gives_up_any_source() -> None:
     with pytest.raises(ValueError, match="not in line"):
         line.remove(sources[2])
     assert line.popleft() is sources[0]
+
+
+@pytest.mark.parametrize("priorities", [False, True])
+def test_a_line_that_can_hide_what_needs_a_thread_keeps_its_order(priorities: bool) -> None:
+    """A plain list is the model: some thousand operations at random."""
+    rng = random.Random(5)
+    line: ThreadedLine[TaskSource] = ThreadedLine()
+    if priorities:
+        line.respect_priorities()
+    model: list[Source] = []
+
+    def first(shown: list[Source]) -> Source:
+        return max(shown, key=lambda source: source.options.priority)
+
+    for name in range(5000):
+        new = Source(name, rng.choice((0, 1, -3)) if priorities else 0, rng.random() < 0.5)
+        line.hides_threaded = rng.random() < 0.3
+        shown = [one for one in model if not (line.hides_threaded and one.function.blocking)]
+        assert (len(line), bool(line), line.total) == (len(shown), bool(shown), len(model))
+        what = rng.choice(("append", "appendleft", "popleft", "rotate"))
+        if what == "append":
+            line.append(cast("TaskSource", new))
+            model.append(new)
+        elif what == "appendleft":
+            line.appendleft(cast("TaskSource", new))
+            model.insert(0, new)
+        elif shown:
+            assert line[0] is first(shown)
+            model.remove(first(shown))
+            if what == "popleft":
+                assert line.popleft() is first(shown)
+            else:
+                line.rotate(-1)
+                model.append(first(shown))
+    in_order = sorted(model, key=lambda source: -source.options.priority)
+    assert list(line) == in_order
+    assert all(source in line for source in model)
+    line.clear()
+    assert not list(line)
+    assert line.total == 0

@@ -14,6 +14,7 @@ import pytest
 
 import workload
 from aiomultiprocess import _accel
+from aiomultiprocess._arguments import TaskOptions
 from aiomultiprocess._parent import queue as queues
 from aiomultiprocess._parent.calls import CallQueue
 from aiomultiprocess._parent.credit import (
@@ -28,6 +29,7 @@ from aiomultiprocess._parent.job import Job
 from aiomultiprocess._parent.queue import Queue
 from aiomultiprocess._parent.retry import RetryQueue
 from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._parent.threaded_queue import ThreadedQueue
 from aiomultiprocess._wire.frames import Kind, Mode
 from aiomultiprocess.types import WorkerLostError
 
@@ -98,8 +100,8 @@ class Setting:
 
     def __init__(self, mapped: Callable[..., Any] = workload.double, *, threads: int = 0) -> None:
         self.table = FunctionTable(_accel.dumps)
-        self.queue = Queue(asyncio.get_running_loop())
-        self.queue.threads = threads
+        kind = ThreadedQueue if threads else Queue
+        self.queue: Queue = kind(asyncio.get_running_loop())
         self.worker = Worker(threads)
         self.queue.workers.append(self.worker)  # type: ignore[arg-type]
         self.mapped = self.table.of(mapped)
@@ -407,15 +409,12 @@ async def test_calls_that_are_gone_hold_up_no_call_behind_them() -> None:
 
 
 @pytest.mark.row("H232")
-async def test_sources_that_need_no_thread_are_counted_while_they_are_in_line() -> None:
+async def test_a_call_that_waits_for_a_thread_keeps_its_place_in_line() -> None:
     setting = ThreadedSetting()
-    assert setting.queue._need_no_thread == 1
-    setting.call(setting.table.of(workload.double_sync), 1)
-    assert setting.queue._need_no_thread == 1
+    plain = setting.table.of(workload.double_sync)
+    setting.call(plain, 1)
     setting.call(setting.table.of(workload.two), 20)
-    assert setting.queue._need_no_thread == 2
     setting.queue.drop({setting.job})
-    assert setting.queue._need_no_thread == 1
     while setting.worker.chunks:
         setting.report_next()
     credit, link = setting.worker.credit, setting.worker.link
@@ -424,5 +423,70 @@ async def test_sources_that_need_no_thread_are_counted_while_they_are_in_line() 
     setting.queue.serve(setting.worker)  # type: ignore[arg-type]
     while setting.worker.chunks:
         setting.report_next()
-    assert setting.queue._need_no_thread == 0
-    assert len(setting.queue._sources) == 1  # the plain call waits
+    assert [source.function for source in setting.queue._sources] == [plain]
+    credit.need_work(15, 1, credit.sent)
+    setting.queue.serve(setting.worker)  # type: ignore[arg-type]
+    assert setting.sent[-1] == (plain.id, 1)
+
+
+@pytest.mark.row("H232")
+@pytest.mark.parametrize("kind", ["calls", "a map"])
+async def test_what_waits_for_a_thread_is_not_walked_through(kind: str) -> None:
+    """Nor does it hold up calls of a lower priority."""
+    setting = ThreadedSetting()
+    setting.worker.credit.need_work(1, 0, setting.worker.credit.sent)
+    looked = 0
+
+    class Function:
+        """A plain function, which counts who asks whether it is."""
+
+        id, for_streams, permanent, shared = 10**6, False, False, ()
+
+        @property
+        def blocking(self) -> bool:
+            nonlocal looked
+            looked += 1
+            return True
+
+    function: Any = Function()
+    for at in range(1000):
+        options = TaskOptions(priority=at % 2)
+        source: Any
+        if kind == "calls":
+            source = CallQueue(function, ignore, options)
+            source.wait((asyncio.get_running_loop().create_future(), ((1,), {})))
+        else:
+            loop = asyncio.get_running_loop()
+            source = Job(workload.two, function, Mode.MAP, ignore, ignore, options, loop=loop)
+            source.open(source_of(range(3), ignore))
+        setting.queue.offer(source)
+    setting.report_next()
+    looked, before = 0, len(setting.sent)
+    called = setting.table.of(workload.two)
+    for _ in range(10):
+        setting.call(called, 1)
+        setting.report_next()
+    assert looked < 1000
+    assert (called.id, 1) in setting.sent[before:]
+    assert setting.queue._count_in_line() > 1000
+
+
+@pytest.mark.row("H232")
+@pytest.mark.parametrize("threads", [0, 1])
+async def test_calls_that_end_while_they_wait_leave_the_line(threads: int) -> None:
+    setting = ThreadedSetting() if threads else Setting()
+    queue = setting.queue
+    setting.worker.link.congested = True
+    for at in range(1000):
+        function = setting.table.of(functools.partial(workload.double_sync, at))
+        calls = CallQueue(function, lambda calls: queue.drop_function(calls, calls.function))
+        queue.calls[calls.key] = calls
+        future = asyncio.get_running_loop().create_future()
+        queue.call(calls, future, ((), {}))
+        queue.serve(setting.worker)  # type: ignore[arg-type]
+        future.cancel()
+        calls.drop_cancelled()
+        assert queue._count_in_line() < 5
+        assert len(list(queue._call_backlog)) < 5
+    assert not queue.calls
+    assert len(setting.worker.credit._threaded) < 5

@@ -16,6 +16,7 @@ import blocking
 import streams
 import workload
 from aiomultiprocess import Pool
+from aiomultiprocess._parent.credit import THREAD_WAIT
 from support import until_exists
 
 pytestmark = pytest.mark.row("H232")
@@ -83,6 +84,48 @@ async def test_plain_functions_that_wait_for_a_thread_hold_up_no_coroutine(
         assert not Path(path + ".run").exists()  # noqa: ASYNC240
     for result in later:
         assert result.done()
+
+
+@pytest.mark.parametrize("how", ["calls", "map"])
+async def test_a_quick_function_that_blocks_for_once_holds_up_nothing_that_comes_later(
+    backend: str, tmp_path: Path, how: str
+) -> None:
+    """Nothing but time tells that it is not quick this time."""
+    path = str(tmp_path / "go")
+    Path(path + "quick").touch()  # noqa: ASYNC240
+    async with Pool(1, threads=2, backend=backend) as pool:
+        if how == "map":
+            await pool.map(blocking.wait_for_file, [path + "quick"] * 200)
+        else:
+            for _ in range(50):
+                await pool.apply(blocking.wait_for_file, (path + "quick",))
+        async with all_threads_busy(pool, path, warm=False):
+            await asyncio.sleep(4 * THREAD_WAIT)
+            later = pool.submit(blocking.wait_for_file, path + "quick")
+            await asyncio.sleep(0.1)
+            await run_coroutines(pool)
+            assert not later.done()
+        await later
+
+
+async def test_a_call_goes_to_the_worker_that_has_a_thread(backend: str, tmp_path: Path) -> None:
+    """Though it holds more tasks, and the others have been quick until now."""
+    path = str(tmp_path / "go")
+    Path(path + "quick").touch()  # noqa: ASYNC240
+    async with Pool(2, threads=1, backend=backend) as pool, asyncio.timeout(60):
+        await pool.map(blocking.wait_for_file, [path + "quick"] * 400)
+        blocked = pool.submit(blocking.wait_for_file, path)
+        await until_exists(path + ".begun")
+        await asyncio.sleep(4 * THREAD_WAIT)
+        coroutines = [pool.submit(asyncio.sleep, 1000) for _ in range(3)]
+        while sum(worker.running for worker in pool.stats().workers) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        for _ in range(10):
+            await pool.apply(blocking.wait_for_file, (path + "quick",))
+        Path(path).touch()  # noqa: ASYNC240
+        await blocked
+        for coroutine in coroutines:
+            coroutine.cancel()
 
 
 @pytest.mark.parametrize("priority", [0, 1])

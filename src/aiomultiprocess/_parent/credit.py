@@ -45,9 +45,10 @@ CREDIT-9  In a worker that has threads, a plain function needs one (THREAD-1), a
     one that waits for a thread wait, too (WORKER-1). So a task that needs a thread is sent if a
     slot and a thread are free. CREDIT-3 adds a backlog, unless tasks of others that are slow or not
     measured yet have all threads; of a function that is slow itself, it adds what threads take
-    within `THREAD_WAIT`, unless such a task of others has one. Tasks that need no thread have the
-    slots, however many threads are busy. What was quick until now and then blocks does hold up what
-    was sent behind it.
+    within `THREAD_WAIT`, unless such a task of others has one. It adds nothing while all threads
+    are busy and none has ended or begun a task for `THREAD_WAIT`: what runs there takes longer than
+    the pace of its function tells. Tasks that need no thread have the slots, however many threads
+    are busy. What was quick until now and then blocks does hold up what was sent behind it before.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ class Credit:
         "_threaded_since",
         "_threaded_until",
         "_threads",
+        "_threads_are_stuck",
         "_threads_free",
+        "_threads_moved",
         "_wanted",
         "alone_times",
         "bytes",
@@ -128,6 +131,8 @@ class Credit:
         self._threaded_since: dict[int, float] = {}  # `_busy_seconds` when their next pace begins
         self._busy_seconds = 0.0  # how long the worker had work, until the last settle()
         self._threaded_until = 0  # how many tasks had been sent with the last that needs a thread
+        self._threads_moved = 0.0  # when a thread took a task, or ended one
+        self._threads_are_stuck = False  # none has for `THREAD_WAIT`
         self._threads_free = 0  # by the last NEED_WORK frame, less such tasks sent since
         self._paces: dict[int, Pace] = {}  # by function
         self._reported: set[int] = set()  # functions of tasks reported since the last settle()
@@ -214,18 +219,30 @@ class Credit:
 
     def is_occupied(self, function: int) -> bool:
         """CREDIT-7, CREDIT-9: whether slow or unmeasured tasks have all that `function` needs."""
-        slow = threaded = 0
-        for held, count in self._held.items():
-            if self._is_slow(held):
-                slow += count
-                if held in self._threaded:
-                    threaded += count
+        slow = sum(count for held, count in self._held.items() if self._is_slow(held))
         if slow >= self._concurrency or self._is_blocked():
             return True
-        return threaded >= self._threads > 0 >= self._threads_free and function in self._threaded
+        return function in self._threaded and self.threads_are_taken
+
+    @property
+    def threads_are_taken(self) -> bool:
+        """CREDIT-9: whether the tasks in all threads are slow, not measured yet, or stuck."""
+        if self.free_threads() > 0:
+            return False
+        return self._threads_are_stuck or self._threads <= sum(
+            count
+            for held, count in self._held.items()
+            if held in self._threaded and self._is_slow(held)
+        )
+
+    def look_at_threads(self, now: float) -> None:
+        """Find out whether the tasks in all threads take longer than the pace of their function."""
+        self._threads_are_stuck = now - self._threads_moved > THREAD_WAIT
 
     def _ahead(self, function: int, pace: Pace) -> int:
         """CREDIT-9: how many tasks may wait until a thread is free."""
+        if self._threads_are_stuck and self.free_threads() <= 0:
+            return 0
         if not pace.backlog and any(
             held != function and held in self._threaded and self._is_slow(held)
             for held in self._held
@@ -257,6 +274,8 @@ class Credit:
             self._wanted = 0
         self.sent += count
         if function in self._threaded:
+            if self.free_threads() > 0:
+                self._note_move(now)
             self._threads_free -= count
             self._threaded_until = self.sent
             if function not in self._held:
@@ -347,6 +366,7 @@ class Credit:
                 if pace is None:
                     pace = self._paces[function] = Pace()
                 if function in self._threaded:
+                    self._note_move(now)
                     self._measure_threaded(pace, function)
                     continue
                 pace.count = tasks = count + kept * pace.count
@@ -355,6 +375,11 @@ class Credit:
                 most = pace.backlog * GROWTH or GROWTH
                 pace.backlog = backlog if backlog < most else most
         self._reported.clear()
+
+    def _note_move(self, now: float) -> None:
+        """A thread has taken a task, or ended one."""
+        self._threads_moved = now
+        self._threads_are_stuck = False
 
     def _measure_threaded(self, pace: Pace, function: int) -> None:
         """Adapt the backlog of a function that runs in threads."""

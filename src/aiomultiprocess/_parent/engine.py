@@ -138,9 +138,8 @@ class Engine:
         """
         try:
             for _ in range(queues):
-                kind = self.queue_class
-                queue = (preparing(kind) if self._choice.prepares else kind)(self.loop)
-                queue.choice, queue.threads = self._choice, self.options.threads
+                queue = self._queue_kind()(self.loop)
+                queue.choice = self._choice
                 queue.holding = self._holding
                 self.queues[self._scheduler.register_queue(queue)] = queue
             if queues == 1 and type(self._scheduler) is RoundRobin:
@@ -157,6 +156,14 @@ class Engine:
         except BaseException:
             self.terminate()
             raise
+
+    def _queue_kind(self) -> type[Queue]:
+        kind = self.queue_class
+        if self.options.threads:
+            from .threaded_queue import threaded  # ENGINE-3
+
+            kind = threaded(kind)
+        return preparing(kind) if self._choice.prepares else kind
 
     def wants_workers(self) -> bool:
         """Whether there may be work for a new worker."""

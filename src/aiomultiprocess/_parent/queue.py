@@ -17,7 +17,8 @@ QUEUE-3  Sources are served in turn. In its turn a source fills the room that on
     in one chunk or several; then it goes to the end of the line. So an `apply` does not wait behind
     a `map`. While a worker has no room for the source whose turn it is, calls may *overtake*: go to
     that worker ahead of tasks that waited longer (credit.py, CREDIT-4, CREDIT-6). Sources whose
-    tasks need a thread of a worker that has none free (CREDIT-9) hold up no others there.
+    tasks need a thread of a worker that has none free (CREDIT-9) hold up no others there
+    (threaded_queue.py).
 QUEUE-6  Even spread. Whether an item waits or computes is not known before it runs, so free slots
     do not tell how soon a worker will be done. No worker is therefore filled above the level that
     is reached when the tasks that are left fill the workers in turn, those that hold the fewest
@@ -77,6 +78,7 @@ from .sharing import Holding, pass_collected, pass_to
 if TYPE_CHECKING:
     from .line import Line
     from .stream_source import StreamSource
+    from .threaded_queue import ThreadedLine
     from .worker import PoolWorker
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items
@@ -102,8 +104,6 @@ class Queue:
 
     choice = PICKLE_ALONE
     """How to send what pickle refuses; the engine sets it."""
-    threads = 0
-    """How many threads of a worker run plain functions, 0: its loop does; the engine sets it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.workers: list[PoolWorker] = []
@@ -111,13 +111,13 @@ class Queue:
         self.retry_queue = RetryQueue()
         self.counts = TaskCounts()
         self.holding = Holding()  # of the engine, which sets it
-        self._sources: deque[TaskSource] | Line[TaskSource] = deque()
-        self._need_no_thread = 0  # how many of the sources in line need none, where there are some
-        self._passed: list[TaskSource] = []  # taken from the line for a moment: they need a thread
+        self._sources: deque[TaskSource] | Line[TaskSource] | ThreadedLine[TaskSource] = deque()
         self._loop = loop
-        self._call_backlog: deque[CallQueue] | Line[CallQueue] = deque()  # which may overtake
+        # which may overtake
+        self._call_backlog: deque[CallQueue] | Line[CallQueue] | ThreadedLine[CallQueue] = deque()
         self._contended_until = 0.0
         self._alone_from = 0.0
+        self._ended_in_line = 0  # calls that ended in lines, since such were dropped there
         self._dispatch_scheduled = False
         self._over = False  # all is settled: what workers still send is ignored
 
@@ -158,7 +158,7 @@ class Queue:
         then travel together.
         """
         if not source.queued:
-            self._mark_queued(source, True)
+            source.queued = True
             if source.options.priority:
                 self._respect_priorities()
             self._sources.append(source)
@@ -181,15 +181,10 @@ class Queue:
         self._dispatch_soon()
 
     def _put_first(self, source: TaskSource) -> None:
-        self._mark_queued(source, True)
+        source.queued = True
         if source.options.priority:
             self._respect_priorities()
         self._sources.appendleft(source)
-
-    def _mark_queued(self, source: TaskSource, queued: bool) -> None:
-        if self.threads and source.queued is not queued and not self._needs_thread(source):
-            self._need_no_thread += 1 if queued else -1
-        source.queued = queued
 
     def _respect_priorities(self) -> None:
         """From now on, serve sources of a higher priority first (QUEUE-7)."""
@@ -228,12 +223,7 @@ class Queue:
                 worker.watch()  # QUEUE-9
             return
         if self._sources and not worker.leaving:
-            if self.threads:
-                self._serve_beside_threads(worker)
-            else:
-                for _ in range(len(self._sources)):  # each once: other workers get a share too
-                    if not self._sources or not self._serve_next(worker):
-                        break
+            self._serve_sources(worker)
             if self._call_backlog:
                 self._let_calls_overtake(worker)
             if worker.credit.spent:
@@ -242,60 +232,10 @@ class Queue:
         if worker.chunks:
             worker.watch()  # QUEUE-9
 
-    def _serve_beside_threads(self, worker: PoolWorker) -> None:
-        """As the loop in `serve`: past sources whose tasks need a thread, once one has no room."""
-        first = len(self._passed)  # those before it are of a call of this method that is under way
-        try:
-            for _ in range(len(self._sources)):
-                if not self._sources or not self._serve_or_pass(worker, first):
-                    break
-        finally:  # they keep their places
-            while len(self._passed) > first:
-                source = self._passed.pop()
-                if source.queued and not self._over:
-                    self._sources.appendleft(source)
-
-    def _serve_or_pass(self, worker: PoolWorker, first: int) -> bool:
-        """Serve the first source, or pass it if it needs a thread and none is free.
-
-        False if none behind it is to be served now.
-        """
-        source = self._sources[0]
-        if not self._needs_thread(source):
-            return self._serve_next(worker)
-        worker.credit.note_threaded(source.function.id)
-        if len(self._passed) == first and self._serve_next(worker):
-            return True
-        if worker.credit.free_threads() > 0:
-            return False
-        self._passed.append(self._sources.popleft())
-        return self._need_no_thread > 0
-
-    def _find_call(self, worker: PoolWorker, backlog: deque[CallQueue] | Line[CallQueue]) -> bool:
-        """Put calls to the front that may start though threads are busy; False if all wait."""
-        for _ in range(len(backlog)):
-            calls = backlog[0]
-            if not calls.left:
-                backlog.popleft().in_call_backlog = False
-            elif not self._waits_for_thread(worker, calls):
-                return True
-            elif not self._need_no_thread:
-                return False
-            else:
-                backlog.rotate(-1)
-        return False
-
-    def _waits_for_thread(self, worker: PoolWorker, source: TaskSource) -> bool:
-        """Whether its tasks need a thread, and slow ones have all (CREDIT-9)."""
-        if not self._needs_thread(source):
-            return False
-        worker.credit.note_threaded(source.function.id)
-        return worker.credit.is_occupied(source.function.id)
-
-    def _needs_thread(self, source: TaskOwner) -> bool:
-        """Whether the tasks of a source run in threads (THREAD-1)."""
-        function = source.function
-        return bool(self.threads and function.blocking and not function.for_streams)
+    def _serve_sources(self, worker: PoolWorker) -> None:
+        for _ in range(len(self._sources)):  # each once: other workers get a share too
+            if not self._sources or not self._serve_next(worker):
+                break
 
     def _let_calls_overtake(self, worker: PoolWorker) -> None:
         """QUEUE-3: send calls to a worker that has no room for the source whose turn it is."""
@@ -303,8 +243,6 @@ class Queue:
         while backlog and not backlog[0].left:
             backlog.popleft().in_call_backlog = False
         if not backlog or worker.link.congested:
-            return
-        if self.threads and not self._find_call(worker, backlog):
             return
         self._contended_until = monotonic() + CONTENTION_SECONDS
         calls = backlog[0]
@@ -338,11 +276,9 @@ class Queue:
         sources = list(self._sources)
         self._sources.clear()
         for source in sources:
-            self._mark_queued(source, source.origin not in jobs)
+            source.queued = source.origin not in jobs
             if source.queued:
                 self._sources.append(source)
-        for source in self._passed:
-            self._mark_queued(source, source.queued and source.origin not in jobs)
         if self.retry_queue.drop_tasks_of(jobs):
             self._dispatch_soon()  # a worker may have been kept free for them
 
@@ -353,6 +289,8 @@ class Queue:
         """
         if isinstance(source, CallQueue) and self.calls.get(source.key) is source:
             del self.calls[source.key]
+            if source.queued or source.in_call_backlog:
+                self._drop_ended_calls()
         if function.permanent:
             return
         for worker in self.workers:
@@ -361,6 +299,27 @@ class Queue:
                 worker.functions.discard(function.id)
                 worker.link.send(Kind.FORGET, function=function.id)
                 worker.link.flush()  # at once: the state may be large, and other work far off
+
+    def _drop_ended_calls(self) -> None:
+        """Take calls that have ended out of the lines, if they may be half of all: one more has.
+
+        So that lines do not grow by calls that are given up while no worker has room for them.
+        """
+        self._ended_in_line += 1
+        if 2 * self._ended_in_line < self._count_in_line():
+            return
+        self._ended_in_line = 0
+        sources, backlog = list(self._sources), list(self._call_backlog)
+        self._sources.clear()
+        self._call_backlog.clear()
+        for source in sources:
+            source.queued = not isinstance(source, CallQueue) or source.left > 0
+            if source.queued:
+                self._sources.append(source)
+        for calls in backlog:
+            calls.in_call_backlog = calls.left > 0
+            if calls.in_call_backlog:
+                self._call_backlog.append(calls)
 
     def _serve_retry(self, worker: PoolWorker) -> bool:
         """Send retry tasks that this worker can run; True if it gets no other work (RETRY-3)."""
@@ -421,7 +380,7 @@ class Queue:
         """Put a source that was served to the end of the line, if it has more."""
         if self.holding.sources:
             self.holding.drop_sent(source.origin)
-        self._mark_queued(source, source.left != 0 and took)
+        source.queued = source.left != 0 and took
         if source.queued:  # a source that had nothing is offered again when it has more
             self._sources.append(source)
             if not worker.chunks:  # no report will come: nothing could be pickled
@@ -430,7 +389,7 @@ class Queue:
     def _scale(self, worker: PoolWorker, source: TaskSource, left: int | None) -> float:
         """CREDIT-6: by what backlog and bursts of a map are multiplied at this worker now."""
         now = monotonic()
-        if len(self._sources) + len(self._passed) > 1:
+        if self._count_in_line() > 1:
             self._alone_from = now + ALONE_SECONDS
         if self._contended_until > now:
             return 1 / CONTENTION_PARTS
@@ -440,20 +399,12 @@ class Queue:
         most = times * worker.credit.backlog(source.function.id) * len(self.workers)
         return times if 0 < 2 * most < left else 1
 
-    def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
-        """QUEUE-6: how many of the next `room` tasks of a source this worker gets now.
+    def _count_in_line(self) -> int:
+        return len(self._sources)
 
-        Of tasks that need a thread, as many as it has free threads are shared among the workers
-        that have some: the others could start none.
-        """
-        share = self._share_among(self.workers, worker, source, room)
-        if share >= room or not self._needs_thread(source):
-            return share
-        free = min(room, worker.credit.free_threads())
-        if free <= max(share, 0):
-            return share
-        able = [other for other in self.workers if other.credit.free_threads() > 0]
-        return max(share, self._share_among(able, worker, source, free))
+    def _fair_share(self, worker: PoolWorker, source: TaskSource, room: int) -> int:
+        """QUEUE-6: how many of the next `room` tasks of a source this worker gets now."""
+        return self._share_among(self.workers, worker, source, room)
 
     def _share_among(
         self, workers: list[PoolWorker], worker: PoolWorker, source: TaskSource, room: int
@@ -588,10 +539,11 @@ class Queue:
         )
         worker.functions.add(function.id)
         if function.blocking and not function.for_streams:
-            if self.threads:
-                worker.credit.note_threaded(function.id)
-            else:
-                worker.credit.note_blocking(function.id)
+            self._note_function(worker, function)
+
+    def _note_function(self, worker: PoolWorker, function: Function) -> None:
+        """The worker gets a plain function."""
+        worker.credit.note_blocking(function.id)
 
     def _put_back_rest(
         self,
