@@ -142,6 +142,8 @@ clean:
 $(VENV)/.made:
 	@echo "making an environment in $(VENV)"
 	@$(PYTHON) -m venv --clear $(VENV)
+	@# pip of 2023 needs 45 s of CPU to choose what the tests need, that of 2026 needs 18
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	@mkdir $(VENV)/build
 	@printf '[build]\nbuild_base = %s/build\n[egg_info]\negg_base = %s/build\n' \
 	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
