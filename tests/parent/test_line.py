@@ -1,4 +1,4 @@
-"""The line of task sources with priorities behaves as a deque for each priority (LINE-1)."""
+"""Lines with priorities behave as a deque for each, and can hide sources (LINE-1, LINE-2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from aiomultiprocess._parent.calls import CallQueue
 from aiomultiprocess._parent.feed import TaskSource
 from aiomultiprocess._parent.functions import FunctionTable
 from aiomultiprocess._parent.job import Job
-from aiomultiprocess._parent.line import Line
+from aiomultiprocess._parent.line import Line, ThreadedLine
 from aiomultiprocess._parent.queue import Queue
 from aiomultiprocess._parent.sources import source_of
-from aiomultiprocess._parent.threaded_queue import ThreadedLine
 from aiomultiprocess._wire.frames import Mode
 
 

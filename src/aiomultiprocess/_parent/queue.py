@@ -76,9 +76,8 @@ from .serializers import PICKLE_ALONE
 from .sharing import Holding, pass_collected, pass_to
 
 if TYPE_CHECKING:
-    from .line import Line
+    from .line import Line, ThreadedLine
     from .stream_source import StreamSource
-    from .threaded_queue import ThreadedLine
     from .worker import PoolWorker
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items

@@ -1,118 +1,24 @@
 """The queue of a pool whose workers run plain functions in threads: `Pool(threads=...)`.
 
 A source whose tasks need a thread has to wait for one; those behind it in line need not (QUEUE-3,
-CREDIT-9). So the line has two parts, and the part of those that need a thread is hidden while a
-worker is served that has none free: to look at each of them would take as long as there are many.
+CREDIT-9). So sources that need one are hidden while a worker is served that has none free (line.py,
+LINE-2): to look at each of them would take as long as there are many.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator
-from heapq import merge
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from .calls import CallQueue
-from .feed import TaskOwner, TaskSource
+from .feed import TaskSource
 from .functions import Function
-from .line import Line
+from .line import ThreadedLine, needs_thread
 from .queue import Queue
 
 if TYPE_CHECKING:
     from .worker import PoolWorker
-
-SourceT = TypeVar("SourceT", bound=TaskSource)
-
-
-def needs_thread(owner: TaskOwner) -> bool:
-    """Whether the tasks run in threads (THREAD-1)."""
-    return owner.function.blocking and not owner.function.for_streams
-
-
-class ThreadedLine(Generic[SourceT]):
-    """Task sources in line, of which those that need a thread can be hidden for a while.
-
-    It has the operations of a deque that the queue uses. The length, the first source and its
-    removal are of those that are not hidden.
-    """
-
-    def __init__(self) -> None:
-        self.hides_threaded = False
-        self._threaded: deque[SourceT] | Line[SourceT] = deque()
-        self._others: deque[SourceT] | Line[SourceT] = deque()
-        self._places: dict[SourceT, int] = {}  # they ascend in each part, within a priority
-        self._first = self._last = 0
-
-    def __len__(self) -> int:
-        return len(self._others) + (0 if self.hides_threaded else len(self._threaded))
-
-    def __bool__(self) -> bool:
-        return len(self) > 0
-
-    @property
-    def total(self) -> int:
-        """How many there are with those that are hidden."""
-        return len(self._places)
-
-    def __contains__(self, source: object) -> bool:
-        return source in self._places
-
-    def __iter__(self) -> Iterator[SourceT]:
-        """All, with those that are hidden."""
-        return merge(self._threaded, self._others, key=self._rank)
-
-    def __getitem__(self, at: int) -> SourceT:
-        return self._front()[at]
-
-    def append(self, source: SourceT) -> None:
-        """Put a source to the end."""
-        self._last += 1
-        self._places[source] = self._last
-        self._part_of(source).append(source)
-
-    def appendleft(self, source: SourceT) -> None:
-        """Put a source to the front."""
-        self._first -= 1
-        self._places[source] = self._first
-        self._part_of(source).appendleft(source)
-
-    def popleft(self) -> SourceT:
-        """Take out the first source."""
-        source = self._front().popleft()
-        del self._places[source]
-        return source
-
-    def rotate(self, n: int) -> None:
-        """Put the first source to the end: `n` is -1."""
-        self.append(self.popleft())
-
-    def clear(self) -> None:
-        """Take out all sources."""
-        self._threaded.clear()
-        self._others.clear()
-        self._places.clear()
-
-    def respect_priorities(self) -> None:
-        """From now on, the first source is one of the highest priority."""
-        if isinstance(self._threaded, deque) and isinstance(self._others, deque):
-            self._threaded, self._others = Line(self._threaded), Line(self._others)
-
-    def _rank(self, source: SourceT) -> tuple[int, int]:
-        return -source.options.priority, self._places[source]
-
-    def _part_of(self, source: SourceT) -> deque[SourceT] | Line[SourceT]:
-        return self._threaded if needs_thread(source) else self._others
-
-    def _front(self) -> deque[SourceT] | Line[SourceT]:
-        """The part in which the first source is."""
-        threaded, others = self._threaded, self._others
-        if self.hides_threaded or not threaded:
-            return others
-        if not others or self._rank(threaded[0]) < self._rank(others[0]):
-            return threaded
-        return others
 
 
 class ThreadedQueue(Queue):
