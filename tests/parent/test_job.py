@@ -13,7 +13,8 @@ import pytest
 
 import workload
 from aiomultiprocess import PoolTerminatedError, _accel
-from aiomultiprocess._parent.feed import TaskSource
+from aiomultiprocess._parent.chunk import Chunk
+from aiomultiprocess._parent.feed import Handles, TaskSource
 from aiomultiprocess._parent.functions import FunctionTable
 from aiomultiprocess._parent.job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job
 from aiomultiprocess._parent.routing import RoutedTasks, Router
@@ -38,6 +39,11 @@ def job_of(items: Any) -> Job:
     job = Job(workload.double, function, Mode.MAP, ignore, ignore, loop=running())
     job.open(source_of(items, ignore))
     return job
+
+
+def chunk_of(owner: TaskSource, handles: Handles, items: list[Any], size: int) -> Chunk:
+    """What they travel in, if each has `size` bytes."""
+    return Chunk(owner, handles, items, 0, size * len(handles))
 
 
 def run(job: Job) -> list[Any]:
@@ -83,6 +89,7 @@ async def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
     job.want_all()
     for _ in range(6):  # the estimate of an iterator grows by and by
         handles, items = job.take(LOOK_AHEAD_ITEMS)
+        job.note_chunk(handles, chunk_of(job, handles, items, 2))
     assert len(handles) == LOOK_AHEAD_ITEMS
     job.put_back(handles[100:], items[100:])
     if job._returned:
@@ -120,16 +127,23 @@ async def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: in
 
 @pytest.mark.row("D39")
 @pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
-async def test_items_that_were_taken_one_by_one_do_not_tell_that_more_would_fit(
-    routed: bool,
+@pytest.mark.parametrize(
+    ("size", "most"), [(1_000_000, FIRST_STEP), (4096, 32), (2, LOOK_AHEAD_ITEMS)]
+)
+async def test_as_many_items_of_an_iterator_are_taken_as_their_size_allows(
+    size: int, most: int, routed: bool
 ) -> None:
-    job = job_of(iter(range(1000)))
+    """Though one by one they were taken, and each had a frame to itself."""
+    job = job_of(iter(range(100_000)))
+    job.want_all()
     router = Router(job, lambda router, item: (None, router.shares[0]), ignore)
     router.shares[0] = RoutedTasks(job, router, ignore)
     source: TaskSource = router.shares[0] if routed else job
     for _ in range(20):
-        assert len(source.take(1)[0]) == 1
-    assert len(source.take(1000)[0]) == FIRST_STEP
+        handles, items = source.take(1)
+        assert len(handles) == 1
+        source.note_chunk(handles, chunk_of(source, handles, items, size))
+    assert len(source.take(LOOK_AHEAD_ITEMS)[0]) == most
 
 
 async def test_tasks_that_came_back_from_a_dead_worker_go_first() -> None:

@@ -213,6 +213,9 @@ def test_a_line_that_can_hide_what_needs_a_thread_keeps_its_order(priorities: bo
             else:
                 line.rotate(-1)
                 model.append(first(shown))
+    if model:
+        line.append(cast("TaskSource", model[0]))  # it is in line: nothing changes
+        line.appendleft(cast("TaskSource", model[-1]))
     in_order = sorted(model, key=lambda source: -source.options.priority)
     assert list(line) == in_order
     assert all(source in line for source in model)

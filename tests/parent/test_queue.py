@@ -273,6 +273,32 @@ async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_thei
     assert MOST_BYTES <= setting.worker.credit.bytes <= MOST_BYTES + 2 * size
 
 
+@pytest.mark.parametrize("workers", [2, 8, 32])
+async def test_small_items_of_an_iterator_soon_travel_by_the_hundred(workers: int) -> None:
+    """However many workers share what is at hand."""
+    queue, table = Queue(asyncio.get_running_loop()), FunctionTable(_accel.dumps)
+    fleet = [Worker() for _ in range(workers)]
+    queue.workers += fleet  # type: ignore[arg-type]
+    loop, now = asyncio.get_running_loop(), 0.0
+    mapped = table.of(workload.double)
+    job = Job(workload.double, mapped, Mode.MAP, ignore, ignore, loop=loop)
+    job.want_all()
+    job.open(source_of(iter(range(20_000)), ignore))
+    queue.offer(job)
+    queue.dispatch_all()
+    while any(worker.chunks for worker in fleet):
+        now += 1.0
+        for worker in fleet:
+            ended = [chunk for chunk in worker.link.chunks if chunk[0] in worker.chunks]
+            worker.credit._busy_since = now
+            for chunk in ended:
+                worker.run(queue, chunk, range(chunk[2]))
+            worker.credit.settle(worker.link.started, now + QUICK * sum(n for *_, n in ended))
+            queue.serve(worker)  # type: ignore[arg-type]
+    assert job.done
+    assert sum(len(worker.link.chunks) for worker in fleet) < 16 * workers
+
+
 async def test_a_call_goes_straight_to_an_idle_worker() -> None:
     setting = Setting()
     setting.worker.chunks.clear()

@@ -12,6 +12,8 @@ from typing import Any
 from .._wire.frames import CorruptHeaderError
 from .feed import Handles, TaskOwner
 
+CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
+
 
 class Chunk:
     """Tasks of one task source, or one retry task, at one worker."""

@@ -131,7 +131,7 @@ class Credit:
         self._threaded_since: dict[int, float] = {}  # `_busy_seconds` when their next pace begins
         self._busy_seconds = 0.0  # how long the worker had work, until the last settle()
         self._threaded_until = 0  # how many tasks had been sent with the last that needs a thread
-        self._threads_moved = 0.0  # when a thread took a task, or ended one
+        self._threads_moved = 0.0  # when a thread took a task, or ended one that was measured
         self._threads_are_stuck = False  # none has for `THREAD_WAIT`
         self._threads_free = 0  # by the last NEED_WORK frame, less such tasks sent since
         self._paces: dict[int, Pace] = {}  # by function

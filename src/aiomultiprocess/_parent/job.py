@@ -21,7 +21,8 @@ JOB-3  The end of an unbounded input is known only by asking it for an item. If 
     for an item that does not exist.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
-    back, starts with `FIRST_STEP` items, and more are taken only after as many as that were sent.
+    back, starts with `FIRST_STEP` items. From then on that number grows while the items of each
+    chunk are so small that a frame would have room for half of it.
 JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
     possible caller receives the list itself rather than a copy.
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
@@ -65,6 +66,7 @@ from .._wire.frames import Mode
 from .._wire.tracebacks import without_our_frames
 from ..types import Progress
 from .callers import ANOTHER_LOOP
+from .chunk import CHUNK_BYTES, Chunk
 from .completions import CompletionLog, CompletionReader
 from .counts import EndCounts
 from .errors import INTERRUPTS
@@ -78,7 +80,7 @@ from .sources import SequenceSource, Source
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
 FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
-STEP_GROWTH = 8  # factor by which that number grows while frames have room for all
+STEP_GROWTH = 8  # factor by which that number grows with each chunk of small items
 CANCELLED = "the map was cancelled"
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 HISTORY_BYTES = 16 << 20  # ... and about how many bytes of them: fewer of large results
@@ -104,6 +106,12 @@ class Routing(Protocol):
 
     def drop_waiting(self) -> None:
         """Put back into a cancelled job what was given to a queue and not sent."""
+
+
+def larger_step(step: int, count: int, size: int) -> int:
+    """How many items may be taken at once after a chunk of `count` in `size` bytes (JOB-4)."""
+    fitting = 2 * CHUNK_BYTES * count // max(size, 1)
+    return max(step, min(step * STEP_GROWTH, fitting, LOOK_AHEAD_ITEMS))
 
 
 class Job:
@@ -194,8 +202,10 @@ class Job:
         elif not self._is_bounded:
             self._look_for_end_soon()
 
-    def note_chunk(self, handles: Handles, chunk: object) -> None:
-        """Nothing: tasks of a map are found by their offsets."""
+    def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
+        """Learn from a chunk how large items are (JOB-4)."""
+        if self._step < LOOK_AHEAD_ITEMS:
+            self._step = larger_step(self._step, len(handles), chunk.size)
 
     @property
     def left(self) -> int | None:
@@ -239,8 +249,6 @@ class Job:
             if self.source.exhausted:  # the interrupt ended the input: no later `take` would notice
                 self.end_of_input()
             raise
-        if len(items) == self._step:  # fewer would tell little: JOB-4
-            self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
         self._last = len(items)
         if self._error_of_the_rest is not None:  # JOB-6
             return (), []

@@ -141,13 +141,17 @@ class ThreadedLine(Generic[SourceT]):
         return self._front()[at]
 
     def append(self, source: SourceT) -> None:
-        """Put a source to the end."""
+        """Put a source to the end, unless it is in line: an interrupt may have put it there."""
+        if source in self._places:
+            return
         self._last += 1
         self._places[source] = self._last
         self._part_of(source).append(source)
 
     def appendleft(self, source: SourceT) -> None:
-        """Put a source to the front."""
+        """Put a source to the front, unless it is in line."""
+        if source in self._places:
+            return
         self._first -= 1
         self._places[source] = self._first
         self._part_of(source).appendleft(source)

@@ -74,15 +74,16 @@ class OutsideCalls(CallQueue):
 
     def cancel_waiting(self) -> None:
         """Cancel all calls that no worker was sent."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        for call in waiting:
-            future: Any = call[0]
+        for _ in range(len(self._waiting)):
+            if not self._waiting:  # a callback has sent the others, or has ended them
+                break
+            future: Any
+            future, item = self._waiting.popleft()
             if future.cancel():
                 _begin(future)
-                self._drop(call[0])
+                self._drop(future)
             else:
-                self._waiting.append(call)
+                self._waiting.append((future, item))
 
     def deliver(self, handles: Handles, values: list[Any], size: int) -> None:
         for at, future in enumerate(handles):

@@ -56,7 +56,7 @@ from .._wire import exceptions
 from .._wire.frames import TIMED, CorruptHeaderError, Kind, Mode, PayloadTooLargeError
 from .._wire.sharing import collected
 from .calls import CallQueue
-from .chunk import Chunk, settle_each
+from .chunk import CHUNK_BYTES, Chunk, settle_each
 from .counts import TaskCounts
 from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import (
@@ -82,7 +82,6 @@ if TYPE_CHECKING:
 
 decode_items, encode_items = _accel.decode_items, _accel.encode_items
 
-CHUNK_BYTES = 64 << 10  # about what one CHUNK frame carries: one record of a ring (SHM-1)
 LOOK_AHEAD = 8192  # items of an input of unknown length that are looked for at most (QUEUE-6)
 CONTENTION_SECONDS = 0.05  # after a call had to wait, more calls are expected so long (CREDIT-6)
 # after a call was sent, or another source was in line, no map is alone for so long (CREDIT-6)
@@ -166,7 +165,7 @@ class Queue:
                 if not worker.chunks and (worker.takes_tasks or not self._any_takes_tasks()):
                     self.serve(worker)
                     break
-            if not self._sources:
+            if not self._count_in_line():
                 return
             self._dispatch_soon()
         if isinstance(source, CallQueue) and not source.in_call_backlog:
@@ -221,7 +220,7 @@ class Queue:
             if worker.chunks:
                 worker.watch()  # QUEUE-9
             return
-        if self._sources and not worker.leaving:
+        if self._count_in_line() and not worker.leaving:
             self._serve_sources(worker)
             if self._call_backlog:
                 self._let_calls_overtake(worker)

@@ -38,9 +38,10 @@ from typing import Any
 
 from .._arguments import is_iterable, refuse_star
 from .._wire.frames import Mode
+from .chunk import Chunk
 from .errors import INTERRUPTS, as_exception
 from .feed import Handles
-from .job import FIRST_STEP, LOOK_AHEAD_ITEMS, STEP_GROWTH, Job
+from .job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job, larger_step
 from .sources import PULL_SECONDS
 
 LEAST_AHEAD = 16  # so many tasks may wait in each share that has no room, on average (ROUTING-2)
@@ -62,8 +63,13 @@ class RoutedTasks:
         self._step = FIRST_STEP if job.left is None else LOOK_AHEAD_ITEMS
         self._last = 0
 
-    def note_chunk(self, handles: Handles, chunk: object) -> None:
-        """Nothing: tasks of a map are found by their offsets."""
+    def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
+        """Learn from a chunk how large items are (JOB-4)."""
+        if self._step < LOOK_AHEAD_ITEMS:
+            self._step = larger_step(self._step, len(handles), chunk.size)
+        job = self._job()
+        if job is not None:
+            job.note_chunk(handles, chunk)
 
     @property
     def origin(self) -> Job | None:
@@ -87,8 +93,6 @@ class RoutedTasks:
             return (), []
         pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
         if pairs:
-            if len(pairs) == self._step:
-                self._step = min(self._step * STEP_GROWTH, LOOK_AHEAD_ITEMS)
             self._last = len(pairs)
             self._note_taken()
         return [index for index, _ in pairs], [item for _, item in pairs]
