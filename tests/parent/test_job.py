@@ -128,7 +128,7 @@ async def test_an_iterator_of_large_items_is_always_pulled_little_ahead(room: in
 @pytest.mark.row("D39")
 @pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
 @pytest.mark.parametrize(
-    ("size", "most"), [(1_000_000, FIRST_STEP), (4096, 32), (2, LOOK_AHEAD_ITEMS)]
+    ("size", "most"), [(1_000_000, FIRST_STEP), (4096, 128), (2, LOOK_AHEAD_ITEMS)]
 )
 async def test_as_many_items_of_an_iterator_are_taken_as_their_size_allows(
     size: int, most: int, routed: bool

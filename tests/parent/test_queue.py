@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import workload
 from aiomultiprocess import _accel
 from aiomultiprocess._arguments import TaskOptions
 from aiomultiprocess._parent import queue as queues
+from aiomultiprocess._parent import sources
 from aiomultiprocess._parent.calls import CallQueue
 from aiomultiprocess._parent.credit import (
     ALONE_TIMES,
@@ -269,11 +270,12 @@ async def test_quick_tasks_over_large_items_travel_by_their_size_and_not_by_thei
     assert setting.worker.credit.room(setting.worker.link.started, setting.mapped.id) > 100
     job.open(source_of(items, ignore))
     setting.queue.offer(job)
-    setting.queue.dispatch_all()
+    for _ in range(5):  # a few of an iterator at a time
+        setting.queue.dispatch_all()
     assert MOST_BYTES <= setting.worker.credit.bytes <= MOST_BYTES + 2 * size
 
 
-@pytest.mark.parametrize("workers", [2, 8, 32])
+@pytest.mark.parametrize("workers", [1, 2, 8, 32])
 async def test_small_items_of_an_iterator_soon_travel_by_the_hundred(workers: int) -> None:
     """However many workers share what is at hand."""
     queue, table = Queue(asyncio.get_running_loop()), FunctionTable(_accel.dumps)
@@ -297,6 +299,34 @@ async def test_small_items_of_an_iterator_soon_travel_by_the_hundred(workers: in
             queue.serve(worker)  # type: ignore[arg-type]
     assert job.done
     assert sum(len(worker.link.chunks) for worker in fleet) < 16 * workers
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_iterator_that_takes_long_is_not_pulled_for_as_much_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """It runs in the loop, which it would block; and workers would be idle meanwhile."""
+    monkeypatch.setattr(sources, "PULL_SECONDS", -1.0)  # each item takes longer
+    setting = Setting()
+    setting.queue.workers += [Worker() for _ in range(workers - 1)]  # type: ignore[misc]
+    while setting.worker.chunks:
+        setting.report_next()
+    assert setting.worker.credit.room(setting.worker.link.started, setting.mapped.id) > 100
+    loop, pulled = asyncio.get_running_loop(), 0
+
+    def items() -> Iterator[int]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield pulled
+
+    job = Job(workload.double, setting.mapped, Mode.MAP, ignore, ignore, loop=loop)
+    job.want_all()
+    job.open(source_of(items(), ignore))
+    setting.queue.offer(job)
+    setting.queue.dispatch_all()
+    assert pulled <= 2 * workers
+    assert setting.worker.credit.in_flight
 
 
 async def test_a_call_goes_straight_to_an_idle_worker() -> None:

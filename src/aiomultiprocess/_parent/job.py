@@ -21,8 +21,8 @@ JOB-3  The end of an unbounded input is known only by asking it for an item. If 
     for an item that does not exist.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
-    back, starts with `FIRST_STEP` items. From then on that number grows while the items of each
-    chunk are so small that a frame would have room for half of it.
+    back, starts with `FIRST_STEP` items. In both cases the number grows again, while each chunk
+    tells that `FRAMES_AHEAD` frames would have room for so many.
 JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
     possible caller receives the list itself rather than a copy.
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
@@ -80,6 +80,7 @@ from .sources import SequenceSource, Source
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
 FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
+FRAMES_AHEAD = 8  # frames whose items may be taken at once: with two, workers ran dry between them
 STEP_GROWTH = 8  # factor by which that number grows with each chunk of small items
 CANCELLED = "the map was cancelled"
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
@@ -110,7 +111,7 @@ class Routing(Protocol):
 
 def larger_step(step: int, count: int, size: int) -> int:
     """How many items may be taken at once after a chunk of `count` in `size` bytes (JOB-4)."""
-    fitting = 2 * CHUNK_BYTES * count // max(size, 1)
+    fitting = FRAMES_AHEAD * CHUNK_BYTES * count // max(size, 1)
     return max(step, min(step * STEP_GROWTH, fitting, LOOK_AHEAD_ITEMS))
 
 
@@ -240,7 +241,8 @@ class Job:
 
     def take(self, n: int) -> tuple[Handles, list[Any]]:
         if self._returned:
-            pairs = [self._returned.popleft() for _ in range(min(n, len(self._returned)))]
+            count = min(n, self._step, len(self._returned))
+            pairs = [self._returned.popleft() for _ in range(count)]
             self._last = len(pairs)
             return [index for index, _ in pairs], [item for _, item in pairs]
         try:

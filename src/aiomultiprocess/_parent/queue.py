@@ -412,7 +412,8 @@ class Queue:
         if left is not None and left >= top * len(workers):
             return room
         if len(workers) == 1:
-            return room
+            # not `room` of an iterator: to pull so many may take long, and blocks the loop
+            return room if left is not None else min(room, source.at_hand(room) or room)
         own, some = worker.credit.in_flight, self._any_takes_tasks()
         held = [
             other.credit.in_flight if other.takes_tasks or not some else own  # QUEUE-10
