@@ -21,8 +21,8 @@ JOB-3  The end of an unbounded input is known only by asking it for an item. If 
     for an item that does not exist.
 JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
     most twice as many as it carried are taken next. An unbounded input, which cannot take items
-    back, starts with `FIRST_STEP` items. In both cases the number grows again, while each chunk
-    tells that `FRAMES_AHEAD` frames would have room for so many.
+    back, starts with `FIRST_STEP` items. In both cases the number grows again, up to what
+    `FRAMES_AHEAD` frames would have room for if all items were as large as those of a chunk.
 JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
     possible caller receives the list itself rather than a copy.
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
