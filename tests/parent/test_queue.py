@@ -15,6 +15,7 @@ import pytest
 import workload
 from aiomultiprocess import _accel
 from aiomultiprocess._arguments import TaskOptions
+from aiomultiprocess._parent import credit as accounts
 from aiomultiprocess._parent import queue as queues
 from aiomultiprocess._parent import sources
 from aiomultiprocess._parent.calls import CallQueue
@@ -439,8 +440,9 @@ async def test_the_end_of_a_plain_map_is_spread_though_no_thread_is_free() -> No
 
 
 @pytest.mark.row("H232")
-async def test_a_plain_call_overtakes_a_quick_plain_map() -> None:
+async def test_a_plain_call_overtakes_a_quick_plain_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads are busy, but not for long."""
+    monkeypatch.setattr(accounts, "THREAD_WAIT", 1000.0)  # however slow this machine is
     setting = Setting(workload.double_sync, threads=4)
     before = len(setting.sent)
     function = setting.table.of(workload.set_greeting)

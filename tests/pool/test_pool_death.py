@@ -373,9 +373,11 @@ async def test_a_death_is_noticed_though_a_forked_process_lives_on() -> None:
     ],
 )
 async def test_an_initializer_that_fails_breaks_the_pool_with_its_error(
-    tmp_path: Path, way: str, message: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str, message: str
 ) -> None:
     path = tmp_path / "started"
+    # nothing is tried again later, however long the last of the workers takes to start
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 1000.0)
     pool = Pool(4, initializer=mishaps.initialize_and_fail, initargs=(str(path), way))
     expected = WorkerLostError if way in mishaps.WAYS_TO_DIE else ProxyException
     for _ in range(2):
