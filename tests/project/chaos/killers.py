@@ -157,9 +157,11 @@ class Killers:
         return victim
 
     def _send(self, victim: PoolWorker, signum: int, way: str) -> None:
-        """Signal a worker, unless it was reaped: its pid may be another's by now."""
+        """Signal a worker, unless its exit is known: its pid may be another's by now."""
         pid = victim.pid
         if pid is not None and victim in self._pool.processes:
             self._census.sent.setdefault(pid, set()).add(way)
-            with contextlib.suppress(*[ProcessLookupError] * bool(victim.host)):
-                os.kill(pid, signum)  # one of a host has perhaps ended, which is not known yet
+            # it has perhaps ended, which the pool does not know yet: multiprocessing reaps all
+            # children that have when it starts another
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
