@@ -11,10 +11,12 @@
 #                  whose figures it replaces in the docs; QUICK=1: some minutes
 #   make docs      the site, into build/site; make docs-serve shows it
 #
-# PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo.
+# PYTHON= chooses the interpreter (default python3), ARGS= goes to pytest or to the demo. EXTRA=test-core
+# spares `make test` what only the examples, the clusters, the site and the checks of types need.
 
 PYTHON ?= python3
 ARGS ?=
+EXTRA ?= test
 
 # One environment for each interpreter, so that `make test PYTHON=python3.12` never reuses another's.
 KEY := $(shell $(PYTHON) -c 'import sys, zlib; sys.version_info >= (3, 11) and \
@@ -25,6 +27,7 @@ endif
 
 VENV := .venv/$(KEY)
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRA)
 # Folders are listed too: their time changes when a file comes or goes.
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
   $(shell find src amp_ext -not -name '*.pyc' -not -name __pycache__ -not -name '*.so')
@@ -42,7 +45,7 @@ demo: $(VENV)/.demo
 cluster-demo: $(VENV)/.cluster
 	@$(BIN)/python examples/cluster.py $(ARGS)
 
-test: $(VENV)/.installed
+test: $(INSTALLED)
 	AIOMULTIPROCESS_REQUIRE_EXTENSION=1 $(BIN)/pytest $(ARGS)
 
 # On x86_64 as root; .ci/foreign says what it installs. ARGS= replaces the tests.
@@ -59,7 +62,7 @@ coverage:
 # Random deaths of workers under a mixed load, and exact accounts of it: an hour is SECONDS=3600.
 SECONDS ?= 60
 SEED ?= 1
-chaos: $(VENV)/.installed
+chaos: $(INSTALLED)
 	$(BIN)/python -m tests.project.chaos --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 stress:
@@ -119,7 +122,7 @@ format: $(VENV)/.tools
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/suite.py $(if $(QUICK),--quick) $(ARGS)
 
-compare: $(VENV)/.installed
+compare: $(INSTALLED)
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 
 # The site, from docs/: warnings are errors. DOCS_ONLINE=1 links the names of other projects.
@@ -149,11 +152,11 @@ $(VENV)/.made:
 	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.made $(SOURCES)
-	@echo "installing aiomultiprocess and what its tests need into $(VENV)"
+$(INSTALLED): $(VENV)/.made $(SOURCES)
+	@echo "installing aiomultiprocess[$(EXTRA)] into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
-	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
-	touch $(VENV)/.demo $(VENV)/.docs $@
+	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$(EXTRA)]'
+	touch $(if $(filter test,$(EXTRA)),$(VENV)/.demo $(VENV)/.docs) $@
 
 # What is installed has its extras too: where those alone are added, nothing is built once more.
 
@@ -170,16 +173,16 @@ $(VENV)/.cluster: $(VENV)/.demo
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[dask]'
 	@touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/.installed
+$(VENV)/.bench: pyproject.toml | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[bench]'
 	touch $@
 
-# What the site needs: Sphinx, and the library, whose docstrings it shows; `.installed` has both.
+# What the site needs: Sphinx, and the library, whose docstrings it shows; `make test` has installed both.
 $(VENV)/.docs: $(VENV)/.made $(SOURCES)
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	touch $@
 
-$(VENV)/.tools: pyproject.toml | $(VENV)/.installed
+$(VENV)/.tools: pyproject.toml | $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'aiomultiprocess[dev]'
 	touch $@

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import mishaps
@@ -365,6 +364,7 @@ async def test_numpy_arrays_come_back_equal_and_writable() -> None:
 
 
 async def test_pandas_frames_come_back_equal_and_writable() -> None:
+    pd = pytest.importorskip("pandas", reason="of the extra `test`")
     frame = pd.DataFrame({"a": [1, 2, 3], "b": ["x", "y", None], "c": [0.5, 1.5, 2.5]})
     async with Pool(1) as pool:
         got = await pool.apply(workload.identity, (frame,))
