@@ -28,9 +28,10 @@ endif
 VENV := .venv/$(KEY)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
-# Folders are listed too: their time changes when a file comes or goes.
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
-  $(shell find src amp_ext -not -name '*.pyc' -not -name __pycache__ -not -name '*.so')
+  $(sort $(shell find src amp_ext -type f -not -name '*.pyc' -not -name '*.so'))
+# Made anew when a source comes or goes. (The times of folders, which show that, also change with __pycache__.)
+LISTED := $(VENV)/.sources-$(firstword $(shell echo $(SOURCES) | cksum))
 # setuptools reads this file beside pyproject.toml. Each interpreter has its build tree in its own
 # environment: a checkout stays clean, and two builds at a time do not meet.
 BUILD := DIST_EXTRA_CONFIG=$(abspath $(VENV))/build.cfg
@@ -152,7 +153,11 @@ $(VENV)/.made:
 	  '$(abspath $(VENV))' '$(abspath $(VENV))' >$(VENV)/build.cfg
 	@touch $@
 
-$(INSTALLED): $(VENV)/.made $(SOURCES)
+$(LISTED): $(VENV)/.made
+	@rm -f $(VENV)/.sources-*
+	@touch $@
+
+$(INSTALLED): $(VENV)/.made $(LISTED) $(SOURCES)
 	@echo "installing aiomultiprocess[$(EXTRA)] into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$(EXTRA)]'
@@ -161,7 +166,7 @@ $(INSTALLED): $(VENV)/.made $(SOURCES)
 # What is installed has its extras too: where those alone are added, nothing is built once more.
 
 # The demo needs two packages, and the library itself; what `make test` has installed will do.
-$(VENV)/.demo: $(VENV)/.made $(SOURCES)
+$(VENV)/.demo: $(VENV)/.made $(LISTED) $(SOURCES)
 	@echo "building aiomultiprocess (its C extension takes a minute or more), and installing it"
 	@echo "with what the demo needs, aiohttp and tqdm, into $(VENV)"
 	@rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
@@ -178,7 +183,7 @@ $(VENV)/.bench: pyproject.toml | $(INSTALLED)
 	touch $@
 
 # What the site needs: Sphinx, and the library, whose docstrings it shows; `make test` has installed both.
-$(VENV)/.docs: $(VENV)/.made $(SOURCES)
+$(VENV)/.docs: $(VENV)/.made $(LISTED) $(SOURCES)
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[docs]'
 	touch $@

@@ -139,5 +139,6 @@ def test_who_does_not_use_a_cluster_imports_nothing_of_dask() -> None:
         "asyncio.run(main())\n"
         "print([name for name in sys.modules if 'distributed' in name or '_cluster' in name])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

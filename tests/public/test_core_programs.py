@@ -247,9 +247,8 @@ def test_importing_the_module_loads_nothing_heavy() -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     import subprocess
 
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-P", "-c", code]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     heavy = {"argparse", "multiprocessing.managers", "multiprocessing.shared_memory", "tempfile"}
     assert not heavy & set(out.stdout.split())
 

@@ -24,6 +24,7 @@ import conftest
 from aiomultiprocess._transport import select
 from aiomultiprocess._transport.link import Backend, ChildEnd, Link
 from aiomultiprocess._wire.frames import Kind
+from support import PATIENCE
 
 #: More than any channel holds.
 FLOOD = 4 << 20
@@ -33,9 +34,14 @@ METHODS = [
 ]
 
 
+@functools.cache
+def _unit(seed: int) -> bytes:
+    return bytes((i * 7 + i // 256 + seed) % 256 for i in range(4099))
+
+
 def pattern(size: int, seed: int = 0) -> bytes:
     """Bytes in which every displacement shows."""
-    unit = bytes((i * 7 + i // 256 + seed) % 256 for i in range(4099))
+    unit = _unit(seed)
     return (unit * (size // len(unit) + 1))[:size]
 
 
@@ -69,7 +75,7 @@ class Receiver:
         return [frame[-1] for frame in self.frames]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             while not condition():
                 self._news.clear()
                 await self._news.wait()
