@@ -29,7 +29,7 @@ VENV := .venv/$(KEY)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md LICENSE \
-  $(sort $(shell find src amp_ext -type f -not -name '*.pyc' -not -name '*.so'))
+  $(sort $(shell find src amp_ext -name __pycache__ -prune -o -type f -not -name '*.so' -print))
 # Made anew when a source comes or goes. (The times of folders, which show that, also change with __pycache__.)
 LISTED := $(VENV)/.sources-$(firstword $(shell echo $(SOURCES) | cksum))
 # setuptools reads this file beside pyproject.toml. Each interpreter has its build tree in its own
@@ -129,7 +129,7 @@ compare: $(INSTALLED)
 # The site, from docs/: warnings are errors. DOCS_ONLINE=1 links the names of other projects.
 SITE ?= build/site
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html \
+	$(BIN)/python -Pm sphinx --fail-on-warning --keep-going --quiet -b html \
 	  -d $(VENV)/build/doctrees docs $(SITE)
 	@echo "the site is in $(SITE)"
 
@@ -161,7 +161,7 @@ $(INSTALLED): $(VENV)/.made $(LISTED) $(SOURCES)
 	@echo "installing aiomultiprocess[$(EXTRA)] into $(VENV)"
 	rm -rf $(VENV)/build/lib* $(VENV)/build/bdist*
 	$(BUILD) $(BIN)/python -m pip install --quiet --disable-pip-version-check '.[$(EXTRA)]'
-	touch $(if $(filter test,$(EXTRA)),$(VENV)/.demo $(VENV)/.docs) $@
+	touch $(if $(filter test,$(EXTRA)),$(addprefix $(VENV)/,.demo .docs .installed-test-core)) $@
 
 # What is installed has its extras too: where those alone are added, nothing is built once more.
 

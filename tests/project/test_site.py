@@ -36,7 +36,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     options = ("--fail-on-warning", "--keep-going", "--quiet", "-b", "html")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", *options, "-d", folder / "trees", DOCS, folder / "html"],
+        [sys.executable, "-Pm", "sphinx", *options, "-d", folder / "trees", DOCS, folder / "html"],
         env=os.environ | {"DOCS_ONLINE": "0"},
         capture_output=True,
         text=True,

@@ -32,7 +32,6 @@ OF_TORNADO = re.compile(
 )
 OURS = re.compile(r"psm_|pym-|.*aiomultiprocess|.*amp_")
 PR_SET_CHILD_SUBREAPER = 36
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: Processes that other tests use too: they live on when a test has hung.
 SHARED: set[int] = set()
@@ -54,7 +53,6 @@ def holdings() -> Holdings:
         "descriptors": descriptors(),
         "mappings": mappings("self"),
         "shared memory": shared_memory(),
-        "bytecode": bytecode_of_sources(),
     }
 
 
@@ -101,16 +99,6 @@ def shared_memory() -> set[str]:
     folder = Path("/dev/shm")
     names = os.listdir(folder) if folder.exists() else ()
     return {name for name in names if OURS.match(name)}
-
-
-def bytecode_of_sources() -> set[str]:
-    """Where a program has imported `amp_ext` from the checkout in place of the installed one.
-
-    `python -c` and `python -m` do so in the root. Such a program has the backend `pipe` alone,
-    whatever the test is about.
-    """
-    folder = CHECKOUT / "amp_ext" / "__pycache__"
-    return {str(folder)} if folder.exists() else set()
 
 
 def left_behind(before: Holdings) -> Holdings:
