@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import copy
 import copyreg
+import cProfile
 import pickle
-import time
+import pstats
 import traceback
 from typing import Any
 
@@ -391,11 +392,10 @@ async def test_the_error_can_be_raised_through_futures_and_tasks() -> None:
 
 def test_an_ordinary_error_is_cheap() -> None:
     error = raised(ValueError("bad"))
-    travel(error)
-    started = time.perf_counter()
-    for _ in range(100):
-        travel(error)
-    assert time.perf_counter() - started < 1.0  # some 0.2 ms each; the machine may be busy
+    travel(error)  # what the first one imports and reads does not count
+    profile = cProfile.Profile()
+    profile.runcall(travel, error)
+    assert pstats.Stats(profile).total_calls < 2000  # 577 on 3.11, 782 on 3.15
 
 
 @pytest.mark.parametrize(
