@@ -332,8 +332,7 @@ async def test_close_and_join_end_after_a_break_out_of_an_endless_loop(kept: boo
     if not kept:
         del results
     pool.close()
-    async with asyncio.timeout(20):
-        await pool.join()
+    await pool.join()
     assert not any(process.is_alive() for process in pool.processes)
 
 
