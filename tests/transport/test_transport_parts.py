@@ -148,7 +148,7 @@ def test_a_large_buffer_takes_its_pages_once_and_only_when_they_are_written() ->
     command = [sys.executable, "-P", "-c", FAULTS_OF_A_BUFFER]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     made, built, filled = map(int, done.stdout.split())
-    assert made < 100
+    assert made < 512  # of 16,384: what lies at its ends alone is 512; QEMU's records take 100
     assert built < filled + 3 * 512 + 100  # at its ends are no whole large pages
 
 
