@@ -4,11 +4,18 @@ aiomultiprocess/_pure/codec.py defines the format of a payload, and the rules CO
 The encoder and decoder there do the same in Python, byte for byte.
 """
 
-from .decoder import CorruptFrameError, decode_items, loads, receive_references
+from .decoder import (
+    CorruptFrameError,
+    contain_interrupts,
+    decode_items,
+    loads,
+    receive_references,
+)
 from .encoder import dumps, encode_items, register, register_references
 
 __all__ = [
     "CorruptFrameError",
+    "contain_interrupts",
     "decode_items",
     "dumps",
     "encode_items",

@@ -123,6 +123,15 @@ def receive_references(receive):
 cdef object reference_receiver = None  # CODEC-12
 
 
+def contain_interrupts():
+    """From now on a KeyboardInterrupt is the failure of its item (CODEC-4)."""
+    global passing
+    passing = ()
+
+
+cdef tuple passing = (KeyboardInterrupt,)
+
+
 cdef int corrupt(Reader *reader, why) except -1:
     cdef Py_ssize_t place = reader.behind + (reader.at - reader.start)
     if reader.missing:
@@ -131,7 +140,7 @@ cdef int corrupt(Reader *reader, why) except -1:
 
 
 cdef int no_memory(Py_ssize_t size) except -1:
-    raise MemoryError(f"there is no memory for {size} bytes")
+    raise MemoryError(f"there is no memory, or no descriptor, for {size} bytes")
 
 
 cdef Py_ssize_t count_of(Reader *reader, count) except -1:
@@ -213,7 +222,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     collector.resume(&reader.pause)
     try:
         return unpickle(pickled, buffers=buffers)
-    except KeyboardInterrupt:
+    except passing:
         raise
     except BaseException as error:  # CODEC-4: user code ran, and may raise anything
         failures[place] = error
@@ -308,7 +317,7 @@ cdef PyObject *read_reference(Reader *reader, uint64_t number) except NULL:
     """Make a shared object. If that fails, the rest of the item is read on, to find the next."""
     try:
         value = reference_receiver(number)
-    except KeyboardInterrupt:
+    except passing:
         raise
     except BaseException as error:  # CODEC-4: it may import modules, or have no memory
         value = object()  # which a set or dict can hold beside all others

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ._pure.buffer_builder import BufferBuilder
     from ._pure.codec import (
+        contain_interrupts,
         decode_items,
         dumps,
         encode_items,
@@ -41,6 +42,7 @@ else:
         from amp_ext import watchdog as _watchdog
         from amp_ext.buffer_builder import BufferBuilder
         from amp_ext.codec import (
+            contain_interrupts,
             decode_items,
             dumps,
             encode_items,
@@ -60,6 +62,7 @@ else:
     except ImportError as error:  # not built, or built for another Python; see select.py
         from ._pure.buffer_builder import BufferBuilder
         from ._pure.codec import (
+            contain_interrupts,
             decode_items,
             dumps,
             encode_items,
@@ -87,6 +90,7 @@ __all__ = [
     "Journal",
     "Starter",
     "TurnClock",
+    "contain_interrupts",
     "decode_items",
     "dumps",
     "encode_items",

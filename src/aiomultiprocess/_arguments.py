@@ -114,6 +114,8 @@ def seconds(name: str, value: float | None) -> float | None:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large for a number of seconds: {value!r}") from None
+    except (TypeError, ValueError):  # an array of several numbers
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}") from None
 
 
 def _is_number(value: object) -> bool:
@@ -234,7 +236,7 @@ def check_callable(func: object, *, generator: bool = False, name: str = "func")
             f"{label_of(func)} is a coroutine function and has a single result: use `apply`, or "
             "pass a generator function or an async generator function"
         )
-    if not generator and inspect.isasyncgenfunction(func):
+    if not generator and is_async_generator_function(func):
         raise TypeError(
             f"{label_of(func)} is an async generator function and has no single result: use "
             "`stream`, or pass a coroutine function or a plain function"
@@ -243,14 +245,27 @@ def check_callable(func: object, *, generator: bool = False, name: str = "func")
 
 def is_coroutine_function(target: object) -> bool:
     """Whether calling `target` makes a coroutine, as far as can be seen before the call."""
-    while isinstance(target, functools.partial):
-        target = target.func
+    target = _without_partial(target)
     if inspect.iscoroutinefunction(target):
         return True
     marker = getattr(asyncio.coroutines, "_is_coroutine", None)  # Cython sets it, up to 3.13
     if marker is not None and getattr(target, "_is_coroutine", None) is marker:
         return True
     return callable(target) and inspect.iscoroutinefunction(type(target).__call__)
+
+
+def is_async_generator_function(target: object) -> bool:
+    """Whether calling `target` makes an async generator, as far as can be seen before the call."""
+    target = _without_partial(target)
+    return inspect.isasyncgenfunction(target) or (
+        callable(target) and inspect.isasyncgenfunction(type(target).__call__)
+    )
+
+
+def _without_partial(target: object) -> object:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target
 
 
 def mark_coroutine_function(function: F) -> F:

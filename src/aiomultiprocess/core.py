@@ -164,11 +164,13 @@ class Process:
         check_synchronous("loop_initializer", loop_initializer)
         from ._processes import child  # here: a pool's workers are made without it
 
-        self._label = label_of(target or not_implemented)
+        if target is None:
+            target = not_implemented
+        self._label = label_of(target)
         self._loop_initializer = loop_initializer
         self._unit: child.Unit | None = child.Unit(
             label=self._label,
-            target=target or not_implemented,
+            target=target,
             args=checked_sequence("args", args),
             kwargs=_checked_mapping("kwargs", {} if kwargs is None else kwargs),
             initializer=initializer,

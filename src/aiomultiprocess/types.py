@@ -56,11 +56,19 @@ if not TYPE_CHECKING:
 
 def describe_error(error: BaseException) -> str:
     """Type and text of an exception in one line, also if its `__str__` fails."""
-    name = type(error).__name__
     try:
-        return f"{name}: {error}"
+        return f"{type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001 - the user's code fails while we report another error
-        return f"{name}, which cannot be printed"
+        return f"{type_name(error)}, which cannot be printed"
+
+
+def type_name(value: object) -> str:
+    """The name of the type of `value`, with the classes that it is defined in.
+
+    Read past its metaclass, which may define how attributes are looked up.
+    """
+    name: str = vars(type)["__qualname__"].__get__(type(value))
+    return name
 
 
 def shown(value: object) -> str:
@@ -69,7 +77,7 @@ def shown(value: object) -> str:
 
     short = Repr()
     short.maxother = short.maxstring = 80
-    name = type(value).__qualname__
+    name = type_name(value)
     try:
         return f"{name} ({short.repr(value)})"
     except BaseException:  # noqa: BLE001 - as in describe_error

@@ -30,11 +30,12 @@ import asyncio
 import inspect
 import types
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from .. import _accel
 from ..types import PoolTerminatedError, R
-from .callers import ANOTHER_LOOP, mark_as_retrieved, prepare_for_caller
+from .callers import ANOTHER_LOOP, mark_waiters, prepare_for_caller
 
 ANOTHER_THREAD = (
     "cancel() of a call was called outside the pool's event loop, which runs in another thread: "
@@ -104,6 +105,12 @@ class TakenCall(Call[R]):
         """The same, as `inspect.getcoroutinestate` reads it since Python 3.15."""
         return inspect.CORO_CLOSED if self.done() else inspect.CORO_SUSPENDED
 
+    def __getattr__(self, name: str) -> Any:
+        # a method `close` in this class would make it a `collections.abc.Coroutine` again
+        if name == "close":
+            return partial(_close, self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def send(self, value: object, /) -> Any:
         """Raise StopIteration with the result, or return what the running task must wait for."""
         try:
@@ -155,10 +162,14 @@ class ApplyCall(TakenCall[R], Coroutine[Any, Any, R]):
         self.cancel()
 
 
+def _close(call: Call[Any]) -> None:
+    call.cancel()
+
+
 def refuse(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
     """A call that has failed with `error`: it was never submitted."""
     call: ApplyCall[Any] = ApplyCall(loop=loop)
-    if isinstance(error, StopIteration):  # which no future takes; a coroutine raised the same
+    if issubclass(type(error), StopIteration):  # which no future takes; a coroutine raised the same
         refusal = RuntimeError("coroutine raised StopIteration")
         refusal.__cause__ = error
         error = refusal
@@ -171,31 +182,6 @@ def fail(call: asyncio.Future[Any], error: BaseException) -> None:
     if type(error) is not PoolTerminatedError:  # a subclass comes from a task
         call.set_exception(error)
         return
-    _mark_waiters(call)
+    mark_waiters(call)
     call.set_exception(error)
     call.exception()
-
-
-def _mark_waiters(future: asyncio.Future[Any]) -> None:
-    """CALL-4: mark what waits for a future, directly or through another."""
-    left = [future]
-    while left:
-        for callback, _ in left.pop()._callbacks or ():
-            waiter = _waiter_of(callback)
-            if waiter is not None and waiter.remove_done_callback(mark_as_retrieved) == 0:
-                left.append(waiter)
-            if waiter is not None:
-                waiter.add_done_callback(mark_as_retrieved)
-
-
-def _waiter_of(callback: Any) -> asyncio.Future[Any] | None:
-    """The future or task that a done callback of a future completes, if it is one of asyncio's.
-
-    A task waits by a method of its own; `gather` and `shield` by a function inside a function, of
-    which `outer` is what they have returned.
-    """
-    waiter = getattr(callback, "__self__", None)
-    if isinstance(callback, types.FunctionType) and callback.__module__ == "asyncio.tasks":
-        cells = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
-        waiter = cells["outer"].cell_contents if "outer" in cells else None
-    return waiter if isinstance(waiter, asyncio.Future) else None

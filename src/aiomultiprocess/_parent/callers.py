@@ -7,6 +7,8 @@ must.
 from __future__ import annotations
 
 import asyncio
+import functools
+import types
 from typing import Any, NoReturn
 
 from .._wire.tracebacks import without_our_frames
@@ -49,8 +51,8 @@ def _end_quietly(error: BaseException) -> None:
         return
     task = asyncio.current_task()
     if task is not None:
-        task.remove_done_callback(mark_as_retrieved)
-        task.add_done_callback(mark_as_retrieved)
+        _mark(task)
+        mark_waiters(task)
 
 
 def mark_as_retrieved(task: asyncio.Future[Any]) -> None:
@@ -58,3 +60,39 @@ def mark_as_retrieved(task: asyncio.Future[Any]) -> None:
     # not by `exception()`, which would mark another error as well
     if type(getattr(task, "_exception", None)) is PoolTerminatedError:
         task.exception()
+
+
+def mark_waiters(future: asyncio.Future[Any]) -> None:
+    """CALL-4: mark what waits for a future, directly or through others."""
+    left = [future]
+    while left:
+        for callback, _ in left.pop()._callbacks or ():
+            waiter = _waiter_of(callback)
+            if waiter is not None and _mark(waiter):
+                left.append(waiter)
+
+
+def _mark(waiter: asyncio.Future[Any]) -> bool:
+    """Mark a future that may end by PoolTerminatedError; False if it was marked before."""
+    was_marked = waiter.remove_done_callback(mark_as_retrieved) > 0
+    waiter.add_done_callback(mark_as_retrieved)
+    return not was_marked
+
+
+def _waiter_of(callback: Any) -> asyncio.Future[Any] | None:
+    """The future or task that a done callback of a future completes, if it is one of asyncio's.
+
+    A task waits by a method of its own; `wait_for` of 3.11 by a partial of a future of its own;
+    `gather` and `shield` by a function inside a function, of which `outer` is what they return.
+    """
+    waiter = getattr(callback, "__self__", None)
+    if type(callback) is functools.partial and _is_of_asyncio(callback.func):
+        waiter = next(iter(callback.args), None)
+    if _is_of_asyncio(callback):
+        cells = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
+        waiter = cells["outer"].cell_contents if "outer" in cells else None
+    return waiter if isinstance(waiter, asyncio.Future) else None
+
+
+def _is_of_asyncio(function: Any) -> bool:
+    return type(function) is types.FunctionType and function.__module__ == "asyncio.tasks"

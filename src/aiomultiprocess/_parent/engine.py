@@ -55,6 +55,7 @@ from .callers import CLOSED
 from .calls import CallQueue, call_key, is_persistent
 from .chunk import Chunk
 from .counts import EndCounts
+from .errors import INTERRUPTS
 from .functions import Function, FunctionTable
 from .queue import Queue, preparing
 from .resizing import Resizer
@@ -538,13 +539,19 @@ class Engine:
         return tid, router.shares[qid]
 
     def _complete(self, tid: TaskID) -> None:
+        """Report to the scheduler that a task has ended, which it has whatever is raised."""
         try:
             self._scheduler.complete_task(tid)
-        except Exception:  # the task has ended all the same
+        except INTERRUPTS as error:  # raised later: what the caller delivers with it has to arrive
+            self.loop.call_soon_threadsafe(_raise, error)
+        except BaseException:
             log.exception("complete_task of the scheduler failed")
 
     def _queue(self, qid: QueueID) -> Queue:
-        queue = self.queues.get(qid)
+        try:
+            queue = self.queues.get(qid)
+        except TypeError:  # not hashable
+            queue = None
         if queue is None:
             known = list(self.queues)
             raise ValueError(
@@ -668,3 +675,7 @@ class Engine:
                 queue.clear()
             self._close_channels()
             self._gone.set()
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -140,7 +140,10 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)
         return failure.replaced(pickle.PicklingError(message))
-    return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
+    what = f"{result} could not be sent to the parent process"
+    if failure.original is not None and issubclass(type(failure.original), MemoryError):
+        return failure.replaced(out_of_memory(what, failure.original))
+    return failure.noted(f"{what} {failure.detail}")
 
 
 def explain_loss(
@@ -237,8 +240,8 @@ def as_exception(error: BaseException, of: str) -> Exception:
 
     Any other BaseException would end the loop there, or look like a cancellation of the awaiter.
     """
-    if isinstance(error, Exception):
-        return error
+    if issubclass(type(error), Exception):
+        return error  # type: ignore[return-value]
     raised = RuntimeError(f"{of} was ended by {type(error).__name__}")
     raised.__cause__ = error
     return raised

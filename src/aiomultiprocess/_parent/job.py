@@ -441,8 +441,10 @@ class Job:
         self._pool_closes = True
         returned = self._values if self._return_exceptions else ()
         for error in (*self._errors.values(), *(self._raised or ()), *returned):
-            if isinstance(error, BaseException):  # the traceback of one that was raised refers to
-                self._without_frames(error)  # the `async for`, and would keep its reader alive
+            if issubclass(type(error), BaseException):
+                # the traceback of one that was raised refers to the `async for`, and would keep
+                # its reader alive
+                self._without_frames(error)
         self.reader_gone()
         if self._marked and not (self.done or self._awaiting or self._readers):
             # JOB-9: the traceback of the cancellation may still refer to the PoolResult, in a cycle

@@ -75,7 +75,7 @@ def _handle_all(records: list[bytes]) -> None:
         try:
             _handle(data)
         except BaseException as error:  # noqa: BLE001 - raised below
-            failure = failure or error
+            failure = error if failure is None else failure
     if failure is not None:
         try:
             raise failure

@@ -18,7 +18,7 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing import process
 from typing import Any, Final, NamedTuple, Protocol
@@ -209,7 +209,7 @@ def names_main(value: object) -> bool:
         pickler.dump(value)
     except Exception:  # noqa: BLE001 - the codec will find it, and deals with it
         return False
-    return MAIN in file.getbuffer().tobytes()
+    return MAIN in file.getvalue()
 
 
 def _as_constant(_: object) -> tuple[Any, ...]:
@@ -224,5 +224,10 @@ def is_plain_data(value: Any, depth: int = DEEPEST) -> bool:
     if not depth:
         return False
     if kind is dict:
-        return all(is_plain_data(part, depth - 1) for pair in value.items() for part in pair)
-    return kind in CONTAINERS and all(is_plain_data(part, depth - 1) for part in value)
+        return _are_plain(value, depth - 1) and _are_plain(value.values(), depth - 1)
+    return kind in CONTAINERS and _are_plain(value, depth - 1)
+
+
+def _are_plain(values: Iterable[Any], depth: int) -> bool:
+    # first without a call for each: of 50,000 dicts of 72 bytes that were two thirds of a map's CPU
+    return ATOMS.issuperset(map(type, values)) or all(is_plain_data(one, depth) for one in values)

@@ -280,6 +280,18 @@ class AsyncSource:
         self._task.cancel()
 
 
+def _counted(sequence: Sequence[Any]) -> Sequence[Any]:
+    """The same; ValueError if it has more items than can be counted."""
+    try:
+        len(sequence)
+    except OverflowError:
+        raise ValueError(
+            f"the input {sequence!r} has more items than can be counted: pass iter() of it, and "
+            "read the results by `async for`"
+        ) from None
+    return sequence
+
+
 def source_of(iterable: Iterable[Any] | AsyncIterable[Any], on_items: Callable[[], None]) -> Source:
     """The source for what a user passed to `map` or `starmap`.
 
@@ -290,7 +302,7 @@ def source_of(iterable: Iterable[Any] | AsyncIterable[Any], on_items: Callable[[
     if isinstance(iterable, Iterator):
         return IteratorSource(iterable)
     if isinstance(iterable, (range, tuple)):
-        return SequenceSource(iterable)
+        return SequenceSource(_counted(iterable))
     if not isinstance(iterable, Iterable) and not hasattr(iterable, "__getitem__"):
         raise TypeError(f"the input must be iterable or async iterable, got {iterable!r}")
     return ListSource(list(iterable))

@@ -77,7 +77,7 @@ class Stream(AsyncIterator[Value]):
         while not source.done:
             await source.wait()
         error = source.take_error()
-        if isinstance(error, Exception) and type(error) is not PoolTerminatedError:
+        if issubclass(type(error), Exception) and type(error) is not PoolTerminatedError:
             prepare_for_caller(error)
             raise error
 

@@ -166,7 +166,7 @@ class StreamSource:
             self._finish(WorkerLostError(self.function.label, pid, exitcode))
 
     def fail(self, handle: object, error: BaseException, size: int = 0) -> None:
-        cancelled = isinstance(original_of(error), asyncio.CancelledError)
+        cancelled = issubclass(type(original_of(error)), asyncio.CancelledError)
         if cancelled and self._failed and not self._dropped:  # by us, as it had failed here
             self._ends.cancelled -= 1
             self._ends.failed += 1

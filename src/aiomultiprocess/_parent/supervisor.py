@@ -47,6 +47,7 @@ from .sharing import pass_again
 from .worker import PoolWorker, WorkerOptions
 
 START_ATTEMPTS = 3
+NOT_STARTED = "this was raised when a worker was to be started in place of one that has ended"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds until the next attempt, each twice as long
 
 log = logging.getLogger(__name__)
@@ -324,6 +325,7 @@ class Supervisor:
         try:
             self.start_worker(place, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
+            BaseException.add_note(error, NOT_STARTED)
             self._do_without(place, qid, error)
         except BaseException:  # SUPERVISOR-6
             self._replace_later(place, qid)

@@ -167,7 +167,7 @@ class PoolWorker(Process):
         self._settled = False
         self._parent_fd: Descriptor | None = None
         self._shared = options.shared
-        self._starts_by_user_code = bool(options.initializer or options.lifespan)
+        self._starts_by_user_code = not (options.initializer is None and options.lifespan is None)
         self.aio_process = self._make_process(options, end)
 
     def _make_process(self, options: WorkerOptions, end: ChildEnd) -> Any:

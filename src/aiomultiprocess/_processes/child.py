@@ -14,6 +14,7 @@ from multiprocessing import current_process
 from typing import TYPE_CHECKING, Any
 
 from . import loops
+from .initializer import call_initializer
 from .start_arguments import StartArguments
 from .startup import accept_interrupts, collect_garbage
 
@@ -109,7 +110,7 @@ def _run_in_loop(unit: Unit) -> None:
     try:
         runner.get_loop()
         if unit.initializer is not None:
-            unit.initializer(*unit.initargs)
+            call_initializer(unit.initializer, unit.initargs)
         # copied here, because the initializer may have set variables
         result = runner.run(_call(unit), context=contextvars.copy_context())
         message = None if unit.sender is None else _dump_result(unit, result)

@@ -101,7 +101,7 @@ def new_loop(spec: LoopSpec) -> asyncio.AbstractEventLoop:
     if isinstance(spec, str):
         loop: asyncio.AbstractEventLoop = import_module(spec).new_event_loop()
     else:
-        loop = (spec or asyncio.new_event_loop)()
+        loop = asyncio.new_event_loop() if spec is None else spec()
     if not isinstance(loop, asyncio.AbstractEventLoop):
         raise TypeError(f"loop_initializer must return an event loop, not {loop!r}")
     asyncio.set_event_loop(loop)

@@ -41,6 +41,13 @@ def dump_result(value: object, label: str, dumps: Callable[[Any], bytes]) -> byt
     """Pickle a result. PicklingError names the target and the way out."""
     try:
         return dumps(value)
+    except MemoryError as error:
+        without_our_frames(error)
+        raise MemoryError(
+            f"the result of {label} cannot be sent to the parent process: there is too little "
+            f"memory for it ({describe_error(error)}). Return it in parts, or put it into a file "
+            "and return its name"
+        ) from error
     except Exception as error:  # a __reduce__ of the user may raise anything
         without_our_frames(error)
         raise pickle.PicklingError(

@@ -44,8 +44,9 @@ CODEC-3  An object that one item holds twice is one object after decoding, too. 
     a str or bytes of length `SHARED_MIN` or more. It also pickles an item with a cycle, and one of
     more than `MAX_DEPTH` nested containers.
 CODEC-4  An item that fails leaves nothing in the payload, and does not affect the items before and
-    after it. Any exception raised while it is pickled or unpickled is its failure, except
-    KeyboardInterrupt.
+    after it. Any exception raised while it is pickled or unpickled is its failure, except a
+    KeyboardInterrupt, which is raised. Once `contain_interrupts` was called, one that is raised
+    while an item is unpickled is its failure, too: a worker calls it, as it ignores Ctrl-C.
 CODEC-5  Runs: at an item or member that is an int of 64 bits or a float, a run takes it and all
     that follow and are of the same kind, if these are `RUN_MIN` or more. Among items, a run takes
     no more than fit into `max_bytes` at eight bytes each, and one.
@@ -82,12 +83,13 @@ CODEC-12  A reference stands for an object of the one type that `register_refere
     an item holds twice is pickled (CODEC-3).
 """
 
-from .decoder import decode_items, loads, receive_references
+from .decoder import contain_interrupts, decode_items, loads, receive_references
 from .encoder import dumps, encode_items, register, register_references
 from .tags import CorruptFrameError
 
 __all__ = [
     "CorruptFrameError",
+    "contain_interrupts",
     "decode_items",
     "dumps",
     "encode_items",

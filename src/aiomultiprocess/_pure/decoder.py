@@ -73,6 +73,15 @@ def receive_references(receive: Callable[[int], Any]) -> None:
 _receive_reference: Callable[[int], Any] | None = None  # CODEC-12
 
 
+def contain_interrupts() -> None:
+    """From now on a KeyboardInterrupt is the failure of its item (CODEC-4)."""
+    global _passing
+    _passing = ()
+
+
+_passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
+
+
 def _decode(
     data: bytes | memoryview, count: int, skip: int, segments: Sequence[Part] = ()
 ) -> tuple[list[Any], dict[int, BaseException] | None]:
@@ -102,7 +111,7 @@ class _Missing:
 
 
 def _no_memory(size: int) -> MemoryError:
-    return MemoryError(f"there is no memory for {size} bytes")
+    return MemoryError(f"there is no memory, or no descriptor, for {size} bytes")
 
 
 class _Decoder:
@@ -218,7 +227,7 @@ class _Decoder:
         with pickled:
             try:
                 return pickle.loads(pickled, buffers=buffers)
-            except KeyboardInterrupt:
+            except _passing:
                 raise
             except BaseException as error:  # noqa: BLE001 - user code ran (CODEC-4)
                 failures[place] = error
@@ -348,7 +357,7 @@ def _received(receive: Callable[[int], Any], number: int) -> tuple[object, BaseE
     """
     try:
         return receive(number), None
-    except KeyboardInterrupt:
+    except _passing:
         raise
     except BaseException as error:  # noqa: BLE001 - it may import modules (CODEC-4)
         return object(), error  # which a set or dict can hold beside all others

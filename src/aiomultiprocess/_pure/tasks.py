@@ -206,13 +206,26 @@ class UnsendableError(pickle.PicklingError):
     value: object = None
 
 
+class CarriedStopError(Exception):
+    """A plain function raised the StopIteration that is the cause; no coroutine can raise one."""
+
+
+class UnsentError(MemoryError):
+    """There was no memory to pickle the value that an item returned; `__cause__` says so."""
+
+
 def unsendable(value: object, error: BaseException) -> BaseException:
     """The error of an item whose value could not be pickled because of `error`."""
     if issubclass(type(error), MemoryError):  # the type of the value is not to blame
-        return error
+        lack = UnsentError("the result does not fit into memory in the form in which it is sent")
+        lack.__cause__ = error
+        return lack
+    use_stream = ""
+    if issubclass(type(value), (types.GeneratorType, types.AsyncGeneratorType)):
+        use_stream = ", or call `stream`, which gives the values of a generator"
     refusal = UnsendableError(
         f"the result cannot be pickled and sent to the parent process ({describe_error(error)}); "
-        f"return plain data, not {shown(value)}"
+        f"return plain data, not {shown(value)}{use_stream}"
     )
     refusal.__cause__ = error
     refusal.value = value

@@ -14,6 +14,7 @@ import socket
 from struct import Struct
 from typing import Any, Final
 
+from .._processes.descriptors import REFUSALS
 from .._wire.frames import CorruptHeaderError
 
 _socket: Any = socket  # on Windows it has not all of this
@@ -21,6 +22,37 @@ _socket: Any = socket  # on Windows it has not all of this
 MOST: Final = 250
 _NUMBER: Final = Struct("<Q")
 _FLAGS: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # a fork in between inherits nothing
+
+
+#: What `refusal` has found out, and in which process: a sandbox may begin in a fork.
+_known: tuple[int, OSError | None] | None = None
+
+
+def refusal() -> OSError | None:
+    """The error by which this system refuses to pass descriptors; None if it passes them.
+
+    It is tried once. OSError if it cannot be tried now, for want of descriptors.
+    """
+    global _known
+    if _known is None or _known[0] != os.getpid():
+        refused = None
+        try:
+            _try_to_pass()
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            refused = error.with_traceback(None)
+        _known = os.getpid(), refused
+    return _known[1]
+
+
+def _try_to_pass() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        _socket.send_fds(one, [b"x"], [one.fileno()])
+        _, fds, _, _ = _socket.recv_fds(other, 1, 1, _FLAGS)
+        for fd in fds:
+            os.close(fd)
 
 
 class DescriptorSocket:

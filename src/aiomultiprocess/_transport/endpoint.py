@@ -47,6 +47,10 @@ def watch_fd(
 #: What comes over the socket of descriptors: a segment, or from this number on a shared object.
 FIRST_SHARED: Final = 1 << 62
 
+NO_DESCRIPTOR: Final = (
+    "no descriptor was left here for a shared object: close files, or raise the limit (ulimit -n)"
+)
+
 #: LARGE-1. One for all links, as what it guards takes microseconds. Reentrant, as the garbage
 #: collector may close a link while this thread holds it.
 _lock = threading.RLock()
@@ -107,9 +111,12 @@ class LargeBuffers:
 
     def _make_lender(self) -> Lender | None:
         try:
+            from .descriptor_socket import refusal
             from .segments import Lender, works  # here: few pools need it
 
-            return Lender(self._descriptors(), self.limits) if works() else None
+            if not works() or refusal() is not None:
+                return None
+            return Lender(self._descriptors(), self.limits)
         except (ImportError, OSError):  # LARGE-2
             return None
 
@@ -136,10 +143,20 @@ class LargeBuffers:
     def share(self, numbered: Sequence[tuple[int, int]]) -> int:
         """Pass the first of these shared objects to the other end; returns how many.
 
-        OSError if that is not possible now. An end that is gone gets them as it gets frames.
+        OSError if that is not possible now, RuntimeError if it never is. An end that is gone gets
+        them as it gets frames.
         """
+        descriptors = self._descriptors()
+        from .descriptor_socket import refusal
+
+        refused = refusal()
+        if refused is not None:
+            raise RuntimeError(
+                f"this system refuses to pass the memory of a shared object ({refused}): pass the "
+                "object itself, without share()"
+            )
         try:
-            return self._descriptors().send(*numbered)
+            return descriptors.send(*numbered)
         except ConnectionError:  # its exit follows, and what needs them goes back unstarted
             return len(numbered)
 
@@ -152,7 +169,7 @@ class LargeBuffers:
             fd = self._find_shared(number)
             if number in self.lacking:
                 self._ask_again(number)
-                raise OSError(errno.EMFILE, "no descriptor was left here for a shared object")
+                raise OSError(errno.EMFILE, NO_DESCRIPTOR)
         return fd
 
     def drop_shared(self, number: int) -> None:

@@ -32,8 +32,8 @@ SEGMENT-3  No message returns a segment. The owner looks at the answers when it 
 SEGMENT-4  The borrower trusts nothing that a frame says: a segment that is unknown, too small, of
     no sealed size, still held, or named by an old loan is a CorruptHeaderError, which breaks the
     link.
-    A segment that it cannot map, for lack of memory or descriptors, fails its items alone
-    (FRAME-5); its loan is never answered, so it is never named again.
+    A segment that it cannot receive or map, for lack of memory or descriptors, fails its items
+    alone (FRAME-5); its loan is never answered, so it is never named again.
 SEGMENT-5  Segments have at most `limit_of` bytes for each end of a link, and there are at most
     `MOST_SEGMENTS`; when a buffer finds no room, idle ones of the wrong size are forgotten, then
     the buffer goes through the channel. Idle ones that `STALE` loans have passed over are
@@ -307,7 +307,10 @@ class Borrower:
             self._segments.pop(forgotten, None)
             self._loans.pop(forgotten, None)
         if number not in self._segments and number not in self._loans:
-            self._receive_all()
+            try:
+                self._receive_all()
+            except OSError:  # a sandbox that this process has entered refuses it
+                return int(size)
         if self._loans.get(number, -1) >= loan:
             raise CorruptHeaderError(f"loan {loan} of segment {number} comes again")
         memory = self._segments.get(number)

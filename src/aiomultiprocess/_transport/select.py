@@ -68,7 +68,8 @@ def _request(requested: str | None) -> tuple[str | None, str]:
             return None, ""
     known = (*NAMES, *ON_REQUEST)
     if name not in known:
-        listed = ", ".join(map(repr, known))
+        # which the pool has taken out, if the argument was that
+        listed = ", ".join(map(repr, (*known, "dask") if requested is not None else known))
         raise ValueError(f"unknown backend {name!r}, requested by {requester}: there are {listed}")
     return name, requester
 

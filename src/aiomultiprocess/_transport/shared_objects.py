@@ -33,6 +33,7 @@ OBJECT-8  In a worker, no one releases a memory. Tasks that got it by one functi
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import pickle
@@ -437,7 +438,18 @@ def mapped(fd: int) -> memoryview:
     """
     if sys.platform == "win32":
         raise NotImplementedError
-    private = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, **_ONE_DESCRIPTOR)
+    try:
+        private = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, **_ONE_DESCRIPTOR)
+    except OSError as error:
+        if error.errno == errno.EMFILE:  # Python's mmap takes another one, before 3.13
+            raise OSError(errno.EMFILE, endpoint.NO_DESCRIPTOR) from error
+        if error.errno == errno.ENOMEM:
+            size = os.fstat(fd).st_size
+            raise MemoryError(
+                f"a shared object of {size} bytes does not fit into this process: its address "
+                "space is limited, or full"
+            ) from error
+        raise
     return memoryview(private)
 
 

@@ -49,7 +49,7 @@ from .exception_parts import (
     reducers,
     take_apart,
 )
-from .tracebacks import RemoteTraceback, describe, field, notes_of
+from .tracebacks import RemoteTraceback, attributes_of, describe, field, notes_of
 
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
@@ -109,10 +109,10 @@ def unwrap(proxy: BaseException) -> BaseException:
     """The original of a proxy with its notes and traceback (EXC-5); `proxy` if it has none."""
     original = original_of(proxy)
     if original is not proxy:
-        notes = vars(proxy).pop("__notes__", None)
-        if notes:
-            field("__dict__").__get__(original)["__notes__"] = notes
-        if not isinstance(original, SyntaxError):  # which has it already
+        notes = attributes_of(proxy).pop("__notes__", None)
+        if notes is not None:
+            attributes_of(original)["__notes__"] = notes
+        if not issubclass(type(original), SyntaxError):  # which has it already
             _end_chain(original, RemoteTraceback(str(proxy)))
     return original
 
@@ -123,18 +123,18 @@ def twin_of(error: BaseException) -> BaseException:
     Raised, it takes the references to the frames that it goes through, and `error` has none.
     """
     cls = type(error)
-    is_ours = isinstance(error, ProxyException) or cls.__module__ == ProxyException.__module__
     try:
+        is_ours = issubclass(cls, ProxyException) or cls.__module__ == ProxyException.__module__
         if not is_ours and pickles_itself(cls):
             return error
         twin: BaseException = put_together(cls, take_apart(error))
-    except Exception:  # noqa: BLE001 - its type may run any code
+    except BaseException:  # noqa: BLE001 - its type may run any code
         return error
-    attributes = vars(twin)
-    if REMOTE in vars(error):
-        attributes[REMOTE] = vars(error)[REMOTE]
-    if notes_of(error):
-        attributes["__notes__"] = list(notes_of(error))
+    attributes = attributes_of(twin)
+    if REMOTE in attributes_of(error):
+        attributes[REMOTE] = attributes_of(error)[REMOTE]
+    if notes := notes_of(error):
+        attributes["__notes__"] = notes
     for name in ("__cause__", "__context__", "__suppress_context__"):  # the first sets the last
         field(name).__set__(twin, field(name).__get__(error))
     return twin
@@ -304,7 +304,7 @@ def _is_plain(exc: BaseException) -> bool:
     """Whether an exception can surely be rebuilt, as most can: a builtin one of plain values."""
     return (
         type(exc).__module__ == "builtins"
-        and not vars(exc).keys() - {"__notes__"}
+        and not attributes_of(exc).keys() - {"__notes__"}
         and _PLAIN.issuperset(map(type, field("args").__get__(exc)))
     )
 
@@ -396,10 +396,9 @@ def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | No
 
 
 def _append_note(exc: BaseException, note: str) -> None:
-    attributes = field("__dict__").__get__(exc)
-    notes = attributes.setdefault("__notes__", [])
-    if isinstance(notes, list):
-        attributes["__notes__"] = [*notes, note]
+    attributes = attributes_of(exc)
+    if issubclass(type(attributes.get("__notes__", [])), list):
+        attributes["__notes__"] = [*notes_of(exc), note]
 
 
 def _at(built: list[Any], index: int | None) -> BaseException | None:
@@ -441,7 +440,7 @@ class _Combined(ProxyException):
 
 
 def _remote_of(proxy: ProxyException) -> _Remote:
-    remote: _Remote = vars(proxy)[REMOTE]
+    remote: _Remote = attributes_of(proxy)[REMOTE]
     return remote
 
 
@@ -471,11 +470,12 @@ def _text_only(message: _Message, refusal: str | None) -> ProxyException:
 
 
 def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
-    proxy = _combine(original, text) or ProxyException(text)
-    if isinstance(proxy, SyntaxError):  # EXC-5
+    combined = _combine(original, text)  # which may be false: it has the methods of its type
+    proxy = ProxyException(text) if combined is None else combined
+    if issubclass(type(proxy), SyntaxError):  # EXC-5
         _end_chain(original, RemoteTraceback(text))
     if notes_of(original):
-        vars(proxy)["__notes__"] = field("__dict__").__get__(original).pop("__notes__")
+        attributes_of(proxy)["__notes__"] = attributes_of(original).pop("__notes__")
     field("__cause__").__set__(proxy, original)
     return proxy
 
@@ -483,13 +483,13 @@ def _proxy_of(original: BaseException, text: TracebackStr) -> ProxyException:
 def _combine(original: BaseException, text: TracebackStr) -> ProxyException | None:
     """An error that is of the type of `original` and a ProxyException; None if there is none."""
     original_type: Any = type(original)
-    cls = _combined_type(original_type)
-    if cls is None:
-        return None
     try:
+        cls = _combined_type(original_type)
+        if cls is None:
+            return None
         proxy: ProxyException = put_together(cls, take_apart(original))
-        vars(proxy)[REMOTE] = _Remote(text, original)
-    except Exception:  # noqa: BLE001 - its type may run any code; EXC-1
+        attributes_of(proxy)[REMOTE] = _Remote(text, original)
+    except BaseException:  # noqa: BLE001 - its type may run any code; EXC-1
         return None
     return proxy
 
@@ -507,14 +507,15 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     name = f"{ProxyException.__name__}({cls.__name__})"
     try:
         return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
-    except Exception:  # noqa: BLE001 - layouts conflict, or a metaclass refuses: EXC-1
+    except BaseException:  # noqa: BLE001 - layouts conflict, or a metaclass refuses: EXC-1
         return None
 
 
 def _derive(self: Any, excs: Sequence[BaseException]) -> Any:
     """The part of a group that `except*` or `split` takes: it keeps the remote traceback."""
     part = _original_type(type(self)).derive(self, excs)
-    return _combine(part, str(self)) or part
+    combined = _combine(part, str(self))
+    return part if combined is None else combined
 
 
 def _may_be_raised(cls: type[BaseException]) -> bool:

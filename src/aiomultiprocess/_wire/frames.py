@@ -82,7 +82,7 @@ class PayloadParts:
 
 def _present(segment: Part) -> Segment:
     if isinstance(segment, int):
-        raise MemoryError(f"there is no memory for {segment} bytes")
+        raise MemoryError(f"there is no memory, or no descriptor, for {segment} bytes")
     return segment
 
 

@@ -16,7 +16,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..types import TracebackStr, describe_error
+from ..types import TracebackStr, describe_error, type_name
 
 NOT_SHOWN: Final = "its traceback cannot be shown: {}"
 _PACKAGE: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -42,20 +42,26 @@ def describe(exc: BaseException) -> tuple[TracebackStr, list[str]]:
             type(exc), exc, exc.__traceback__, lookup_lines=False, compact=True
         )
         _leave_out_our_frames(shown)
-        notes = list(map(str, notes_of(exc)))
+        notes = ["".join([str(note)]) for note in notes_of(exc)]  # of plain str
         if notes:
             shown.__notes__ = None
         return "".join(shown.format()).rstrip("\n"), notes
     except OSError as error:  # no descriptor is left to read the source, or to import what reads it
-        return f"{describe_error(exc)} ({NOT_SHOWN.format(type(error).__name__)})", []
+        return f"{describe_error(exc)} ({NOT_SHOWN.format(type_name(error))})", []
     except BaseException as error:  # noqa: BLE001 - it runs methods of the exception (EXC-1)
-        return f"{type(exc).__qualname__} ({NOT_SHOWN.format(type(error).__name__)})", []
+        return f"{type_name(exc)} ({NOT_SHOWN.format(type_name(error))})", []
 
 
 def notes_of(exc: BaseException) -> list[Any]:
-    """The notes of an exception, if they are a list, as `add_note` makes it."""
-    notes = vars(exc).get("__notes__")
-    return notes if isinstance(notes, list) else []
+    """A copy of the notes of an exception, if they are a list, as `add_note` makes it."""
+    notes: Any = attributes_of(exc).get("__notes__")
+    return list.copy(notes) if issubclass(type(notes), list) else []
+
+
+def attributes_of(exc: BaseException) -> dict[str, Any]:
+    """What `vars()` gives of an exception whose class defines no `__dict__` of its own."""
+    attributes: dict[str, Any] = field("__dict__").__get__(exc)
+    return attributes
 
 
 def without_our_frames(exc: BaseException) -> None:

@@ -70,6 +70,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _accel
 from .._processes import copies, loops
+from .._processes.initializer import call_initializer
 from .._pure import tasks
 from .._transport.link import Link
 from .._wire import exceptions
@@ -307,7 +308,7 @@ class WorkerEngine:
         """Run the initializer, enter the lifespan; returns the error for the parent, or None."""
         try:
             if initializer is not None:
-                initializer(*initargs)
+                call_initializer(initializer, initargs)
             if self._copied:
                 copies.end()
             # after the initializer, so that items see the context variables that it set

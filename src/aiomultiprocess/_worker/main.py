@@ -113,7 +113,7 @@ class WorkerSpec:
         try:
             vars(self).update(received.load())
             self.loop = vars(self).pop("loop_initializer")
-        except Exception as error:  # noqa: BLE001 - importing a user's module may raise anything
+        except BaseException as error:  # noqa: BLE001 - importing a user's module may raise anything
             self.loop = self.initializer = self.exception_handler = self.lifespan = None
             self.serializer = None
             self.initargs = self.contextvars = ()
@@ -152,6 +152,7 @@ def main(spec: WorkerSpec) -> None:
     watch_again = partial(watch_parent, parent_fd, spec.grace)
     failure = spec.load()
     use_serializer(spec.serializer)
+    _accel.contain_interrupts()
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
     keep_freed_memory()

@@ -30,7 +30,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from .. import _accel
-from .._pure.tasks import UnsendableError
+from .._pure.tasks import CarriedStopError, UnsendableError, UnsentError
 from .._wire import exceptions, journal, sharing
 from .._wire.exceptions import Stage
 from .._wire.frames import Kind
@@ -126,6 +126,8 @@ class ResultSender:
         `timed_out`: `error` says that its time limit has cancelled it (LIMITS-2). The parent makes
         the same error, and gets the cause of this one.
         """
+        if type(error) is CarriedStopError and error.__cause__ is not None:
+            error = error.__cause__
         if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
             return
         with suppress(ImportError, OSError):  # no descriptor is left to import it
@@ -219,5 +221,7 @@ def _dumped(error: BaseException, stage: int | None) -> bytes:
     if type(error) is UnsendableError:
         cause = error if error.__cause__ is None else error.__cause__
         return exceptions.dump_exception(cause, _accel.dumps, Stage.RESULT, str(error))
+    if type(error) is UnsentError and error.__cause__ is not None:
+        error, stage = error.__cause__, Stage.SENDING
     detail = "" if stage is None else f"({describe_error(error)}){import_hint(error)}"
     return exceptions.dump_exception(error, _accel.dumps, stage, detail)

@@ -142,8 +142,8 @@ class Channel:
     def _append(self, value: object) -> bool:
         try:
             return self._batch.append(value)
-        except KeyboardInterrupt:  # in an inline pool it is the program's: INLINE-4
-            raise
+        except (KeyboardInterrupt, MemoryError):  # in an inline pool the first is the program's
+            raise  # INLINE-4
         except BaseException:  # of pickling
             serializer = serializing.fallback()
             if serializer is None:

@@ -14,6 +14,9 @@ THREAD-2  A thread cannot be interrupted. An item that is cancelled ends when it
     that goes without it leaves the thread alone (`abandon`), and the item ends at once.
 THREAD-3  Only the call runs in the thread, in a copy of the item's context. An awaitable that it
     returns is awaited on the loop, and so is every answer written there.
+THREAD-4  A thread takes its next call when its last item is answered: what a call returns may be
+    an object that the next call in this thread changes, as a buffer in a `threading.local` is.
+    Only a call that has returned a value that cannot change, or has raised, frees it at once.
 """
 
 from __future__ import annotations
@@ -27,12 +30,43 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from .._processes import copies
+from .._pure import tasks
 from .functions import Stateful, Wrapper
 from .leaving import THREAD_NAME
 
-#: A call, and the future that gets its value and error.
-Job: TypeAlias = tuple["asyncio.Future[Outcome]", Callable[[], Any]]
 Outcome: TypeAlias = tuple[Any, BaseException | None]
+#: What a call returns that no later call can change.
+UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+class Call:
+    """A call in a thread. The thread is free when `unfinished` is 0 (THREAD-4)."""
+
+    __slots__ = ("answered", "function", "future", "unfinished")
+
+    def __init__(self, function: Callable[[], Any], future: asyncio.Future[Outcome]) -> None:
+        self.function = function
+        self.future = future
+        self.unfinished = 2  # the call, and the answer of its item
+        self.answered: threading.Lock | None = None  # what its thread waits for, if it does
+
+    def free_thread(self) -> None:
+        """Let the thread take its next call."""
+        if self.answered is not None:
+            self.answered.release()
+
+
+class Hold:
+    """The item's part in a call: it ends with the item's coroutine, also one that never ran."""
+
+    __slots__ = ("_call", "_threads")
+
+    def __init__(self, threads: Threads, call: Call) -> None:
+        self._threads = threads
+        self._call = call
+
+    def __del__(self) -> None:
+        self._threads.answer_soon(self._call)
 
 
 class Threads:
@@ -47,7 +81,7 @@ class Threads:
         self._loop = loop
         self._limit = limit
         self._started = 0
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()  # None ends a thread
 
     @property
     def free(self) -> int:
@@ -62,21 +96,21 @@ class Threads:
         """Whether an item of `func` cannot start now (THREAD-1)."""
         return not self.free and self.serves(func)
 
-    def start(self, call: Callable[[], Any]) -> asyncio.Future[Outcome]:
-        """Run `call` in a free thread."""
-        future: asyncio.Future[Outcome] = self._loop.create_future()
+    def start(self, function: Callable[[], Any]) -> tuple[asyncio.Future[Outcome], Hold]:
+        """Run a call in a free thread; its outcome, and what holds the thread until it is gone."""
+        call = Call(function, self._loop.create_future())
         if self.busy == self._started:
             number = self._started + 1
             threading.Thread(target=self._serve, name=f"{THREAD_NAME}{number}", daemon=True).start()
             self._started = number
         self.busy += 1
-        self._jobs.put((future, call))
-        return future
+        self._calls.put(call)
+        return call.future, Hold(self, call)
 
     def close(self) -> None:
         """End the threads, each when its call has returned."""
         for _ in range(self._started):
-            self._jobs.put(None)
+            self._calls.put(None)
 
     def abandon(self) -> None:
         """As `close`; items that are cancelled do not wait for their threads from now on."""
@@ -84,22 +118,49 @@ class Threads:
         self.close()
 
     def _serve(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, call = job
-            outcome = _outcome_of(call)
+        answered = threading.Lock()
+        answered.acquire()
+        while (call := self._calls.get()) is not None:
+            outcome = _outcome_of(call.function)
             if copies.is_copy():  # the call has forked, and returned in the copy (COPY-2)
                 copies.end()
+            waits = outcome[1] is None and type(outcome[0]) not in UNCHANGING  # THREAD-4
+            call.answered = answered if waits else None
             try:
-                self._loop.call_soon_threadsafe(self._finish, future, outcome)
+                self._loop.call_soon_threadsafe(self._on_returned, call, outcome)
             except RuntimeError:  # the worker ends, and its loop is closed
                 return
-            del job, future, call, outcome  # or this frame would keep them until the next call
+            del call, outcome  # or this frame would keep them until the next call
+            if waits:
+                answered.acquire()
 
-    def _finish(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-        self.busy -= 1
-        if not future.done():
-            future.set_result(outcome)
-        self._on_free()
+    def _on_returned(self, call: Call, outcome: Outcome) -> None:
+        if not call.future.done():
+            call.future.set_result(outcome)
+        self._finish(call, 2 if call.answered is None else 1)
+
+    def answer_soon(self, call: Call) -> None:
+        """An item's coroutine has ended, and its answer is written two turns later at the latest.
+
+        In the same turn if the engine can, else when its task is done (engine.py, `_on_value`).
+        """
+        if not call.unfinished:
+            return
+        if asyncio._get_running_loop() is self._loop:
+            self._loop.call_soon(self._loop.call_soon, self._finish, call, 1)
+            return
+        try:  # collected in another thread
+            self._loop.call_soon_threadsafe(self._loop.call_soon, self._finish, call, 1)
+        except RuntimeError:  # the loop is closed
+            call.free_thread()
+
+    def _finish(self, call: Call, parts: int) -> None:
+        if call.unfinished:
+            call.unfinished = max(0, call.unfinished - parts)
+            if not call.unfinished:
+                self.busy -= 1
+                call.free_thread()
+                self._on_free()
 
 
 def _outcome_of(call: Callable[[], Any]) -> Outcome:
@@ -121,11 +182,11 @@ class ThreadedFunction(Wrapper):
         func = self.func.load() if type(self.func) is Stateful else self.func
         context = contextvars.copy_context()
         # started here: the task of a task factory runs the coroutine a turn later (THREAD-1)
-        future = self._threads.start(lambda: context.run(func, *args, **kwds))
-        return wait_for_thread(future, self._threads)
+        future, hold = self._threads.start(lambda: context.run(func, *args, **kwds))
+        return wait_for_thread(future, hold, self._threads)
 
 
-async def wait_for_thread(future: asyncio.Future[Outcome], threads: Threads) -> Any:
+async def wait_for_thread(future: asyncio.Future[Outcome], hold: Hold, threads: Threads) -> Any:
     """The item: wait for a thread, and await what its call returns if it can (THREAD-3)."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -138,6 +199,8 @@ async def wait_for_thread(future: asyncio.Future[Outcome], threads: Threads) -> 
                 raise
     value, error = future.result()
     try:
+        if issubclass(type(error), StopIteration):
+            raise tasks.CarriedStopError from error
         if error is not None:
             raise error
         if not inspect.isawaitable(value):
@@ -147,5 +210,6 @@ async def wait_for_thread(future: asyncio.Future[Outcome], threads: Threads) -> 
                 value.close()
             raise cancelled
     finally:
+        del hold  # what is awaited now, or was raised, no call in the thread can change
         del cancelled, error  # the traceback and this frame would keep each other alive
     return await value
