@@ -125,11 +125,11 @@ cdef object reference_receiver = None  # CODEC-12
 
 def contain_interrupts():
     """From now on a KeyboardInterrupt is the failure of its item (CODEC-4)."""
-    global passing
-    passing = ()
+    global uncontained
+    uncontained = ()
 
 
-cdef tuple passing = (KeyboardInterrupt,)
+cdef tuple uncontained = (KeyboardInterrupt,)
 
 
 cdef int corrupt(Reader *reader, why) except -1:
@@ -222,7 +222,7 @@ cdef object read_pickle(Reader *reader, dict failures, Py_ssize_t place):
     collector.resume(&reader.pause)
     try:
         return unpickle(pickled, buffers=buffers)
-    except passing:
+    except uncontained:
         raise
     except BaseException as error:  # CODEC-4: user code ran, and may raise anything
         failures[place] = error
@@ -317,7 +317,7 @@ cdef PyObject *read_reference(Reader *reader, uint64_t number) except NULL:
     """Make a shared object. If that fails, the rest of the item is read on, to find the next."""
     try:
         value = reference_receiver(number)
-    except passing:
+    except uncontained:
         raise
     except BaseException as error:  # CODEC-4: it may import modules, or have no memory
         value = object()  # which a set or dict can hold beside all others

@@ -388,17 +388,17 @@ class Pool:
     ) -> Any:
         """Run `func(*args, **kwds)` in a worker; awaiting the `Call` gives its result.
 
-        The call is under way from now on. If an awaiting task is cancelled, so is the call in the
-        worker. For `asyncio.run` and the like, the `Call` passes for a coroutine. Called outside
-        the pool's loop, `apply` returns a coroutine, which submits the call in the pool's loop.
+        The call is under way from now on; its arguments are pickled when it is sent, so do not
+        change them meanwhile. If an awaiting task is cancelled, so is the call in the worker. For
+        `asyncio.run` and the like, the `Call` passes for a coroutine. Called outside the pool's
+        loop, `apply` returns a coroutine, which submits the call in the pool's loop.
 
         Arguments:
             func, args, kwds: a (coroutine) function that workers can import, and its arguments.
             retries: how often `func` may run again, alone in another worker, if the worker that ran
                 it dies. It then repeats what it had done. An exception that it raises is a result.
             task_timeout: seconds that `func` may run, from its start in the worker; None: no limit.
-            priority: of the calls and maps that wait, those of a higher priority go first. It may
-                be negative. What runs is not interrupted.
+            priority: calls and maps that wait go first if theirs is higher; it may be negative.
 
         Awaiting the call raises:
             ProxyException: the function raised an exception. The error is also an instance of that
@@ -454,9 +454,10 @@ class Pool:
     def submit(self, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Run `func(*args, **kwargs)` in a worker: a `Call`, an `asyncio.Future` of the result.
 
-        The call is under way from now on. Cancelling it, or a task that awaits it, cancels it in
-        the worker too, and does not wait for its `finally` blocks; `asyncio.shield` prevents this.
-        There are no options: `apply` has them. Awaiting the call raises what awaiting that of
+        The call is under way from now on; as in `apply`, leave its arguments unchanged until it has
+        ended. Cancelling it, or a task that awaits it, cancels it in the worker too, and does not
+        wait for its `finally` blocks; `asyncio.shield` prevents this. There are no options: `apply`
+        has them. Awaiting the call raises what awaiting that of
         `apply` does.
 
         Raises:
@@ -542,7 +543,9 @@ class Pool:
         than the call* (0.9.1 read it at once), when workers have room: some thousands of items
         ahead of an `async for`, or to its end once the result is awaited. Until then a file or a
         cursor must stay open and a dict unchanged, and two maps over one iterator share its items.
-        To have the input read at once, pass `list(...)` of it. If the input is an iterator, results
+        To have the input read at once, pass `list(...)` of it. Each item is pickled when it is
+        sent: do not change it before its result is there, and yield no object twice that changes
+        in between, as a buffer that is filled anew. If the input is an iterator, results
         that an `async for` has read stay readable for about 65,536 items or 16 MiB.
 
         An item that cannot be pickled, or whose function raises, fails alone: awaiting the result
@@ -803,7 +806,7 @@ class Pool:
         Tasks get `grace` seconds (see Pool) for their `finally` blocks; then their worker is
         killed. A worker that runs nothing exits as a process of multiprocessing does, with its
         `atexit` hooks. If a call or a task of the program ends by PoolTerminatedError and is not
-        awaited, asyncio reports nothing.
+        awaited, asyncio reports nothing, unless it waits in `asyncio.as_completed` or a TaskGroup.
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """

@@ -70,7 +70,7 @@ async def test_a_function_too_large_for_its_worker_fails_its_items_alone(kind: s
         assert {process.pid for process in pool.processes} == pids
 
 
-@pytest.mark.row("G49")
+@pytest.mark.row("G49", "H238")
 @pytest.mark.parametrize("kind", ["text", "numbers", "buffer"])
 async def test_a_result_too_large_for_its_worker_fails_alone(kind: str) -> None:
     async with limited_pool() as pool:
@@ -80,9 +80,22 @@ async def test_a_result_too_large_for_its_worker_fails_alone(kind: str) -> None:
         )
         assert [found[at] for at in (0, 1, 3, 5)] == ["small"] * 4
         for at in (2, 4):
-            with pytest.raises(MemoryError):
+            said = (
+                rf"the result of item {at} of .*most_of_memory could not be sent .*Pass it in parts"
+            )
+            with pytest.raises(MemoryError, match=said):
                 raise found[at]
         assert {process.pid for process in pool.processes} == pids
+
+
+@pytest.mark.row("H238")
+async def test_a_value_of_a_stream_too_large_for_its_worker_is_named() -> None:
+    async with limited_pool() as pool:
+        values = pool.stream(scarcity.texts)
+        assert await anext(values) == "small"
+        with pytest.raises(MemoryError, match=r"the result of .*texts could not be sent"):
+            await anext(values)
+        assert await pool.apply(scarcity.kind_of, (1,)) == "int"
 
 
 CALLER = """

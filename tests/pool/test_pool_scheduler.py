@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import operator
+import os
 from typing import Any
 
 import pytest
@@ -201,3 +202,62 @@ async def test_the_id_of_a_queue_may_be_anything(name: Any) -> None:
         assert await pool.map(workload.double, range(10)) == [2 * n for n in range(10)]
         pool.terminate()
         await asyncio.wait_for(pool.join(), 20)
+
+
+class RaisesOnce(ByParity):
+    """Raises at the first end of a task; counts the others."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error: BaseException | None = error
+
+    def complete_task(self, task_id: Any) -> None:
+        super().complete_task(task_id)
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+@pytest.mark.row("H235")
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, KeyError])
+async def test_what_a_scheduler_raises_at_an_end_stops_no_other(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = RaisesOnce(kind("not now"))
+    async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+        assert await pool.map(workload.double, range(500)) == [2 * n for n in range(500)]
+        assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
+        assert "complete_task of the scheduler failed" in caplog.text
+        scheduler.error = kind("again")
+        given_up = pool.map(workload.wait_for_ever, range(500))
+        await asyncio.sleep(0)
+        assert given_up.cancel()
+        scheduler.error = kind("at a death")
+        lost = await pool.map(os._exit, range(1, 5), return_exceptions=True)
+        assert [type(error) for error in lost] == [WorkerLostError] * 4
+    assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
+
+
+@pytest.mark.row("H235")
+def test_an_interrupt_that_a_scheduler_raises_at_an_end_ends_the_program_and_loses_no_end() -> None:
+    scheduler = RaisesOnce(KeyboardInterrupt())
+    results: list[Any] = []
+
+    async def use() -> None:
+        async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
+            results.append(pool.map(workload.double, range(50)))
+            await results[0]
+
+    with asyncio.Runner() as runner, pytest.raises(KeyboardInterrupt):
+        runner.run(use())
+    assert scheduler.completed
+
+
+async def test_a_queue_that_cannot_be_one_is_named() -> None:
+    class Lists(ByParity):
+        def schedule_task(self, task_id: Any, func: Any, args: Any, kwargs: Any) -> Any:
+            return ["even"]
+
+    async with Pool(2, queuecount=2, scheduler=Lists()) as pool:
+        with pytest.raises(ValueError, match=r"the scheduler chose queue \['even'\]"):
+            await pool.apply(workload.double, (1,))

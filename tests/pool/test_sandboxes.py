@@ -43,6 +43,7 @@ OPTIONAL: dict[str, tuple[str, dict[int, int], bool]] = {
     "getsockopt": ("getsockopt", {}, False),
     "getsockname": ("getsockname", {}, False),
     "sendmsg": ("sendmsg", {}, False),
+    "recvmsg": ("recvmsg", {}, False),
     "readv": ("readv", {}, False),
     "close_range": ("close_range", {}, False),
     "sched_getaffinity": ("sched_getaffinity", {}, False),
@@ -69,6 +70,7 @@ def said_without(
     refused: tuple[str, dict[int, int], bool],
     backend: str | None,
     method: str = "fork",
+    use: str = "all",
 ) -> list[str]:
     """What the program printed, for each of `ERRORS`."""
     call, arguments, masked = refused
@@ -78,7 +80,7 @@ def said_without(
 
         if __name__ == "__main__":
             set_start_method({method!r})
-            sandboxed.try_all({call!r}, {arguments!r}, {masked!r}, {backend!r})
+            sandboxed.try_all({call!r}, {arguments!r}, {masked!r}, {backend!r}, {use!r})
     """
     script = run_script(folder, source, "-Wignore", within=60)
     assert script.err == ""
@@ -101,6 +103,18 @@ def test_processes_end_as_they_should_under_every_start_method(
 ) -> None:
     said = said_without(tmp_path, OPTIONAL[name], backend, method)
     assert said == [f"{backend} {WORKS}"] * 3
+
+
+@pytest.mark.row("H236")
+@pytest.mark.parametrize("call", ["sendmsg", "recvmsg"])
+def test_a_shared_object_that_cannot_be_passed_says_why(
+    call: str, backend: str, tmp_path: Path
+) -> None:
+    said = said_without(tmp_path, (call, {}, False), backend, "spawn", use="share")
+    for line, error in zip(said, ERRORS, strict=True):
+        assert line.startswith("PicklingError: an argument of a call of sandboxed.size_of_shared")
+        assert f"refuses to pass the memory of a shared object ([Errno {error}]" in line
+        assert "pass the object itself, without share()" in line
 
 
 @pytest.mark.row("G53")

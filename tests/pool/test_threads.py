@@ -182,3 +182,23 @@ async def test_a_task_factory_does_not_let_more_calls_run_than_there_are_threads
     async with Pool(1, threads=2, loop_initializer=initializer, backend=backend) as pool:
         before = await pool.apply(blocking.count_threads, (0,))
         assert max(await pool.map(blocking.count_threads, [0.05] * 8)) <= before + 1
+
+
+@pytest.mark.row("H237")
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_a_result_is_as_its_call_returned_it(backend: str, threads: int) -> None:
+    """Also if the next call in its thread changes it, as with the buffer of a thread (THREAD-4)."""
+    async with Pool(1, threads=threads, backend=backend) as pool:
+        for size in (100, 300_000):
+            numbers = list(range(60))
+            got = await pool.map(blocking.rows_of_thread, [(size, n) for n in numbers])
+            assert [set(rows) for rows in got] == [{n % 256} for n in numbers]
+
+
+@pytest.mark.row("H239")
+async def test_a_function_in_a_thread_may_raise_stop_iteration(backend: str) -> None:
+    async with Pool(1, threads=1, backend=backend) as pool:
+        with pytest.raises(ProxyException) as caught:
+            await pool.apply(blocking.next_of_nothing)
+        assert type(caught.value.__cause__) is StopIteration
+        assert await pool.apply(blocking.thread_name)

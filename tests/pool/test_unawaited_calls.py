@@ -13,7 +13,7 @@ import mishaps
 import workload
 from aiomultiprocess import Pool, PoolTerminatedError, ProxyException, Worker
 
-pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("G64")]
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.row("G64", "H241")]
 
 
 async def through_own_code(pool: Pool) -> Any:
@@ -24,12 +24,27 @@ async def through_a_loop(pool: Pool) -> list[Any]:
     return [value async for value in pool.map(workload.wait_for_ever, range(2))]
 
 
+async def through_wait_for(pool: Pool) -> Any:
+    return await asyncio.wait_for(pool.apply(workload.wait_for_ever), 600)
+
+
+async def through_wait_for_of_a_map(pool: Pool) -> Any:
+    return await asyncio.wait_for(pool.map(workload.wait_for_ever, [1]), 600)
+
+
+async def through_gather_of_maps(pool: Pool) -> Any:
+    return await asyncio.gather(*[pool.map(workload.wait_for_ever, [1]) for _ in range(2)])
+
+
 CALLS: dict[str, Callable[[Pool], Awaitable[Any]]] = {
     "apply": lambda pool: pool.apply(workload.wait_for_ever),
     "map": lambda pool: pool.map(workload.wait_for_ever, range(2)),
     "starmap": lambda pool: pool.starmap(workload.wait_for_ever, [(1,), (2,)]),
     "own code": through_own_code,
     "async for": through_a_loop,
+    "wait_for": through_wait_for,  # these three: H241
+    "wait_for of a map": through_wait_for_of_a_map,
+    "gather of maps": through_gather_of_maps,
 }
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
 
 import workload
-from aiomultiprocess import Pool, PoolResult, Process, RoundRobin, Worker, set_start_method
+from aiomultiprocess import (
+    Pool,
+    PoolResult,
+    Process,
+    ProxyException,
+    RoundRobin,
+    Worker,
+    set_start_method,
+)
 from aiomultiprocess.core import get_context
 from aiomultiprocess.types import QueueID
 from support import outcomes
@@ -98,6 +107,56 @@ async def test_apply_refuses_what_is_no_sequence_of_arguments_with_the_way_out()
     async with Pool(1) as pool:
         with pytest.raises(TypeError, match=r"args must be .* not 5: pass \(5,\) for one argument"):
             await pool.apply(workload.double, 5)  # type: ignore[arg-type]
+
+
+class Several:
+    """As an array of two numbers: it has `__float__`, which refuses."""
+
+    def __float__(self) -> float:
+        raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+
+    def __repr__(self) -> str:
+        return "Several()"
+
+
+async def test_seconds_that_are_several_numbers_are_refused_by_name_and_value() -> None:
+    several: Any = Several()
+    said = r"must be a number of seconds or None, got Several\(\)"
+    with pytest.raises(TypeError, match=r"grace must be .* seconds.*, got Several\(\)"):
+        Pool(1, grace=several)
+    async with Pool(1) as pool:
+        with pytest.raises(TypeError, match=f"task_timeout {said}"):
+            await pool.map(workload.double, [1], task_timeout=several)
+        pool.close()
+        with pytest.raises(TypeError, match=f"timeout {said}"):
+            await pool.join(several)
+
+
+class Generates:
+    async def __call__(self, count: int = 3) -> AsyncIterator[int]:
+        for number in range(count):
+            yield number
+
+
+async def test_an_object_that_makes_an_async_generator_is_for_streams() -> None:
+    async with Pool(1) as pool:
+        for func in (Generates(), functools.partial(Generates(), 2)):
+            with pytest.raises(TypeError, match=r"async generator function .* `stream`"):
+                await pool.apply(func)
+        assert [value async for value in pool.stream(Generates())] == [0, 1, 2]
+        with pytest.raises(ProxyException, match=r"not generator .* call `stream`"):
+            await pool.apply(workload.counted, (3,))
+
+
+async def test_a_range_that_cannot_be_counted_is_refused_with_the_way_out() -> None:
+    async with Pool(1) as pool:
+        with pytest.raises(ValueError, match=r"range\(0, 1\d+\) has more items than .* iter\(\)"):
+            pool.map(workload.double, range(10**19))
+        results = pool.map(workload.double, iter(range(10**19)))
+        async for value in results:
+            if value == 10:
+                break
+        results.cancel()
 
 
 async def test_join_refuses_a_timeout_that_is_no_number() -> None:

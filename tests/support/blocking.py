@@ -135,3 +135,20 @@ def late(what: object) -> Any:
 def never() -> None:
     """A call that does not return."""
     threading.Event().wait()
+
+
+_of_thread = threading.local()
+
+
+def rows_of_thread(size_and_number: tuple[int, int]) -> bytearray:
+    """The buffer of this thread, full of a number."""
+    size, number = size_and_number
+    if len(getattr(_of_thread, "rows", ())) != size:
+        _of_thread.rows = bytearray(size)
+    _of_thread.rows[:] = bytes([number % 256]) * size
+    rows: bytearray = _of_thread.rows
+    return rows
+
+
+def next_of_nothing() -> object:
+    return next(iter(()))

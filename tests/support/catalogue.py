@@ -243,6 +243,15 @@ ROWS = {
     "H230": "an item that blocks a worker which had begun late does not hold up those before it",
     "H231": "a map whose error was raised is not kept by the frames that the error went through",
     "H232": "coroutines start at once while all threads of their worker are busy",
+    "H233": "nothing that a user passes or raises is asked for its truth or for a hidden name",
+    "H234": "a KeyboardInterrupt that an argument raises while it is unpickled fails its item",
+    "H235": "whatever a scheduler raises when it is told of an end, all other ends arrive",
+    "H236": "where descriptors cannot be passed, arrays travel otherwise and share says why not",
+    "H237": "a result is as its call in a thread returned it, whatever that thread runs next",
+    "H238": "a result that does not fit into its worker's memory is named, with the way out",
+    "H239": "a StopIteration of a plain function in a thread is the caller's as from elsewhere",
+    "H240": "an initializer that returns a coroutine is refused, as nothing would have run",
+    "H241": "what waits for a call or map of a terminated pool is not reported by asyncio",
     "H133": "Ctrl-C twice at the exit of an executor leaves no worker and no error of our own",
 }
 

@@ -39,6 +39,7 @@ _CALLS = {
     "prlimit64": (302, 261),
     "pselect6": (270, 72),
     "readv": (19, 65),
+    "recvmsg": (47, 212),
     "sched_getaffinity": (204, 123),
     "sendmsg": (46, 211),
     "setsockopt": (54, 208),

@@ -7,6 +7,7 @@ the library are started as the test says, and inherit the filter.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import errno
 import os
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 
 import sandbox
 import workload
-from aiomultiprocess import Pool, Process, Worker, WorkerLostError
+from aiomultiprocess import Pool, Process, Shared, Worker, WorkerLostError, share
 
 LARGE = 6 << 20  # bytes: memory that the extension asks large pages for
 ERRORS = (errno.EPERM, errno.ENOSYS, errno.EINVAL)
@@ -28,6 +29,14 @@ async def make_large() -> bytes:
     return bytes(LARGE)
 
 
+def size_of(buffer: object) -> int:
+    return memoryview(buffer).nbytes  # type: ignore[arg-type]
+
+
+def size_of_shared(shared: Shared[object]) -> int:
+    return size_of(shared.value)
+
+
 async def nap() -> None:
     await asyncio.sleep(0.001)
 
@@ -37,6 +46,8 @@ async def use_a_pool(backend: str | None) -> str:
     async with Pool(1, backend=backend) as pool:
         assert await pool.map(workload.double, range(100)) == [2 * n for n in range(100)]
         assert len(await pool.apply(make_large)) == LARGE
+        assert await pool.apply(size_of, (bytearray(LARGE),)) == LARGE
+        assert await pool.apply(size_of, (array.array("B", bytes(LARGE)),)) == LARGE
         await pool.apply(nap)
         try:
             await pool.apply(exit_with, (3,))
@@ -61,22 +72,38 @@ async def use_all(backend: str | None) -> str:
     return f"{await use_a_pool(backend)} {await use_processes()}"
 
 
+async def use_share(backend: str | None) -> str:
+    """What a task says of a shared object."""
+    with share(array.array("B", bytes(LARGE))) as shared:
+        async with Pool(1, backend=backend) as pool:
+            return f"{await pool.apply(size_of_shared, (shared,))} bytes"
+
+
+USES = {"all": use_all, "share": use_share}
+
+
 def try_one(
-    call: str, error: int, arguments: Mapping[int, int], masked: bool, backend: str | None
+    call: str, error: int, arguments: Mapping[int, int], masked: bool, backend: str | None, use: str
 ) -> None:
     sandbox.refuse(call, error, arguments, masked=masked)
     try:
-        said = asyncio.run(use_all(backend))
+        said = asyncio.run(USES[use](backend))
     except Exception as refused:  # noqa: BLE001 - the test looks at what it says
         said = f"{type(refused).__name__}: {refused}"
     print(errno.errorcode[error], said, flush=True)
 
 
-def try_all(call: str, arguments: Mapping[int, int], masked: bool, backend: str | None) -> None:
+def try_all(
+    call: str,
+    arguments: Mapping[int, int],
+    masked: bool,
+    backend: str | None,
+    use: str = "all",
+) -> None:
     """Print a line for each errno: what came of it."""
     for error in ERRORS:
         pid = os.fork()
         if pid == 0:
-            try_one(call, error, arguments, masked, backend)
+            try_one(call, error, arguments, masked, backend, use)
             os._exit(0)
         os.waitpid(pid, 0)

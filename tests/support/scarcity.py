@@ -183,6 +183,11 @@ def most_of_memory(kind: str) -> Any:
     return kind if kind == "small" else make(kind, 80 * MIB)
 
 
+def texts() -> Iterator[Any]:
+    yield "small"
+    yield [make("text", 80 * MIB)]
+
+
 def raise_large(size: int) -> int:
     if size:
         raise ValueError("x" * size)

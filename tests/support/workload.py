@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 CONTEXT: contextvars.ContextVar[object] = contextvars.ContextVar("CONTEXT", default=None)
@@ -103,6 +103,10 @@ class Multiplier:
 class SyncCallable:
     def __call__(self, value: int) -> int:
         return -value
+
+
+def counted(stop: int) -> Iterator[int]:
+    yield from range(stop)
 
 
 async def append_to(items: list[Any], value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import copyreg
 import cProfile
+import gc
 import pickle
 import pstats
 import traceback
@@ -23,6 +24,8 @@ from aiomultiprocess import (
 )
 from aiomultiprocess._wire.exceptions import (
     MAX_NODES,
+    Failure,
+    Stage,
     dump_exception,
     load_exception,
     load_original,
@@ -459,3 +462,21 @@ def test_a_twin_is_the_same_error_without_a_traceback(make: Any) -> None:
 def test_an_error_that_pickles_itself_has_no_twin() -> None:
     error = errors.Registered("as it is")
     assert twin_of(error) is error
+
+
+@pytest.mark.row("H233")
+def test_an_error_whose_class_cannot_be_hashed_is_not_combined() -> None:
+    class Comparable(type):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+    class Error(Exception, metaclass=Comparable):
+        pass
+
+    proxy = Failure("the traceback", Error("why"), Stage.ARGUMENT, "").noted("the message")
+    assert type(proxy) is ProxyException
+    assert str(proxy) == "the traceback\nthe message"
+    del Error, proxy
+    gc.collect()  # who walks all classes of exceptions, as distributed does, hashes them

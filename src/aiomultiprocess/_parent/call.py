@@ -109,7 +109,7 @@ class TakenCall(Call[R]):
         # a method `close` in this class would make it a `collections.abc.Coroutine` again
         if name == "close":
             return partial(_close, self)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__getattribute__(name)  # raises the usual error again
 
     def send(self, value: object, /) -> Any:
         """Raise StopIteration with the result, or return what the running task must wait for."""

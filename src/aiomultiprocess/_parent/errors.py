@@ -140,10 +140,15 @@ def _explain_failure(failure: Failure, owner: TaskOwner, handle: Any) -> ProxyEx
     if failure.stage == Stage.RESULT:
         message = failure.detail.replace("the result", result, 1)
         return failure.replaced(pickle.PicklingError(message))
-    what = f"{result} could not be sent to the parent process"
-    if failure.original is not None and issubclass(type(failure.original), MemoryError):
-        return failure.replaced(out_of_memory(what, failure.original))
-    return failure.noted(f"{what} {failure.detail}")
+    return _explain_unsent(failure, result)
+
+
+def _explain_unsent(failure: Failure, result: str) -> ProxyException:
+    original = failure.original
+    if original is not None and issubclass(type(original), MemoryError):
+        lack = out_of_memory(f"{result} could not be sent to the parent process", original)
+        return failure.replaced(lack)
+    return failure.noted(f"{result} could not be sent to the parent process {failure.detail}")
 
 
 def explain_loss(

@@ -325,7 +325,7 @@ class Supervisor:
         try:
             self.start_worker(place, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
-            BaseException.add_note(error, NOT_STARTED)
+            error.add_note(NOT_STARTED)
             self._do_without(place, qid, error)
         except BaseException:  # SUPERVISOR-6
             self._replace_later(place, qid)

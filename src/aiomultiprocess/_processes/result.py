@@ -41,19 +41,22 @@ def dump_result(value: object, label: str, dumps: Callable[[Any], bytes]) -> byt
     """Pickle a result. PicklingError names the target and the way out."""
     try:
         return dumps(value)
-    except MemoryError as error:
-        without_our_frames(error)
-        raise MemoryError(
-            f"the result of {label} cannot be sent to the parent process: there is too little "
-            f"memory for it ({describe_error(error)}). Return it in parts, or put it into a file "
-            "and return its name"
-        ) from error
     except Exception as error:  # a __reduce__ of the user may raise anything
         without_our_frames(error)
-        raise pickle.PicklingError(
-            f"the result of {label} cannot be pickled and sent to the parent process "
-            f"({describe_error(error)}); return plain data, not {shown(value)}"
-        ) from error
+        raise _unsent(error, value, label) from error
+
+
+def _unsent(error: Exception, value: object, label: str) -> Exception:
+    why = describe_error(error)
+    if issubclass(type(error), MemoryError):
+        return MemoryError(
+            f"the result of {label} cannot be sent to the parent process: there is too little "
+            f"memory for it ({why}). Return it in parts, or put it into a file and return its name"
+        )
+    return pickle.PicklingError(
+        f"the result of {label} cannot be pickled and sent to the parent process ({why}); "
+        f"return plain data, not {shown(value)}"
+    )
 
 
 def load_result(kind: int, payload: bytearray, label: str) -> Any:

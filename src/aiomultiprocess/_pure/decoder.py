@@ -75,11 +75,11 @@ _receive_reference: Callable[[int], Any] | None = None  # CODEC-12
 
 def contain_interrupts() -> None:
     """From now on a KeyboardInterrupt is the failure of its item (CODEC-4)."""
-    global _passing
-    _passing = ()
+    global _uncontained
+    _uncontained = ()
 
 
-_passing: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
+_uncontained: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
 
 
 def _decode(
@@ -227,7 +227,7 @@ class _Decoder:
         with pickled:
             try:
                 return pickle.loads(pickled, buffers=buffers)
-            except _passing:
+            except _uncontained:
                 raise
             except BaseException as error:  # noqa: BLE001 - user code ran (CODEC-4)
                 failures[place] = error
@@ -357,7 +357,7 @@ def _received(receive: Callable[[int], Any], number: int) -> tuple[object, BaseE
     """
     try:
         return receive(number), None
-    except _passing:
+    except _uncontained:
         raise
     except BaseException as error:  # noqa: BLE001 - it may import modules (CODEC-4)
         return object(), error  # which a set or dict can hold beside all others

@@ -217,19 +217,22 @@ class UnsentError(MemoryError):
 def unsendable(value: object, error: BaseException) -> BaseException:
     """The error of an item whose value could not be pickled because of `error`."""
     if issubclass(type(error), MemoryError):  # the type of the value is not to blame
-        lack = UnsentError("the result does not fit into memory in the form in which it is sent")
+        lack = UnsentError("there is no memory to send the result")
         lack.__cause__ = error
         return lack
-    use_stream = ""
-    if issubclass(type(value), (types.GeneratorType, types.AsyncGeneratorType)):
-        use_stream = ", or call `stream`, which gives the values of a generator"
     refusal = UnsendableError(
         f"the result cannot be pickled and sent to the parent process ({describe_error(error)}); "
-        f"return plain data, not {shown(value)}{use_stream}"
+        f"return plain data, not {_shown(value)}"
     )
     refusal.__cause__ = error
     refusal.value = value
     return refusal
+
+
+def _shown(value: object) -> str:
+    made = issubclass(type(value), (types.GeneratorType, types.AsyncGeneratorType))
+    way_out = ", or call `stream`, which gives the values of a generator" if made else ""
+    return f"{shown(value)}{way_out}"
 
 
 def traceback_of(error: BaseException) -> types.TracebackType | None:

@@ -35,24 +35,23 @@ def refusal() -> OSError | None:
     """
     global _known
     if _known is None or _known[0] != os.getpid():
-        refused = None
-        try:
-            _try_to_pass()
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            refused = error.with_traceback(None)
-        _known = os.getpid(), refused
+        _known = os.getpid(), _try_to_pass()
     return _known[1]
 
 
-def _try_to_pass() -> None:
+def _try_to_pass() -> OSError | None:
     one, other = socket.socketpair()
     with one, other:
-        _socket.send_fds(one, [b"x"], [one.fileno()])
-        _, fds, _, _ = _socket.recv_fds(other, 1, 1, _FLAGS)
-        for fd in fds:
-            os.close(fd)
+        try:
+            _socket.send_fds(one, [b"x"], [one.fileno()])
+            _, fds, _, _ = _socket.recv_fds(other, 1, 1, _FLAGS)
+        except OSError as error:
+            if error.errno not in REFUSALS:
+                raise
+            return error.with_traceback(None)
+    for fd in fds:
+        os.close(fd)
+    return None
 
 
 class DescriptorSocket:

@@ -147,14 +147,7 @@ class LargeBuffers:
         them as it gets frames.
         """
         descriptors = self._descriptors()
-        from .descriptor_socket import refusal
-
-        refused = refusal()
-        if refused is not None:
-            raise RuntimeError(
-                f"this system refuses to pass the memory of a shared object ({refused}): pass the "
-                "object itself, without share()"
-            )
+        _require_passing()
         try:
             return descriptors.send(*numbered)
         except ConnectionError:  # its exit follows, and what needs them goes back unstarted
@@ -262,6 +255,17 @@ class LargeBuffers:
         for _, of_segment in pending:
             if of_segment >= 0:
                 os.close(of_segment)
+
+
+def _require_passing() -> None:
+    from .descriptor_socket import refusal  # which `_descriptors` has imported
+
+    refused = refusal()
+    if refused is not None:
+        raise RuntimeError(
+            f"this system refuses to pass the memory of a shared object ({refused}): pass the "
+            "object itself, without share()"
+        )
 
 
 #: In a worker: what travels beside its link to the parent.

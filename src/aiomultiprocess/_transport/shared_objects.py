@@ -441,16 +441,20 @@ def mapped(fd: int) -> memoryview:
     try:
         private = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ, **_ONE_DESCRIPTOR)
     except OSError as error:
-        if error.errno == errno.EMFILE:  # Python's mmap takes another one, before 3.13
-            raise OSError(errno.EMFILE, endpoint.NO_DESCRIPTOR) from error
-        if error.errno == errno.ENOMEM:
-            size = os.fstat(fd).st_size
-            raise MemoryError(
-                f"a shared object of {size} bytes does not fit into this process: its address "
-                "space is limited, or full"
-            ) from error
-        raise
+        raise _explained(error, os.fstat(fd).st_size) from error
     return memoryview(private)
+
+
+def _explained(error: OSError, size: int) -> Exception:
+    """What to raise where a memory of this size cannot be mapped."""
+    if error.errno == errno.EMFILE:  # Python's mmap takes one more, before 3.13
+        return OSError(errno.EMFILE, endpoint.NO_DESCRIPTOR)
+    if error.errno == errno.ENOMEM:
+        return MemoryError(
+            f"a shared object of {size} bytes does not fit into this process: its address space is "
+            "limited, or full"
+        )
+    return error
 
 
 def _anonymous_file() -> int:

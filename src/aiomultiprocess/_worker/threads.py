@@ -124,7 +124,7 @@ class Threads:
             outcome = _outcome_of(call.function)
             if copies.is_copy():  # the call has forked, and returned in the copy (COPY-2)
                 copies.end()
-            waits = outcome[1] is None and type(outcome[0]) not in UNCHANGING  # THREAD-4
+            waits = type(outcome[0]) not in UNCHANGING  # THREAD-4; an error comes with None
             call.answered = answered if waits else None
             try:
                 self._loop.call_soon_threadsafe(self._on_returned, call, outcome)
