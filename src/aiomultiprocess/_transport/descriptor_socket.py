@@ -31,11 +31,14 @@ _known: tuple[int, OSError | None] | None = None
 def refusal() -> OSError | None:
     """The error by which this system refuses to pass descriptors; None if it passes them.
 
-    It is tried once. OSError if it cannot be tried now, for want of descriptors.
+    It is tried once. None also if it cannot be tried now, for want of descriptors.
     """
     global _known
     if _known is None or _known[0] != os.getpid():
-        _known = os.getpid(), _try_to_pass()
+        try:
+            _known = os.getpid(), _try_to_pass()
+        except OSError:
+            return None
     return _known[1]
 
 
