@@ -113,14 +113,6 @@ class Gone:
             obj=kind if owner is None else owner,
         )
 
-    def __set__(self, owner: object, value: object) -> None:
-        raise AttributeError(
-            f"{type(owner).__name__!r} object uses no attribute {self._name!r}, which ended with "
-            f"aiomultiprocess 0.9.1. Instead: {self._replacement}",
-            name=self._name,
-            obj=owner,
-        )
-
 
 def without(gone: Mapping[str, str]) -> Callable[[C], C]:
     """Decorate a class that had these attributes in 0.9.1; each is given with its replacement."""

@@ -440,6 +440,7 @@ INTERNAL = [
     ("_pure/buffer_builder.py", ""),
     ("_pure/encoder.py", "start is "),
     ("_pure/journal.py", ""),
+    ("_pure/tasks.py", "there is no memory to send the result"),  # carries the error that is shown
     ("_transport/endpoint.py", "a link "),
     ("_transport/endpoint.py", "drain_dead()"),
     ("_transport/shm.py", "the links of one backend"),

@@ -87,13 +87,6 @@ def test_a_mixin_that_overrides_a_method_that_is_no_longer_called_is_refused() -
         type("CountingPool", (Counting, Pool), {})
 
 
-@pytest.mark.parametrize("name", POOL_HOOKS)
-async def test_a_method_that_is_no_longer_called_cannot_be_set_on_a_pool(name: str) -> None:
-    async with Pool(1) as pool:
-        with pytest.raises(AttributeError, match=rf"uses no attribute '{name}'.*Instead: \w+"):
-            setattr(pool, name, method)
-
-
 @pytest.mark.parametrize("name", ["run", "run_async"])
 def test_a_pool_worker_that_overrides_a_method_that_is_no_longer_called_is_refused(
     name: str,

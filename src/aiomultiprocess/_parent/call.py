@@ -21,7 +21,8 @@ CALL-6  `asyncio.wait` takes what `ensure_future` returned, but no coroutines. S
     a `TakenCall`, and no coroutine any more, once `ensure_future` or `gather` takes it: they look
     for `_asyncio_future_blocking`. A task reads the same attribute of the future that it begins to
     wait for, but then its value is True; so only a read that finds False turns the call into a
-    `TakenCall`.
+    `TakenCall`. That is without `close`, by which alone it would count as a coroutine. Who only
+    looks, by `isfuture` or in a debugger, reads the attribute, too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ import asyncio
 import inspect
 import types
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from .. import _accel
@@ -105,12 +105,6 @@ class TakenCall(Call[R]):
         """The same, as `inspect.getcoroutinestate` reads it since Python 3.15."""
         return inspect.CORO_CLOSED if self.done() else inspect.CORO_SUSPENDED
 
-    def __getattr__(self, name: str) -> Any:
-        # a method `close` in this class would make it a `collections.abc.Coroutine` again
-        if name == "close":
-            return partial(_close, self)
-        return self.__getattribute__(name)  # raises the usual error again
-
     def send(self, value: object, /) -> Any:
         """Raise StopIteration with the result, or return what the running task must wait for."""
         try:
@@ -160,10 +154,6 @@ class ApplyCall(TakenCall[R], Coroutine[Any, Any, R]):
     def close(self) -> None:
         """Cancel the call, unless it is done."""
         self.cancel()
-
-
-def _close(call: Call[Any]) -> None:
-    call.cancel()
 
 
 def refuse(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:

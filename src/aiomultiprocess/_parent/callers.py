@@ -66,7 +66,7 @@ def mark_waiters(future: asyncio.Future[Any]) -> None:
     """CALL-4: mark what waits for a future, directly or through others."""
     left = [future]
     while left:
-        for callback, _ in left.pop()._callbacks or ():
+        for callback, _ in getattr(left.pop(), "_callbacks", None) or ():
             waiter = _waiter_of(callback)
             if waiter is not None and _mark(waiter):
                 left.append(waiter)

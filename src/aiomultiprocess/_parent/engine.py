@@ -543,6 +543,8 @@ class Engine:
         try:
             self._scheduler.complete_task(tid)
         except INTERRUPTS as error:  # raised later: what the caller delivers with it has to arrive
+            if self.loop.is_closed():
+                raise
             self.loop.call_soon_threadsafe(_raise, error)
         except BaseException:
             log.exception("complete_task of the scheduler failed")

@@ -38,6 +38,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from .._transport.link import Backend
+from .._wire.exceptions import append_note
 from .._wire.frames import CorruptHeaderError, Kind, as_bytes
 from ..types import QueueID
 from .errors import explain_start, load_error
@@ -325,7 +326,7 @@ class Supervisor:
         try:
             self.start_worker(place, qid)
         except Exception as error:  # noqa: BLE001 - the system's, or of pickling initargs: logged
-            error.add_note(NOT_STARTED)
+            append_note(error, NOT_STARTED)
             self._do_without(place, qid, error)
         except BaseException:  # SUPERVISOR-6
             self._replace_later(place, qid)

@@ -54,6 +54,8 @@ from .tracebacks import RemoteTraceback, attributes_of, describe, field, notes_o
 Dumps: TypeAlias = Callable[[Any], Any]
 Loads: TypeAlias = Callable[[Any], Any]
 
+#: What ends programs. In the parent it may be of a signal, and passes through the link (LINK-7).
+INTERRUPTS: Final = (KeyboardInterrupt, SystemExit)
 MAX_NODES = 1000  # exceptions in one message, with causes, contexts and members; the text has all
 
 #: What Python prints between an exception and the one that it caused.
@@ -128,6 +130,8 @@ def twin_of(error: BaseException) -> BaseException:
         if not is_ours and pickles_itself(cls):
             return error
         twin: BaseException = put_together(cls, take_apart(error))
+    except INTERRUPTS:
+        raise
     except BaseException:  # noqa: BLE001 - its type may run any code
         return error
     attributes = attributes_of(twin)
@@ -391,11 +395,12 @@ def _build_up(nodes: Nodes, refusals: dict[int, str]) -> list[BaseException | No
             field("__cause__").__set__(exc, _at(built, node.cause))
             field("__suppress_context__").__set__(exc, node.suppress_context)
             if node.note is not None:
-                _append_note(exc, node.note)
+                append_note(exc, node.note)
     return built
 
 
-def _append_note(exc: BaseException, note: str) -> None:
+def append_note(exc: BaseException, note: str) -> None:
+    """As `add_note`, without code of the exception; nothing if its notes are no list."""
     attributes = attributes_of(exc)
     if issubclass(type(attributes.get("__notes__", [])), list):
         attributes["__notes__"] = [*notes_of(exc), note]
@@ -489,6 +494,8 @@ def _combine(original: BaseException, text: TracebackStr) -> ProxyException | No
             return None
         proxy: ProxyException = put_together(cls, take_apart(original))
         attributes_of(proxy)[REMOTE] = _Remote(text, original)
+    except INTERRUPTS:
+        raise
     except BaseException:  # noqa: BLE001 - its type may run any code; EXC-1
         return None
     return proxy
@@ -507,6 +514,8 @@ def _combined_type(cls: Any) -> type[ProxyException] | None:
     name = f"{ProxyException.__name__}({cls.__name__})"
     try:
         return types.new_class(name, bases, exec_body=lambda body: body.update(namespace))
+    except INTERRUPTS:
+        raise
     except BaseException:  # noqa: BLE001 - layouts conflict, or a metaclass refuses: EXC-1
         return None
 

@@ -128,6 +128,8 @@ class ResultSender:
         """
         if type(error) is CarriedStopError and error.__cause__ is not None:
             error = error.__cause__
+        elif type(error) is UnsentError and error.__cause__ is not None:
+            error, stage = error.__cause__, Stage.SENDING
         if type(error) is UnsendableError and self._add_sealed(chunk_id, offset, error):
             return
         with suppress(ImportError, OSError):  # no descriptor is left to import it
@@ -221,7 +223,5 @@ def _dumped(error: BaseException, stage: int | None) -> bytes:
     if type(error) is UnsendableError:
         cause = error if error.__cause__ is None else error.__cause__
         return exceptions.dump_exception(cause, _accel.dumps, Stage.RESULT, str(error))
-    if type(error) is UnsentError and error.__cause__ is not None:
-        error, stage = error.__cause__, Stage.SENDING
     detail = "" if stage is None else f"({describe_error(error)}){import_hint(error)}"
     return exceptions.dump_exception(error, _accel.dumps, stage, detail)

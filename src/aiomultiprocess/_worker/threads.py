@@ -52,8 +52,9 @@ class Call:
 
     def free_thread(self) -> None:
         """Let the thread take its next call."""
-        if self.answered is not None:
-            self.answered.release()
+        answered, self.answered = self.answered, None
+        if answered is not None:
+            answered.release()
 
 
 class Hold:
@@ -81,6 +82,7 @@ class Threads:
         self._loop = loop
         self._limit = limit
         self._started = 0
+        self._held: set[Call] = set()  # they have returned, and are not answered
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()  # None ends a thread
 
     @property
@@ -116,6 +118,8 @@ class Threads:
         """As `close`; items that are cancelled do not wait for their threads from now on."""
         self.abandoned = True
         self.close()
+        for call in self._held:  # the loop may be closed before their items are answered
+            call.free_thread()
 
     def _serve(self) -> None:
         answered = threading.Lock()
@@ -137,28 +141,34 @@ class Threads:
     def _on_returned(self, call: Call, outcome: Outcome) -> None:
         if not call.future.done():
             call.future.set_result(outcome)
-        self._finish(call, 2 if call.answered is None else 1)
+        if call.answered is None:
+            self._finish(call, 2)
+        else:
+            self._held.add(call)
+            self._finish(call, 1)
 
     def answer_soon(self, call: Call) -> None:
         """An item's coroutine has ended, and its answer is written two turns later at the latest.
 
-        In the same turn if the engine can, else when its task is done (engine.py, `_on_value`).
+        In the same turn if the engine can, else when its task is done (engine.py, `_on_value`); or
+        after a burst, which nothing else can start in (RESULTS-1).
         """
         if not call.unfinished:
             return
-        if asyncio._get_running_loop() is self._loop:
-            self._loop.call_soon(self._loop.call_soon, self._finish, call, 1)
-            return
-        try:  # collected in another thread
-            self._loop.call_soon_threadsafe(self._loop.call_soon, self._finish, call, 1)
+        try:  # also in this thread: the collector calls this wherever it runs
+            self._loop.call_soon_threadsafe(self._after_this_turn, call)
         except RuntimeError:  # the loop is closed
             call.free_thread()
+
+    def _after_this_turn(self, call: Call) -> None:
+        self._loop.call_soon(self._finish, call, 1)
 
     def _finish(self, call: Call, parts: int) -> None:
         if call.unfinished:
             call.unfinished = max(0, call.unfinished - parts)
             if not call.unfinished:
                 self.busy -= 1
+                self._held.discard(call)
                 call.free_thread()
                 self._on_free()
 
@@ -196,6 +206,7 @@ async def wait_for_thread(future: asyncio.Future[Outcome], hold: Hold, threads: 
             cancelled = cancellation
             if threads.abandoned:
                 future.cancel()  # its thread may never return
+                del hold, cancelled  # as below
                 raise
     value, error = future.result()
     try:
