@@ -160,7 +160,7 @@ async def test_calls_with_limits_of_their_own_each_keep_their_own() -> None:
 
 
 async def test_more_tasks_than_ever_ran_at_once_are_each_judged() -> None:
-    async with Pool(1, childconcurrency=300) as pool:
+    async with Pool(1, childconcurrency=300, grace=3 * PATIENCE) as pool:
         items = [1000 if i % 3 == 0 else 0.01 for i in range(900)]
         found = await outcomes(pool.map(overtime.nap, items, task_timeout=PATIENCE))
         assert Counter(type(value) for value in found) == {TaskTimeoutError: 300, float: 600}
