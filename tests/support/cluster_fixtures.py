@@ -46,11 +46,16 @@ def dask_pool(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> Any:
             super().__init__(per_host, *args, backend="dask", address=dask.address, **kwargs)
 
         async def __aenter__(self) -> Pool:
-            """Wait for the processes: those of one machine are there at once."""
+            """Wait for the processes, unless they cannot be started and have broken the pool."""
             await super().__aenter__()
-            while len([p for p in self.processes if p.pid]) < self.number:  # noqa: ASYNC110
+            engine = self._engine
+            assert engine is not None
+            while engine.state is engine.OPEN and len(self._started()) < self.number:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             return self
+
+        def _started(self) -> list[Any]:
+            return [process for process in self.processes if process.pid]
 
     monkeypatch.setattr(engine, "Cluster", FewHosts)
     return DaskPool
