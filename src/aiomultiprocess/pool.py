@@ -457,8 +457,7 @@ class Pool:
         The call is under way from now on; as in `apply`, leave its arguments unchanged until it has
         ended. Cancelling it, or a task that awaits it, cancels it in the worker too, and does not
         wait for its `finally` blocks; `asyncio.shield` prevents this. There are no options: `apply`
-        has them. Awaiting the call raises what awaiting that of
-        `apply` does.
+        has them. Awaiting the call raises what awaiting that of `apply` does.
 
         Raises:
             pickle.PicklingError: the function cannot be sent; the message says why. (An argument

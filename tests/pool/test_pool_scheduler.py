@@ -240,18 +240,20 @@ async def test_what_a_scheduler_raises_at_an_end_stops_no_other(
 
 
 @pytest.mark.row("H235")
-def test_an_interrupt_that_a_scheduler_raises_at_an_end_ends_the_program_and_loses_no_end() -> None:
+def test_an_interrupt_that_a_scheduler_raises_at_an_end_passes_the_loop_and_loses_no_end() -> None:
     scheduler = RaisesOnce(KeyboardInterrupt())
-    results: list[Any] = []
 
-    async def use() -> None:
+    async def use() -> list[int]:
         async with Pool(2, queuecount=2, scheduler=scheduler) as pool:
-            results.append(pool.map(workload.double, range(50)))
-            await results[0]
+            return await pool.map(workload.double, range(500))
 
-    with asyncio.Runner() as runner, pytest.raises(KeyboardInterrupt):
-        runner.run(use())
-    assert scheduler.completed
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(use())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        assert loop.run_until_complete(task) == [2 * n for n in range(500)]  # a program may go on
+    assert sorted(scheduler.completed) == sorted(scheduler.scheduled)
 
 
 async def test_a_queue_that_cannot_be_one_is_named() -> None:

@@ -237,7 +237,7 @@ def load_error(payload: Any) -> BaseException | exceptions.Failure:
 
 
 #: Exceptions that end programs. Callbacks let them pass; the loop may run on afterwards.
-INTERRUPTS = (KeyboardInterrupt, SystemExit)
+INTERRUPTS = exceptions.INTERRUPTS
 
 
 def as_exception(error: BaseException, of: str) -> Exception:
@@ -246,7 +246,7 @@ def as_exception(error: BaseException, of: str) -> Exception:
     Any other BaseException would end the loop there, or look like a cancellation of the awaiter.
     """
     if issubclass(type(error), Exception):
-        return error  # type: ignore[return-value]
+        return cast("Exception", error)
     raised = RuntimeError(f"{of} was ended by {type(error).__name__}")
     raised.__cause__ = error
     return raised

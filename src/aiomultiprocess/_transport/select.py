@@ -68,7 +68,7 @@ def _request(requested: str | None) -> tuple[str | None, str]:
             return None, ""
     known = (*NAMES, *ON_REQUEST)
     if name not in known:
-        # which the pool has taken out, if the argument was that
+        # "dask" is for the argument alone, and never comes here: the pool deals with it
         listed = ", ".join(map(repr, (*known, "dask") if requested is not None else known))
         raise ValueError(f"unknown backend {name!r}, requested by {requester}: there are {listed}")
     return name, requester
