@@ -452,22 +452,24 @@ def test_a_forked_copy_refuses_calls_and_ends(tmp_path: Path) -> None:
 
 def test_ctrl_c_during_the_exit_ends_the_workers(tmp_path: Path) -> None:
     source = """
-        import os, signal, threading, time
+        import os, threading, time
+        import ctrl_c
         from aiomultiprocess import PoolExecutor
 
-        def interrupt(started):
-            open(started, "w").close()
-            os.kill(os.getppid(), signal.SIGINT)
+        def interrupt():
+            for pause in ctrl_c.press(os.getppid(), 1):
+                time.sleep(pause)
             time.sleep(3600)
 
         if __name__ == "__main__":
+            ctrl_c.count_presses()
             executor = PoolExecutor(1)
             executor.submit(abs, 1).result()
-            threading._register_atexit(lambda: executor.submit(interrupt, "started"))
+            threading._register_atexit(lambda: executor.submit(interrupt))
     """
     # hooks run in reverse order: the call is submitted first, then the exit waits for it
     script = run_script(tmp_path, source)
-    assert (tmp_path / "started").exists()
+    assert (tmp_path / "noticed").read_text()
     assert "KeyboardInterrupt" in script.err
 
 
@@ -477,15 +479,15 @@ def test_a_second_ctrl_c_during_the_exit_kills_the_workers(tmp_path: Path, exit_
     """EXECUTOR-6"""
     source = f"""
         import asyncio, multiprocessing, os, signal, threading, time
+        import ctrl_c
         from aiomultiprocess import PoolExecutor
 
         async def interrupt():
             parent = multiprocessing.parent_process().pid
-            if {exit_by == "with"}:
-                os.kill(parent, signal.SIGINT)
-                await asyncio.sleep(0.3)
-            os.kill(parent, signal.SIGINT)
             try:
+                for total in {[1, 2] if exit_by == "with" else [1]}:
+                    for pause in ctrl_c.press(parent, total):
+                        await asyncio.sleep(pause)
                 await asyncio.Event().wait()
             finally:
                 open("cancelled", "w").close()
@@ -495,6 +497,7 @@ def test_a_second_ctrl_c_during_the_exit_kills_the_workers(tmp_path: Path, exit_
                 time.sleep(3600)
 
         if __name__ == "__main__":
+            ctrl_c.count_presses()
             if {exit_by == "with"}:
                 with PoolExecutor(2, grace=600) as executor:
                     executor.submit(interrupt)
