@@ -6,19 +6,20 @@ Without processes: the test does what queues and workers would do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 import workload
 from aiomultiprocess import PoolTerminatedError, _accel
-from aiomultiprocess._parent.chunk import Chunk
+from aiomultiprocess._parent.chunk import CHUNK_BYTES, Chunk
 from aiomultiprocess._parent.feed import Handles, TaskSource
 from aiomultiprocess._parent.functions import FunctionTable
-from aiomultiprocess._parent.job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job
+from aiomultiprocess._parent.job import LOOK_AHEAD_ITEMS, Job
 from aiomultiprocess._parent.routing import RoutedTasks, Router
 from aiomultiprocess._parent.sources import source_of
+from aiomultiprocess._parent.step import ALIKE, FIRST_STEP
 from aiomultiprocess._processes import loops
 from aiomultiprocess._wire.frames import Mode
 
@@ -44,6 +45,14 @@ def job_of(items: Any) -> Job:
 def chunk_of(owner: TaskSource, handles: Handles, items: list[Any], size: int) -> Chunk:
     """What they travel in, if each has `size` bytes."""
     return Chunk(owner, handles, items, 0, size * len(handles))
+
+
+def part_of(job: Job) -> RoutedTasks:
+    """Its part in the only queue of a user's scheduler."""
+    router = Router(job, lambda router, item: (None, router.shares[0]), ignore)
+    share = router.shares[0] = RoutedTasks(job, router, ignore)
+    job.router = router
+    return share
 
 
 def run(job: Job) -> list[Any]:
@@ -85,16 +94,108 @@ def test_a_sequence_takes_back_what_a_frame_had_no_room_for(kind: Callable[[Any]
 async def test_no_more_than_twice_what_a_frame_had_room_for_is_taken_next(
     kind: Callable[[Any], Any],
 ) -> None:
+    """STEP-1."""
     job = job_of(kind(range(100_000)))
     job.want_all()
     for _ in range(6):  # the estimate of an iterator grows by and by
         handles, items = job.take(LOOK_AHEAD_ITEMS)
         job.note_chunk(handles, chunk_of(job, handles, items, 2))
     assert len(handles) == LOOK_AHEAD_ITEMS
+    handles, items = job.take(LOOK_AHEAD_ITEMS)
     job.put_back(handles[100:], items[100:])
     if job._returned:
         job.take(LOOK_AHEAD_ITEMS)
     assert len(job.take(LOOK_AHEAD_ITEMS)[0]) == 200
+
+
+class Sending:
+    """Sends items of these sizes in frames, as queue.py does (`_send_chunk`)."""
+
+    def __init__(self, source: TaskSource, sizes: Sequence[int]) -> None:
+        self.source = source
+        self.sizes = sizes
+        self.sent = 0
+        self.put_back: list[int] = []  # by each frame
+        self.last: tuple[Handles, list[Any]] = ((), [])  # the last frame
+
+    def send_frame(self) -> None:
+        handles, items = self.source.take(LOOK_AHEAD_ITEMS)
+        count = size = 0
+        while count < len(items) and size < CHUNK_BYTES:
+            size += self.sizes[items[count]]
+            count += 1
+        self.last = handles[:count], items[:count]
+        self.source.note_chunk(self.last[0], Chunk(self.source, *self.last, 0, size))
+        if count < len(items):
+            self.source.put_back(handles[count:], items[count:])
+        self.put_back.append(len(items) - count)
+        self.sent += count
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
+@pytest.mark.parametrize("size", [700, 48_000, CHUNK_BYTES, 1 << 20])
+async def test_a_sequence_soon_gives_just_what_a_frame_has_room_for(
+    size: int, routed: bool
+) -> None:
+    """STEP-3: of items of one size, none is put back but of the first frames."""
+    job = job_of(range(20_000))
+    sending = Sending(part_of(job) if routed else job, [size] * 10_000 + [2] * 10_000)
+    for _ in range(10 + 2 * ALIKE):
+        sending.send_frame()
+    assert sending.put_back[0] > 0
+    assert sending.put_back[ALIKE + 1 :] == [0] * (9 + ALIKE)
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
+async def test_small_items_after_large_ones_soon_travel_by_the_thousand(routed: bool) -> None:
+    """STEP-1: the number grows by a factor with each chunk."""
+    job = job_of(range(10_030))
+    sending = Sending(part_of(job) if routed else job, [1 << 20] * 30 + [2] * 10_000)
+    while sending.sent < 10_030:
+        sending.send_frame()
+    assert len(sending.put_back) <= 30 + 6
+
+
+@pytest.mark.parametrize("pattern", [[CHUNK_BYTES, 20], [20, 20, 20, 1 << 20]])
+async def test_small_items_between_large_ones_need_no_frames_of_their_own(
+    pattern: list[int],
+) -> None:
+    """STEP-3: the frames carry more than one item, so more than one is given."""
+    sending = Sending(job_of(range(1000)), pattern * 500)
+    while sending.sent < 1000:
+        sending.send_frame()
+    assert len(sending.put_back) <= 1000 // len(pattern) + 2
+
+
+@pytest.mark.parametrize("size", [2, 8, 9])
+async def test_items_that_cannot_be_pickled_cost_no_walk_of_thousands_each(size: int) -> None:
+    """What stands behind each is put back: also after full frames alike."""
+    job = job_of(range(200_000))
+    sending = Sending(job, [size] * 200_000)
+    for _ in range(2 * ALIKE):
+        sending.send_frame()
+    walked = 0
+    for _ in range(100):
+        handles, items = job.take(LOOK_AHEAD_ITEMS)
+        job.put_back(handles[1:], items[1:])  # the first has failed
+        walked += len(items)
+    assert walked <= LOOK_AHEAD_ITEMS + 100 * FIRST_STEP
+
+
+@pytest.mark.parametrize("routed", [False, True], ids=["the map", "its part in one queue"])
+@pytest.mark.parametrize("size", [2, CHUNK_BYTES])
+async def test_what_comes_back_from_a_worker_says_nothing_of_the_room(
+    size: int, routed: bool
+) -> None:
+    """The items of a worker that has died are no rest of what was given last."""
+    job = job_of(range(40_000))
+    source = part_of(job) if routed else job
+    sending = Sending(source, [size] * 40_000)
+    for _ in range(2 * ALIKE if size > 2 else 2):
+        sending.send_frame()
+    source.put_back(*sending.last)  # 8,192 of them, or one
+    given = [len(source.take(LOOK_AHEAD_ITEMS)[0]) for _ in range(2)]
+    assert given == [len(sending.last[0])] * 2
 
 
 async def test_the_first_items_of_an_iterator_are_few() -> None:
@@ -136,9 +237,7 @@ async def test_as_many_items_of_an_iterator_are_taken_as_their_size_allows(
     """Though one by one they were taken, and each had a frame to itself."""
     job = job_of(iter(range(100_000)))
     job.want_all()
-    router = Router(job, lambda router, item: (None, router.shares[0]), ignore)
-    router.shares[0] = RoutedTasks(job, router, ignore)
-    source: TaskSource = router.shares[0] if routed else job
+    source = part_of(job) if routed else job
     for _ in range(20):
         handles, items = source.take(1)
         assert len(handles) == 1

@@ -56,7 +56,7 @@ from __future__ import annotations
 HORIZON = 0.004  # seconds of work that may wait at a worker; CREDIT-6 varies this and the next
 BURST_US = 2000  # microseconds that a turn of a worker may take before it sends results: half of
 # HORIZON, or the worker would run dry while they travel
-CONTENTION_PARTS = 6  # by which backlog and burst are divided while calls wait (CREDIT-6)
+CONTENTION_PARTS = 8  # by which backlog and burst are divided while calls wait (CREDIT-6)
 ALONE_TIMES = 4  # by which backlog and burst of a map that is alone are multiplied (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
 THREAD_WAIT = 0.05  # seconds that tasks may wait behind one that waits for a thread (CREDIT-9)

@@ -19,10 +19,7 @@ JOB-2  An unbounded input is pulled only as far ahead of its fastest reader as `
 JOB-3  The end of an unbounded input is known only by asking it for an item. If no task of the job
     is under way, it is asked soon, even if no worker has room. So the caller does not wait for room
     for an item that does not exist.
-JOB-4  The size of the next items is unknown. If a frame had no room for all that were taken, at
-    most twice as many as it carried are taken next. An unbounded input, which cannot take items
-    back, starts with `FIRST_STEP` items. In both cases the number grows again, up to what
-    `FRAMES_AHEAD` frames would have room for if all items were as large as those of a chunk.
+JOB-4  About as many tasks are taken at once as their size allows (step.py).
 JOB-5  Each `await` gives a list of its own. Copying a million results blocks the loop, so the last
     possible caller receives the list itself rather than a copy.
 JOB-6  A job may be given up while code of the user's runs: while its input yields items, or an item
@@ -66,7 +63,7 @@ from .._wire.frames import Mode
 from .._wire.tracebacks import without_our_frames
 from ..types import Progress
 from .callers import ANOTHER_LOOP
-from .chunk import CHUNK_BYTES, Chunk
+from .chunk import Chunk
 from .completions import CompletionLog, CompletionReader
 from .counts import EndCounts
 from .errors import INTERRUPTS
@@ -76,12 +73,10 @@ from .places import DROPPED, FAILED, PENDING
 from .progress import Reporter
 from .reader import Reader
 from .sources import SequenceSource, Source
+from .step import Step
 
 LOOK_AHEAD_ITEMS = 8192  # unread results that an iterator may run ahead of its reader
 LOOK_AHEAD_BYTES = 64 << 20  # ... and about how many bytes of results
-FIRST_STEP = 8  # items of an unbounded input that are taken first (JOB-4)
-FRAMES_AHEAD = 8  # frames whose items may be taken at once: with two, workers ran dry between them
-STEP_GROWTH = 8  # factor by which that number grows with each chunk of small items
 CANCELLED = "the map was cancelled"
 HISTORY_ITEMS = 65536  # read results that stay readable a second time, if the input was an iterator
 HISTORY_BYTES = 16 << 20  # ... and about how many bytes of them: fewer of large results
@@ -107,12 +102,6 @@ class Routing(Protocol):
 
     def drop_waiting(self) -> None:
         """Put back into a cancelled job what was given to a queue and not sent."""
-
-
-def larger_step(step: int, count: int, size: int) -> int:
-    """How many items may be taken at once after a chunk of `count` in `size` bytes (JOB-4)."""
-    fitting = FRAMES_AHEAD * CHUNK_BYTES * count // max(size, 1)
-    return max(step, min(step * STEP_GROWTH, fitting, LOOK_AHEAD_ITEMS))
 
 
 class Job:
@@ -164,8 +153,7 @@ class Job:
         self._ends = EndCounts() if ends is None else ends
         self._log: CompletionLog | None = None  # from the first `as_completed` on
         self._returned: deque[tuple[int, Any]] = deque()  # put back: handed out first (FEED-2)
-        self._step = LOOK_AHEAD_ITEMS  # how many items may be taken at once (JOB-4)
-        self._last = 0  # how many the last `take` returned
+        self._step = Step(bounded=True)  # JOB-4
         self._taken = 0  # tasks taken from the source: the index of the next
         self._settled = 0
         self._failed = 0  # of those that are settled
@@ -197,7 +185,7 @@ class Job:
         if self._reporter is not None:
             self._reporter.begin(self.progress)
         if not self._is_bounded:
-            self._step = FIRST_STEP
+            self._step = Step(bounded=False)
         if source.exhausted:
             self.end_of_input()
         elif not self._is_bounded:
@@ -205,8 +193,7 @@ class Job:
 
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
         """Learn from a chunk how large items are (JOB-4)."""
-        if self._step < LOOK_AHEAD_ITEMS:
-            self._step = larger_step(self._step, len(handles), chunk.size)
+        self._step.note_chunk(len(handles), chunk.size)
 
     @property
     def left(self) -> int | None:
@@ -237,21 +224,22 @@ class Job:
         returned = len(self._returned)
         if n <= returned:
             return returned
-        return returned + self.source.at_hand(min(n - returned, self._step, self._look_ahead()))
+        n = min(n - returned, self._step.items, self._look_ahead())
+        return returned + self.source.at_hand(n)
 
     def take(self, n: int) -> tuple[Handles, list[Any]]:
         if self._returned:
-            count = min(n, self._step, len(self._returned))
+            count = min(n, self._step.items, len(self._returned))
             pairs = [self._returned.popleft() for _ in range(count)]
-            self._last = len(pairs)
+            self._step.given = len(pairs)
             return [index for index, _ in pairs], [item for _, item in pairs]
         try:
-            items = self.source.take(min(n, self._step, self._look_ahead()))
+            items = self.source.take(min(n, self._step.items, self._look_ahead()))
         except INTERRUPTS:
             if self.source.exhausted:  # the interrupt ended the input: no later `take` would notice
                 self.end_of_input()
             raise
-        self._last = len(items)
+        self._step.given = len(items)
         if self._error_of_the_rest is not None:  # JOB-6
             return (), []
         first = self._taken
@@ -267,7 +255,7 @@ class Job:
                 self._ends.cancelled += len(handles)
                 self._count_late(len(handles))
             return
-        self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
+        self._step.note_rest(len(handles))
         if type(handles) is range and handles.stop == self._taken and self.source.unread(items):
             self._taken = handles.start
             del self._values[handles.start - self._base :]

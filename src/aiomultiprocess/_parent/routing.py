@@ -41,8 +41,9 @@ from .._wire.frames import Mode
 from .chunk import Chunk
 from .errors import INTERRUPTS, as_exception
 from .feed import Handles
-from .job import FIRST_STEP, LOOK_AHEAD_ITEMS, Job, larger_step
+from .job import LOOK_AHEAD_ITEMS, Job
 from .sources import PULL_SECONDS
+from .step import Step
 
 LEAST_AHEAD = 16  # so many tasks may wait in each share that has no room, on average (ROUTING-2)
 
@@ -59,14 +60,11 @@ class RoutedTasks:
         self.waiting: deque[tuple[int, Any]] = deque()
         self._job = weakref.ref(job)  # ROUTING-4
         self._router = weakref.ref(router)
-        # how many tasks may be taken at once (JOB-4), and how many the last `take` returned
-        self._step = FIRST_STEP if job.left is None else LOOK_AHEAD_ITEMS
-        self._last = 0
+        self._step = Step(bounded=job.left is not None)  # JOB-4
 
     def note_chunk(self, handles: Handles, chunk: Chunk) -> None:
         """Learn from a chunk how large items are (JOB-4)."""
-        if self._step < LOOK_AHEAD_ITEMS:
-            self._step = larger_step(self._step, len(handles), chunk.size)
+        self._step.note_chunk(len(handles), chunk.size)
         job = self._job()
         if job is not None:
             job.note_chunk(handles, chunk)
@@ -82,18 +80,18 @@ class RoutedTasks:
         return len(self.waiting) if job is None or job.source.exhausted else None
 
     def at_hand(self, n: int) -> int:
-        self._fill(min(n, self._step), look=True)
+        self._fill(min(n, self._step.items), look=True)
         return len(self.waiting)
 
     def take(self, n: int) -> tuple[Handles, list[Any]]:
-        n = min(n, self._step)
+        n = min(n, self._step.items)
         self._fill(n)
         if self._is_over():
             self.waiting.clear()
             return (), []
         pairs = [self.waiting.popleft() for _ in range(min(n, len(self.waiting)))]
         if pairs:
-            self._last = len(pairs)
+            self._step.given = len(pairs)
             self._note_taken()
         return [index for index, _ in pairs], [item for _, item in pairs]
 
@@ -104,7 +102,7 @@ class RoutedTasks:
         if job.cancelled:
             router.drop(handles, items)
             return
-        self._step = max(FIRST_STEP, 2 * (self._last - len(handles)))
+        self._step.note_rest(len(handles))
         self.waiting.extendleft(reversed(list(zip(handles, items, strict=True))))
 
     def retries_of(self, handle: int) -> int:
