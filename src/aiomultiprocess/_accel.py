@@ -3,7 +3,8 @@
 No other module imports `amp_ext`. It is used as a whole or not at all: the shared-memory ring, the
 codec, the starter of items, the journal and the watchdog thread. The twins in `_pure` write the
 same bytes, so that a parent and a worker of different builds understand each other. The ring has no
-twin; instead of the native watchdog thread, `_worker/watchdog.py` starts a Python thread.
+twin; instead of the native watchdog thread, `_worker/watchdog.py` starts a Python thread, and what
+`_processes/freed_memory.py` asks of malloc has narrower limits.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ __all__ = [
     "decode_items",
     "dumps",
     "encode_items",
+    "keep_freed",
     "loads",
     "native_watchdog",
     "receive_references",
@@ -106,6 +108,15 @@ __all__ = [
 def native_watchdog() -> Callable[[int, int, float], None] | None:
     """`amp_ext.watchdog.start`; None where the extension is not built."""
     return None if _watchdog is None else _watchdog.start
+
+
+def keep_freed(most: int) -> bool:
+    """`amp_ext.heap.keep_freed`; False where the extension is not built."""
+    if EXTENSION_ERROR is not None:
+        return False
+    from amp_ext import heap  # here: workers do without
+
+    return bool(heap.keep_freed(most))
 
 
 def segment_module() -> Any:

@@ -120,12 +120,12 @@ def test_segments_work_where_the_extension_is_built() -> None:
 FAULTS_OF_A_BUFFER = """
 import mmap, resource
 from aiomultiprocess import _accel
-from aiomultiprocess._worker.main import keep_freed_memory
+from aiomultiprocess._processes.freed_memory import WORKER_KEEPS, keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-keep_freed_memory()
+keep_freed_memory(WORKER_KEEPS)
 size, piece = 64 << 20, memoryview(bytes(1 << 17))
 begin = faults()
 builder = _accel.BufferBuilder(size, False)

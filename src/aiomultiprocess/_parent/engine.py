@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import _accel
 from .._arguments import DEFAULT_OPTIONS, TaskOptions
 from .._processes import loops
+from .._processes.freed_memory import PARENT_KEEPS, keep_freed_memory
 from .._transport.link import Backend
 from .._wire import sharing
 from .._wire.exceptions import twin_of
@@ -137,6 +138,7 @@ class Engine:
 
         If that fails the pool is broken: the scheduler already counts what is not there.
         """
+        keep_freed_memory(PARENT_KEEPS, _accel.keep_freed)
         try:
             for _ in range(queues):
                 queue = self._queue_kind()(self.loop)

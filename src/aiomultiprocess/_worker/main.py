@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import _accel
 from .._processes import copies, loops
 from .._processes.descriptors import Handover
+from .._processes.freed_memory import WORKER_KEEPS, keep_freed_memory
 from .._processes.start_arguments import StartArguments
 from .._processes.startup import accept_interrupts, collect_garbage, ignore_interrupts
 from .._transport.link import ChildEnd, Link
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
         def for_start(self, value: Any) -> Any:
             """A start argument as it is pickled."""
-
-
-KEPT_MEMORY = 32 << 20  # freed bytes that a worker may keep for its next items
 
 
 class WorkerSpec:
@@ -155,7 +153,7 @@ def main(spec: WorkerSpec) -> None:
     _accel.contain_interrupts()
     accept_interrupts()  # else they would stay blocked in programs that an item starts
     collect_garbage()  # and exempt what is here now, which stays, from later collections
-    keep_freed_memory()
+    keep_freed_memory(WORKER_KEEPS)
     link = spec.end.open()
     copies.protect(link, watch_again)
     loop, no_loop = make_loop(spec.loop)
@@ -269,13 +267,3 @@ def make_loop(spec: loops.LoopSpec) -> tuple[asyncio.AbstractEventLoop, bytes | 
     except BaseException as error:  # noqa: BLE001 - a loop_initializer of the user's raised it
         failure = exceptions.dump_exception(error, _accel.dumps)
         return loops.new_loop(loops.for_worker(None)), failure
-
-
-def keep_freed_memory() -> None:
-    """Make glibc reuse the memory of a large item for the next one.
-
-    glibc returns large blocks to the kernel, and a fresh block costs a page fault for each 4 KiB.
-    Once a program has freed such a block, glibc keeps up to twice its size. So this frees one: it
-    costs no memory, because nothing writes to it.
-    """
-    bytes(KEPT_MEMORY // 2)
