@@ -28,8 +28,8 @@ EXECUTOR-8  A start of the thread that fails, or that Ctrl-C cuts short at any l
     whether it will. So the thread and what undoes it take one lock, which none releases: the first
     has its way.
 
-Every worker imports this module if the user's main module names `PoolExecutor`, so it imports
-little.
+Every worker imports this module if the main module names `PoolExecutor`: as for `Pool`, what only
+the process that makes an executor needs is imported where it is used (pool.py, POOL-2).
 """
 
 from __future__ import annotations
@@ -53,8 +53,6 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, overload
 
 from ._arguments import any_seconds, check_callable, is_iterable, whole
-from ._parent.callers import refuse_to_pickle
-from ._processes.cpus import usable_cpus
 from ._wire import sharing
 from ._wire.tracebacks import without_our_frames
 from .pool import Pool
@@ -157,6 +155,8 @@ class PoolExecutor(Executor):
         max_tasks_per_child: int | None = None,
         **pool_arguments: Any,
     ) -> None:
+        from ._processes.cpus import usable_cpus  # POOL-2
+
         _check_workers(max_workers, mp_context)
         arguments = _for_pool(pool_arguments, max_tasks_per_child)
         pool = _ThreadPool(max_workers, initializer, initargs, **arguments)
@@ -169,6 +169,8 @@ class PoolExecutor(Executor):
         weakref.finalize(self, self._runner.close).atexit = False  # EXECUTOR-2
 
     def __reduce__(self) -> NoReturn:
+        from ._parent.callers import refuse_to_pickle  # POOL-2
+
         refuse_to_pickle(self)
 
     @overload

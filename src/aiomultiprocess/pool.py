@@ -6,6 +6,8 @@
 POOL-1  Programs of 0.9.1 override public methods. Our own code calls those that 0.9.1 called, with
     its parameters: `terminate` and `join()` at the end, and `close` by `terminate`. Everywhere else
     it calls private ones: an override would run twice for one call, or refuse an argument of ours.
+POOL-2  Every worker imports this module if the main module names `Pool`. So what only the process
+    that makes a pool needs is imported where it is used; there, the last lines import most of it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
+from importlib import import_module
 from multiprocessing import current_process, parent_process
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, ParamSpec, overload
@@ -50,15 +53,10 @@ from ._arguments import (
     task_options,
     whole,
 )
-from ._parent.callers import ANOTHER_LOOP, CLOSED, NO_LOOP, prepare_for_caller, refuse_to_pickle
-from ._parent.result import PoolResult
 from ._processes import loops
-from ._processes.cpus import usable_cpus
-from ._transport import select
 from ._transport.link import Limits
 from ._wire.frames import Mode
 from ._wire.tracebacks import without_our_frames
-from .core import Process, get_context
 from .scheduler import RoundRobin, Scheduler, checked_scheduler
 from .types import (
     LoopInitializer,
@@ -76,17 +74,21 @@ from .types import (
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from contextvars import ContextVar
+    from multiprocessing.context import BaseContext
 
     import distributed
 
     from ._cluster.arguments import ClusterTarget
     from ._parent.call import ApplyCall, Call
     from ._parent.engine import Engine
+    from ._parent.result import PoolResult
     from ._parent.serializers import Choice, Serializing
     from ._parent.stats import PoolStats
     from ._parent.stream import Stream
     from ._parent.worker import PoolWorker
     from ._processes.context_variables import NamedVariable
+    from ._transport.select import Selection
+    from .core import Process, get_context
 
 MAX_TASKS_PER_CHILD = 0  # tasks that a worker runs before it is replaced; 0: no limit
 CHILD_CONCURRENCY = 16  # tasks that one worker runs at once
@@ -122,21 +124,31 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 
+#: Public names that this module imports at their first use (POOL-2), and their modules.
+_HOMES = {
+    "Call": "_parent.call",
+    "PoolResult": "_parent.result",
+    "PoolWorker": "_parent.worker",
+    "Process": "core",
+    "get_context": "core",
+}
+
+
 def __getattr__(name: str) -> object:
-    """`PoolWorker` and `Call`, at their first use: a worker needs neither."""
-    if name == "Call":
-        from ._parent.call import Call
-
-        return Call
-    if name == "PoolWorker":
-        from ._parent.worker import PoolWorker
-
-        return PoolWorker
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{_HOMES[name]}", __package__)
+    except AttributeError as error:  # as in __init__.py: it would mean that there is no such name
+        raise ImportError(
+            f"{__name__}.{name} cannot be imported, because of an AttributeError: {error}",
+            name=__name__,
+        ) from error
+    return getattr(module, name)
 
 
 def _refused(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
-    from ._parent.call import refuse  # not at the top, as in `Pool._bind`
+    from ._parent.call import refuse  # POOL-2
 
     without_our_frames(error)
     return refuse(error, loop)
@@ -155,10 +167,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def _start_context() -> BaseContext:
+    from .core import get_context  # POOL-2
+
+    return get_context()
+
+
 def _named_variables(variables: Iterable[ContextVar[Any]]) -> tuple[NamedVariable, ...]:
     if type(variables) is tuple and not variables:
         return ()
-    from ._processes.context_variables import named  # here: few pools need it
+    from ._processes.context_variables import named  # POOL-2: few pools need it
 
     return named(variables)
 
@@ -293,7 +311,7 @@ class Pool:
     ) -> None:
         self._cluster = self._target(backend, scheduler, queuecount, address, client, security)
         check_hooks(initializer, loop_initializer, exception_handler, lifespan)
-        self.context = get_context()
+        self.context = _start_context()
         self.process_count = count("processes", processes) or self._usual_count()
         self.queue_count = queue_count(queuecount, self.process_count or 1)
         self.scheduler = checked_scheduler(scheduler)
@@ -332,6 +350,8 @@ class Pool:
         await self.join()
 
     def __reduce__(self) -> NoReturn:
+        from ._parent.callers import refuse_to_pickle  # POOL-2
+
         refuse_to_pickle(self)
 
     @property
@@ -440,6 +460,8 @@ class Pool:
                 func, args, kwds, retries=retries, task_timeout=task_timeout, priority=priority
             )
         except Exception as error:
+            from ._parent.callers import prepare_for_caller  # POOL-2
+
             prepare_for_caller(error)
             raise
 
@@ -677,7 +699,7 @@ class Pool:
 
         The generator starts with the first step, and takes one of the worker's places until it
         ends. An error that it raises comes after the values before it. A loop that may end early
-        belongs into `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
+        belongs in `async with contextlib.aclosing(pool.stream(...)) as values`: `aclose()` closes
         the generator in the worker, whose `finally` blocks run. A worker that is to be replaced or
         dismissed, and has nothing but open streams, is replaced at once, and exits when they have
         ended; its streams still count for `childconcurrency`.
@@ -695,7 +717,7 @@ class Pool:
         The first step raises what `map` raises. A step raises what the generator raises, as
         `apply` does; WorkerLostError if its worker died; TaskTimeoutError; PoolTerminatedError.
         """
-        from ._parent.stream import Stream  # here, as in _bind
+        from ._parent.stream import Stream  # POOL-2
 
         check_callable(func, generator=True)
         ahead = positive("ahead", ahead)
@@ -714,6 +736,8 @@ class Pool:
         return_exceptions: bool,
         progress: bool | Callable[[Progress], object],
     ) -> PoolResult[Any]:
+        from ._parent.result import PoolResult  # POOL-2
+
         check_flag("return_exceptions", return_exceptions)
         check_progress(progress)
         engine = self._use()
@@ -739,7 +763,7 @@ class Pool:
 
         Raises RuntimeError in another thread while the pool's loop runs, or in a forked process.
         """
-        from ._parent.stats import PoolStats, stats_of  # here: few programs need it
+        from ._parent.stats import PoolStats, stats_of  # POOL-2: few programs need it
 
         self._check_process()
         self._check_thread("stats")
@@ -847,7 +871,7 @@ class Pool:
                 raise
 
     def _refuse_to_wait(self, engine: Engine, limit: float | None) -> NoReturn:
-        from ._parent.stats import stats_of  # here, as in `stats`
+        from ._parent.stats import stats_of  # POOL-2
 
         stats = stats_of(engine)  # POOL-1: a subclass of 0.9.1 may have a `stats` of its own
         open_tasks = stats.waiting + stats.running
@@ -905,6 +929,8 @@ class Pool:
     def _use_first(self) -> Engine:
         """The engine, for a call that may be the first use, or that is refused."""
         if self._closed:
+            from ._parent.callers import CLOSED  # POOL-2
+
             raise RuntimeError(CLOSED)
         self._check_process()
         engine = self._bind()
@@ -929,12 +955,12 @@ class Pool:
             self._check_loop()
             return self._engine
         loop = loops.running_loop()
-        if loop is None:
-            raise RuntimeError(NO_LOOP)
-        # here, because every worker imports this module if the main module names `Pool`
+        from ._parent.callers import NO_LOOP  # POOL-2
         from ._parent.engine import Engine
         from ._parent.worker import WorkerOptions
 
+        if loop is None:
+            raise RuntimeError(NO_LOOP)
         options = WorkerOptions(
             context=self.context,
             concurrency=self.childconcurrency,
@@ -968,7 +994,7 @@ class Pool:
     def _engine_class(self, usual: type[Engine]) -> Callable[..., Engine]:
         """What makes the engine, with the features that this pool uses."""
         if self._cluster is not None:
-            from ._cluster import engine as over_hosts  # here, as below: few pools need it
+            from ._cluster import engine as over_hosts  # POOL-2: few pools need it
 
             if self.contextvars:
                 return partial(over_hosts.ClusterContextEngine, self._cluster, self.contextvars)
@@ -985,21 +1011,25 @@ class Pool:
         """The cluster that the arguments address, client and security name; None without one."""
         if backend != "dask" and all(value is None for value in where):
             return None
-        from ._cluster.arguments import checked_target  # here, as in _bind
+        from ._cluster.arguments import checked_target  # POOL-2
 
         return checked_target(backend, scheduler, queuecount, *where)
 
     def _usual_count(self) -> int:
         """How many workers there are if the user does not say it; 0: it depends on the host."""
+        from ._processes.cpus import usable_cpus  # POOL-2
+
         return usable_cpus() if self._cluster is None else 0
 
-    def _select(self, backend: str | None) -> select.Selection:
+    def _select(self, backend: str | None) -> Selection:
         """The transport; ValueError for an argument that it cannot serve."""
         if self._cluster is not None:
-            from ._cluster.arguments import selection  # here, as in _bind
+            from ._cluster.arguments import selection  # POOL-2
 
             return selection(self.sharedmemory)
-        selected = select.select(backend)
+        from ._transport.select import select  # POOL-2
+
+        selected = select(backend)
         if selected.name == "inline":
             refuse_inline(
                 loop_initializer=self.loop_initializer, maxmemoryperchild=self.maxmemoryperchild
@@ -1009,7 +1039,7 @@ class Pool:
     def _checked_logs(self, logs: bool | int | str) -> bool | int | str | None:
         if logs is False or logs is None:
             return None
-        from ._parent.logs import threshold_of  # here, as in _bind
+        from ._parent.logs import threshold_of  # POOL-2
 
         threshold_of(logs)
         return logs
@@ -1023,7 +1053,7 @@ class Pool:
         return serializer
 
     def _choose_serializer(self) -> Choice:
-        from ._parent.serializers import choose  # here, as in _bind
+        from ._parent.serializers import choose  # POOL-2
 
         return choose(self._serializer, elsewhere=self._cluster is not None)
 
@@ -1031,6 +1061,8 @@ class Pool:
         if self._engine is not None:
             running = loops.running_loop()
             if running is not self._engine.loop:
+                from ._parent.callers import ANOTHER_LOOP, NO_LOOP  # POOL-2
+
                 raise RuntimeError(NO_LOOP if running is None else ANOTHER_LOOP)
 
     def _check_thread(self, name: str) -> None:
@@ -1053,5 +1085,10 @@ class Pool:
 
 if parent_process() is None and not getattr(current_process(), "_inheriting", False):
     # Now, and not before the first workers of a pool start: their first result comes 8 ms earlier.
-    # A process of multiprocessing may be a worker, which does without.
+    # A process of multiprocessing may be a worker, which does without (POOL-2).
     from ._parent import engine as _engine  # noqa: F401
+    from ._parent.result import PoolResult
+    from ._parent.serializers import Serializing
+    from ._parent.stats import PoolStats
+    from ._parent.stream import Stream
+    from .core import Process, get_context

@@ -17,12 +17,13 @@ GIVEN = "import sys, asyncio, multiprocessing.spawn, multiprocessing.resource_tr
 
 MODULES = f"""
 import asyncio, subprocess, sys
+{{named}}
 
 def modules():
     return set(sys.modules)
 
 async def main():
-    from aiomultiprocess import Pool  # workers import this script
+    from aiomultiprocess import Pool
     async with Pool(1) as pool:
         loaded = await pool.apply(modules)
     command = [sys.executable, "-c", "{GIVEN}; print(*sys.modules)"]
@@ -32,17 +33,21 @@ if __name__ == "__main__":
     asyncio.run(main())
 """
 
+#: What a worker imports beside, if its main module imports this class (POOL-2).
+NAMED = {
+    "": (),
+    "Pool": ("_arguments", "pool", "scheduler"),
+    "PoolExecutor": ("_arguments", "executor", "pool", "scheduler"),
+}
 PARENTS_OWN = (
-    "_arguments",
     "_cli",
     "_parent",
     "_processes.child",
     "_processes.cpus",
     "_processes.exit",
     "_processes.result",
+    "_transport.select",
     "core",
-    "pool",
-    "scheduler",
 )
 # the class of the process object (_processes/spawn.py) needs these two of multiprocessing
 ALLOWED = {
@@ -58,14 +63,18 @@ ALLOWED = {
 }
 
 
+@pytest.mark.parametrize("name", NAMED)
 def test_a_fresh_worker_loads_nothing_that_its_first_item_does_not_need(
-    tmp_path: Path, backend: str
+    tmp_path: Path, backend: str, name: str
 ) -> None:
-    script = run_script(tmp_path, MODULES)
+    """POOL-2"""
+    named = f"from aiomultiprocess import {name}" if name else ""
+    script = run_script(tmp_path, MODULES.format(named=named))
     assert script.process.returncode == 0, script.err
     loaded = set(script.out.split())
     assert "aiomultiprocess._worker.engine" in loaded
-    owned = tuple(f"aiomultiprocess.{name}" for name in PARENTS_OWN)
+    not_needed = {*PARENTS_OWN, *NAMED["PoolExecutor"]} - set(NAMED[name])
+    owned = tuple(f"aiomultiprocess.{name}" for name in not_needed)
     assert not [name for name in loaded if name.startswith(owned)]
     theirs = {name for name in loaded if not name.startswith(OURS)}
     assert theirs <= ALLOWED

@@ -6,8 +6,10 @@ import asyncio
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import pytest
@@ -49,6 +51,27 @@ amp.core.get_context, amp.pool.PoolResult, amp.types.ProxyException, amp.schedul
 """
     script = run_script(tmp_path, program)
     assert (script.process.returncode, script.err) == (0, "")
+
+
+METHODS = [amp.Pool.map, amp.Pool.starmap, amp.Pool.apply, amp.Pool.stream, amp.Pool.stats]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hints_of_types_resolve_where_a_pool_is_made(method: Callable[..., Any]) -> None:
+    assert "return" in typing.get_type_hints(method)
+
+
+def test_a_name_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POOL-2: else Python would take the AttributeError to mean that the name does not exist."""
+
+    def failing(name: str, package: str) -> NoReturn:
+        raise AttributeError("of a patched program")
+
+    monkeypatch.delitem(vars(amp.pool), "Process")
+    assert amp.pool.Process is amp.Process  # as in a worker
+    monkeypatch.setattr(amp.pool, "import_module", failing)
+    with pytest.raises(ImportError, match=r"pool\.Process .* AttributeError: of a patched program"):
+        _ = amp.pool.Process
 
 
 def test_importing_starts_no_process_and_get_manager_starts_one_when_called(

@@ -1,8 +1,4 @@
-"""What the callers of a pool see: the texts of refusals, and errors prepared for them.
-
-A worker imports this module if the user's main module imports `Pool`. So it imports only what it
-must.
-"""
+"""What the callers of a pool see: the texts of refusals, and errors prepared for them."""
 
 from __future__ import annotations
 

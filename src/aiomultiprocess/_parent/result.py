@@ -1,8 +1,4 @@
-"""`PoolResult`: what `map` and `starmap` return, and what reads the results of their job (job.py).
-
-A worker imports this module if the user's main module imports `Pool`. So it imports only what it
-must.
-"""
+"""`PoolResult`: what `map` and `starmap` return. It reads the results of their job (job.py)."""
 
 from __future__ import annotations
 

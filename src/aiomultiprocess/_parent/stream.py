@@ -1,8 +1,4 @@
-"""`Stream`: what `Pool.stream` returns, and what reads the values of its source (stream_source.py).
-
-A worker imports this module if the user's main module imports `Pool`. So it imports only what it
-must.
-"""
+"""`Stream`: what `Pool.stream` returns. It reads the values of its source (stream_source.py)."""
 
 from __future__ import annotations
 
