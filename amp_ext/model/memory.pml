@@ -86,7 +86,7 @@ inline store(word, number, new, order, mine)
 inline load(word, result, order, other)
 {
     do /* Spin explores every way through this loop */
-    :: other.stores < word.newest -> forget(word.stores[other.stores]); other.stores++
+    :: other.stores < word.newest -> clear_store(word.stores[other.stores]); other.stores++
     :: word.stores[other.stores].made -> break
     od;
     result = word.stores[other.stores].value;
@@ -96,7 +96,7 @@ inline load(word, result, order, other)
     fi
 }
 
-inline forget(gone)
+inline clear_store(gone)
 {
     gone.made = false;
     gone.value = 0;

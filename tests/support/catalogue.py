@@ -5,7 +5,7 @@ plugin: `pytest --collect-only -q` ends with the list of all rows and their test
 test_catalogue.py fails if there is a row without one.
 
 A: values and functions. B: death. C: ring and frames. D: resources. E: life cycle. F: load.
-G: what public bug reports and programs found.
+G: what public bug reports and programs found. H: what was found since, feature by feature.
 """
 
 from __future__ import annotations

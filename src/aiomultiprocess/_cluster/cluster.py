@@ -52,7 +52,7 @@ from .routes import TIMEOUT, IncompatibleError, Routes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds until a host is tried again (CLUSTER-1)
 ATTEMPTS = 3  # to reach a first host (CLUSTER-3)
 PROBE = 0.1  # seconds until the subscription is probed again (CLUSTER-4)
-HEAR_TIMEOUT = 2.0  # seconds for who is there to say something (ROUTE-5, CLUSTER-6)
+HEAR_TIMEOUT = 2.0  # seconds for a scheduler or worker that lives to answer (ROUTE-5, CLUSTER-6)
 END_TIMEOUT = 3.0  # seconds for what is polite at the end, and not necessary
 LATE_TIMEOUT = 1.0  # seconds for that once some dask worker has not answered
 

@@ -102,7 +102,7 @@ class Connection:
         self._links[link.slot] = link
         return link
 
-    def forget(self, link: RemoteLink) -> None:
+    def discard(self, link: RemoteLink) -> None:
         """No process was started for a link: a host that closes need not wait for one."""
         self._links.pop(link.slot, None)
 

@@ -7,8 +7,8 @@ journal.
 
 REMOTELINK-1  If the host is lost, no one can say what its processes have started. All that was sent
     to them then counts as started: a task whose caller does not allow retries never runs twice.
-REMOTELINK-2  A table of running items is asked for (`look`) by who needs it. It may be old when it
-    is read: an item that it shows may have ended, and it shows none as older than it is.
+REMOTELINK-2  The code that needs a table of running items asks for it (`look`). It may be old when
+    it is read: an item that it shows may have ended, and it shows none as older than it is.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ ROUTE-1  The client's `direct_to_workers` decides, as for dask's own data: True 
     way alone, False the one through the scheduler. If it is None, as usual, the straight way is
     tried first, for `STRAIGHT_TIMEOUT` seconds.
 ROUTE-2  A pool that has reached a host through the scheduler, and none straight, tries no other way
-    any more. Who has reached some straight tries that for each.
+    any more. A pool that has reached some host straight tries that for each.
 ROUTE-3  A worker that answers, but is not fit to be a host, is not tried another way.
 ROUTE-4  What a pool does not get by the straight way is logged once.
 ROUTE-5  The end of a stream through the scheduler is reported when the scheduler has said something

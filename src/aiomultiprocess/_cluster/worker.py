@@ -108,7 +108,7 @@ class HostEnd:
     def release(self) -> None:
         """The worker was started, or refused: of one that was refused nothing is left (HOST-6)."""
         if not self.link.launched:
-            self.connection.forget(self.link)
+            self.connection.discard(self.link)
 
 
 class RemoteProcess:

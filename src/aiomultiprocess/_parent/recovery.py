@@ -4,7 +4,7 @@ A worker sends the results of a burst together (_worker/engine.py, WORKER-4), an
 journal before other code runs (WORKER-6). So the parent can take results from there
 
 - when the worker has died (retry.py, RETRY-7), and
-- when an item blocks its loop: otherwise who waits for a quick task would wait for the slow one
+- when an item blocks its loop: otherwise the caller of a quick task would wait for the slow one
   that runs after it in the same worker.
 
 RECOVERY-1  A worker goes on while its journal is read. So what is valid is copied twice, and counts

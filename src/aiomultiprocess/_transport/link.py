@@ -188,8 +188,8 @@ class Link(Protocol):
     def lend_nothing(self) -> None:
         """From now on send the bytes of views, and lend none (FRAME-6).
 
-        For who passes on segments that it received as views, whatever they were: what is lent
-        arrives as a view, which the codec refuses where its encoder had bytes.
+        For a process that passes on what it received as views of segments, whatever they had been:
+        what is lent arrives as a view, which the codec refuses where its encoder had bytes.
         """
 
     def share(self, number: int, fd: int, /) -> tuple[Any, ...]:

@@ -88,7 +88,7 @@ class Links:
         self._add((link,))
 
     def _add(self, links: tuple[Any, ...]) -> None:
-        """Keep those that are new, as LARGE-3 may pass a memory twice, and of the others who lives.
+        """Keep those links that are new, as LARGE-3 may pass a memory twice, and drop dead ones.
 
         Each step is atomic: pools of several threads may pass a memory on.
         """

@@ -64,7 +64,7 @@ class Lifespan:
     def check(self) -> None:
         """Raise the error of a context manager that could not be entered."""
         error, self._error = self._error, None
-        if issubclass(type(error), asyncio.CancelledError):  # which would end who waits for a call
+        if issubclass(type(error), asyncio.CancelledError):  # it would cancel the callers
             raise RuntimeError("the lifespan was cancelled while it was entered") from error
         if error is not None:
             try:
