@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import blocking
 import mishaps
 import workload
 from aiomultiprocess import Pool, ProxyException, WorkerLostError
@@ -278,13 +279,17 @@ async def test_sigterm_lets_finally_blocks_run_and_is_reported(tmp_path: Path) -
 
 
 @pytest.mark.row("B16")
-async def test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run() -> None:
-    async with Pool(4) as pool:
+async def test_a_worker_killed_while_it_starts_is_replaced_and_its_tasks_run(
+    tmp_path: Path,
+) -> None:
+    go_on = tmp_path / "go on"
+    async with Pool(4, initializer=blocking.wait_for_file, initargs=(str(go_on),)) as pool:
         work = asyncio.ensure_future(pool.map(workload.double, range(100)))
         await asyncio.sleep(0)
         for victim in list(pool.processes):  # all, so that none was ever ready
             assert victim.pid is not None
             os.kill(victim.pid, signal.SIGKILL)
+        go_on.touch()  # for those that replace them
         assert await work == [2 * i for i in range(100)]
 
 

@@ -33,6 +33,11 @@ async def test_plain_functions_wait_side_by_side(backend: str) -> None:
         assert len(set(await pool.map(blocking.meet, [4] * 8))) == 4
 
 
+async def test_threads_run_side_by_side_under_every_start_method(start_method: str) -> None:
+    async with Pool(1, threads=4) as pool:
+        assert len(set(await pool.map(blocking.meet, [4] * 8))) == 4
+
+
 async def test_no_more_calls_run_than_there_are_threads(backend: str, tmp_path: Path) -> None:
     path = str(tmp_path / "go")
     async with Pool(1, threads=2, backend=backend) as pool:

@@ -35,6 +35,7 @@ import messages
 from aiomultiprocess import Pool, PoolTerminatedError, TaskTimeoutError, WorkerLostError
 from aiomultiprocess.prometheus import PoolCollector
 from conftest import ROOT
+from cpython_executor_tests import INTERNAL, LEFT_OUT
 from test_examples import EXAMPLES, ON_POSIX, run
 
 DOCS = ROOT / "docs"
@@ -369,6 +370,11 @@ def test_an_image_is_of_a_python_that_is_supported_and_copies_an_example(block: 
     assert f'CMD ["python", "{name}"]' in block
     imported = set(re.findall(r"^(?:from|import) (\w+)", PROGRAMS[name], re.MULTILINE))
     assert imported - sys.stdlib_module_names == set(packages.split())
+
+
+@pytest.mark.parametrize("reason", sorted(set(LEFT_OUT.values()) - {INTERNAL}))
+def test_the_page_on_executors_has_each_difference_from_cpython(reason: str) -> None:
+    assert reason in " ".join(PAGES["docs/how-to/threads.md"].split())
 
 
 def test_the_reference_lists_every_metric() -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, assert_type
 
 from aiomultiprocess import (
@@ -11,6 +12,7 @@ from aiomultiprocess import (
     Pool,
     PoolExecutor,
     PoolResult,
+    PoolStats,
     PoolTerminatedError,
     Process,
     Progress,
@@ -19,9 +21,14 @@ from aiomultiprocess import (
     RoundRobin,
     Scheduler,
     Shared,
+    Stream,
     TaskID,
+    TaskTimeoutError,
     Worker,
+    WorkerInfo,
     WorkerLostError,
+    WorkerStats,
+    current_worker,
     set_context,
     set_start_method,
     share,
@@ -41,6 +48,15 @@ def halve(number: int) -> float:
 
 
 async def numbers() -> AsyncIterator[int]:
+    yield 1
+
+
+def letters(word: str) -> Iterator[str]:
+    yield from word
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[int]:
     yield 1
 
 
@@ -159,6 +175,31 @@ async def submits() -> None:
     assert_type(gathered, tuple[str, float])
     pool.submit(spell, "1")  # type: ignore[call-overload]
     pool.submit(power, 1)  # type: ignore[call-overload]
+
+
+async def streams() -> None:
+    pool = Pool()
+    stream = assert_type(pool.stream(letters, ("word",), ahead=8), Stream[str])
+    async for letter in stream:
+        assert_type(letter, str)
+    async with aclosing(pool.stream(numbers, task_timeout=1.5)) as values:
+        assert_type(await anext(values), int)
+    pool.stream(spell, (1,))  # type: ignore[arg-type]
+
+
+async def lives_of_workers() -> None:
+    pool = Pool(lifespan=connection, maxmemoryperchild=1 << 30, threads=4, logs="INFO", grace=1.5)
+    try:
+        assert_type(await pool.apply(halve, (1,), task_timeout=0.5), float)
+        assert_type(await pool.map(spell, [1], task_timeout=0.5, priority=2), list[str])
+    except TaskTimeoutError as error:
+        assert_type(error.killed, bool)
+    stats = assert_type(pool.stats(), PoolStats)
+    assert_type(stats.workers, tuple[WorkerStats, ...])
+    assert_type(stats.workers[0].rss, int | None)
+    assert_type(await pool.resize(4), None)
+    worker = assert_type(current_worker(), WorkerInfo)
+    assert_type(worker.index, int)
 
 
 async def processes() -> None:

@@ -238,7 +238,7 @@ async def wait_long() -> None:
 
 
 async def say_and_wait(words: str) -> None:
-    print(words, flush=True)
+    print(f"{words}\n", end="", flush=True)  # in one write, as others write to the same file
     await asyncio.sleep(60)
 
 

@@ -36,20 +36,31 @@ ALONE = "what cannot be unpickled fails its own call, by its own error, and brea
 NOT_LOGGED = "the error of the call says why the initializer failed; the worker logs nothing"
 INTERNAL = "it replaces parts inside of CPython's executor"
 
-#: Tests that do not hold here, each with the difference of contract that is the reason.
+#: Tests that do not hold here, each with the difference of contract that is the reason, in words
+#: that docs/how-to/threads.md has too.
 LEFT_OUT = {
-    "test_killed_child": "a worker that dies fails its own calls only, and is replaced",
+    "test_killed_child": "A worker that dies fails only the calls that it had begun",
     "test_idle_process_reuse_one": ON_DEMAND,
     "test_idle_process_reuse_multiple": ON_DEMAND,
     "test_processes_terminate": ON_DEMAND,
-    "test_max_tasks_per_child": "the limit works under fork too, and replacements overlap",
-    "test_traceback": "its __cause__ is not of CPython's private class _RemoteTraceback",
-    "test_python_finalization_error": "there is no second thread that could be refused",
+    "test_max_tasks_per_child": (
+        "the limit of `max_tasks_per_child` works under fork too, and replacements overlap"
+    ),
+    "test_traceback": (
+        "the cause of an error is not of CPython's private class `_RemoteTraceback`"
+    ),
+    "test_python_finalization_error": (
+        "all calls share one thread, so at the exit of the interpreter there is no second one that "
+        "could be refused"
+    ),
     "test_error_at_task_unpickle": ALONE,
     "test_exit_at_task_unpickle": ALONE,
     "test_error_during_result_unpickle_in_result_handler": ALONE,
     "test_exit_during_result_unpickle_in_result_handler": ALONE,
-    "test_exit_during_result_pickle_on_worker": "the error is a PicklingError that says why",
+    "test_exit_during_result_pickle_on_worker": (
+        "the error for a result that ends its worker as it is pickled is a `PicklingError` that "
+        "says why"
+    ),
     "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": INTERNAL,
     "FailingInitializerTest.test_initializer": NOT_LOGGED,
     "FailingInitializerResourcesTest.test_spawn": NOT_LOGGED,
