@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import plots
-from goals import Goal, Results, all_goals, better, value
+from goals import Goal, Results, all_goals, better, ratio, value
 from peers import PEERS
 from workloads import BY_ITEMS, BY_WORKERS, FIRST, MAIN, STREAMS, Metric, Workload
 
@@ -206,15 +206,15 @@ def bullets(found: Found) -> str:
 
     waits, alone = figure("wait", "efficiency"), figure("wait", "efficiency", "multiprocessing")
     rate = figure("ints", "rate")
+    times = ratio(results, ("ints", "shm", "rate"), ("ints", "old", "rate")) or math.nan
     calls = f"{rate / 1e6:.1f} million" if rate >= 1e6 else f"{rate:,.0f}"
     texts = (
         "**It waits and computes.** With tasks that wait for 10 ms, two workers do "
         f"{waits:.0%} of what is possible; pools that run one task at a time in each process "
         f"reach {alone:.0%}.",
-        f"**It is quick.** {calls} trivial calls a second through `map`, "
-        f"{rate / figure('ints', 'rate', 'old'):.0f} times as many as 0.9.1; one call and its "
-        f"answer take {_seconds(figure('apply', 'p50'))}. Nothing polls: an idle pool makes no "
-        "system call.",
+        f"**It is quick.** {calls} trivial calls a second through `map`, {times:.0f} times as many "
+        f"as 0.9.1; one call and its answer take {_seconds(figure('apply', 'p50'))}. Nothing "
+        "polls: an idle pool makes no system call.",
     )
     return "\n".join(
         textwrap.fill(text.replace("%", " %"), WIDTH, initial_indent="- ", subsequent_indent="  ")
