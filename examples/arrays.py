@@ -30,7 +30,7 @@ async def arrays_as_items() -> None:
     async with Pool(2) as pool:
         total = 0.0
         async for block in pool.map(squared, blocks()):
-            total += block[0]  # the memory of the blocks before it is used again
+            total += block[0]  # the memory of earlier blocks is reused
         print(f"the sum of 16 squares is {total:,.0f}")
 
 

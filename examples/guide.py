@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -149,6 +150,19 @@ async def shutting_down() -> None:
         await call
 
 
+async def ending_at_sigterm() -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    async with Pool(2) as pool:
+        pages = pool.map(fetch, range(100))
+        loop.call_later(0.2, os.kill, os.getpid(), signal.SIGTERM)  # stands for `docker stop`
+        await stopped.wait()
+        await pool.shutdown(timeout=5)
+    assert pages.done()
+    loop.remove_signal_handler(signal.SIGTERM)
+
+
 def blocking_fetch(number: int) -> str:
     time.sleep(0.01)  # stands for requests, boto3, psycopg2
     return f"page {number}"
@@ -275,6 +289,8 @@ async def main() -> None:
         if find_spec("prometheus_client"):
             await prometheus(pool)
     await shutting_down()
+    if sys.platform != "win32":
+        await ending_at_sigterm()
     await blocking_libraries()
     await lifespans()
     await context_variables()
