@@ -16,6 +16,11 @@
  *    kernel then neither clears the pages nor maps them one by one, which together take longer than
  *    all else. Many segments are filled only once, as results that the caller keeps. The pages
  *    behind the data are reserved, so that filling them later cannot end in a SIGBUS.
+ *  * SEGMENT-C5  later data is copied through the mapping, which at first has none of the pages. A
+ *    write to a page that is missing there is a fault that maps this page alone; a read maps those
+ *    around it as well, 64 KiB in all (fault_around_bytes of Linux), and as the mapping is shared,
+ *    for writing too. So one byte of each 64 KiB is read first. (Pages that are reserved and were
+ *    never written are still mapped one by one.)
  */
 #ifndef AMP_SEGMENT_H
 #define AMP_SEGMENT_H
@@ -31,6 +36,7 @@
 #define AMP_SEGMENT_HEADER 4096u /* the data begins behind it, on a page of its own */
 #define AMP_SEGMENT_KEPT UINT64_C(1)
 #define AMP_MAX_LOAN (UINT64_MAX >> 1)
+#define AMP_FAULT_AROUND (UINT64_C(64) << 10)
 
 struct amp_segment {
     _Atomic uint64_t answer; /* 0, or the number of the last loan that ended, twice, | KEPT */
@@ -66,6 +72,14 @@ static inline uint64_t amp_segment_answered(const void *base)
 {
     const struct amp_segment *segment = base;
     return atomic_load_explicit(&segment->answer, memory_order_acquire);
+}
+
+/* Have the pages of a range mapped, as far as they are not (SEGMENT-C5). */
+static inline void amp_segment_map_pages(const void *base, uint64_t begin, uint64_t end)
+{
+    const volatile uint8_t *bytes = base;
+    for (uint64_t at = begin; at < end; at += AMP_FAULT_AROUND)
+        (void)bytes[at];
 }
 
 #if defined(__linux__)

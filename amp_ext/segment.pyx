@@ -32,6 +32,7 @@ cdef extern from "segment.h" nogil:
     uint64_t amp_forks()
     void amp_segment_answer(void *base, uint64_t loan, bint kept)
     uint64_t amp_segment_answered(const void *base)
+    void amp_segment_map_pages(const void *base, uint64_t begin, uint64_t end)
     int amp_segment_create(
         uint64_t capacity, const void *data, uint64_t size, const char **call
     )
@@ -62,6 +63,7 @@ cdef class Segment:
 
     cdef void *base  # NULL once unmapped
     cdef uint64_t size
+    cdef uint64_t filled  # the most bytes of it that were filled through the mapping
     cdef pid_t pid
     cdef uint64_t forks  # of this process, when it was mapped
     cdef bint private  # children have no mapping of it (SEGMENT-P2)
@@ -127,12 +129,17 @@ cdef class Segment:
     def fill(self, data):
         cdef Py_buffer view
         cdef uint8_t *to = <uint8_t *>self.base + AMP_SEGMENT_HEADER
+        cdef uint64_t end
         self.usable()
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             if <uint64_t>view.len > self.size - AMP_SEGMENT_HEADER:
                 raise ValueError(f"{view.len} bytes for a segment of {self.capacity}")
+            end = AMP_SEGMENT_HEADER + <uint64_t>view.len
             with nogil:
+                if self.filled < end:  # SEGMENT-C5
+                    amp_segment_map_pages(self.base, self.filled, end)
+                    self.filled = end
                 memcpy(to, view.buf, view.len)
         finally:
             PyBuffer_Release(&view)

@@ -11,6 +11,7 @@ import errno
 import io
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,33 @@ async def test_memory_is_mapped_once_and_used_again_when_its_object_is_gone(
         del got
     assert support.mapped() == 2
     assert support.descriptors() == before
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def test_to_fill_memory_again_takes_no_more_faults_than_to_read_it() -> None:
+    """SEGMENT-C5: the kernel maps pages for reading by several, and for writing one by one."""
+    size = 16 << 20
+    data = bytearray(size)
+    fd = os.memfd_create("read")
+    os.truncate(fd, os.write(fd, data))
+    with mmap.mmap(fd, size) as memory:
+        begin = page_faults()
+        assert memory.find(b"x") == -1  # reads all of it
+        reading = page_faults() - begin
+    os.close(fd)
+    made = _accel.segment_module().Segment.create(size, data)
+    took = []
+    for filled in (size // 4, size // 2, size, size):
+        view = memoryview(data)[:filled]
+        begin = page_faults()
+        made.fill(view)
+        took.append(page_faults() - begin)
+    pages = size // mmap.PAGESIZE
+    assert sum(took) < reading + pages // 64
+    assert took[-1] < pages // 64  # all of it is mapped
 
 
 async def test_an_object_keeps_its_segment_and_no_other(channel: Channel) -> None:
