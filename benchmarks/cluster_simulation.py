@@ -47,7 +47,7 @@ class Comm:
         self._delay = delay
         self._arrived: asyncio.Queue[Any] = asyncio.Queue()
         self._free_at = 0.0
-        self._inbox = messages.Inbox()
+        self._inbox = messages.IncomingFrames()
         self._unnoticed = 0
         self.messages = self.bytes = 0
 
@@ -58,7 +58,7 @@ class Comm:
     async def write(self, msg: Any) -> None:
         """Take a message of the client."""
         self.messages += 1
-        out, items = messages.Outbox(), 0
+        out, items = messages.OutgoingFrames(), 0
         message = [bytes(msg[0]), *(part.data for part in msg[1:])]
         size = messages.size_of_message(message)
         self.bytes += size
@@ -81,7 +81,7 @@ class Comm:
         return False
 
 
-def answer(frame: messages.Frame, out: messages.Outbox) -> int:
+def answer(frame: messages.Frame, out: messages.OutgoingFrames) -> int:
     """What a host and its process say to a frame; returns how many items that took."""
     slot = frame.slot
     if frame.kind == messages.START:

@@ -168,7 +168,7 @@ class Process:
             target = not_implemented
         self._label = label_of(target)
         self._loop_initializer = loop_initializer
-        self._unit: child.Unit | None = child.Unit(
+        self._main: child.ChildMain | None = child.ChildMain(
             label=self._label,
             target=target,
             args=checked_sequence("args", args),
@@ -178,9 +178,9 @@ class Process:
             loop=loop_initializer,
         )
         self.aio_process = process_class(context)(
-            target=child.run, name=name, args=(self._unit,), daemon=daemon
+            target=child.run, name=name, args=(self._main,), daemon=daemon
         )
-        self._unit.process = self.aio_process
+        self._main.process = self.aio_process
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For its own process, if the target or an argument refers to this object (child.py).
@@ -214,8 +214,8 @@ class Process:
             RuntimeError: it was started before, or this is a process whose main module has no
                 `if __name__ == "__main__":` guard.
         """
-        unit = self._unstarted()
-        unit.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
+        main = self._unstarted()
+        main.loop = loops.spec_of(loops.running_loop(), self._loop_initializer)
         self._sender = os.getpid()
         try:
             self._launch()
@@ -224,12 +224,12 @@ class Process:
         finally:
             self._sender = 0
         self._exit = Exit(self.aio_process)
-        self._unit = None  # the child has its copy by now; ours may be large
+        self._main = None  # the child has its copy by now; ours may be large
 
-    def _unstarted(self) -> child.Unit:
-        if self._unit is None or self._is_current():
+    def _unstarted(self) -> child.ChildMain:
+        if self._main is None or self._is_current():
             raise RuntimeError("a process can be started only once")
-        return self._unit
+        return self._main
 
     def _launch(self) -> None:
         try:
@@ -355,9 +355,9 @@ class Worker(Process):
         from ._processes.result import Receiver
         from ._pure.encoder import dumps  # by value: a result outlives its process (CODEC-9)
 
-        unit = self._unstarted()
+        main = self._unstarted()
         receiver = Receiver()
-        unit.sender, unit.dumps = receiver.sender, dumps
+        main.sender, main.dumps = receiver.sender, dumps
         try:
             super().start()
         except BaseException:

@@ -18,7 +18,7 @@ from aiomultiprocess._cluster import cluster as cluster_module
 from aiomultiprocess._cluster.cluster import Cluster
 from aiomultiprocess._cluster.connection import Connection, Greeting
 from aiomultiprocess._cluster.host import Host
-from aiomultiprocess._cluster.messages import DRAIN, FORMAT, LEAVE, Inbox, Outbox
+from aiomultiprocess._cluster.messages import DRAIN, FORMAT, LEAVE, IncomingFrames, OutgoingFrames
 from aiomultiprocess._cluster.supervisor import ClusterSupervisor, HostChannels
 from clusters import Dask
 
@@ -87,7 +87,7 @@ class ClosingHost(SilentComm):
     def __init__(self) -> None:
         super().__init__()
         self.closes, self.left = asyncio.Event(), asyncio.Event()
-        self.outbox, self.inbox = Outbox(), Inbox()
+        self.outbox, self.inbox = OutgoingFrames(), IncomingFrames()
         self.outbox.add(0, DRAIN)
 
     async def read(self) -> Any:

@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 
 from aiomultiprocess._cluster import messages
-from aiomultiprocess._cluster.messages import LARGE, PIECE, SMALL_MOST, Frame, Inbox, Outbox
-from aiomultiprocess._cluster.stream import WINDOW, Stream
+from aiomultiprocess._cluster.messages import (
+    LARGE,
+    PIECE,
+    SMALL_MOST,
+    Frame,
+    IncomingFrames,
+    OutgoingFrames,
+)
+from aiomultiprocess._cluster.stream import WINDOW, FrameStream
 from aiomultiprocess._wire.frames import MAX_PAYLOAD, Kind
 
 CHUNK = int(Kind.CHUNK)
 
 
-def taken(outbox: Outbox) -> list[list[bytes]]:
+def taken(outbox: OutgoingFrames) -> list[list[bytes]]:
     """All messages, as they arrive."""
     found = []
     while outbox:
@@ -24,8 +31,8 @@ def taken(outbox: Outbox) -> list[list[bytes]]:
     return found
 
 
-def arrived(found: Sequence[Any], inbox: Inbox | None = None) -> list[Frame]:
-    inbox = inbox or Inbox()
+def arrived(found: Sequence[Any], inbox: IncomingFrames | None = None) -> list[Frame]:
+    inbox = inbox or IncomingFrames()
     return [frame for message in found for frame in inbox.take(message)]
 
 
@@ -44,7 +51,7 @@ def arrived(found: Sequence[Any], inbox: Inbox | None = None) -> list[Frame]:
 @pytest.mark.parametrize("make", [bytes, bytearray])
 def test_messages_are_bounded_and_frames_arrive_as_they_were(sizes: list[int], make: Any) -> None:
     segments = [make([at % 251]) * size for at, size in enumerate(sizes)]
-    outbox = Outbox()
+    outbox = OutgoingFrames()
     for at in range(3):
         outbox.add(at, CHUNK, count=at, segments=segments)
         outbox.add(at, CHUNK, count=7, segments=[b"small"])
@@ -62,7 +69,7 @@ def test_messages_are_bounded_and_frames_arrive_as_they_were(sizes: list[int], m
 
 @pytest.mark.row("H143")
 def test_many_small_frames_are_several_messages() -> None:
-    outbox = Outbox()
+    outbox = OutgoingFrames()
     for at in range(100):
         outbox.add(at, CHUNK, segments=[bytes(LARGE - 1)])
     found = taken(outbox)
@@ -73,7 +80,7 @@ def test_many_small_frames_are_several_messages() -> None:
 @pytest.mark.row("H143")
 def test_a_segment_longer_than_what_is_trusted_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "TRUSTED", PIECE + 100)
-    outbox = Outbox()
+    outbox = OutgoingFrames()
     value = bytearray(range(256)) * (5 * PIECE // 256)
     outbox.add(1, CHUNK, segments=[value])
     (frame,) = arrived(taken(outbox))
@@ -83,15 +90,15 @@ def test_a_segment_longer_than_what_is_trusted_grows(monkeypatch: pytest.MonkeyP
 @pytest.mark.row("H143")
 def test_announced_sizes_that_are_wrong_are_refused() -> None:
     def begin(size: int) -> bytes:
-        outbox = Outbox()
+        outbox = OutgoingFrames()
         outbox.add(0, messages.BEGIN, chunk_id=size)
         return bytes(outbox.take()[0])
 
     with pytest.raises(ValueError, match="belong to no frame yet"):
-        Inbox().take([begin(MAX_PAYLOAD + 1)])
+        IncomingFrames().take([begin(MAX_PAYLOAD + 1)])
     with pytest.raises(ValueError, match="a segment of 11 bytes where 10 were announced"):
-        Inbox().take([begin(10), bytes(11)])
-    outbox = Outbox()
+        IncomingFrames().take([begin(10), bytes(11)])
+    outbox = OutgoingFrames()
     outbox.add(1, CHUNK, segments=[bytes(3 * PIECE)])
     found = taken(outbox)
     for broken in (found[1:], found[:1] + found[2:], [*found[:1], found[0]]):
@@ -139,7 +146,7 @@ def test_nothing_is_added_of_a_frame_for_which_there_is_no_memory(
     refused = 0
     for left in range(100):
         Scarce.left = -1
-        outbox = Outbox()
+        outbox = OutgoingFrames()
         for size in before:
             outbox.add(0, CHUNK, segments=[bytes(size)])
         Scarce.left = left
@@ -190,7 +197,7 @@ async def settled() -> None:
 async def test_a_stream_waits_for_a_slow_reader_and_a_ping_does_not_wait() -> None:
     pytest.importorskip("distributed")
     comm = Recorder()
-    stream = Stream(comm, asyncio.get_running_loop())
+    stream = FrameStream(comm, asyncio.get_running_loop())
     stream.send(1, CHUNK, segments=[bytes(4 * WINDOW)])
     stream.flush()
     await settled()
@@ -198,7 +205,7 @@ async def test_a_stream_waits_for_a_slow_reader_and_a_ping_does_not_wait() -> No
     assert WINDOW <= under_way <= WINDOW + 2 * PIECE
     stream.send_ahead(messages.PING)
     await settled()
-    (ping,) = Inbox().take(comm.written.pop())
+    (ping,) = IncomingFrames().take(comm.written.pop())
     assert ping.kind == messages.PING
     comm.said.put_nowait(messages.read_notice(under_way))
     assert await stream.read() == []
@@ -211,11 +218,11 @@ async def test_a_stream_waits_for_a_slow_reader_and_a_ping_does_not_wait() -> No
 async def test_a_reader_says_what_it_has_read_though_it_may_not_write() -> None:
     pytest.importorskip("distributed")
     comm = Recorder()
-    stream = Stream(comm, asyncio.get_running_loop())
+    stream = FrameStream(comm, asyncio.get_running_loop())
     stream.send(1, CHUNK, segments=[bytes(2 * WINDOW)])
     stream.flush()
     await settled()
-    outbox = Outbox()
+    outbox = OutgoingFrames()
     outbox.add(1, CHUNK, segments=[bytes(WINDOW)])
     sizes = 0
     for message in taken(outbox):
@@ -224,7 +231,7 @@ async def test_a_reader_says_what_it_has_read_though_it_may_not_write() -> None:
         await stream.read()
     await settled()
     said = [message[0] for message in comm.written if len(message) == 1]
-    (notice,) = Inbox().take([said[0]])
+    (notice,) = IncomingFrames().take([said[0]])
     assert notice.kind == messages.READ
     assert WINDOW // 2 <= notice.chunk_id <= sizes
     stream.close()

@@ -14,7 +14,7 @@ import cluster_tasks
 import leaks
 import workload
 from aiomultiprocess._cluster.cluster import Cluster
-from aiomultiprocess._cluster.stream import Stream
+from aiomultiprocess._cluster.stream import FrameStream
 from aiomultiprocess._wire.frames import LENT_MIN, Kind
 from conftest import BUILT
 
@@ -111,7 +111,7 @@ async def test_a_message_that_cannot_be_written_ends_the_stream(
 ) -> None:
     pytest.importorskip("distributed")
     comm = SilentComm()
-    stream = Stream(comm, asyncio.get_running_loop())
+    stream = FrameStream(comm, asyncio.get_running_loop())
     reading = asyncio.create_task(stream.read())
     stream.send(0, Kind.CHUNK, segments=[b"item"])
     stream.flush()

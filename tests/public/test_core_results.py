@@ -270,7 +270,7 @@ class Interrupted:
 def test_no_error_is_written_after_a_part_of_the_result() -> None:
     """The parent would take it for the rest."""
     sender: Any = Interrupted()
-    unit = child.Unit(
+    unit = child.ChildMain(
         label="get_pid",
         target=targets.get_pid,
         args=(),

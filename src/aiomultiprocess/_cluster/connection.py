@@ -42,7 +42,7 @@ from .messages import (
     Frame,
     as_payload,
 )
-from .stream import Comm, Stream
+from .stream import Comm, FrameStream
 
 INTERVAL = 3.0  # seconds (CONNECTION-2)
 LATE = 0.5  # seconds by which a timer is late if the loop did not run
@@ -78,7 +78,7 @@ class Connection:
         self.draining = False
         self.cancelled = False  # the loop ends
         self._loop = loop
-        self._stream = Stream(comm, loop)
+        self._stream = FrameStream(comm, loop)
         self._before_lost = before_lost
         self._on_lost = on_lost
         self._on_drain = on_drain

@@ -76,7 +76,7 @@ from .messages import (
     segments_of,
 )
 from .processes import HostedProcess, segments_to_send
-from .stream import Comm, Stream
+from .stream import Comm, FrameStream
 
 CHUNK, UNSHARE, NEED_SHARED = int(Kind.CHUNK), int(Kind.UNSHARE), int(Kind.NEED_SHARED)
 FUNCTION, CONTEXT = int(Kind.FUNCTION), int(Kind.CONTEXT)
@@ -121,7 +121,7 @@ class Host:
     def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
         self._comm = comm
         self._loop = loop
-        self._stream = Stream(comm, loop)
+        self._stream = FrameStream(comm, loop)
         self._peer = comm.peer_address
         self._channels: Backend = select.select().make()
         self._processes: dict[int, HostedProcess] = {}

@@ -22,13 +22,13 @@ from .messages import FORGET, SHARE
 
 if TYPE_CHECKING:
     from .._transport.link import Link
-    from .stream import Stream
+    from .stream import FrameStream
 
 
 class HostMemories:
     """At the client: which shared objects a host has."""
 
-    def __init__(self, stream: Stream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, stream: FrameStream, loop: asyncio.AbstractEventLoop) -> None:
         self._stream = stream
         self._loop = loop
         self._numbers: set[int] = set()

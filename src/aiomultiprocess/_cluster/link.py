@@ -25,7 +25,7 @@ from .messages import LOOK, PASS, SIGNAL, START, Frame, as_payload, read_exit, r
 if TYPE_CHECKING:
     from .._transport.link import Callback
     from .host_memories import HostMemories
-    from .stream import Stream
+    from .stream import FrameStream
 
 EVERYTHING = 1 << 62  # more items than any process is sent
 
@@ -47,7 +47,9 @@ class RemoteLink:
     congested = False  # what may wait to be sent is limited by credit (CREDIT-5)
     entries = 1
 
-    def __init__(self, slot: int, stream: Stream, memories: HostMemories | None = None) -> None:
+    def __init__(
+        self, slot: int, stream: FrameStream, memories: HostMemories | None = None
+    ) -> None:
         """`memories`: of the host; None if there is none yet."""
         self.slot = slot
         self.process: ReportedProcess | None = None

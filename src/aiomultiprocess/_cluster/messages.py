@@ -1,9 +1,9 @@
 """What travels between a client and a host: frames of many processes, in messages of a stream.
 
 The frames are those of a link (_wire/frames.py), each with the number of the process that it is
-about. What the two sides say to each other beside that are frames too, of kinds of their own. An
-`Outbox` collects the frames of one turn of the loop, and makes messages of them; an `Inbox` takes
-these apart. The messages themselves are dask's business (distributed.comm).
+about. What the two sides say to each other beside that are frames too, of kinds of their own.
+`OutgoingFrames` collects the frames of one turn of the loop, and makes messages of them;
+`IncomingFrames` takes these apart. The messages themselves are dask's business (distributed.comm).
 
 MESSAGE-1  A message is a list: first the headers with all small payloads, as one bytes-like object,
     then the large segments of payloads, each as dask's serialization carries it without a copy. So
@@ -102,7 +102,7 @@ Message: TypeAlias = Sequence[Any]
 
 
 class Frame(NamedTuple):
-    """One frame, as an `Inbox` finds it. `segments` are views, or sizes (FRAME-5)."""
+    """One frame, as `IncomingFrames` finds it. `segments` are views, or sizes (FRAME-5)."""
 
     slot: int
     kind: int
@@ -115,7 +115,7 @@ class Frame(NamedTuple):
 
 
 class _Mark(NamedTuple):
-    """What an `Outbox` holds: its lists, and how long they are."""
+    """The lists of `OutgoingFrames`, and how long they are."""
 
     full: int
     small: bytearray
@@ -125,7 +125,7 @@ class _Mark(NamedTuple):
     large_size: int
 
 
-class Outbox:
+class OutgoingFrames:
     """The frames that the next messages carry."""
 
     def __init__(self) -> None:
@@ -266,7 +266,7 @@ def wrapped(message: Sequence[Segment], wrap: Callable[[memoryview], Any]) -> li
     return [message[0], *(wrap(memoryview(segment)) for segment in message[1:])]
 
 
-class Inbox:
+class IncomingFrames:
     """Takes the messages of a stream apart."""
 
     def __init__(self) -> None:

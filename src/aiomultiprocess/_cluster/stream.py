@@ -24,7 +24,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._wire.frames import Segment
-from .messages import READ, Frame, Inbox, Outbox, read_notice, size_of_message, wrapped
+from .messages import (
+    READ,
+    Frame,
+    IncomingFrames,
+    OutgoingFrames,
+    read_notice,
+    size_of_message,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from .messages import Message
@@ -59,7 +67,7 @@ class Comm(Protocol):
         """The address of the other side."""
 
 
-class Stream:
+class FrameStream:
     """Sends the frames of one turn together, and reads those of the other side."""
 
     def __init__(self, comm: Comm, loop: asyncio.AbstractEventLoop) -> None:
@@ -70,9 +78,9 @@ class Stream:
         self._comm = comm
         self._loop = loop
         self._wrap = to_serialize
-        self._outbox = Outbox()
-        self._ahead = Outbox()  # COMM-4
-        self._inbox = Inbox()
+        self._outbox = OutgoingFrames()
+        self._ahead = OutgoingFrames()  # COMM-4
+        self._inbox = IncomingFrames()
         self._under_way = 0  # bytes that the other side has not said to have read (COMM-3)
         self._read_size = 0  # bytes that the other side does not know to be read
         self._owed = 0  # of these, what the next notice says
@@ -93,7 +101,7 @@ class Stream:
         segments: Sequence[Segment | int] = (),
         owned: bool = False,
     ) -> None:
-        """Add a frame to what the next `flush` sends, see `Outbox.add`."""
+        """Add a frame to what the next `flush` sends, see `OutgoingFrames.add`."""
         if not self.closed:
             self._outbox.add(slot, kind, flags, count, chunk_id, offset, function, segments, owned)
 

@@ -90,8 +90,8 @@ def note_fork(link: Link, held: list[tuple[Any, ...]], *, holds: bool) -> None:
         held.append(memories)
 
 
-class Source(Protocol):
-    """A task source (feed.py), as far as holding memory needs it; not the one of sources.py."""
+class UnsentTasks(Protocol):
+    """What a task source (feed.py) says of its tasks, as far as holding memory needs it."""
 
     def last_unsent(self, made: float) -> Any:
         """What stands for the last task that was not sent, of those that may have a memory.
@@ -125,9 +125,9 @@ class Holding:
     """What the tasks of one engine hold of what its user has released (HOLD-2)."""
 
     def __init__(self) -> None:
-        self.sources: dict[Source, _Held] = {}
+        self.sources: dict[UnsentTasks, _Held] = {}
 
-    def hold(self, memory: Any, sources: Iterable[Source]) -> None:
+    def hold(self, memory: Any, sources: Iterable[UnsentTasks]) -> None:
         """Hold a memory for the tasks of these sources that were not sent."""
         for source in sources:
             last = source.last_unsent(memory.made)
@@ -139,7 +139,7 @@ class Holding:
         origin = chunk.owner.origin
         if origin is not None:
             for memory in chunk.shared:
-                self.hold(memory, [cast("Source", origin)])
+                self.hold(memory, [cast("UnsentTasks", origin)])
 
     def drop_sent(self, source: Any) -> None:
         """Tasks of a source were sent, or given up: drop what is held for none that waits."""

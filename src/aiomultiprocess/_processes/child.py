@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("aiomultiprocess.core")  # the name is 0.9.1's
 
 
-class Unit:
+class ChildMain:
     """What the child runs. It is pickled as `StartArguments`, and complete after `load`.
 
     The target may be a method of the `Process` object, and so bring that along, which refers to
-    this unit and to the process of multiprocessing. In the child it has None, and that process.
+    this object and to the process of multiprocessing. In the child it has None, and that process.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Unit:
             self.loop = vars(self).pop("loop_initializer")
 
 
-def run(unit: Unit) -> None:
+def run(main: ChildMain) -> None:
     """Run the coroutine. The process ends with exit code 0, 1, or that of a SystemExit."""
     try:
-        if unit.sender is not None:
-            unit.sender.open()
-        _load(unit)
+        if main.sender is not None:
+            main.sender.open()
+        _load(main)
         accept_interrupts()
         collect_garbage()
-        _run_in_loop(unit)
+        _run_in_loop(main)
     except SystemExit:
         raise
     except KeyboardInterrupt:  # Ctrl-C reached the parent too, which prints a traceback
@@ -94,45 +94,45 @@ def run(unit: Unit) -> None:
         sys.exit(1)
 
 
-def _load(unit: Unit) -> None:
+def _load(main: ChildMain) -> None:
     """Unpickle the arguments. A Worker sends an error to its parent; a Process logs it."""
     try:
-        unit.load()
+        main.load()
     except Exception as error:
-        if unit.sender is None:
+        if main.sender is None:
             raise
-        _send_error(unit.sender, error, start=True)
+        _send_error(main.sender, error, start=True)
         sys.exit(1)
 
 
-def _run_in_loop(unit: Unit) -> None:
-    runner = asyncio.Runner(loop_factory=functools.partial(loops.new_loop, unit.loop))
+def _run_in_loop(main: ChildMain) -> None:
+    runner = asyncio.Runner(loop_factory=functools.partial(loops.new_loop, main.loop))
     try:
         runner.get_loop()
-        if unit.initializer is not None:
-            call_initializer(unit.initializer, unit.initargs)
+        if main.initializer is not None:
+            call_initializer(main.initializer, main.initargs)
         # copied here, because the initializer may have set variables
-        result = runner.run(_call(unit), context=contextvars.copy_context())
-        message = None if unit.sender is None else _dump_result(unit, result)
+        result = runner.run(_call(main), context=contextvars.copy_context())
+        message = None if main.sender is None else _dump_result(main, result)
     except BaseException as error:
-        if unit.sender is not None:
-            _send_error(unit.sender, error)
+        if main.sender is not None:
+            _send_error(main.sender, error)
         raise
     else:
-        if unit.sender is not None:
-            _send_result(unit.sender, message)  # not in `try`: half of it may be written
+        if main.sender is not None:
+            _send_result(main.sender, message)  # not in `try`: half of it may be written
     finally:
         runner.close()
 
 
-async def _call(unit: Unit) -> Any:
-    return await unit.target(*unit.args, **unit.kwargs)
+async def _call(main: ChildMain) -> Any:
+    return await main.target(*main.args, **main.kwargs)
 
 
-def _dump_result(unit: Unit, result: object) -> bytes:
+def _dump_result(main: ChildMain, result: object) -> bytes:
     from .result import dump_result
 
-    return dump_result(result, unit.label, unit.dumps)
+    return dump_result(result, main.label, main.dumps)
 
 
 def _send_result(sender: Sender, message: Any) -> None:

@@ -52,7 +52,7 @@ _WRAPPERS = 3
 log = logging.getLogger(__name__)
 
 
-class Shared(Protocol):
+class SharedWithParent(Protocol):
     """What the worker shares with its parent, and a copy must not use."""
 
     def abandon(self) -> None:
@@ -62,7 +62,7 @@ class Shared(Protocol):
 class _Process:
     """The state of this process."""
 
-    shared: Shared | None = None  # None: it is no worker, or a copy that abandoned it
+    shared: SharedWithParent | None = None  # None: it is no worker, or a copy that abandoned it
     loop: asyncio.AbstractEventLoop | None = None
     watch_parent: Callable[[], object] | None = None
     main_thread = 0
@@ -75,7 +75,7 @@ _this = _Process()
 
 
 def protect(
-    shared: Shared,
+    shared: SharedWithParent,
     watch_parent: Callable[[], object],
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:

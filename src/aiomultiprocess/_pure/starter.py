@@ -69,7 +69,7 @@ _FACTORY: Final = 5  # ended a burst: the loop's task factory makes the task of 
 _VALUES: Final = frozenset({bool, bytes, dict, float, int, list, set, str, tuple, type(None)})
 
 
-class StartedCounter(Protocol):
+class StartedMarks(Protocol):
     """The number of items started, where the parent can read it."""
 
     def mark_started(self, n: int) -> object:
@@ -133,7 +133,7 @@ class Starter:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        counter: StartedCounter,
+        counter: StartedMarks,
         on_value: Callable[[Any], object] | None = None,
         started: int = 0,
     ) -> None:

@@ -302,7 +302,7 @@ class Endpoint:
     def __init__(
         self,
         memory: WorkerMemory,
-        links: Links | None = None,
+        links: OpenLinks | None = None,
         large_buffers: LargeBuffers | None = None,
     ) -> None:
         """`links` holds the parent's endpoints while they are open."""
@@ -311,7 +311,7 @@ class Endpoint:
         self._sharing: list[tuple[int, int]] = []  # of which these are still to be passed
         self.counter: RunningItems = memory
         self._memory = memory
-        self._links = Links() if links is None else links
+        self._links = OpenLinks() if links is None else links
         self._links.add(self)
         self.congested = False
         self._closed = False
@@ -502,7 +502,7 @@ class Endpoint:
         raise NotImplementedError
 
 
-class Links(set["Endpoint"]):
+class OpenLinks(set["Endpoint"]):
     """The open links of one backend in the parent; each link adds and removes itself."""
 
     def close(self) -> None:

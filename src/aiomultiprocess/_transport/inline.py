@@ -19,7 +19,7 @@ from contextvars import Context, copy_context
 from typing import Any, Final
 
 from .._wire.frames import Segment, check_payload
-from .endpoint import Endpoint, Links
+from .endpoint import Endpoint, OpenLinks
 from .link import (
     BATCH_BYTES,
     BATCH_FRAMES,
@@ -79,7 +79,7 @@ class LocalMemory:
 class InlineLink(Endpoint):
     """One end of a channel within a loop, a `Link`."""
 
-    def __init__(self, memory: LocalMemory, links: Links | None = None) -> None:
+    def __init__(self, memory: LocalMemory, links: OpenLinks | None = None) -> None:
         super().__init__(memory, links)
         self.peer: InlineLink | None = None  # None: not opened yet, or this end is closed
         self._outbox: list[tuple[Any, ...]] = []  # frames that are not flushed
@@ -205,7 +205,7 @@ class InlineBackend:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits  # without effect: all buffers are copied
-        self._links = Links()
+        self._links = OpenLinks()
 
     def create(self, concurrency: int = 1) -> tuple[InlineLink, ChildEnd]:
         memory = LocalMemory(entries_for(concurrency))

@@ -46,7 +46,7 @@ from .._wire.frames import (
     check_payload,
     is_constant,
 )
-from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
+from .endpoint import Endpoint, LargeBuffers, OpenLinks, open_this_end, watch_fd
 from .link import (
     BATCH_BYTES,
     BATCH_FRAMES,
@@ -227,7 +227,7 @@ class PipeLink(Endpoint):
         self,
         sock: socket.socket,
         page: SharedPage,
-        links: Links | None = None,
+        links: OpenLinks | None = None,
         large_buffers: LargeBuffers | None = None,
     ) -> None:
         sock.setblocking(False)
@@ -440,7 +440,7 @@ class PipeBackend:
     name: Final = "pipe"
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._links = Links()
+        self._links = OpenLinks()
         self.limits = limits
 
     def create(self, concurrency: int = 1) -> tuple[PipeLink, ChildEnd]:

@@ -70,7 +70,7 @@ RELEASED: Final = (
 )
 
 
-class Links:
+class Holders:
     """The workers, and hosts of workers, that have a memory."""
 
     number: int
@@ -107,7 +107,7 @@ class Links:
                 link.unshare_soon(self.number)
 
 
-class Loadable(Links):
+class Loadable(Holders):
     """A memory whose value any thread may ask for."""
 
     _ended = False  # and still to be closed

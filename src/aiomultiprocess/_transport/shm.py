@@ -57,7 +57,7 @@ from .._wire.frames import (
     check_payload,
     is_constant,
 )
-from .endpoint import Endpoint, LargeBuffers, Links, open_this_end, watch_fd
+from .endpoint import Endpoint, LargeBuffers, OpenLinks, open_this_end, watch_fd
 from .link import (
     BATCH_BYTES,
     BATCH_FRAMES,
@@ -153,7 +153,7 @@ class ShmLink(Endpoint):
         bell: ring.Doorbell,
         listener: DoorbellListener,
         closers: Sequence[Callback],
-        links: Links | None = None,
+        links: OpenLinks | None = None,
         large_buffers: LargeBuffers | None = None,
     ) -> None:
         """Ring the peer with `bell`, listen at `listener`; `_release` calls `closers`."""
@@ -421,7 +421,7 @@ class ShmBackend:
         self._capacity = capacity
         self.limits = limits
         self._listener = DoorbellListener(ring.Doorbell())
-        self._links = Links()
+        self._links = OpenLinks()
 
     def create(self, concurrency: int = 1) -> tuple[ShmLink, ShmChildEnd]:
         with contextlib.ExitStack() as undo:  # if the system refuses one, or Ctrl-C strikes

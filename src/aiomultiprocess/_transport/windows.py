@@ -23,7 +23,7 @@ import socket
 from multiprocessing import context
 from typing import Any, Final
 
-from .endpoint import Links
+from .endpoint import OpenLinks
 from .link import entries_for
 from .pipe import PipeBackend, PipeLink
 from .shared_page import SharedPage, size_of
@@ -57,7 +57,9 @@ class NamedSharedPage(SharedPage):
 class TcpLink(PipeLink):
     """One end of a TCP connection, a `Link` (WINDOWS-3)."""
 
-    def __init__(self, sock: socket.socket, page: SharedPage, links: Links | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, page: SharedPage, links: OpenLinks | None = None
+    ) -> None:
         super().__init__(sock, page, links)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

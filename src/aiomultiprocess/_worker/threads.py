@@ -39,7 +39,7 @@ Outcome: TypeAlias = tuple[Any, BaseException | None]
 UNCHANGING = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
-class Call:
+class ThreadCall:
     """A call in a thread. The thread is free when `unfinished` is 0 (THREAD-4)."""
 
     __slots__ = ("answered", "function", "future", "unfinished")
@@ -62,7 +62,7 @@ class Hold:
 
     __slots__ = ("_call", "_threads")
 
-    def __init__(self, threads: Threads, call: Call) -> None:
+    def __init__(self, threads: Threads, call: ThreadCall) -> None:
         self._threads = threads
         self._call = call
 
@@ -82,8 +82,9 @@ class Threads:
         self._loop = loop
         self._limit = limit
         self._started = 0
-        self._held: set[Call] = set()  # they have returned, and are not answered
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()  # None ends a thread
+        self._held: set[ThreadCall] = set()  # they have returned, and are not answered
+        # None ends a thread
+        self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
 
     @property
     def free(self) -> int:
@@ -100,7 +101,7 @@ class Threads:
 
     def start(self, function: Callable[[], Any]) -> tuple[asyncio.Future[Outcome], Hold]:
         """Run a call in a free thread; its outcome, and what holds the thread until it is gone."""
-        call = Call(function, self._loop.create_future())
+        call = ThreadCall(function, self._loop.create_future())
         if self.busy == self._started:
             number = self._started + 1
             threading.Thread(target=self._serve, name=f"{THREAD_NAME}{number}", daemon=True).start()
@@ -138,7 +139,7 @@ class Threads:
             if waits:
                 answered.acquire()
 
-    def _on_returned(self, call: Call, outcome: Outcome) -> None:
+    def _on_returned(self, call: ThreadCall, outcome: Outcome) -> None:
         if not call.future.done():
             call.future.set_result(outcome)
         if call.answered is None:
@@ -147,7 +148,7 @@ class Threads:
             self._held.add(call)
             self._finish(call, 1)
 
-    def answer_soon(self, call: Call) -> None:
+    def answer_soon(self, call: ThreadCall) -> None:
         """An item's coroutine has ended, and its answer is written two turns later at the latest.
 
         In the same turn if the engine can, else when its task is done (engine.py, `_on_value`); or
@@ -160,10 +161,10 @@ class Threads:
         except RuntimeError:  # the loop is closed
             call.free_thread()
 
-    def _after_this_turn(self, call: Call) -> None:
+    def _after_this_turn(self, call: ThreadCall) -> None:
         self._loop.call_soon(self._finish, call, 1)
 
-    def _finish(self, call: Call, parts: int) -> None:
+    def _finish(self, call: ThreadCall, parts: int) -> None:
         if call.unfinished:
             call.unfinished = max(0, call.unfinished - parts)
             if not call.unfinished:
