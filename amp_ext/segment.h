@@ -8,9 +8,11 @@
  *    access to the data; the owner loads with acquire order, before it fills the data again. So no
  *    late store of the borrower's object reaches what the owner writes next.
  *  * SEGMENT-C2  a loan that was there when its process forked is answered as kept: a copy of the
- *    object may live in the child, and the owner must not fill the memory again. `forks` counts a
- *    fork before and after it, so a loan that begins in between is counted too. The handlers are of
- *    pthread_atfork: they see a fork by C code as well.
+ *    object may live in the child, and the owner must not fill the memory again. `amp_fork_count`
+ *    counts a fork before and after it, so a loan that begins in between is counted too; one that
+ *    also ends in between finds the fork under way. It looks for that first, as a fork that ends
+ *    meanwhile is counted by then. The handlers are of pthread_atfork: they see a fork by C code as
+ *    well, which may be in another thread. model/segment.pml checks this.
  *  * SEGMENT-C3  only the borrower itself answers, never a child that has a copy of its object.
  *  * SEGMENT-C4  a new segment gets its first data by `write`, and is mapped without any page: the
  *    kernel then neither clears the pages nor maps them one by one, which together take longer than
@@ -43,21 +45,41 @@ struct amp_segment {
 };
 
 static _Atomic uint64_t amp_fork_count;
+static _Atomic uint64_t amp_forking; /* forks of any thread that are under way */
 
-static void amp_count_fork(void)
+static void amp_before_fork(void)
+{
+    atomic_fetch_add(&amp_forking, 1);
+    atomic_fetch_add(&amp_fork_count, 1);
+}
+
+static void amp_after_fork(void)
 {
     atomic_fetch_add(&amp_fork_count, 1);
+    atomic_fetch_sub(&amp_forking, 1);
+}
+
+static void amp_after_fork_in_child(void)
+{
+    atomic_fetch_add(&amp_fork_count, 1);
+    atomic_store(&amp_forking, 0); /* the other threads are not there */
 }
 
 /* Once for a process; its children inherit the handlers. Returns an error number. */
 static inline int amp_watch_forks(void)
 {
-    return pthread_atfork(amp_count_fork, amp_count_fork, NULL);
+    return pthread_atfork(amp_before_fork, amp_after_fork, amp_after_fork_in_child);
 }
 
 static inline uint64_t amp_forks(void)
 {
     return atomic_load(&amp_fork_count);
+}
+
+/* Whether a fork began or ended since `amp_forks` returned `count`, or is under way. */
+static inline bool amp_forked_since(uint64_t count)
+{
+    return atomic_load(&amp_forking) != 0 || atomic_load(&amp_fork_count) != count;
 }
 
 static inline void amp_segment_answer(void *base, uint64_t loan, bool kept)

@@ -30,6 +30,7 @@ cdef extern from "segment.h" nogil:
     const uint64_t AMP_MAX_LOAN
     int amp_watch_forks()
     uint64_t amp_forks()
+    bint amp_forked_since(uint64_t count)
     void amp_segment_answer(void *base, uint64_t loan, bint kept)
     uint64_t amp_segment_answered(const void *base)
     void amp_segment_map_pages(const void *base, uint64_t begin, uint64_t end)
@@ -202,7 +203,7 @@ cdef class Loan:
         cdef bint forked
         if self.segment is None:
             return
-        forked = amp_forks() != self.forks
+        forked = amp_forked_since(self.forks)
         if not forked or getpid() == self.pid:  # SEGMENT-C3
             self.segment.held = False  # first: the answer may bring the next loan at once
             amp_segment_answer(self.segment.base, self.number, forked)

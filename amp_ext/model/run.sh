@@ -1,11 +1,11 @@
 #!/bin/sh
-# Checks the model of the ring with Spin. Spin must find no error in the model as written, and an
-# error in every mutant; otherwise the exit code is not 0. Needs spin and a C compiler (CC).
+# Checks the models of the ring and of the loans of a segment with Spin. Spin must find no error in a
+# model as written, and an error in every mutant; otherwise the exit code is not 0. Needs spin and a C compiler (CC).
 #
 #   amp_ext/model/run.sh [brief|short|full|deep]
 #
-# brief: some seconds, one check as written and three mutants, for the test suite; short: half a
-# minute, 0.5 GB; full, the default: two minutes, 0.7 GB; deep: five minutes, 2.7 GB.
+# brief: some seconds, one check of each and four mutants, for the test suite; short: a minute,
+# 0.5 GB; full, the default: two minutes, 0.7 GB; deep: five minutes, 2.7 GB.
 set -eu
 
 extent=${1:-full}
@@ -23,7 +23,7 @@ explore() {
         shift
         set -- "$@" "-D$macro"
     done
-    spin -a "$@" "$here/ring.pml" >spin.log 2>&1 || { cat spin.log; exit 1; }
+    spin -a "$@" "$here/$model.pml" >spin.log 2>&1 || { cat spin.log; exit 1; }
     case $search in
     states) set -- -DSAFETY ;;
     cycles) set -- -DNP ;;
@@ -69,14 +69,20 @@ caught() {
 }
 
 echo "as written"
+model=ring
 small='states CAPACITY=4 RECORDS0'
 mutants=0
 mutant='states CAPACITY=4 RECORDS0=3'
 sound "one ring, 2 records" $small=2 SPURIOUS=2
+model=segment
+sound "one segment, 4 loans, 2 forks" states LOANS=4 FORKS=2
+model=ring
 if [ "$extent" = brief ]; then
     caught "tail stored relaxed" $mutant STORE_TAIL=RELAXED
     caught "sleeping exchanged relaxed" $mutant CHANGE_SLEEPING=RELAXED
     caught "no second look in sleep" $mutant NO_RECHECK_IN_SLEEP
+    model=segment
+    caught "a fork under way not seen" states FORKING_NOT_NOTED
     exit
 fi
 sound "one ring, 2 records: no execution is endless" cycles CAPACITY=4 RECORDS0=2
@@ -121,4 +127,11 @@ caught "continuation that only receives" states CAPACITY=4 RECORDS0=3 RECORDS1=1
     SPURIOUS=0 FULL_BATCHES CONTINUATION_ONLY_RECEIVES
 caught "bell not cleared" cycles CAPACITY=4 RECORDS0=2 BELL_NOT_CLEARED
 caught "a record larger than half the ring (RING-7)" $mutant LARGEST=3
+model=segment
+caught "answer stored relaxed" states STORE_ANSWER=RELAXED
+caught "answer loaded relaxed" states LOAD_ANSWER=RELAXED
+caught "what a child has a copy of is not kept" states NEVER_KEPT
+caught "forks counted once" states COUNTED_ONCE
+caught "a fork under way not seen" states FORKING_NOT_NOTED
+caught "forks counted before the look for one under way" states COUNTED_FIRST
 echo "all $mutants mutants caught"

@@ -54,13 +54,22 @@ static void own(void)
     }
 }
 
+/* SEGMENT-C2: a loan may begin and end here. pthread_atfork calls what was registered first last
+ * before the fork, and first after it. */
+static void look_while_it_forks(void)
+{
+    if (!amp_forked_since(amp_forks()))
+        fail("a fork under way that was not seen");
+}
+
 static void create_and_fork(void)
 {
     const char *call = "";
     uint8_t first[SIZE];
     uint64_t size = 0, before;
     memset(first, 7, sizeof first);
-    if (amp_watch_forks() != 0)
+    if (pthread_atfork(look_while_it_forks, look_while_it_forks, look_while_it_forks) != 0
+        || amp_watch_forks() != 0)
         fail("pthread_atfork");
     int fd = amp_segment_create(3 * SIZE, first, SIZE - 5, &call);
     if (fd < 0)
@@ -75,13 +84,14 @@ static void create_and_fork(void)
     close(fd);
     if (amp_segment_keep_from_children(made, size) != 0)
         fail("madvise");
+    amp_segment_map_pages(made, 0, size);
     before = amp_forks();
     pid_t child = fork();
     if (child == 0)
-        _exit(amp_forks() > before ? 0 : 1);
+        _exit(amp_forked_since(before) && !amp_forked_since(amp_forks()) ? 0 : 1);
     int status = 0;
     waitpid(child, &status, 0);
-    if (status != 0 || amp_forks() != before + 2)
+    if (status != 0 || amp_forks() != before + 2 || amp_forked_since(before + 2))
         fail("a fork that was not counted");
     munmap(made, size);
 }

@@ -40,11 +40,12 @@ def test_the_ring_is_sound_under_sanitizers_and_kills() -> None:
 
 
 @pytest.mark.row("C29")
+@pytest.mark.row("H242")
 @needs("spin")
-def test_the_model_of_the_ring_holds_and_its_mutants_are_caught() -> None:
+def test_the_models_of_ring_and_segment_hold_and_mutants_are_caught() -> None:
     said = run("model", "brief")
-    assert said.count(" states, depth ") == 1
-    assert said.count("caught: ") == 3
+    assert said.count(" states, depth ") == 2
+    assert said.count("caught: ") == 4
 
 
 @pytest.mark.row("C30")
