@@ -178,6 +178,7 @@ def test_samples_are_read_by_column_as_they_were_added(tmp_path: Path) -> None:
 
 HANGING = """
 async with Pool(1, initializer=tasks.prepare, initargs=(os.devnull,)) as pool:
+    await pool.apply(workload.two)  # it is ready for the signal
     with Watchdog(lambda: 0, 0.5):
         await pool.apply(workload.wait_for_ever)
 """
