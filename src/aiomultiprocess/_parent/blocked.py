@@ -40,6 +40,7 @@ class BlockedWatch:
         "_started",
         "_timer",
         "is_armed",
+        "waits_longer",
     )
 
     def __init__(
@@ -50,17 +51,15 @@ class BlockedWatch:
         on_blocked: Callable[[], object],
     ) -> None:
         self.is_armed = False  # whether it looks within `PATIENCE`
+        # Whether the worker seemed to be blocked, and a look is to come. No property: each `apply`
+        # comes by (queue.py, `on_drained`).
+        self.waits_longer = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._link = link
         self._holds_several = holds_several
         self._on_blocked = on_blocked
         self._started = -1
-
-    @property
-    def waits_longer(self) -> bool:
-        """Whether the worker seemed to be blocked, and a look is to come."""
-        return self._timer is not None and not self.is_armed
 
     def arm(self) -> None:
         """Look soon whether the worker has started items; to be called only if not `is_armed`."""
@@ -71,7 +70,7 @@ class BlockedWatch:
 
     def stop(self) -> None:
         """Watch no more: the worker has gone, or holds less than two tasks."""
-        self.is_armed = False
+        self.is_armed = self.waits_longer = False
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
@@ -84,4 +83,5 @@ class BlockedWatch:
             self.arm()
             return
         self._timer = self._loop.call_later(2 * waited, self._look, 2 * waited)  # BLOCKED-1
+        self.waits_longer = True
         self._on_blocked()

@@ -57,6 +57,7 @@ HORIZON = 0.004  # seconds of work that may wait at a worker; CREDIT-6 varies th
 BURST_US = 2000  # microseconds that a turn of a worker may take before it sends results: half of
 # HORIZON, or the worker would run dry while they travel
 CONTENTION_PARTS = 8  # by which backlog and burst are divided while calls wait (CREDIT-6)
+CONTENDED_BURST_US = BURST_US // CONTENTION_PARTS
 ALONE_TIMES = 4  # by which backlog and burst of a map that is alone are multiplied (CREDIT-6)
 MOST_BYTES = 16 << 20  # sent to a worker and not reported yet
 THREAD_WAIT = 0.05  # seconds that tasks may wait behind one that waits for a thread (CREDIT-9)
@@ -270,8 +271,9 @@ class Credit:
         if self.sent == self.finished:
             self._busy_since = now
             self._wanted = 0  # nothing is suspended any more
-        elif function not in self._held and function not in self._paces:  # CREDIT-8
-            self._wanted = 0
+        elif self._wanted:
+            new = function not in self._held and function not in self._paces  # CREDIT-8
+            self._wanted = 0 if new else max(self._wanted - count, 0)
         self.sent += count
         if function in self._threaded:
             if self.free_threads() > 0:
@@ -283,8 +285,6 @@ class Credit:
         self._held[function] = self._held.get(function, 0) + count
         self.bytes += size
         self._recent = function
-        if self._wanted:
-            self._wanted -= min(count, self._wanted)
         if self._lifetime and self.sent >= self._lifetime:
             self.spent = True
 

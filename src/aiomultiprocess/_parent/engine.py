@@ -291,8 +291,10 @@ class Engine:
         if self.state is not self.OPEN:  # the scheduler, or pickling, may have ended the pool
             asyncio.Future.cancel(call)  # it has no source
             self.check_open()
-        key = function.id if options is DEFAULT_OPTIONS else call_key(function, options)
-        calls = queue.calls.get(key)
+        if options is DEFAULT_OPTIONS:
+            calls = queue.calls.get(function.id)
+        else:
+            calls = queue.calls.get(call_key(function, options))
         if calls is None:
             calls = CallQueue(
                 function,

@@ -58,7 +58,7 @@ from .._wire.sharing import collected
 from .calls import CallQueue
 from .chunk import CHUNK_BYTES, Chunk, settle_each
 from .counts import TaskCounts
-from .credit import BURST_US, CONTENTION_PARTS, MOST_BYTES
+from .credit import BURST_US, CONTENDED_BURST_US, CONTENTION_PARTS, MOST_BYTES
 from .errors import (
     INTERRUPTS,
     explain_each,
@@ -482,11 +482,10 @@ class Queue:
 
     def _burst(self, worker: PoolWorker, owner: TaskOwner, now: float) -> int:
         """CREDIT-6: how many microseconds the worker may run before it sends results."""
-        scale = worker.credit.scale
         if owner.mode is APPLY:
             self._alone_from = now + ALONE_SECONDS
-            scale = 1 / CONTENTION_PARTS if self._contended_until > now else 1
-        return int(BURST_US * scale)
+            return CONTENDED_BURST_US if self._contended_until > now else BURST_US
+        return int(BURST_US * worker.credit.scale)
 
     def _after_rest(
         self,
@@ -577,11 +576,10 @@ class Queue:
         """Deliver what a frame reports, or pass it on. In one piece: each `apply` comes here."""
         if self._over and kind not in (LEAVING, LOG):
             return
-        skip = count_taken(worker, kind, count, chunk_id, offset) if worker.taken else 0
-        if skip < 0:
-            return
         errors: Mapping[int, BaseException | exceptions.Failure] | None = None
-        if skip:
+        if worker.taken and (skip := count_taken(worker, kind, count, chunk_id, offset)):
+            if skip < 0:
+                return
             count, offset, values, errors = decode_rest(payload, count, offset, skip)
         elif kind == RESULTS:
             values, errors = decode_items(payload, count)
@@ -670,7 +668,9 @@ class Queue:
         else:
             flush = worker.link.flush
             flush()  # in two steps: see `send` in `_send_chunk`
-            worker.watch()  # QUEUE-9
+            blocked = worker.blocked
+            if worker.chunks or (blocked is not None and blocked.waits_longer):
+                worker.watch()  # QUEUE-9
 
     def on_blocked(self, worker: PoolWorker) -> None:
         """QUEUE-9: take what a worker has finished and, blocked by an item, cannot send."""

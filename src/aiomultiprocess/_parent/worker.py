@@ -125,7 +125,7 @@ class PoolWorker(Process):
     _in_calls = False  # these run calls that were given up
     _leaves_lifespan = False
     _launched = False
-    _blocked: BlockedWatch | None = None  # this and the next one from the launch on
+    blocked: BlockedWatch | None = None  # this and the next one from the launch on
     _watch: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PoolWorker:
@@ -229,7 +229,7 @@ class PoolWorker(Process):
             self._pid = self.aio_process.pid
             if live and getattr(self.aio_process, "_start_method", "") == "fork":
                 note_fork(self.link, self._shared, holds=self._starts_by_user_code)
-            self._blocked = BlockedWatch(loop, self.link, self._holds_several, on_blocked)
+            self.blocked = BlockedWatch(loop, self.link, self._holds_several, on_blocked)
             self._launched_at = loop.time()
             self._exit = self._make_exit()
             self._watch = self._exit.watch(loop, lambda: self._on_exit(on_exit))
@@ -261,7 +261,7 @@ class PoolWorker(Process):
 
     def watch(self) -> None:
         """It was sent tasks, or has reported: notice if one blocks it (BLOCKED-1, BLOCKED-2)."""
-        blocked = self._blocked
+        blocked = self.blocked
         assert blocked is not None
         if self.credit.in_flight > 1:
             if not blocked.is_armed:
@@ -434,8 +434,8 @@ class PoolWorker(Process):
                 timer.cancel()
         if self.deadlines is not None:
             self.deadlines.stop()
-        if self._blocked is not None:
-            self._blocked.stop()
+        if self.blocked is not None:
+            self.blocked.stop()
         if self._watch is not None:
             self._watch.close()
         self.aio_process.close()

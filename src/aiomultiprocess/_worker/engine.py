@@ -515,12 +515,9 @@ class WorkerEngine:
             if self._retiring and not self.terminated:
                 self._return(chunk_id, 0, count)
             return
-        timed = flags >= TIMED
-        mode = flags - TIMED if timed else flags
-        if mode >= MODES:
-            raise CorruptHeaderError(f"a chunk of mode {flags}")
-        if timed and self._limits is None:
-            self._limits = self._make_limits()
+        mode, timed = flags, False
+        if flags >= STREAM:
+            mode, timed = self._mode_of(flags)
         items, failures = decode_items(payload, count)
         func = self._functions[function]
         if mode == STREAM:
@@ -531,6 +528,16 @@ class WorkerEngine:
         if self._threads is not None and (self._threads.serves(func) or type(func) is Unloadable):
             self._advertised_threads = 0  # the parent has counted it
         self._burst_ns = 1000 * offset  # in a CHUNK, the field carries microseconds
+
+    def _mode_of(self, flags: int) -> tuple[int, bool]:
+        """The mode of a chunk, and whether its items have a time limit."""
+        timed = flags >= TIMED
+        mode = flags - TIMED if timed else flags
+        if mode >= MODES:
+            raise CorruptHeaderError(f"a chunk of mode {flags}")
+        if timed and self._limits is None:
+            self._limits = self._make_limits()
+        return mode, timed
 
     def _on_notice(
         self,
