@@ -1091,4 +1091,6 @@ if parent_process() is None and not getattr(current_process(), "_inheriting", Fa
     from ._parent.serializers import Serializing
     from ._parent.stats import PoolStats
     from ._parent.stream import Stream
+    from ._transport import endpoint as _endpoint  # noqa: F401
+    from ._transport import select as _select  # noqa: F401
     from .core import Process, get_context

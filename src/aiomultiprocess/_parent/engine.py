@@ -138,7 +138,6 @@ class Engine:
 
         If that fails the pool is broken: the scheduler already counts what is not there.
         """
-        keep_freed_memory(PARENT_KEEPS, _accel.keep_freed)
         try:
             for _ in range(queues):
                 queue = self._queue_kind()(self.loop)
@@ -148,6 +147,7 @@ class Engine:
             if queues == 1 and type(self._scheduler) is RoundRobin:
                 (self._only,) = self.queues.values()
             self._resizer.start(processes, list(self.queues))
+            keep_freed_memory(PARENT_KEEPS, _accel.keep_freed)  # while the workers start
         except Exception as error:
             # not the error itself, whose traceback leads here
             self.break_down(
