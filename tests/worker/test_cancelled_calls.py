@@ -42,7 +42,10 @@ class Lines:
 
 
 async def lines_to_cancel(count: int) -> int:
-    """The lines that the parent runs to cancel so many calls and to receive their ends."""
+    """The lines that the parent runs to cancel so many calls.
+
+    What it runs to receive their ends depends on how many of them come in one frame.
+    """
     async with Meeting() as meeting, Pool(2, childconcurrency=1000) as pool:
         calls = [
             asyncio.ensure_future(pool.apply(workload.meet, (meeting.port, number)))
@@ -53,8 +56,8 @@ async def lines_to_cancel(count: int) -> int:
         with Lines() as lines:
             for call in calls:
                 call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-            assert await pool.apply(workload.two) == 2
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert await pool.apply(workload.two) == 2
         return lines.total
 
 
