@@ -56,6 +56,7 @@ async def lines_to_cancel(count: int) -> int:
         with Lines() as lines:
             for call in calls:
                 call.cancel()
+            await asyncio.sleep(0)  # then the calls are looked for, and CANCEL frames leave
         await asyncio.gather(*calls, return_exceptions=True)
         assert await pool.apply(workload.two) == 2
         return lines.total

@@ -51,8 +51,8 @@ class BlockedWatch:
         on_blocked: Callable[[], object],
     ) -> None:
         self.is_armed = False  # whether it looks within `PATIENCE`
-        # Whether the worker seemed to be blocked, and a look is to come. No property: each `apply`
-        # comes by (queue.py, `on_drained`).
+        # Whether the worker seemed to be blocked, and a look is to come. An attribute, not a
+        # property: `on_drained` (queue.py) reads it for each `apply`.
         self.waits_longer = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = loop
@@ -82,6 +82,6 @@ class BlockedWatch:
         if self._link.started != self._started:
             self.arm()
             return
+        self.waits_longer = True  # first: an interrupt may strike before the timer is there
         self._timer = self._loop.call_later(2 * waited, self._look, 2 * waited)  # BLOCKED-1
-        self.waits_longer = True
         self._on_blocked()
