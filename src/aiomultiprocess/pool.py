@@ -989,6 +989,10 @@ class Pool:
 
             watch(self, engine, self.backend)
         engine.start(self.process_count, self.queue_count)
+        # while the workers start: two dataclasses take 1 to 2 ms, and only a hint needs them
+        global PoolStats
+        from ._parent.stats import PoolStats
+
         return engine
 
     def _engine_class(self, usual: type[Engine]) -> Callable[..., Engine]:
@@ -1089,7 +1093,6 @@ if parent_process() is None and not getattr(current_process(), "_inheriting", Fa
     from ._parent import engine as _engine  # noqa: F401
     from ._parent.result import PoolResult
     from ._parent.serializers import Serializing
-    from ._parent.stats import PoolStats
     from ._parent.stream import Stream
     from ._transport import endpoint as _endpoint  # noqa: F401
     from ._transport import select as _select  # noqa: F401

@@ -53,12 +53,17 @@ amp.core.get_context, amp.pool.PoolResult, amp.types.ProxyException, amp.schedul
     assert (script.process.returncode, script.err) == (0, "")
 
 
-METHODS = [amp.Pool.map, amp.Pool.starmap, amp.Pool.apply, amp.Pool.stream, amp.Pool.stats]
+METHODS = [amp.Pool.map, amp.Pool.starmap, amp.Pool.apply, amp.Pool.stream]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_hints_of_types_resolve_where_a_pool_is_made(method: Callable[..., Any]) -> None:
     assert "return" in typing.get_type_hints(method)
+
+
+async def test_hints_of_statistics_resolve_once_a_pool_has_started() -> None:
+    async with amp.Pool(1):
+        assert typing.get_type_hints(amp.Pool.stats)["return"] is amp.PoolStats
 
 
 def test_a_name_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,8 +117,11 @@ class Handler(Protocol):
         """Take a frame. `payload` is a `Payload`: a view, if it was sent as one segment."""
 
 
-class Kind(IntEnum):
-    """What a frame says. The comments name the header fields that it uses, and its payload."""
+class Kind:
+    """What a frame says. The comments name the header fields that it uses, and its payload.
+
+    Plain numbers: every process imports this module at its start, and an enum takes long to make.
+    """
 
     # parent -> worker
     FUNCTION = 1  # function: its number, flags: STATEFUL, BLOCKING; payload: the pickled callable
