@@ -1,4 +1,5 @@
-/* The memory of C11, as far as ring.h uses it: what the steps of ring.pml read and write.
+/* The memory of C11, as far as ring.h and segment.h use it: what ring.pml and segment.pml read and
+ * write.
  *
  * A word is not one value but the list of all its stores, in the order in which they were made
  * (modification order). A load may return any store, except one older than a store that its thread

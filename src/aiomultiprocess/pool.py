@@ -1088,7 +1088,7 @@ class Pool:
 
 
 if parent_process() is None and not getattr(current_process(), "_inheriting", False):
-    # Now, and not before the first workers of a pool start: their first result comes 8 ms earlier.
+    # Now, and not when a pool opens, whose first workers would start later by that much.
     # A process of multiprocessing may be a worker, which does without (POOL-2).
     from ._parent import engine as _engine  # noqa: F401
     from ._parent.result import PoolResult

@@ -13,6 +13,7 @@ import mmap
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from aiomultiprocess._transport import endpoint, segments, select
 from aiomultiprocess._transport.link import Backend, Limits
 from aiomultiprocess._wire.frames import LENT_MIN, MAX_PAYLOAD, CorruptHeaderError, Kind
 from segment_support import SIZE, Channel, buffer, is_lent, view_of
+from support import run_script
 
 pytestmark = pytest.mark.skipif(not segments.works(), reason="segments need memfd and amp_ext")
 
@@ -339,6 +341,39 @@ async def test_a_child_neither_maps_what_its_parent_owns_nor_answers_for_it(
     lender._collect()
     assert len(lender._lent) == 3
     assert [one[0] for one in kept] == [0, 1, 2]
+
+
+#: A handler that was registered before those of segments runs after them: the fork is under way.
+LENT_WHILE_FORKING = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+
+@ctypes.CFUNCTYPE(None)
+def before_fork():
+    global answer
+    memoryview(borrowed.loan(7, 100, False)).release()
+    answer = owned.answer
+
+if hasattr(libc, "__register_atfork"):  # glibc
+    assert libc.__register_atfork(before_fork, None, None, None) == 0
+else:
+    assert libc.pthread_atfork(before_fork, None, None) == 0
+from amp_ext import segment
+owned = segment.Segment.create(1 << 16, bytes(100))
+borrowed = segment.Segment.attach(os.dup(owned.fd))
+if (child := os.fork()) == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+kept_while_forking = answer
+memoryview(borrowed.loan(8, 100, False)).release()
+print(kept_while_forking == 7 << 1 | segment.KEPT, owned.answer == 8 << 1)
+"""
+
+
+@pytest.mark.row("H242")
+def test_a_loan_that_begins_and_ends_during_a_fork_is_kept(tmp_path: Path) -> None:
+    script = run_script(tmp_path, LENT_WHILE_FORKING)
+    assert (script.out.strip(), script.err) == ("True True", "")
 
 
 # -- peers that are broken or hostile --------------------------------------------------------------

@@ -12,7 +12,7 @@ glibc raises none.
 
 More than 64 MiB stay free only if mallopt says so, which `amp_ext/heap.h` does for the parent, if
 glibc did raise its thresholds. At 62 MiB, whether the results of a map of 64 MiB in all were given
-back depended on what small object lay behind them.
+back depended on what small object lay behind them. A worker that is forked later keeps as much.
 """
 
 from __future__ import annotations

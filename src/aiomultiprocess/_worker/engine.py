@@ -516,7 +516,7 @@ class WorkerEngine:
                 self._return(chunk_id, 0, count)
             return
         mode, timed = flags, False
-        if flags >= STREAM:
+        if flags >= STREAM:  # the common modes are below it, and cost no call
             mode, timed = self._mode_of(flags)
         items, failures = decode_items(payload, count)
         func = self._functions[function]
