@@ -24,6 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from multiprocessing import current_process, parent_process
@@ -145,6 +146,17 @@ def __getattr__(name: str) -> object:
             name=__name__,
         ) from error
     return getattr(module, name)
+
+
+def _import_stats() -> None:
+    """Have what `Pool.stats` and its hint need, also once the process has no descriptor left.
+
+    If there is none by now, or no memory, the workers of a pool have started all the same: then
+    `Pool.stats` says so.
+    """
+    global PoolStats
+    with suppress(ImportError, OSError, MemoryError):
+        from ._parent.stats import PoolStats
 
 
 def _refused(error: Exception, loop: asyncio.AbstractEventLoop) -> ApplyCall[Any]:
@@ -989,10 +1001,7 @@ class Pool:
 
             watch(self, engine, self.backend)
         engine.start(self.process_count, self.queue_count)
-        # while the workers start: two dataclasses take 1 to 2 ms, and only a hint needs them
-        global PoolStats
-        from ._parent.stats import PoolStats
-
+        _import_stats()  # while the workers start: two dataclasses take 1 to 2 ms
         return engine
 
     def _engine_class(self, usual: type[Engine]) -> Callable[..., Engine]:

@@ -66,6 +66,17 @@ async def test_hints_of_statistics_resolve_once_a_pool_has_started() -> None:
         assert typing.get_type_hints(amp.Pool.stats)["return"] is amp.PoolStats
 
 
+async def test_a_pool_starts_where_its_statistics_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a process that has no descriptor left once the workers have started."""
+    monkeypatch.setitem(sys.modules, "aiomultiprocess._parent.stats", None)
+    async with amp.Pool(1) as pool:
+        assert await pool.apply(nap, (0,)) is None
+        with pytest.raises(ImportError):
+            pool.stats()
+
+
 def test_a_name_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """POOL-2: else Python would take the AttributeError to mean that the name does not exist."""
 
